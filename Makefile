@@ -1,0 +1,61 @@
+# What people type. Each target sets up .venv first (.ci/setup-venv); nothing else is needed.
+#
+#   make demo ARGS='--seed 1'   a federation of real processes on this machine
+#   make test                   everything but the guests' suites; what CI runs
+#   make test-fast              unit tests, under three minutes
+#   make bench                  speed and memory as ratios; prints tables, asserts no time
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export ZK0D_VENV := $(VENV)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: venv
+venv: ## Make .venv with the pinned packages
+	@.ci/setup-venv
+
+.PHONY: demo
+demo: venv ## Run a whole federation here (ARGS='--rounds 3 --contributors 4 --seed 1 --policy act')
+	@$(BIN)/zk0bot demo $(ARGS)
+
+.PHONY: test
+test: lint ## Lint and run the tests, with coverage
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -m slow --cov --cov-append --cov-report=term $(ARGS)
+
+.PHONY: test-fast
+test-fast: venv ## Run the unit tests
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+.PHONY: bench
+bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
+	$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: lint
+lint: venv ## Check style, types and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: venv ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: venv ## Raise the pins in constraints.txt
+	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs \
+	  pyproject.toml -o constraints.txt
+
+.PHONY: clean
+clean: ## Remove the environment and what tools left
+	rm -rf $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
