@@ -1,0 +1,59 @@
+"""pyproject.toml, the bundle and the settings models say the same."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from zk0d.config.base import known_keys
+from zk0d.config.run import RunSettings
+from zk0d.flower.bundle import bundle_toml
+
+ROOT = Path(__file__).parents[2]
+
+
+def pyproject() -> dict[str, dict[str, object]]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"][
+        "app"
+    ]
+
+
+def test_every_run_setting_is_listed_with_its_default() -> None:
+    assert pyproject()["config"] == RunSettings().to_flat()
+
+
+def test_the_bundle_means_the_same_app() -> None:
+    bundle = tomllib.loads(bundle_toml())["tool"]["flwr"]["app"]
+    assert bundle == pyproject()
+
+
+def test_every_run_setting_is_read_somewhere() -> None:
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "zk0d").rglob("*.py")
+        if path.name != "machine.py"
+    )
+    for key in known_keys(RunSettings):
+        name = key.replace("-", "_")
+        assert f"settings.{name}" in code or f"self.{name}" in code, key
+
+
+def test_every_machine_setting_is_read_somewhere() -> None:
+    from zk0d.config.machine import (
+        CacheSettings,
+        ClientSettings,
+        EvaluationDataset,
+        LearnerSettings,
+        ServerSettings,
+    )
+
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "zk0d").rglob("*.py"))
+    for model in (
+        CacheSettings,
+        ClientSettings,
+        EvaluationDataset,
+        LearnerSettings,
+        ServerSettings,
+    ):
+        for name in model.model_fields:
+            assert f".{name}" in code, f"{model.__name__}.{name}"

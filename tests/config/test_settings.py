@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.names import DatasetUri
+from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings
+from zk0d.errors import ConfigError, ExitCode
+
+Write = Callable[[str, str], Path]
+
+
+def test_client_settings_are_read(write: Write) -> None:
+    path = write(
+        "client.toml",
+        'name = "left-bench"\ndataset-uri = "local:/data/reach"\n[cameras]\nfront = "top"\n'
+        '[learner]\ncpu-threads = 2\n[learner.cache]\nmemory-gib = 1.5\n[models]\nbase = "/m"\n',
+    )
+    settings = ClientSettings.load(path)
+    assert settings.name == "left-bench"
+    assert settings.cameras == {"front": "top"}
+    assert settings.learner.cpu_threads == 2
+    assert settings.learner.cache.memory_gib == 1.5
+    assert settings.models["base"] == Path("/m")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "a"\nlearnr = 1\n', "unknown key 'learnr' (did you mean 'learner'?)"),
+        ('name = "a"\n[learner]\ndevise = "cpu"\n', "'learner.devise' (did you mean 'device'?)"),
+        ('name = "a"\n[learner.cache]\nmemory = 1\n', "'learner.cache.memory'"),
+        ("", "'name' is missing"),
+        ('name = "My Robot"\n', "a name is 1 to 32 of a-z"),
+        ('name = "a"\ndataset-uri = "ftp:x"\n', "write hf:user/name, user/name or local:/folder"),
+        ('name = "a"\n[learner]\ncpu-threads = -1\n', "'learner.cpu-threads' is wrong"),
+        ("name = \n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_client_setting_is_one_sentence_with_its_path(
+    write: Write, text: str, said: str
+) -> None:
+    path = write("client.toml", text)
+    with pytest.raises(ConfigError) as error:
+        ClientSettings.load(path)
+    assert said in error.value.message
+    assert str(path) in error.value.message
+    assert "\n" not in error.value.message
+    assert error.value.exit_code is ExitCode.CONFIG
+
+
+def test_a_wrong_key_inside_a_list_is_found(write: Write) -> None:
+    path = write("server.toml", '[[evaluation]]\nname = "a"\nuri = "local:/x"\n')
+    with pytest.raises(ConfigError, match=r"evaluation\.0\.dataset-uri' is missing"):
+        ServerSettings.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such settings file"):
+        ClientSettings.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "location"),
+    [
+        ("lerobot/pusht", "hf", "lerobot/pusht"),
+        ("hf:lerobot/pusht", "hf", "lerobot/pusht"),
+        ("local:/a b/c:d", "local", "/a b/c:d"),
+    ],
+)
+def test_dataset_addresses(text: str, scheme: str, location: str) -> None:
+    assert DatasetUri.parse(text) == DatasetUri(scheme, location)
+
+
+@pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "../x"])
+def test_what_is_no_dataset_address(text: str) -> None:
+    with pytest.raises(ValueError, match="no dataset address"):
+        DatasetUri.parse(text)
+
+
+def test_old_spellings_are_mapped() -> None:
+    assert parse_overrides(["batch_size=4 proximal_mu=0.1", 'policy="act"']) == {
+        "batch-size": 4,
+        "proximal-mu": 0.1,
+        "policy": "act",
+    }
+
+
+def test_a_bare_word_is_a_text() -> None:
+    assert parse_overrides(["model-name=lerobot/smolvla_base"]) == {
+        "model-name": "lerobot/smolvla_base"
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lokal-steps", "did you mean 'local-steps'"),
+        ("eval_batches", "is now 'eval-frames'"),
+        ("zzz", "unknown run setting 'zzz'."),
+    ],
+)
+def test_an_unknown_run_setting_is_an_error(key: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_key(key)
+
+
+@pytest.mark.parametrize("text", ["rounds", "=3", "'open"])
+def test_what_is_no_override(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_overrides([text])
+
+
+def test_local_epochs_is_the_old_name_of_local_steps() -> None:
+    settings = run_settings({"local-epochs": 7})
+    with pytest.warns(FutureWarning, match="use local-steps"):
+        assert settings.steps_per_round == 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_settings({"local-steps": 5}).steps_per_round == 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"local-steps": 30, "local-epochs": 7},
+        {"local-steps": 0},
+        {"server-momentum": 1.0},
+        {"fraction-fit": 0.0},
+        {"dataset-uri": "nonsense"},
+        {"num-server-rounds": "many"},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        run_settings(values)
+
+
+def test_settings_survive_flowers_flat_form() -> None:
+    settings = run_settings({"num-server-rounds": 3, "policy": "act", "initial-lr": 2e-3})
+    assert RunSettings.parse(settings.to_flat(), where="flower") == settings
+    assert settings.total_steps == 180

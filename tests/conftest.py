@@ -1,0 +1,65 @@
+"""What all tests share: an offline environment and one small set of recordings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import pytest
+from filelock import FileLock
+
+EPISODES = 6
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all test processes of this session."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def recordings_folder(shared_folder: Path) -> Path:
+    """A SoReach dataset of a few episodes in the left half; do not change it."""
+    from zk0d.demo.recordings import make_recordings
+    from zk0d.simulators.soreach import Sector
+
+    folder = shared_folder / "recordings"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make_recordings(folder, Sector(0, 2), EPISODES, first_seed=7)
+    return folder
+
+
+@pytest.fixture
+def copied_recordings(recordings_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the recordings that a test may damage."""
+    return Path(shutil.copytree(recordings_folder, tmp_path / "dataset"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Write a text file in the test's folder; its path."""
+
+    def write_file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two test processes share two cores."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

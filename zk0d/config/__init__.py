@@ -1,0 +1,1 @@
+"""Typed settings of every zk0d program. Imports neither torch nor flwr."""

@@ -1,0 +1,108 @@
+"""What all settings models share: dashed keys, no unknown keys, errors in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zk0d.errors import ConfigError
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """A settings table: TOML keys with dashes, every unknown key an error, values frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=_dashed,
+        populate_by_name=True,
+        validate_default=True,
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Validate ``values`` that came from ``where`` (a file or a command line).
+
+        Raises
+        ------
+        ConfigError
+            With the dotted path of the first wrong key and, for an unknown one, the nearest known.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_sentence(cls, error, where)) from None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, is no TOML, or holds a wrong or unknown key.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such settings file; give the path of one.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: the settings cannot be read ({error}).") from None
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+        return cls.parse(values, where=str(path))
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """The keys of a settings table as they are written in a file."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def suggest(key: str, known: list[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest known key, or nothing."""
+    near = difflib.get_close_matches(_dashed(key), known, n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _table_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model of the table that holds the key at ``path``."""
+    table = model
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        field = next((f for name, f in table.model_fields.items() if part in (name, f.alias)), None)
+        inner: Any = field.annotation if field else None
+        arguments = [inner, *getattr(inner, "__args__", ())]
+        tables = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not tables:
+            return None
+        table = tables[0]
+    return table
+
+
+def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    errors = error.errors()
+    first = errors[0]
+    dotted = ".".join(str(part) for part in first["loc"])
+    more = f" ({len(errors) - 1} more after it)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        table = _table_at(model, first["loc"])
+        hint = suggest(str(first["loc"][-1]), known_keys(table)) if table else ""
+        return f"{where}: unknown key '{dotted}'{hint}{more}."
+    if first["type"] == "missing":
+        return f"{where}: '{dotted}' is missing{more}; add it."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    what = f"'{dotted}' is wrong" if dotted else "the settings do not fit together"
+    return f"{where}: {what}: {message}{more}."

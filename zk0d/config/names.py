@@ -1,0 +1,65 @@
+"""Names that people choose, and the addresses of datasets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
+
+
+def _alias(value: str) -> str:
+    if not ALIAS_PATTERN.fullmatch(value):
+        raise ValueError(f"a name is 1 to 32 of a-z, 0-9 and '-', not {value!r}")
+    return value
+
+
+#: What a node is called wherever it is shown: nothing else about its owner travels.
+Alias = Annotated[str, AfterValidator(_alias)]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class DatasetUri:
+    """Where a dataset is: ``hf:user/name``, ``user/name`` (the same) or ``local:/folder``."""
+
+    scheme: str  #: ``hf`` or ``local``
+    location: str  #: hub name or folder
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetUri:
+        """Parse a dataset address; raises ``ValueError`` with the accepted forms."""
+        scheme, colon, rest = text.partition(":")
+        if not colon:
+            scheme, rest = "hf", text
+        if scheme == "local" and rest:
+            return cls("local", rest)
+        if scheme == "hf" and _HUB_NAME.fullmatch(rest):
+            return cls("hf", rest)
+        raise ValueError(
+            f"{text!r} is no dataset address; write hf:user/name, user/name or local:/folder"
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a ``local:`` dataset."""
+        if self.scheme != "local":
+            raise ValueError(f"{self} is not on this machine")
+        return Path(self.location).expanduser()
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.location}"
+
+
+def _dataset_uri(value: str) -> str:
+    DatasetUri.parse(value)
+    return value
+
+
+#: The text of a valid dataset address.
+DatasetUriText = Annotated[str, AfterValidator(_dataset_uri)]

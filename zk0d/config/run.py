@@ -1,0 +1,181 @@
+"""The settings of a training run, in Flower's flat spelling.
+
+``pyproject.toml`` lists every key with its default, because a SuperLink refuses overrides of keys
+that the bundle does not name; a test keeps the two equal. Flower's values are int, float, bool and
+str, so an optional setting has a sentinel default (``""`` or ``0``), never a missing key.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from zk0d.config.base import Settings, known_keys, suggest
+from zk0d.config.names import DatasetUri
+from zk0d.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class RunSettings(Settings):
+    """What a run trains, how, and with whom. One optimizer step is one update of the policy."""
+
+    policy: Literal["smolvla", "act"] = Field("smolvla", description="Policy class of LeRobot.")
+    model_name: str = Field(
+        "lerobot/smolvla_base",
+        description="Where the weights start: a hub name, a name that the machines' [models] table"
+        " maps to a folder, or 'tiny' (a small policy built from the seed, for a CPU).",
+    )
+    seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
+
+    num_server_rounds: PositiveInt = Field(20, description="Rounds to train.")
+    local_steps: NonNegativeInt = Field(60, description="Optimizer steps a node takes per round.")
+    local_epochs: NonNegativeInt = Field(
+        0, description="Deprecated name of local-steps (zk0 called steps epochs); 0 means unset."
+    )
+    batch_size: PositiveInt = Field(32, description="Frames per optimizer step.")
+    initial_lr: PositiveFloat = Field(1e-4, description="Peak learning rate.")
+    warmup_steps: NonNegativeInt = Field(
+        20, description="Global steps of linear warm-up, once at the start of the run."
+    )
+    final_lr_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.05, description="Where the one cosine over the whole run ends, as a fraction of the peak."
+    )
+    weight_decay: NonNegativeFloat = Field(1e-10, description="AdamW's decoupled weight decay.")
+    grad_clip_norm: PositiveFloat = Field(10.0, description="Global gradient norm limit.")
+    proximal_mu: NonNegativeFloat = Field(
+        0.0, description="FedProx's mu; 0 switches it off (it hurts on SoReach)."
+    )
+
+    server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.5, description="FedAvgM's momentum of the server; 0 is plain FedAvg."
+    )
+    server_learning_rate: PositiveFloat = Field(1.0, description="Scale of the server's step.")
+    fraction_fit: Fraction = Field(1.0, description="Share of the online nodes asked each round.")
+    min_fit_clients: PositiveInt = Field(
+        2, description="Nodes that must be online to start a round, and answer for it to count."
+    )
+    round_deadline: PositiveFloat = Field(3600.0, description="Seconds a round may take.")
+    node_wait: PositiveFloat = Field(
+        600.0, description="Seconds to wait for min-fit-clients nodes before the run gives up."
+    )
+
+    eval_frequency: NonNegativeInt = Field(
+        1, description="Evaluate every so many rounds, and the last; 0 never."
+    )
+    eval_mode: Literal["quick", "full"] = Field(
+        "quick", description="quick: a stratified sample of frames; full: every frame."
+    )
+    eval_frames: PositiveInt = Field(256, description="Frames per dataset of a quick evaluation.")
+    eval_episodes: NonNegativeInt = Field(
+        0, description="Use only the first so many held-out episodes; 0 uses all."
+    )
+    eval_rollouts: NonNegativeInt = Field(
+        0, description="Closed-loop episodes per evaluation where a simulator exists; 0 runs none."
+    )
+
+    keep_rounds: PositiveInt = Field(3, description="Committed round folders kept on disk.")
+    dataset_uri: str = Field(
+        "", description="One dataset for every node; only demos and simulations accept it."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.local_epochs and "local_steps" in self.model_fields_set and self.local_steps:
+            default = RunSettings.model_fields["local_steps"].default
+            if self.local_steps not in (default, self.local_epochs):
+                raise ValueError("local-steps and its old name local-epochs differ; give one")
+        if not self.local_epochs and not self.local_steps:
+            raise ValueError("local-steps must be at least 1")
+        if self.dataset_uri:
+            DatasetUri.parse(self.dataset_uri)
+        return self
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps per node and round, whichever name they were given by."""
+        if self.local_epochs:
+            warnings.warn(
+                "local-epochs is the old name of local-steps; use local-steps.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return self.local_epochs
+        return self.local_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps per node over the whole run: the length of the learning-rate cosine."""
+        return self.num_server_rounds * self.steps_per_round
+
+    def to_flat(self) -> dict[str, str | int | float | bool]:
+        """The settings as Flower carries them: dashed keys, scalar values."""
+        return self.model_dump(by_alias=True)
+
+
+#: zk0's spellings that are not just an underscore for a dash.
+_RENAMED = {
+    "eval-batches": "eval-frames",
+    "num-rounds": "num-server-rounds",
+    "rounds": "num-server-rounds",
+}
+
+
+def run_key(key: str) -> str:
+    """The key of today for ``key`` as zk0 or a hurried hand spelled it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such setting; names the nearest one.
+    """
+    known = known_keys(RunSettings)
+    dashed = key.replace("_", "-")
+    if dashed in known:
+        return dashed
+    if dashed in _RENAMED:
+        raise ConfigError(f"run setting '{key}' is now '{_RENAMED[dashed]}'.")
+    raise ConfigError(f"unknown run setting '{key}'{suggest(key, known)}.")
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Parse ``"key=value key2=value2"`` texts, as ``zk0bot run -c`` takes them.
+
+    Values are TOML; a text without quotes is taken as it is. Keys in zk0's old spelling are mapped.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise ConfigError(f"run settings {text!r} cannot be read: {error}.") from None
+        for word in words:
+            key, equals, raw = word.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"run setting {word!r} is not of the form key=value.")
+            overrides[run_key(key.strip())] = _value(raw.strip())
+    return overrides
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def run_settings(values: Mapping[str, Any], *, where: str = "run settings") -> RunSettings:
+    """Validate a flat mapping of run settings, for example Flower's run config."""
+    return RunSettings.parse({run_key(key): value for key, value in values.items()}, where=where)

@@ -1,0 +1,88 @@
+"""The errors a user can meet, and the exit code that each of them ends a process with.
+
+A mistake of the user is an :class:`Zk0dError`: one sentence that says what is wrong, where, and
+what to do. Everything else that escapes is a bug of ours (exit code 70).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every zk0d program (sysexits.h numbers where one fits).
+
+    Flower ends every error with status 1, so a unit's ``RestartPreventExitStatus=`` needs these.
+    """
+
+    OK = 0
+    USAGE = 64  #: the command line is wrong
+    UNAVAILABLE = 69  #: something that is needed is not there (file, dataset, port, hub)
+    BUG = 70  #: a bug of ours
+    TRY_AGAIN = 75  #: a passing condition (disk full, coordinator away)
+    CONFIG = 78  #: a settings file or value is wrong
+    CHILD = 81  #: a supervised process kept dying
+
+
+class Zk0dError(Exception):
+    """A mistake or condition that the reader of the message can mend.
+
+    Parameters
+    ----------
+    message
+        One sentence: what is wrong, where (dotted path, file or node), what to do.
+    reason
+        A short machine-readable name, stable over versions (``data_error``); it travels to the
+        coordinator, where the sentence's paths do not.
+    """
+
+    exit_code: ExitCode = ExitCode.UNAVAILABLE
+    default_reason: str = "error"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.default_reason
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class UsageError(Zk0dError):
+    """The command line is wrong."""
+
+    exit_code = ExitCode.USAGE
+    default_reason = "usage"
+
+
+class ConfigError(Zk0dError):
+    """A settings file, key or value is wrong."""
+
+    exit_code = ExitCode.CONFIG
+    default_reason = "config_error"
+
+
+class UnavailableError(Zk0dError):
+    """Something that is needed is not there."""
+
+    default_reason = "unavailable"
+
+
+class DataError(Zk0dError):
+    """A dataset cannot be used: missing, broken, or of another shape than the policy's."""
+
+    default_reason = "data_error"
+
+
+class TryAgainError(Zk0dError):
+    """A passing condition: nothing has to be changed, only tried again."""
+
+    exit_code = ExitCode.TRY_AGAIN
+    default_reason = "try_again"
+
+
+class ChildError(Zk0dError):
+    """A supervised process died and stayed dead."""
+
+    exit_code = ExitCode.CHILD
+    default_reason = "child_died"
