@@ -1,0 +1,1 @@
+"""Simulated robots: they make recordings that can be learned and tell success in closed loop."""
