@@ -1,0 +1,249 @@
+"""Everything that can be wrong with recordings is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from zk0d.errors import DataError, TryAgainError, UnavailableError
+from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
+from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.spec import PolicySpec, check_fit
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def change_info(folder: Path, change: Change) -> None:
+    path = folder / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+def set_value(folder: Path, column: str, row: int, value: float) -> None:
+    """Overwrite the first component of a feature in one frame."""
+    path = next((folder / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    values = table.column(column).to_pylist()
+    values[row][0] = value
+    changed = pa.array(values, type=table.schema.field(column).type)
+    index = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(index, table.schema.field(column), changed), path)
+
+
+def first_video(folder: Path) -> Path:
+    return next((folder / "videos").rglob("*.mp4"))
+
+
+def refusal(folder: Path, **how: Any) -> str:
+    with pytest.raises(DataError) as error:
+        open_recordings(f"local:{folder}", **how)
+    assert "\n" not in error.value.message
+    assert str(folder) in error.value.message
+    assert error.value.reason == "data_error"
+    return error.value.message
+
+
+def test_good_recordings_open(recordings: Recordings) -> None:
+    summary = recordings.summary
+    assert (summary.episodes, summary.fps) == (6, 30)
+    assert (summary.state_width, summary.action_width) == (9, 6)
+    assert summary.cameras == {"top": (3, 96, 96)}
+    assert summary.robot_type == "so101_follower"
+    assert recordings.tasks[0].startswith("touch the ")
+    assert recordings.place(0) == "episode 0, frame 0"
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert "there is no folder" in refusal(tmp_path / "nothing")
+
+
+def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    assert "meta/info.json is missing" in refusal(tmp_path)
+
+
+def test_a_broken_description(copied_recordings: Path) -> None:
+    (copied_recordings / "meta" / "info.json").write_text("{")
+    assert "cannot be read" in refusal(copied_recordings)
+
+
+def test_an_old_format(copied_recordings: Path) -> None:
+    change_info(copied_recordings, lambda info: info.update(codebase_version="v2.1"))
+    said = refusal(copied_recordings)
+    assert "v2.1" in said
+    assert "convert" in said
+
+
+def test_no_episodes(copied_recordings: Path) -> None:
+    change_info(copied_recordings, lambda info: info.update(total_episodes=0))
+    assert "holds no episodes" in refusal(copied_recordings)
+
+
+@pytest.mark.parametrize("feature", ["action", "observation.state"])
+def test_a_missing_feature(copied_recordings: Path, feature: str) -> None:
+    change_info(copied_recordings, lambda info: info["features"].pop(feature))
+    assert f"has no '{feature}'" in refusal(copied_recordings)
+
+
+def test_a_state_that_is_too_wide(copied_recordings: Path) -> None:
+    change_info(
+        copied_recordings,
+        lambda info: info["features"]["observation.state"].update(shape=[40]),
+    )
+    said = refusal(copied_recordings)
+    assert "40 values" in said
+    assert "at most 32" in said
+
+
+def test_a_missing_data_file(copied_recordings: Path) -> None:
+    shutil.rmtree(copied_recordings / "data")
+    assert "data/chunk-000/file-000.parquet is missing" in refusal(copied_recordings)
+
+
+def test_a_damaged_data_file(copied_recordings: Path) -> None:
+    next((copied_recordings / "data").rglob("*.parquet")).write_bytes(b"PAR1 no")
+    assert "incomplete or damaged" in refusal(copied_recordings)
+
+
+def test_a_missing_video(copied_recordings: Path) -> None:
+    video = first_video(copied_recordings)
+    video.unlink()
+    assert f"{video.relative_to(copied_recordings)} is missing" in refusal(copied_recordings)
+
+
+def test_missing_metadata(copied_recordings: Path) -> None:
+    (copied_recordings / "meta" / "tasks.parquet").unlink()
+    assert "meta/tasks.parquet is missing" in refusal(copied_recordings)
+
+
+def test_the_hub_out_of_reach() -> None:
+    with pytest.raises(UnavailableError) as error:
+        open_recordings("somebody/nowhere")
+    assert error.value.reason == "hub_unreachable"
+    assert "could not be fetched from the hub" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("cameras", "said"),
+    [
+        ({"front": "top"}, "[cameras] names 'front', the recordings have top"),
+        ({"top": ""}, "has no camera that is used"),
+    ],
+)
+def test_a_camera_map_that_does_not_fit(
+    recordings_folder: Path, cameras: dict[str, str], said: str
+) -> None:
+    assert said in refusal(recordings_folder, cameras=cameras)
+
+
+def test_a_camera_is_renamed(recordings_folder: Path) -> None:
+    renamed = open_recordings(f"local:{recordings_folder}", cameras={"top": "camera1"})
+    assert list(renamed.summary.cameras) == ["camera1"]
+
+
+def test_only_the_first_episodes(recordings_folder: Path) -> None:
+    few = open_recordings(f"local:{recordings_folder}", max_episodes=2)
+    assert few.summary.episodes == 2
+    assert set(few.columns["episode_index"].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fps": 15}, "the policy's is 15"),
+        ({"state_width": 6}, "the state has 9 values, the run's policy takes 6"),
+        ({"action_width": 7}, "the action has 6 values, the run's policy takes 7"),
+        ({"cameras": {"wrist": (3, 96, 96)}}, "does not know camera 'top' (it knows wrist)"),
+    ],
+)
+def test_recordings_that_do_not_fit_the_policy(
+    recordings: Recordings, smolvla_spec: PolicySpec, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        check_fit(recordings.summary, smolvla_spec.model_copy(update=change), where="here")
+    assert said in error.value.message
+
+
+def test_act_needs_every_camera(recordings: Recordings, act_spec: PolicySpec) -> None:
+    wanted = {"top": (3, 96, 96), "wrist": (3, 96, 96)}
+    spec = act_spec.model_copy(update={"cameras": wanted})
+    with pytest.raises(DataError, match="needs camera 'wrist'"):
+        check_fit(recordings.summary, spec, where="here")
+
+
+def test_a_number_that_is_none(copied_recordings: Path) -> None:
+    set_value(copied_recordings, "observation.state", 40, float("nan"))
+    recordings = open_recordings(f"local:{copied_recordings}")
+    with pytest.raises(DataError, match=r"1 of \d+ frames cannot be used \(episode 1, frame"):
+        BadFrames(recordings, allowed=0)
+    bad = BadFrames(recordings, allowed=1)
+    assert torch.nonzero(bad.bad).flatten().tolist() == [40]
+    statistics = recordings.statistics(~bad.bad)
+    assert statistics.features["observation.state"].count == len(recordings) - 1
+
+
+def test_chunks_that_reach_into_a_bad_frame_are_not_sampled(
+    copied_recordings: Path, smolvla: LoadedPolicy
+) -> None:
+    from zk0d.learning.batches import RecordedBatches
+
+    set_value(copied_recordings, "action", 40, float("inf"))
+    recordings = open_recordings(f"local:{copied_recordings}")
+    bad = BadFrames(recordings, allowed=1)
+    usable = set(RecordedBatches(recordings, None, smolvla.config).usable(bad.bad).tolist())
+    first = int(recordings.first[40])
+    assert not usable & set(range(max(first, 40 - 11), 41))
+    assert 41 in usable
+    assert len(usable) < len(recordings)
+
+
+def test_a_corrupt_video_is_counted_and_bounded(copied_recordings: Path) -> None:
+    video = first_video(copied_recordings)
+    content = bytearray(video.read_bytes())
+    # The index stays, so the file opens; the pictures of its later half are noise.
+    start = content.find(b"mdat") + 4
+    random = np.random.default_rng(0)
+    content[start + 6000 :] = random.integers(
+        0, 256, len(content) - start - 6000, np.uint8
+    ).tobytes()
+    video.write_bytes(content)
+    recordings = open_recordings(f"local:{copied_recordings}")
+    with pytest.raises(DataError) as error:
+        PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
+    assert "breaks off after frame" in error.value.message
+    assert video.name in error.value.message
+    bad = BadFrames(recordings, allowed=len(recordings))
+    PixelCache(recordings, bad, FrameBudget.of_gib(1))
+    assert 0 < bad.count <= len(recordings)
+
+
+def test_a_video_that_is_none(copied_recordings: Path) -> None:
+    first_video(copied_recordings).write_bytes(b"not a video")
+    recordings = open_recordings(f"local:{copied_recordings}")
+    with pytest.raises(DataError, match="breaks off after frame 0"):
+        PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
+
+
+def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(TryAgainError, match="no room for"):
+            FrameBudget(0, tmp_path).allocate((100, 100), torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)

@@ -1,0 +1,157 @@
+"""Batches out of the caches: as LeRobot's loader gives them, and ready for a policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+
+from zk0d.learning.frames import FeatureCache, PixelCache
+from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.recordings import ACTION, BOOKKEEPING, IMAGES, STATE, Recordings
+from zk0d.learning.statistics import Statistics
+
+TOKENS = "observation.language.tokens"
+TOKEN_MASK = "observation.language.attention_mask"
+NORMALIZE_BLOCK = 4096  # rows per call of the preprocessor
+
+
+class RecordedBatches:
+    """Batches that equal, bit for bit, those of a DataLoader over a ``LeRobotDataset``.
+
+    Parameters
+    ----------
+    recordings
+        The numbers.
+    pixels
+        The frames, or ``None`` for batches without images.
+    config
+        The policy's configuration: how many actions a chunk has.
+    """
+
+    def __init__(
+        self, recordings: Recordings, pixels: PixelCache | None, config: PreTrainedConfig
+    ) -> None:
+        self.recordings = recordings
+        self.pixels = pixels
+        self._offsets = torch.as_tensor(config.action_delta_indices)
+        # SmolVLA asks for the observation of "now" explicitly and gets it with a time axis.
+        self._time_axis = config.observation_delta_indices is not None
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def action_rows(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the action chunks, and where they run past the episode: ``(batch, chunk)``."""
+        rows = indices[:, None] + self._offsets[None]
+        first = self.recordings.first[indices][:, None]
+        last = self.recordings.last[indices][:, None]
+        return rows.clamp(first, last), (rows > last) | (rows < first)
+
+    def usable(self, bad: torch.Tensor) -> torch.Tensor:
+        """Rows whose own frame and whose whole action chunk are good, shape ``(n,)``."""
+        rows, padding = self.action_rows(torch.arange(len(self)))
+        return torch.nonzero(~(bad | (bad[rows] & ~padding).any(1))).flatten()
+
+    def batch(self, indices: torch.Tensor) -> dict[str, Any]:
+        """The frames at ``indices`` (int64, shape ``(batch,)``) with their action chunks."""
+        batch: dict[str, Any] = {}
+        rows, padding = self.action_rows(indices)
+        for name, values in self.recordings.columns.items():
+            if name == ACTION:
+                batch[name], batch[f"{name}_is_pad"] = values[rows], padding
+            elif self._time_axis and name.startswith("observation."):
+                batch[name] = values[indices][:, None]
+                batch[f"{name}_is_pad"] = torch.zeros(len(indices), 1, dtype=torch.bool)
+            else:
+                batch[name] = values[indices]
+        if self.pixels is not None:
+            for name, images in self.pixels.batch(indices).items():
+                batch[name] = images
+                if self._time_axis:
+                    batch[f"{name}_is_pad"] = torch.zeros(len(indices), 1, dtype=torch.bool)
+        batch["task"] = [self.recordings.tasks[i] for i in indices.tolist()]
+        return batch
+
+
+class PolicyBatches:
+    """Batches ready for ``policy.forward``, on the policy's device.
+
+    Normalization and tokens depend only on the frame and the run's statistics, so they are computed
+    once for all frames; a batch is then a few gathers. Images come from the feature cache, or from
+    the pixel cache as float in 0..1.
+    """
+
+    def __init__(
+        self,
+        recorded: RecordedBatches,
+        loaded: LoadedPolicy,
+        statistics: Statistics,
+        features: FeatureCache | None = None,
+    ) -> None:
+        self.recorded = recorded
+        self.features = features
+        self._device = loaded.device
+        self._preprocess, _ = loaded.processors(statistics)
+        visual = loaded.config.normalization_mapping.get("VISUAL")
+        # A policy that normalizes images (ACT) goes through LeRobot's processor batch by batch.
+        self._per_batch = visual is not NormalizationMode.IDENTITY
+        if not self._per_batch:
+            self._normalize_once()
+
+    def _normalize_once(self) -> None:
+        columns, tasks = self.recorded.recordings.columns, self.recorded.recordings.tasks
+        states, actions, tokens, masks = [], [], [], []
+        for start in range(0, len(self.recorded), NORMALIZE_BLOCK):
+            rows = slice(start, start + NORMALIZE_BLOCK)
+            block = self._preprocess(
+                {STATE: columns[STATE][rows], ACTION: columns[ACTION][rows], "task": tasks[rows]}
+            )
+            states.append(block[STATE])
+            actions.append(block[ACTION])
+            tokens.append(block[TOKENS].cpu())
+            masks.append(block[TOKEN_MASK].cpu())
+        width = max(block.shape[1] for block in tokens)
+        self._state, self._action = torch.cat(states), torch.cat(actions)
+        self._tokens = torch.cat([_widen(block, width) for block in tokens])
+        self._mask = torch.cat([_widen(block, width) for block in masks])
+
+    def batch(self, indices: torch.Tensor) -> dict[str, Any]:
+        """The frames at ``indices`` (int64, shape ``(batch,)``, on the CPU)."""
+        if self._per_batch:
+            raw = self.recorded.batch(indices)
+            for name in list(raw):
+                if name.startswith(IMAGES) and raw[name].dtype == torch.uint8:
+                    raw[name] = raw[name].float() / 255
+            prepared: dict[str, Any] = self._preprocess(raw)
+            return prepared
+        rows, padding = self.recorded.action_rows(indices)
+        # Instructions are padded on the right: what no row of this batch uses is cut off.
+        mask = self._mask[indices]
+        length = int(mask.sum(1).max())
+        device = self._device
+        on_device = indices.to(device)
+        batch = {
+            STATE: self._state[on_device],
+            ACTION: self._action[rows.to(device)],
+            f"{ACTION}_is_pad": padding.to(device),
+            TOKENS: self._tokens[indices, :length].to(device),
+            TOKEN_MASK: mask[:, :length].to(device),
+        }
+        if self.features is not None:
+            for camera, values in self.features.batch(indices).items():
+                batch[IMAGES + camera] = values.to(device)
+        elif self.recorded.pixels is not None:
+            for name, images in self.recorded.pixels.batch(indices).items():
+                batch[name] = images.to(device).float() / 255
+        return batch
+
+    @property
+    def bookkeeping(self) -> dict[str, torch.Tensor]:
+        """LeRobot's index columns, for sampling and for naming frames."""
+        return {name: self.recorded.recordings.columns[name] for name in BOOKKEEPING}
+
+
+def _widen(block: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(block, (0, width - block.shape[1]))

@@ -1,0 +1,179 @@
+"""Evaluation that can be repeated exactly.
+
+A flow-matching loss depends on random noise and time. Here the noise is a function of seed and
+frame, and time is stratified, so two evaluations of the same weights give the same number whatever
+the batch size, and two policies are compared under the same noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+from zk0d.errors import Zk0dError
+from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.recordings import STATE
+from zk0d.learning.statistics import Statistics
+from zk0d.simulators.soreach import SoReach
+
+EVAL_BATCH = 64
+TIME_STRATA = 4  # draws of time per frame; together they cover (0, 1) evenly
+
+
+def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -> torch.Tensor:
+    """About ``frames`` usable rows, spread evenly over all episodes and over each of them.
+
+    Parameters
+    ----------
+    usable
+        Rows to choose from, ascending, int64.
+    episodes
+        Episode of every row of the dataset.
+    """
+    if frames >= len(usable):
+        return usable
+    groups = [usable[episodes[usable] == episode] for episode in torch.unique(episodes[usable])]
+    share, extra = divmod(frames, len(groups))
+    chosen = []
+    for number, group in enumerate(groups):
+        take = min(len(group), share + (number < extra))
+        if take:
+            at = (torch.arange(take) + 0.5) * len(group) / take
+            chosen.append(group[at.long()])
+    return torch.cat(chosen)
+
+
+def frame_noise(
+    rows: torch.Tensor, stratum: int, shape: tuple[int, ...], seed: int
+) -> torch.Tensor:
+    """Standard normal noise that depends only on seed, frame and stratum: ``(rows, *shape)``."""
+    return torch.stack(
+        [
+            torch.from_numpy(
+                np.random.default_rng([seed, int(row), stratum]).standard_normal(shape, np.float32)
+            )
+            for row in rows
+        ]
+    )
+
+
+def frame_time(rows: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
+    """SmolVLA's time (Beta(1.5, 1), scaled to 0.001..1), stratified per frame: ``(rows,)``."""
+    start = np.array([np.random.default_rng([seed, int(row)]).random() for row in rows])
+    uniform = (start + stratum / TIME_STRATA) % 1.0
+    return torch.from_numpy((uniform ** (1 / 1.5) * 0.999 + 0.001).astype(np.float32))
+
+
+@torch.no_grad()
+def seeded_loss(
+    loaded: LoadedPolicy, batches: PolicyBatches, rows: torch.Tensor, seed: int
+) -> float:
+    """Mean loss per frame over ``rows``.
+
+    Raises
+    ------
+    Zk0dError
+        With reason ``evaluation_failed`` if it is not a finite number: a failure is a missing
+        value, never a number that looks like one.
+    """
+    policy, config = loaded.policy, loaded.config
+    flow = isinstance(policy, SmolVLAPolicy)
+    images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
+    was_training = policy.training
+    policy.eval()
+    total = 0.0
+    try:
+        with images:
+            for start in range(0, len(rows), EVAL_BATCH):
+                part = rows[start : start + EVAL_BATCH]
+                batch = batches.batch(part)
+                if not flow:  # ACT is deterministic in evaluation mode
+                    total += policy.forward(batch)[0].item() * len(part)
+                    continue
+                for stratum in range(TIME_STRATA):
+                    shape = (config.chunk_size, config.max_action_dim)
+                    losses, _ = policy.forward(
+                        dict(batch),
+                        noise=frame_noise(part, stratum, shape, seed).to(loaded.device),
+                        time=frame_time(part, stratum, seed).to(loaded.device),
+                        reduction="none",
+                    )
+                    total += losses.double().sum().item() / TIME_STRATA
+    finally:
+        policy.train(was_training)
+    loss = total / len(rows)
+    if not np.isfinite(loss):
+        raise Zk0dError("the evaluation loss is not a number.", reason="evaluation_failed")
+    return loss
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Closed-loop result: ``successes`` of ``episodes``."""
+
+    successes: int
+    episodes: int
+
+    @property
+    def success(self) -> float:
+        return self.successes / self.episodes
+
+
+@torch.no_grad()
+def roll_out(
+    loaded: LoadedPolicy,
+    statistics: Statistics,
+    make_arm: Callable[[], SoReach],
+    seeds: list[int],
+) -> Rollouts:
+    """Let the policy drive simulated arms, one episode for each of ``seeds``, side by side.
+
+    Noise is a function of each episode's seed and frame, so the result does not depend on which
+    other episodes run beside it.
+    """
+    policy = loaded.policy
+    preprocess, postprocess = loaded.processors(statistics)
+    was_training = policy.training
+    policy.eval()
+    policy.reset()
+    execute = loaded.config.n_action_steps
+    shape = (loaded.config.chunk_size, getattr(loaded.config, "max_action_dim", 0))
+    flow = isinstance(policy, SmolVLAPolicy)
+    arms = [make_arm() for _ in seeds]
+    running = list(range(len(arms)))
+    observations = {i: arms[i].reset(seed) for i, seed in enumerate(seeds)}
+    successes = 0
+    while running:
+        batch = {
+            STATE: torch.from_numpy(np.stack([observations[i][STATE] for i in running])),
+            "task": [arms[i].task for i in running],
+        }
+        for camera in arms[0].cameras:
+            key = f"observation.images.{camera}"
+            images = np.stack([observations[i][key] for i in running])
+            batch[key] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        extra = {}
+        if flow:
+            numbers = torch.tensor([seeds[i] for i in running])
+            noise = frame_noise(numbers, arms[running[0]].frame, shape, seed=0)
+            extra["noise"] = noise.to(loaded.device)
+        actions = postprocess(policy.predict_action_chunk(preprocess(batch), **extra))
+        still = []
+        for row, i in enumerate(running):
+            for action in actions[row, :execute].cpu().numpy():
+                success, over = arms[i].step(action)
+                successes += success
+                if over:
+                    break
+            else:
+                still.append(i)
+                observations[i] = arms[i].observe()
+        running = still
+    policy.train(was_training)
+    return Rollouts(successes, len(seeds))

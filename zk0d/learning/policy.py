@@ -1,0 +1,312 @@
+"""A LeRobot policy by name: built or loaded, its trainable weights, its processors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with_pad
+from numpy.typing import NDArray
+
+from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.learning import tiny
+from zk0d.learning.recordings import ACTION, IMAGES, STATE
+from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.statistics import Statistics
+
+TINY = "tiny"
+# ACT's vision backbone is made for images of this mean and spread (torchvision's ImageNet values).
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass
+class LoadedPolicy:
+    """A policy in memory, on its device."""
+
+    spec: PolicySpec
+    policy: PreTrainedPolicy
+    device: torch.device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.policy.config
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that train, and travel, by name; sorted, so that order means nothing."""
+        return {
+            name: parameter
+            for name, parameter in sorted(self.policy.named_parameters())
+            if parameter.requires_grad
+        }
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of the trainable weights, float32."""
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
+            for name, parameter in self.trainable().items()
+        }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Overwrite the trainable weights; names and shapes were checked by the manifest."""
+        for name, parameter in self.trainable().items():
+            # torch wants to write where it reads; a read-only view is copied first.
+            parameter.copy_(torch.from_numpy(np.require(weights[name], requirements="W")))
+
+    @property
+    def frozen_vision(self) -> bool:
+        """Whether image embeddings never change, so that they can be computed once."""
+        if not isinstance(self.policy, SmolVLAPolicy):
+            return False
+        vlm = self.policy.model.vlm_with_expert.get_vlm_model()
+        parts = [*vlm.vision_model.parameters(), *vlm.connector.parameters()]
+        return not any(parameter.requires_grad for parameter in parts)
+
+    @torch.no_grad()
+    def embed_images(self, frames: torch.Tensor) -> torch.Tensor:
+        """SmolVLA's image embeddings of uint8 frames ``(n, C, H, W)``: ``(n, tokens, width)``."""
+        images = frames.to(self.device).float() / 255
+        size = self.config.resize_imgs_with_padding
+        if size is not None:
+            images = resize_with_pad(images, size[1], size[0], pad_value=0)
+        embedded: torch.Tensor = self.policy.model.vlm_with_expert.embed_image(images * 2.0 - 1.0)
+        return embedded
+
+    @contextlib.contextmanager
+    def embedded_images(self) -> Iterator[None]:
+        """Within it, image entries of a batch are embeddings and no pixels."""
+        policy, vlm = self.policy, self.policy.model.vlm_with_expert
+
+        def prepared(batch: dict[str, torch.Tensor]) -> tuple[list[Any], list[Any]]:
+            given = [batch[key] for key in policy.config.image_features if key in batch]
+            return given, [
+                torch.ones(len(image), dtype=torch.bool, device=image.device) for image in given
+            ]
+
+        # Instance attributes shadow the methods: nothing of lerobot's classes is changed.
+        policy.prepare_images = prepared
+        vlm.embed_image = _identity
+        try:
+            yield
+        finally:
+            del policy.prepare_images, vlm.embed_image
+
+    def processors(self, statistics: Statistics) -> tuple[Any, Any]:
+        """LeRobot's pre- and post-processor with exactly these statistics."""
+        stats: dict[str, dict[str, NDArray[np.float32]]] = dict(statistics.for_training())
+        for name, feature in (
+            (STATE, self.config.input_features[STATE]),
+            (ACTION, self.config.output_features[ACTION]),
+        ):
+            # LeRobot skips normalization in silence when a key is missing.
+            if name not in stats or stats[name]["mean"].shape != tuple(feature.shape):
+                raise Zk0dError(
+                    f"the run's statistics have no '{name}' of width {feature.shape[0]}.",
+                    reason="statistics_mismatch",
+                )
+        if self.config.normalization_mapping.get("VISUAL") is not NormalizationMode.IDENTITY:
+            for key in self.config.image_features:
+                stats[key] = {
+                    k: np.array(v, np.float32)[:, None, None] for k, v in IMAGENET.items()
+                }
+        made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
+        return made
+
+
+def _identity(image: torch.Tensor) -> torch.Tensor:
+    return image
+
+
+def spec_for(
+    policy: str,
+    model_name: str,
+    seed: int,
+    like: RecordingsSummary | None,
+    models: Mapping[str, Path],
+) -> PolicySpec:
+    """The shape of a run's policy.
+
+    A tiny policy takes its shape from the coordinator's evaluation recordings (``like``), a
+    pretrained one from its own configuration; the frame rate always comes from the recordings.
+    """
+    if model_name == TINY:
+        if like is None:
+            raise ConfigError(
+                "model-name 'tiny' takes its shape from the coordinator's evaluation recordings;"
+                " add an [[evaluation]] table to server.toml."
+            )
+        cameras, state, action = like.cameras, like.state_width, like.action_width
+    else:
+        config = _pretrained_config(policy, _model_folder(model_name, models))
+        cameras = {
+            key.removeprefix(IMAGES): tuple(feature.shape)
+            for key, feature in config.image_features.items()
+        }
+        state = config.input_features[STATE].shape[0]
+        action = config.output_features[ACTION].shape[0]
+    return PolicySpec(
+        policy=policy,
+        model_name=model_name,
+        seed=seed,
+        fps=like.fps if like else 30,
+        state_width=state,
+        action_width=action,
+        cameras=cameras,
+    )
+
+
+def load_policy(
+    spec: PolicySpec, *, models: Mapping[str, Path] | None = None, device: str = "auto"
+) -> LoadedPolicy:
+    """Build or load the policy that ``spec`` means.
+
+    Parameters
+    ----------
+    models
+        Model names that this machine's settings map to folders.
+
+    Raises
+    ------
+    UnavailableError
+        If the model is not here and the hub cannot be reached, or CUDA is asked for and absent.
+    Zk0dError
+        With reason ``model_mismatch`` if the weights are not those of ``spec.sha256``.
+    """
+    where = pick_device(device)
+    torch.manual_seed(spec.seed)
+    if spec.model_name == TINY:
+        config = tiny.smolvla_config() if spec.policy == "smolvla" else tiny.act_config()
+        config.input_features = {
+            STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
+            **{
+                IMAGES + camera: PolicyFeature(FeatureType.VISUAL, shape)
+                for camera, shape in sorted(spec.cameras.items())
+            },
+        }
+        config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (spec.action_width,))}
+        with _quiet():
+            policy = get_policy_class(spec.policy)(config)
+    else:
+        folder = _model_folder(spec.model_name, models or {})
+        config = _pretrained_config(spec.policy, folder)
+        config.device = str(where)
+        try:
+            with _quiet():
+                policy = get_policy_class(spec.policy).from_pretrained(folder, config=config)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UnavailableError(
+                f"model '{spec.model_name}': {folder} cannot be loaded"
+                f" ({str(error).splitlines()[0]}); fetch it again with the configuration and"
+                " tokenizer of its vision-language model.",
+                reason="model_unavailable",
+            ) from error
+    config.device = str(where)
+    policy.to(where)
+    for parameter in policy.parameters():
+        # AdamW's steps vanish in bfloat16: what trains is kept in float32.
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    loaded = LoadedPolicy(spec, policy, where)
+    found = policy_sha256(loaded)
+    if spec.sha256 and spec.sha256 != found:
+        raise Zk0dError(
+            f"model '{spec.model_name}' is not the coordinator's: {found[:12]} here,"
+            f" {spec.sha256[:12]} there; use the same revision of the model and of zk0d.",
+            reason="model_mismatch",
+        )
+    loaded.spec = spec.model_copy(update={"sha256": found})
+    return loaded
+
+
+def policy_sha256(loaded: LoadedPolicy) -> str:
+    """SHA-256 over names, dtypes, shapes and content of every weight."""
+    digest = hashlib.sha256()
+    if loaded.spec.model_name == TINY and loaded.spec.policy == "smolvla":
+        digest.update(tiny.tokenizer_sha256().encode())
+    for name, tensor in sorted(loaded.policy.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(content.numpy())
+    return digest.hexdigest()
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is the first GPU if there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(
+            f"learner.device: {device!r} is no device; use auto, cpu, cuda or cuda:N."
+        ) from None
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            "learner.device: a GPU is asked for, but PyTorch sees none; check nvidia-smi, or set"
+            " the device to auto or cpu."
+        )
+    return picked
+
+
+def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
+    if name in models:
+        folder = Path(models[name]).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UnavailableError(
+                f"models.{name}: {folder} holds no model (config.json is missing).",
+                reason="model_unavailable",
+            )
+        return folder
+    if name.count("/") != 1 or name.startswith(("/", ".")):
+        raise UnavailableError(
+            f"model '{name}' is not known here; map it to a folder under [models], or give a hub"
+            " name such as lerobot/smolvla_base.",
+            reason="model_unavailable",
+        )
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        pass  # not fetched before
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:  # the hub's errors are of many kinds
+        raise UnavailableError(
+            f"model '{name}' is not on this machine and could not be fetched from the hub"
+            f" ({type(error).__name__}); check the name and the network, or map it to a folder"
+            " under [models].",
+            reason="hub_unreachable",
+        ) from error
+
+
+def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
+    try:
+        config = PreTrainedConfig.from_pretrained(folder)
+    except Exception as error:  # draccus and the hub raise many kinds
+        raise UnavailableError(
+            f"{folder}: the model's config.json cannot be read ({type(error).__name__}).",
+            reason="model_unavailable",
+        ) from error
+    if config.type != policy:
+        raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{config.type}'.")
+    return config
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """LeRobot prints while it builds a policy; a service's log is no place for it."""
+    if os.environ.get("ZK0D_DEBUG"):
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

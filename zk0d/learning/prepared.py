@@ -1,0 +1,72 @@
+"""A dataset made ready for one policy: frames decoded or embedded, unusable ones counted out."""
+
+from __future__ import annotations
+
+from zk0d.config.machine import CacheSettings
+from zk0d.errors import DataError
+from zk0d.learning.batches import PolicyBatches, RecordedBatches
+from zk0d.learning.frames import BadFrames, FeatureCache, FrameBudget, PixelCache
+from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.recordings import Recordings
+from zk0d.learning.spec import check_fit
+from zk0d.learning.statistics import Statistics
+
+
+class PreparedRecordings:
+    """What stays in memory between the rounds of a run.
+
+    Parameters
+    ----------
+    cache
+        How much memory frames may take, and whether a frozen encoder's outputs replace them.
+    max_bad_frames
+        How many frames may be unusable.
+
+    Attributes
+    ----------
+    usable
+        Rows to sample from, int64, shape ``(n,)``.
+    bad
+        Unusable frames, bool, shape ``(frames,)``.
+
+    Raises
+    ------
+    DataError
+        If the recordings do not fit the policy, or too many of their frames cannot be used.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        policy: LoadedPolicy,
+        cache: CacheSettings,
+        max_bad_frames: int = 0,
+    ) -> None:
+        check_fit(recordings.summary, policy.spec, where=recordings.uri)
+        self.recordings = recordings
+        self.policy = policy
+        frames = BadFrames(recordings, max_bad_frames)
+        budget = FrameBudget.of_gib(cache.memory_gib, cache.folder)
+        pixels = None
+        self.features = None
+        if cache.vision_features and policy.frozen_vision:
+            self.features = FeatureCache(recordings, frames, budget, policy.embed_images)
+        else:
+            pixels = PixelCache(recordings, frames, budget)
+        self.recorded = RecordedBatches(recordings, pixels, policy.config)
+        self.bad = frames.bad
+        self.usable = self.recorded.usable(frames.bad)
+        if not len(self.usable):
+            raise DataError(f"{recordings.uri}: not one frame can be used; record it again.")
+        self._batches: tuple[str, PolicyBatches] | None = None
+
+    def batches(self, statistics: Statistics) -> PolicyBatches:
+        """Batches normalized with ``statistics``; prepared anew only when these change."""
+        if self._batches is None or self._batches[0] != statistics.sha256:
+            made = PolicyBatches(self.recorded, self.policy, statistics, self.features)
+            self._batches = (statistics.sha256, made)
+        return self._batches[1]
+
+    def statistics(self) -> Statistics:
+        """Statistics of state and action over the good frames."""
+        return self.recordings.statistics(~self.bad)

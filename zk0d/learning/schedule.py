@@ -1,0 +1,30 @@
+"""The learning rate, as a function of the run's global step. No torch.
+
+The server sends the schedule and the global step with every round, so no round starts it anew and
+a late joiner is in step with the others.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from zk0d.config.base import Settings
+
+
+class CosineSchedule(Settings):
+    """Linear warm-up to ``peak``, then one cosine to ``end`` over the rest of the run."""
+
+    peak: PositiveFloat
+    end: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    total_steps: PositiveInt
+
+    def rate(self, step: int) -> float:
+        """The learning rate of global step ``step`` (the first is 0)."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        span = max(1, self.total_steps - 1 - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / span)
+        return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))

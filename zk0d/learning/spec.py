@@ -1,0 +1,87 @@
+"""What a run's policy is, said so that two machines can tell whether they mean the same one.
+
+No torch here: the server reads and sends these.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from zk0d.config.base import Settings
+from zk0d.errors import DataError
+
+MAX_STATE_WIDTH = 32  # SmolVLA pads states and actions to this; a wider one does not fit
+
+
+class PolicySpec(Settings):
+    """A policy by name, shape and content; never by path.
+
+    The coordinator's evaluator fills it in, every learner builds the policy from it and compares
+    ``sha256``, so that a different base model or library version is an error and no silent drift.
+    """
+
+    policy: Literal["smolvla", "act"]
+    model_name: str
+    seed: int
+    fps: PositiveInt = Field(description="Frames per second that the action chunk is made for.")
+    state_width: PositiveInt
+    action_width: PositiveInt
+    cameras: dict[str, tuple[int, int, int]] = Field(
+        description="Camera names of the policy with channels, height, width."
+    )
+    sha256: str = Field("", description="Hash of every weight, frozen ones too, before training.")
+
+
+class RecordingsSummary(Settings):
+    """What a dataset looks like from outside, with the node's camera names already mapped."""
+
+    episodes: PositiveInt
+    frames: PositiveInt
+    fps: PositiveInt
+    state_width: PositiveInt
+    action_width: PositiveInt
+    cameras: dict[str, tuple[int, int, int]]
+    robot_type: str = "unknown"
+
+
+def check_fit(recordings: RecordingsSummary, spec: PolicySpec, where: str) -> None:
+    """Refuse recordings that the policy would accept in silence and learn nonsense from.
+
+    Raises
+    ------
+    DataError
+        Naming the first of: frame rate, state or action width, unknown or missing camera.
+    """
+    if recordings.fps != spec.fps:
+        raise DataError(
+            f"{where}: recorded at {recordings.fps} frames per second, the policy's is {spec.fps};"
+            f" an action chunk would span another time. Record or resample at {spec.fps}."
+        )
+    for what, have, want in (
+        ("state", recordings.state_width, spec.state_width),
+        ("action", recordings.action_width, spec.action_width),
+    ):
+        if have > MAX_STATE_WIDTH:
+            raise DataError(
+                f"{where}: the {what} has {have} values, a policy takes at most {MAX_STATE_WIDTH}."
+            )
+        if have != want:
+            raise DataError(
+                f"{where}: the {what} has {have} values, the run's policy takes {want};"
+                " join a run for this robot."
+            )
+    unknown = sorted(set(recordings.cameras) - set(spec.cameras))
+    if unknown:
+        raise DataError(
+            f"{where}: the policy does not know camera '{unknown[0]}' (it knows"
+            f" {', '.join(sorted(spec.cameras))}); map it under [cameras] in this node's settings,"
+            ' or to "" to leave it out.'
+        )
+    missing = sorted(set(spec.cameras) - set(recordings.cameras))
+    if missing and (spec.policy == "act" or not recordings.cameras):
+        raise DataError(
+            f"{where}: the policy needs camera '{missing[0]}', the recordings have"
+            f" {', '.join(sorted(recordings.cameras)) or 'none'}; map one to it under [cameras]."
+        )

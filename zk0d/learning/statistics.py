@@ -1,0 +1,128 @@
+"""Normalization statistics: asked for once, merged once, sent by hash. numpy only.
+
+A policy that is trained with one set and run with another fails, so a run has one set, for every
+node, and the release carries it. Quantiles are left out: they cannot be merged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from zk0d.config.base import Settings
+from zk0d.errors import Zk0dError
+
+#: A standard deviation below this is a motor that did not move: dividing by it would blow noise up.
+MIN_STD = 1e-2
+
+
+class FeatureStatistics(Settings):
+    """Count, mean, standard deviation, minimum and maximum of one feature, per component."""
+
+    count: PositiveInt
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lengths = {len(self.mean), len(self.std), len(self.min), len(self.max)}
+        if len(lengths) != 1 or not all(
+            np.isfinite(v).all() for v in (self.mean, self.std, self.min, self.max)
+        ):
+            raise ValueError("mean, std, min and max must be finite and of one length")
+        if min(self.std) < 0:
+            raise ValueError("a standard deviation is negative")
+        return self
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Self:
+        """Statistics of ``values``, shape ``(frames, width)``, population standard deviation."""
+        values = np.asarray(values, dtype=np.float64)
+        return cls(
+            count=len(values),
+            mean=tuple(values.mean(0).tolist()),
+            std=tuple(values.std(0).tolist()),
+            min=tuple(values.min(0).tolist()),
+            max=tuple(values.max(0).tolist()),
+        )
+
+
+class Statistics(Settings):
+    """Statistics of a policy's numeric inputs and outputs."""
+
+    features: dict[str, FeatureStatistics]
+    nodes: NonNegativeInt = 1
+
+    @property
+    def sha256(self) -> str:
+        """Names this exact set."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def for_training(self) -> dict[str, dict[str, NDArray[np.float32]]]:
+        """The set as LeRobot's processors take it: float32, standard deviations bounded below."""
+        return {
+            name: {
+                "mean": np.asarray(feature.mean, dtype=np.float32),
+                "std": np.asarray(feature.std, dtype=np.float32).clip(MIN_STD),
+                "min": np.asarray(feature.min, dtype=np.float32),
+                "max": np.asarray(feature.max, dtype=np.float32),
+            }
+            for name, feature in self.features.items()
+        }
+
+
+def merge(sets: Iterable[Statistics]) -> Statistics:
+    """The statistics of all frames together (parallel variance, Chan, Golub, LeVeque 1983).
+
+    Raises
+    ------
+    Zk0dError
+        If there is nothing to merge, or two sets do not speak of the same features and widths.
+    """
+    parts = list(sets)
+    if not parts:
+        raise Zk0dError(
+            "no node shared its statistics, so nothing can be normalized; at least one must"
+            " (share-statistics in its settings).",
+            reason="no_statistics",
+        )
+    names = set(parts[0].features)
+    if any(set(part.features) != names for part in parts):
+        raise Zk0dError(
+            "the nodes' statistics are of different features and cannot be merged.",
+            reason="statistics_mismatch",
+        )
+    return Statistics(
+        features={name: _merge_feature(name, [p.features[name] for p in parts]) for name in names},
+        nodes=len(parts),
+    )
+
+
+def _merge_feature(name: str, parts: list[FeatureStatistics]) -> FeatureStatistics:
+    if len({len(part.mean) for part in parts}) != 1:
+        raise Zk0dError(
+            f"the nodes' statistics of '{name}' differ in width and cannot be merged.",
+            reason="statistics_mismatch",
+        )
+    count = np.array([part.count for part in parts], dtype=np.float64)[:, None]
+    mean = np.array([part.mean for part in parts])
+    variance = np.array([part.std for part in parts]) ** 2
+    total = count.sum()
+    merged = (count * mean).sum(0) / total
+    spread = (count * (variance + (mean - merged) ** 2)).sum(0) / total
+    return FeatureStatistics(
+        count=int(total),
+        mean=tuple(merged.tolist()),
+        std=tuple(np.sqrt(spread).tolist()),
+        min=tuple(np.min([part.min for part in parts], axis=0).tolist()),
+        max=tuple(np.max([part.max for part in parts], axis=0).tolist()),
+    )

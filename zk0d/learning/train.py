@@ -1,0 +1,219 @@
+"""The training loop: one round of local steps, readable in one sitting.
+
+The loop of LeRobot's trainer (forward, backward, clip, AdamW) with three differences: the learning
+rate is a function of the run's global step, Adam's moments outlive the round, and FedProx can pull
+towards the global weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zk0d.errors import DataError, Zk0dError
+from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.schedule import CosineSchedule
+
+ADAM_BETAS = (0.9, 0.95)  # LeRobot's preset for SmolVLA
+ADAM_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What to do in one round.
+
+    ``first_step`` is the global step before the round; ``seed`` fixes sampling and noise.
+    ``max_bad_batches`` is how many batches may give a loss that is no number.
+    """
+
+    steps: int
+    batch_size: int
+    first_step: int
+    schedule: CosineSchedule
+    seed: int
+    grad_clip_norm: float = 10.0
+    proximal_mu: float = 0.0
+    max_bad_batches: int = 5
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Means over the round's steps. ``samples`` is what the update weighs."""
+
+    steps: int
+    samples: int
+    loss: float
+    policy_loss: float
+    proximal_loss: float
+    grad_norm: float
+    learning_rate: float
+    bad_batches: int
+    seconds: float
+
+
+class Stopped(Zk0dError):
+    """Training was told to stop (deadline, or nobody waits for the result any more)."""
+
+    default_reason = "stopped"
+
+
+class Proximal:
+    """FedProx's pull towards the weights the round began with.
+
+    The term (mu/2) * ||w - w_global||^2 (Li et al. 2020, MLSys) is added as its gradient,
+    mu * (w - w_global), after backward and before clipping: no graph, a few fused kernels.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], mu: float) -> None:
+        self._parameters = parameters
+        self._mu = mu
+        self._anchor = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the pull to the gradients that are there."""
+        pulled = [
+            (parameter.grad, parameter.detach(), anchor)
+            for parameter, anchor in zip(self._parameters, self._anchor, strict=True)
+            if parameter.grad is not None
+        ]
+        grads, weights, anchors = (list(part) for part in zip(*pulled, strict=True))
+        torch._foreach_add_(grads, torch._foreach_sub(weights, anchors), alpha=self._mu)
+
+    @torch.no_grad()
+    def value(self) -> float:
+        """The term itself, for the log."""
+        weights = [parameter.detach() for parameter in self._parameters]
+        norms = torch._foreach_norm(torch._foreach_sub(weights, self._anchor))
+        return 0.5 * self._mu * float(torch.stack(norms).square().sum())
+
+
+class Moments:
+    """Adam's moments, kept between rounds, with the state the newest round began from.
+
+    A round that is repeated (the coordinator came back) starts from the same moments as the first
+    time; moments of another run are dropped.
+    """
+
+    def __init__(self, loaded: LoadedPolicy) -> None:
+        self._optimizer = torch.optim.AdamW(
+            list(loaded.trainable().values()),
+            lr=0.0,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+        )
+        self._run: str | None = None
+        self._round = 0
+        self._before: dict[torch.Tensor, dict[str, Any]] = {}
+
+    def begin(self, run: str, round_: int, weight_decay: float) -> torch.optim.Optimizer:
+        """The optimizer, with the moments with which ``round_`` of ``run`` begins."""
+        if run != self._run or round_ < self._round:
+            self._optimizer.state.clear()
+        elif round_ == self._round:
+            self._optimizer.state.clear()
+            self._optimizer.state.update(_copied(self._before))
+        self._run, self._round = run, round_
+        self._before = _copied(self._optimizer.state)
+        for group in self._optimizer.param_groups:
+            group["weight_decay"] = weight_decay
+        return self._optimizer
+
+
+def _copied(
+    state: Mapping[torch.Tensor, dict[str, Any]],
+) -> dict[torch.Tensor, dict[str, Any]]:
+    return {
+        parameter: {name: value.clone() for name, value in values.items()}
+        for parameter, values in state.items()
+    }
+
+
+def train(
+    loaded: LoadedPolicy,
+    batches: PolicyBatches,
+    usable: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    plan: StepPlan,
+    *,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    check: Callable[[], None] = lambda: None,
+) -> TrainResult:
+    """Take ``plan.steps`` optimizer steps on the policy's trainable weights, in place.
+
+    Parameters
+    ----------
+    optimizer
+        AdamW over the trainable weights, from :meth:`Moments.begin`.
+    usable
+        Rows to sample from, int64, shape ``(n,)``.
+    on_step
+        Called after each step with its number (from 1) and loss.
+    check
+        Called before each step; raises to end the training (:class:`Stopped`).
+
+    Raises
+    ------
+    DataError
+        If more than ``plan.max_bad_batches`` batches give a loss that is not finite.
+    """
+    policy, parameters = loaded.policy, list(loaded.trainable().values())
+    proximal = Proximal(parameters, plan.proximal_mu) if plan.proximal_mu else None
+    sampler = np.random.default_rng(plan.seed)
+    torch.manual_seed(plan.seed)
+    images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
+    policy.train()
+    optimizer.zero_grad()
+    loss_sum = norm_sum = 0.0
+    proximal_values: list[float] = []
+    bad = step = 0
+    rate = 0.0
+    started = time.perf_counter()
+    with images:
+        while step < plan.steps:
+            check()
+            chosen = usable[torch.from_numpy(sampler.integers(len(usable), size=plan.batch_size))]
+            loss, _ = policy.forward(batches.batch(chosen))
+            value = loss.item()
+            if not np.isfinite(value):
+                bad += 1
+                if bad > plan.max_bad_batches:
+                    raise DataError(
+                        f"{batches.recorded.recordings.uri}: {bad} batches gave a loss that is no"
+                        " number; the recordings hold wild values or the learning rate is too high."
+                    )
+                continue
+            loss.backward()
+            if proximal:
+                proximal.add_gradient()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip_norm)
+            rate = plan.schedule.rate(plan.first_step + step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            loss_sum += value
+            norm_sum += float(norm)
+            if proximal and (step % 10 == 0 or step == plan.steps):
+                proximal_values.append(proximal.value())
+            on_step(step, value)
+    proximal_loss = sum(proximal_values) / max(1, len(proximal_values))
+    return TrainResult(
+        steps=step,
+        samples=step * plan.batch_size,
+        loss=loss_sum / step + proximal_loss,
+        policy_loss=loss_sum / step,
+        proximal_loss=proximal_loss,
+        grad_norm=norm_sum / step,
+        learning_rate=rate,
+        bad_batches=bad,
+        seconds=time.perf_counter() - started,
+    )
