@@ -1,0 +1,251 @@
+"""Fakes for the round engine: a grid with a clock of its own, and nodes that answer as told.
+
+They stand for Flower's grid and for learners, so that a round with a deadline of an hour takes a
+moment; the real ones are in tests/demo and test_in_process.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from zk0d.federation.envelope import from_record, to_record
+from zk0d.federation.messages import (
+    DatasetResult,
+    Evaluate,
+    EvaluateReply,
+    Query,
+    QueryReply,
+    Refusal,
+    Start,
+    StartReply,
+    Train,
+    TrainReply,
+)
+from zk0d.federation.update import Payload
+from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.statistics import FeatureStatistics, Statistics
+
+NEVER = float("inf")
+SPEC = PolicySpec(
+    policy="act", model_name="tiny", seed=0, fps=30, state_width=2, action_width=2, cameras={}
+)
+SUMMARY = RecordingsSummary(
+    episodes=2, frames=20, fps=30, state_width=2, action_width=2, cameras={}
+)
+STATISTICS = Statistics(
+    features={
+        name: FeatureStatistics.of(np.arange(6.0).reshape(3, 2))
+        for name in ("action", "observation.state")
+    }
+)
+
+
+def first_weights() -> dict[str, np.ndarray]:
+    return {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
+
+
+@dataclass
+class FakeNode:
+    """A node; ``train`` and ``query`` may be replaced to misbehave."""
+
+    name: str
+    step: float = 1.0  #: what it adds to every weight in a round
+    seconds: float = 5.0
+    online: bool = True
+    activated: float = 0.0
+    shares: bool = True
+    trained: list[Train] = field(default_factory=list)
+    queried: int = 0
+    train: Callable[[FakeNode, Train, Payload], tuple[RecordDict | None, float]] | None = None
+    query: Callable[[FakeNode, Query], tuple[RecordDict | None, float]] | None = None
+
+    def answer_query(self, task: Query) -> tuple[RecordDict | None, float]:
+        self.queried += 1
+        if self.query is not None:
+            return self.query(self, task)
+        return to_record(self.query_reply()), self.seconds
+
+    def query_reply(self) -> QueryReply:
+        return QueryReply(
+            name=self.name,
+            recordings=SUMMARY,
+            usable_frames=20,
+            statistics=STATISTICS if self.shares else None,
+        )
+
+    def answer_train(self, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        self.trained.append(task)
+        if self.train is not None:
+            return self.train(self, task, payload)
+        return self.update(task, payload), self.seconds
+
+    def update(
+        self,
+        task: Train,
+        payload: Payload,
+        change: Callable[[Any], Any] = lambda a: a,
+        **facts: Any,
+    ) -> RecordDict:
+        """A plausible answer; ``change`` alters the arrays, ``facts`` the numbers."""
+        arrays = {n: np.full_like(a, self.step) for n, a in payload.arrays().items()}
+        reply = {
+            "name": self.name,
+            "round": task.round,
+            "base": task.base,
+            "steps": task.steps,
+            "samples": task.steps * task.batch_size,
+            "loss": 0.5,
+            "policy_loss": 0.5,
+            "proximal_loss": 0.0,
+            "grad_norm": 1.0,
+            "update_norm": 1.0,
+            "learning_rate": 1e-3,
+            **facts,
+        }
+        return to_record(TrainReply.model_validate(reply), Payload.of(change(arrays), "delta"))
+
+
+def refuse(reason: str) -> Callable[..., tuple[RecordDict, float]]:
+    """A node that refuses for ``reason``."""
+    return lambda *_: (to_record(Refusal(reason=reason, message=f"because of {reason}")), 1.0)
+
+
+def silent(*_: Any) -> tuple[None, float]:
+    """A node that never answers."""
+    return None, NEVER
+
+
+class FakeGrid(Grid):
+    """Answers become available as the clock advances; only ``sleep`` advances it."""
+
+    def __init__(self, nodes: Iterable[FakeNode]) -> None:
+        self.nodes = dict(enumerate(nodes, 1))
+        self.now = 1000.0
+        self.pulled_at_once = 0
+        self.events: list[tuple[float, Callable[[], None]]] = []
+        self._ids = itertools.count(1)
+        self._answers: dict[str, tuple[float, Message]] = {}
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for event in [e for e in self.events if e[0] <= self.now]:
+            self.events.remove(event)
+            event[1]()
+
+    def at(self, seconds: float, event: Callable[[], None]) -> None:
+        """Let something happen so many seconds after the start."""
+        self.events.append((1000.0 + seconds, event))
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        return None
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def get_nodes(self) -> list[Any]:
+        from datetime import UTC, datetime
+
+        return [
+            SimpleNamespace(
+                node_id=number,
+                status="online" if node.online else "offline",
+                name=node.name,
+                public_key=node.name.encode(),
+                last_activated_at=datetime.fromtimestamp(node.activated, UTC).isoformat()
+                if node.activated
+                else "",
+            )
+            for number, node in self.nodes.items()
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            number = message.metadata.dst_node_id
+            node = self.nodes[number]
+            name = f"m{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = name
+            ids.append(name)
+            copied = RecordDict(dict(message.content.items()))
+            if message.metadata.message_type == "query":
+                record, seconds = node.answer_query(from_record(copied, Query)[0])
+            else:
+                task, payload = from_record(_copied(message.content), Train)
+                assert payload is not None
+                record, seconds = node.answer_train(task, payload)
+            TaskIdentity.node_id = number
+            if record is None:
+                continue
+            answer = Message(record, reply_to=message)
+            self._answers[name] = (self.now + seconds, answer)
+        TaskIdentity.node_id = 1
+        return ids
+
+    def fail(self, name: str, reason: str) -> None:
+        """Let Flower answer with an error in place of the node."""
+        due, answer = self._answers[name]
+        self._answers[name] = (due, Message(Error(code=2, reason=reason), reply_to=answer))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        ready = [i for i in message_ids if i in self._answers and self._answers[i][0] <= self.now]
+        self.pulled_at_once = max(self.pulled_at_once, len(ready))
+        return [self._answers.pop(i)[1] for i in ready]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: Any = None
+    ) -> list[Message]:
+        raise NotImplementedError
+
+
+def _copied(record: RecordDict) -> RecordDict:
+    """Reading takes a record's payload out; the others still need it."""
+    from flwr.app import ArrayRecord
+
+    copy = RecordDict(dict(record.items()))
+    if "payload" in copy:
+        copy["payload"] = ArrayRecord(dict(record["payload"].items()))  # type: ignore[union-attr]
+    return copy
+
+
+@dataclass
+class FakeEvaluator:
+    """Stands for the learner beside the server."""
+
+    losses: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    start_errors: list[Exception] = field(default_factory=list)
+
+    def start(self, task: Start) -> tuple[StartReply, Payload]:
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        return StartReply(spec=SPEC), Payload.of(first_weights(), "weights")
+
+    def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply:
+        if self.error is not None:
+            raise self.error
+        self.rounds.append(task.round)
+        self.bases.append(weights.manifest.sha256)
+        loss = float(weights.arrays()["a"].mean())
+        self.losses.append(loss)
+        return EvaluateReply(datasets=(DatasetResult(name="x", loss=loss, frames=4),))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flwr.app import RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zk0d.federation import body
+from zk0d.federation.body import BodyReader, require_payload, write_body
+from zk0d.federation.envelope import Refused, from_record, to_record
+from zk0d.federation.messages import Refusal, Start, TrainReply
+from zk0d.federation.update import Payload, UpdateError
+
+TASK = Start(policy="act", model_name="tiny", seed=3)
+
+
+def payload(values: int = 10) -> Payload:
+    return Payload.of({"w": np.arange(values, dtype=np.float32)}, "weights")
+
+
+def written(with_payload: Payload | None = None) -> bytes:
+    return b"".join(write_body(TASK, with_payload))
+
+
+@given(st.lists(st.integers(0, 400), max_size=6))
+def test_a_body_is_read_however_it_is_cut(cuts: list[int]) -> None:
+    content = written(payload())
+    places = sorted({0, *cuts, len(content)})
+    reader = BodyReader()
+    for start, end in itertools.pairwise(places):
+        reader.feed(content[start:end])
+    task, read = reader.finish(Start)
+    assert task == TASK
+    assert np.array_equal(require_payload(read).arrays()["w"], np.arange(10))
+
+
+def test_a_large_payload_keeps_its_chunks() -> None:
+    sent = payload(3_000_000)
+    reader = BodyReader()
+    for piece in write_body(TASK, sent):
+        reader.feed(piece)
+    _, read = reader.finish(Start)
+    assert require_payload(read).chunks == sent.chunks
+
+
+def test_safetensors_can_read_it() -> None:
+    loaded = safetensors.numpy.load(written(payload()))
+    assert loaded["000000"].tobytes() == np.arange(10, dtype=np.float32).tobytes()
+
+
+def test_a_message_without_tensors() -> None:
+    reader = BodyReader()
+    reader.feed(written())
+    task, read = reader.finish(Start)
+    assert task == TASK
+    assert read is None
+    with pytest.raises(Exception, match="came without its tensors"):
+        require_payload(read)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**40),
+        struct.pack("<Q", 2) + b"no",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}",
+        written(payload()) + b"more",
+    ],
+)
+def test_what_is_no_body(content: bytes) -> None:
+    reader = BodyReader()
+    with pytest.raises(UpdateError):
+        reader.feed(content)
+
+
+@pytest.mark.parametrize("length", [0, 4, 20, -1])
+def test_a_body_that_ends_early(length: int) -> None:
+    reader = BodyReader()
+    reader.feed(written(payload())[:length])
+    with pytest.raises(UpdateError, match="ends too early"):
+        reader.finish(Start)
+
+
+def test_another_message_than_expected() -> None:
+    reader = BodyReader()
+    reader.feed(written())
+    with pytest.raises(UpdateError) as error:
+        reader.finish(Refusal)
+    assert error.value.reason == "protocol_mismatch"
+
+
+def test_chunks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = written(payload())
+    monkeypatch.setattr(body, "CHUNK_BYTES", 39)
+    with pytest.raises(UpdateError, match="no message of zk0d"):
+        BodyReader().feed(content)
+
+
+def test_the_whole_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = written(payload())
+    monkeypatch.setattr(body, "MAX_BODY_BYTES", 39)
+    with pytest.raises(UpdateError, match="no message of zk0d"):
+        BodyReader().feed(content)
+
+
+def test_overlapping_chunks_are_refused() -> None:
+    header = json.dumps(
+        {
+            "__metadata__": {"kind": "Start", "body": TASK.model_dump_json()},
+            "000000": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+            "000001": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]},
+        }
+    ).encode()
+    with pytest.raises(UpdateError):
+        BodyReader().feed(struct.pack("<Q", len(header)) + header + b"123456")
+
+
+def test_a_message_travels_in_flowers_records() -> None:
+    task, read = from_record(to_record(TASK, payload()), Start)
+    assert task == TASK
+    assert np.array_equal(require_payload(read).arrays()["w"], np.arange(10))
+
+
+def test_reading_takes_the_payload_out_of_the_record() -> None:
+    record = to_record(TASK, payload())
+    from_record(record, Start)
+    assert "payload" not in record
+
+
+def test_a_refusal_is_raised_with_its_reason() -> None:
+    with pytest.raises(Refused) as error:
+        from_record(to_record(Refusal(reason="data_error", message="no frames")), Start)
+    assert (error.value.reason, error.value.message) == ("data_error", "no frames")
+
+
+def test_foreign_records_are_refused() -> None:
+    with pytest.raises(UpdateError, match="not zk0d's"):
+        from_record(RecordDict(), Start)
+    with pytest.raises(UpdateError, match="different versions"):
+        from_record(to_record(TASK), TrainReply)
+    lacking = to_record(TASK, payload())
+    del lacking["payload"]
+    with pytest.raises(UpdateError, match="payload is missing"):
+        from_record(lacking, Start)
+
+
+def test_another_protocol_is_refused() -> None:
+    record = to_record(TASK)
+    text = str(record["message"]["body"])  # type: ignore[index]
+    record["message"]["body"] = text.replace('"protocol":1', '"protocol":2')  # type: ignore[index]
+    with pytest.raises(UpdateError) as error:
+        from_record(record, Start)
+    assert error.value.reason == "protocol_mismatch"

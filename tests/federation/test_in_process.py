@@ -1,0 +1,440 @@
+"""The real apps, learners and policies, without a SuperLink: messages go from hand to hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from tests.federation.fakes import _copied
+from tests.serving import served
+from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.run import run_settings
+from zk0d.errors import ConfigError, Zk0dError
+from zk0d.federation import client_app, server_app
+from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.federation.learner_client import LearnerClient, LearnerError
+from zk0d.federation.messages import Evaluate, Query, Start, Train
+from zk0d.federation.rounds import RunFailed
+from zk0d.federation.update import Payload
+from zk0d.learner.contributor import Contributor, round_seed
+from zk0d.learner.evaluator import CoordinatorEvaluator
+from zk0d.learning.statistics import Statistics
+
+SETTINGS: dict[str, Any] = {
+    "policy": "smolvla",
+    "model-name": "tiny",
+    "num-server-rounds": 2,
+    "local-steps": 12,
+    "batch-size": 16,
+    "initial-lr": 2e-3,
+    "warmup-steps": 4,
+    "node-wait": 30.0,
+    "eval-frames": 40,
+    "eval-rollouts": 2,
+}
+
+
+class DirectGrid(Grid):
+    """Runs the ClientApp at once, in this process, for every message."""
+
+    def __init__(self, sockets: dict[str, Path]) -> None:
+        self._sockets = dict(enumerate(sockets.items(), 1))
+        self._answers: dict[str, Message] = {}
+        self._ids = itertools.count(1)
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        return None
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._sockets)
+
+    def get_nodes(self) -> list[Any]:
+        return [
+            SimpleNamespace(node_id=number, status="online", name=name)
+            for number, (name, _) in self._sockets.items()
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            name = f"m{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = name
+            number = message.metadata.dst_node_id
+            context = Context(
+                run_id=1,
+                node_id=number,
+                node_config={client_app.SOCKET_KEY: str(self._sockets[number][1])},
+                state=RecordDict(),
+                run_config={},
+            )
+            message.content = _copied(message.content)
+            TaskIdentity.node_id = number
+            self._answers[name] = client_app.app(message, context)
+            TaskIdentity.node_id = 1
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._answers.pop(i) for i in list(message_ids) if i in self._answers]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: Any = None
+    ) -> list[Message]:
+        raise NotImplementedError
+
+
+class Lab:
+    """A coordinator and contributors in this process."""
+
+    def __init__(self, folder: Path, recordings: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.recordings = recordings
+        self._stack = stack
+        self.sockets: dict[str, Path] = {}
+        self.server = ServerSettings.parse(
+            {
+                "state": str(folder),
+                "evaluation": [
+                    {
+                        "name": "held-out",
+                        "dataset-uri": f"local:{recordings}",
+                        "simulator": "soreach",
+                        "sector": [0, 2],
+                    }
+                ],
+                "evaluator": {"socket": str(folder / "evaluator.sock"), "device": "cpu"},
+                "poll-interval": 0.05,
+            },
+            where="test",
+        )
+        evaluator = CoordinatorEvaluator(self.server)
+        evaluator.open()
+        stack.enter_context(served(evaluator, self.server.evaluator.socket))
+
+    def contribute(self, name: str, **settings: Any) -> ClientSettings:
+        client = ClientSettings.parse(
+            {
+                "name": name,
+                "dataset-uri": f"local:{self.recordings}",
+                "learner": {"socket": str(self.folder / f"{name}.sock"), "device": "cpu"},
+                **settings,
+            },
+            where="test",
+        )
+        contributor = Contributor(client)
+        contributor.open()
+        self.sockets[name] = self._stack.enter_context(served(contributor, client.learner.socket))
+        return client
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[dict[str, Any]]:
+        config = self.folder / "server.toml"
+        config.write_text(
+            f'state = "{self.folder}"\npoll-interval = 0.05\n'
+            f'[evaluator]\nsocket = "{self.server.evaluator.socket}"\n'
+        )
+        monkeypatch.setenv(server_app.CONFIG_VARIABLE, str(config))
+        flat = run_settings({**SETTINGS, **settings}).to_flat()
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
+        try:
+            server_app.app(DirectGrid(self.sockets), context)
+        finally:
+            self.lines = list(read_journal(self.folder / "runs" / "1"))
+        return self.lines
+
+    def client(self, name: str) -> LearnerClient:
+        return LearnerClient(self.sockets[name])
+
+
+@pytest.fixture
+def lab(tmp_path: Path, recordings_folder: Path) -> Iterator[Lab]:
+    with ExitStack() as stack:
+        yield Lab(tmp_path, recordings_folder, stack)
+
+
+def test_a_federation_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute("left")
+    lab.contribute("right")
+    lines = lab.run(monkeypatch)
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    losses = [line["evaluation"]["loss"] for line in committed]
+    assert losses[2] < losses[1] < losses[0]
+    assert committed[2]["evaluation"]["datasets"][0]["rollouts"] == 2
+    assert committed[2]["evaluation"]["datasets"][0]["frames"] == 40
+    assert [node["node"] for node in committed[1]["nodes"]] == ["left", "right"]
+    assert {node["samples"] for node in committed[1]["nodes"]} == {12 * 16}
+    assert set(committed[1]["nodes"][0]["seconds"]) == {"load", "train", "encode"}
+    assert committed_rounds(lab.folder / "runs" / "1") == [0, 1, 2]
+
+
+def test_a_run_repeats_bit_by_bit(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lab.contribute("left")
+    lab.contribute("right")
+    weights = []
+    for _ in range(2):
+        lab.run(monkeypatch)
+        rounds = lab.folder / "runs" / "1" / "rounds"
+        weights.append((rounds / "00002" / "global.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_act_trains_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute("left")
+    lines = lab.run(
+        monkeypatch,
+        **{
+            "policy": "act",
+            "num-server-rounds": 1,
+            "local-steps": 2,
+            "batch-size": 2,
+            "min-fit-clients": 1,
+            "eval-frames": 4,
+            "eval-rollouts": 1,
+        },
+    )
+    assert lines[-1]["kind"] == "run.finished"
+    assert lines[-2]["bytes_up"] > 4 * 2**20, "a payload of several chunks"
+
+
+def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute("good", cameras={"top": "top"})
+    lab.contribute("bad", cameras={"top": "wrist"})
+    lines = lab.run(monkeypatch, **{"min-fit-clients": 1, "num-server-rounds": 1})
+    refused = next(line for line in lines if line["kind"] == "node.refused")
+    assert refused["node"] == "bad"
+    assert refused["reason"] == "data_error"
+    assert "does not know camera 'wrist' (it knows top)" in refused["message"]
+    assert any(line["kind"] == "node.left_out" for line in lines)
+
+
+def test_the_run_may_not_name_a_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute("left")
+    with pytest.raises(RunFailed):
+        lab.run(
+            monkeypatch,
+            **{"dataset-uri": "local:/etc", "min-fit-clients": 1, "node-wait": 0.5},
+        )
+    refused = next(line for line in lab.lines if line["kind"] == "node.refused")
+    assert refused["reason"] == "run_dataset_refused"
+
+
+def test_a_demo_node_takes_the_runs_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute(
+        "left",
+        **{
+            "dataset-uri": None,
+            "learner": {
+                "socket": str(lab.folder / "left.sock"),
+                "device": "cpu",
+                "accept-run-dataset": True,
+            },
+        },
+    )
+    lines = lab.run(
+        monkeypatch,
+        **{
+            "dataset-uri": f"local:{lab.recordings}",
+            "min-fit-clients": 1,
+            "num-server-rounds": 1,
+            "local-steps": 1,
+        },
+    )
+    assert lines[-1]["kind"] == "run.finished"
+
+
+def test_a_node_without_dataset_does_not_start() -> None:
+    contributor = Contributor(ClientSettings(name="left"))
+    with pytest.raises(ConfigError, match="dataset-uri is missing"):
+        contributor.open()
+
+
+def test_a_model_that_is_nowhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.contribute("left")
+    with pytest.raises(Zk0dError, match="could not be fetched from the hub"):
+        lab.run(monkeypatch, **{"model-name": "lerobot/smolvla_base"})
+    assert lab.lines[-1]["reason"] == "hub_unreachable"
+
+
+def test_unknown_run_settings_end_the_app(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lab.folder / "server.toml"
+    config.write_text(f'state = "{lab.folder}"\n')
+    monkeypatch.setenv(server_app.CONFIG_VARIABLE, str(config))
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"lokal-steps": 1}
+    )
+    with pytest.raises(ConfigError, match="did you mean 'local-steps'"):
+        server_app.app(DirectGrid({}), context)
+
+
+def started(lab: Lab) -> tuple[Any, Payload, Statistics]:
+    with LearnerClient(lab.server.evaluator.socket) as evaluator:
+        reply, weights = evaluator.start(Start(policy="smolvla", model_name="tiny", seed=1))
+    with lab.client("left") as client:
+        answer = client.query(Query(run="1", spec=reply.spec))
+    assert answer.statistics is not None
+    return reply.spec, weights, answer.statistics
+
+
+def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: Any) -> Train:
+    settings = run_settings({**SETTINGS, "local-steps": 2})
+    from zk0d.learning.schedule import CosineSchedule
+
+    facts: dict[str, Any] = {
+        "run": "1",
+        "round": 1,
+        "spec": spec,
+        "base": weights.manifest.sha256,
+        "statistics": statistics,
+        "statistics_sha256": statistics.sha256,
+        "steps": settings.local_steps,
+        "batch_size": 4,
+        "first_step": 0,
+        "schedule": CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=10),
+        "seed": 0,
+        "weight_decay": 0.0,
+        "grad_clip_norm": 10.0,
+        "proximal_mu": 0.0,
+        "deadline_seconds": 60.0,
+        **changes,
+    }
+    return Train.model_validate(facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"statistics_sha256": "0"}, "statistics_mismatch"),
+        ({"base": "0"}, "manifest_mismatch"),
+        ({"deadline_seconds": 1e-6}, "deadline"),
+    ],
+)
+def test_a_learner_checks_its_task(lab: Lab, changes: dict[str, Any], reason: str) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    with lab.client("left") as client, pytest.raises(LearnerError) as error:
+        client.train(train_task(spec, weights, statistics, **changes), weights)
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda arrays: arrays.pop(next(iter(arrays))), r"missing at the coordinator and \["),
+        (lambda arrays: arrays.update(extra=next(iter(arrays.values()))), "and missing here"),
+    ],
+)
+def test_a_learner_names_the_tensor_that_differs(
+    lab: Lab, change: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    arrays = weights.arrays()
+    change(arrays)
+    changed = Payload.of(arrays, "weights")
+    with lab.client("left") as client, pytest.raises(LearnerError, match=said) as error:
+        client.train(train_task(spec, changed, statistics), changed)
+    assert error.value.reason == "manifest_mismatch"
+
+
+def test_the_update_is_the_difference(lab: Lab) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    with lab.client("left") as client:
+        events: list[dict[str, Any]] = []
+        reply, update = client.train(train_task(spec, weights, statistics), weights, events.append)
+        again, repeated = client.train(train_task(spec, weights, statistics), weights)
+    weights.manifest.check_same_tensors(update.manifest)
+    assert reply.update_norm > 0
+    assert reply.base == weights.manifest.sha256
+    assert update.manifest.kind == "delta"
+    assert update.manifest == repeated.manifest, "a repeated round gives the same update"
+    assert again.policy_loss == reply.policy_loss
+    assert any(event["event"] == "progress" for event in events)
+
+
+def test_each_node_samples_its_own_frames() -> None:
+    seeds = {round_seed(0, r, name) for r in (1, 2) for name in ("left", "right")}
+    assert len(seeds) == 4
+    assert round_seed(0, 1, "left") == round_seed(0, 1, "left")
+
+
+def test_a_dataset_that_cannot_be_evaluated_is_missing(lab: Lab) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    arrays = {name: array.copy() for name, array in weights.arrays().items()}
+    next(iter(arrays.values())).fill(float("nan"))
+    broken = Payload.of(arrays, "weights")
+    task = Evaluate(
+        run="1",
+        round=1,
+        spec=spec,
+        base=broken.manifest.sha256,
+        statistics=statistics,
+        mode="full",
+        frames=10,
+        episodes=1,
+        rollouts=0,
+        seed=0,
+    )
+    with LearnerClient(lab.server.evaluator.socket) as evaluator:
+        reply = evaluator.evaluate(task, broken)
+        assert reply.loss is None
+        assert reply.success is None
+        assert reply.datasets[0].error == "the evaluation loss is not a number."
+        with pytest.raises(LearnerError) as error:
+            evaluator.evaluate(task.model_copy(update={"base": "0"}), weights)
+        assert error.value.reason == "manifest_mismatch"
+
+
+def test_evaluation_can_be_limited_to_episodes(lab: Lab) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+
+    def frames(**how: Any) -> int:
+        task = Evaluate.model_validate(
+            {
+                "run": "1",
+                "round": 1,
+                "spec": spec,
+                "base": weights.manifest.sha256,
+                "statistics": statistics,
+                "mode": "full",
+                "frames": 30,
+                "episodes": 0,
+                "rollouts": 0,
+                "seed": 0,
+                **how,
+            }
+        )
+        with LearnerClient(lab.server.evaluator.socket) as evaluator:
+            return evaluator.evaluate(task, weights).datasets[0].frames
+
+    whole = frames()
+    assert frames(episodes=2) < whole
+    assert frames(mode="quick") == 30
+
+
+def test_status_tells_what_is_loaded(lab: Lab) -> None:
+    lab.contribute("left")
+    with lab.client("left") as client:
+        assert client.status()["policy"] is None
+        started(lab)
+        assert client.status()["policy"] == "tiny"
+        assert client.status()["name"] == "left"

@@ -1,0 +1,456 @@
+"""The round engine against nodes that misbehave, with a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flwr.app import RecordDict
+
+from tests.federation.fakes import (
+    STATISTICS,
+    FakeEvaluator,
+    FakeGrid,
+    FakeNode,
+    refuse,
+    silent,
+)
+from zk0d.config.machine import ServerSettings
+from zk0d.config.run import run_settings
+from zk0d.errors import Zk0dError
+from zk0d.federation.envelope import to_record
+from zk0d.federation.journal import Journal, committed_rounds, read_journal
+from zk0d.federation.learner_client import LearnerError
+from zk0d.federation.messages import Train
+from zk0d.federation.rounds import Run, RunFailed
+from zk0d.federation.update import Payload
+
+Lines = list[dict[str, Any]]
+
+
+class World:
+    """A grid of fake nodes and a run on it."""
+
+    def __init__(self, folder: Path, nodes: list[FakeNode], **settings: Any) -> None:
+        self.grid = FakeGrid(nodes)
+        self.evaluator = FakeEvaluator()
+        self.folder = folder
+        self.settings = run_settings(
+            {
+                "num-server-rounds": 2,
+                "local-steps": 4,
+                "server-momentum": 0.0,
+                "round-deadline": 100.0,
+                "node-wait": 50.0,
+                **settings,
+            }
+        )
+
+    def run(self) -> Lines:
+        run = Run(
+            self.grid,
+            self.settings,
+            ServerSettings(state=self.folder),
+            Journal(self.folder, "1"),
+            self.evaluator,
+            clock=self.grid.clock,
+            sleep=self.grid.sleep,
+        )
+        try:
+            run.run()
+        finally:
+            self.lines = list(read_journal(self.folder))
+        return self.lines
+
+    def of(self, kind: str) -> Lines:
+        return [line for line in self.lines if line["kind"] == kind]
+
+    def weights(self, number: int) -> dict[str, np.ndarray]:
+        folder = self.folder / "rounds" / f"{number:05d}"
+        return safetensors.numpy.load_file(folder / "global.safetensors")
+
+
+Make = Callable[..., World]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Make:
+    return lambda nodes, **settings: World(tmp_path / "run", nodes, **settings)
+
+
+def test_a_run_of_two_nodes(world: Make) -> None:
+    made = world([FakeNode("a", step=1.0), FakeNode("b", step=3.0)], **{"keep-rounds": 9})
+    made.run()
+    assert [line["round"] for line in made.of("round.committed")] == [0, 1, 2]
+    assert np.allclose(made.weights(0)["a"], 0.0)
+    assert np.allclose(made.weights(1)["a"], 2.0), "the mean of 1 and 3"
+    assert np.allclose(made.weights(2)["b"], 5.0)
+    assert made.evaluator.rounds == [0, 1, 2]
+    assert made.lines[-1]["kind"] == "run.finished"
+    committed = made.of("round.committed")[1]
+    assert [node["node"] for node in committed["nodes"]] == ["a", "b"]
+    assert committed["samples"] == 2 * 4 * 32
+    assert committed["bytes_up"] == committed["bytes_down"] == 2 * 10 * 4
+    assert committed["nodes"][0]["update_norm"] == pytest.approx(np.sqrt(10))
+    assert committed["evaluation"]["loss"] == pytest.approx(2.0)
+    assert set(committed["seconds"]) == {"send", "collect", "aggregate", "evaluate"}
+
+
+def test_every_node_gets_the_same_task_with_a_running_step(world: Make) -> None:
+    nodes = [FakeNode("a"), FakeNode("b")]
+    world(nodes).run()
+    for first, second in zip(nodes[0].trained, nodes[1].trained, strict=True):
+        assert first == second
+    assert [task.first_step for task in nodes[0].trained] == [0, 4]
+    assert [task.round for task in nodes[0].trained] == [1, 2]
+    assert nodes[0].trained[0].schedule.total_steps == 8
+    assert nodes[0].trained[0].base != nodes[0].trained[1].base
+
+
+def test_statistics_are_asked_for_once_and_merged_once(world: Make) -> None:
+    nodes = [FakeNode("a"), FakeNode("b")]
+    made = world(nodes)
+    made.run()
+    assert [node.queried for node in nodes] == [1, 1]
+    sent = nodes[0].trained[0].statistics
+    assert sent.nodes == 2
+    assert sent.features["action"].count == 2 * STATISTICS.features["action"].count
+    assert made.of("statistics.merged")[0]["sha256"] == sent.sha256
+    assert (made.folder / "statistics.json").exists()
+
+
+def test_an_owner_may_keep_the_statistics(world: Make) -> None:
+    nodes = [FakeNode("a"), FakeNode("b", shares=False)]
+    made = world(nodes)
+    made.run()
+    assert made.of("statistics.merged")[0]["nodes"] == 1
+    assert len(nodes[1].trained) == 2, "it takes part all the same"
+
+
+def test_nobody_shares_statistics(world: Make) -> None:
+    made = world([FakeNode("a", shares=False), FakeNode("b", shares=False)])
+    with pytest.raises(Zk0dError, match="at least one must"):
+        made.run()
+    assert made.lines[-1]["kind"] == "run.failed"
+    assert made.lines[-1]["reason"] == "no_statistics"
+
+
+def test_updates_are_taken_one_at_a_time(world: Make) -> None:
+    made = world([FakeNode(str(i)) for i in range(8)])
+    made.run()
+    assert made.grid.pulled_at_once == 1
+
+
+def test_momentum_is_kept_with_the_round(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")], **{"server-momentum": 0.5})
+    made.run()
+    # V = 1, G = 1; V = 1.5, G = 2.5
+    assert np.allclose(made.weights(2)["a"], 2.5)
+    velocity = safetensors.numpy.load_file(
+        made.folder / "rounds" / "00002" / "momentum.safetensors"
+    )
+    assert np.allclose(velocity["a"], 1.5)
+
+
+def poison(change: Callable[[dict[str, Any]], Any]) -> Callable[..., tuple[RecordDict, float]]:
+    def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
+        def changed(arrays: dict[str, Any]) -> dict[str, Any]:
+            change(arrays)
+            return arrays
+
+        return node.update(task, payload, changed), 1.0
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda a: a["a"].fill(np.nan), "not_finite"),
+        (lambda a: a["a"].fill(np.inf), "not_finite"),
+        (lambda a: a.pop("a"), "manifest_mismatch"),
+        (lambda a: a.update(c=np.ones(2, np.float32)), "manifest_mismatch"),
+        (lambda a: a.update(a=np.ones((3, 2), np.float32)), "manifest_mismatch"),
+    ],
+)
+def test_a_poisoned_update_never_reaches_the_model(
+    world: Make, change: Callable[[Any], Any], reason: str
+) -> None:
+    nodes = [FakeNode("a"), FakeNode("b"), FakeNode("bad", train=poison(change))]
+    made = world(nodes)
+    made.run()
+    assert np.allclose(made.weights(2)["a"], 2.0)
+    refused = made.of("update.refused")
+    assert [(line["node"], line["reason"]) for line in refused] == [("bad", reason)] * 2
+    assert made.of("round.committed")[1]["refused"] == {"bad": reason}
+
+
+def test_a_replayed_update_is_refused(world: Make) -> None:
+    kept: list[RecordDict] = []
+
+    def replay(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
+        kept.append(node.update(task, payload))
+        return kept.pop(0) if len(kept) > 1 else node.update(task, payload), 1.0
+
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("old", train=replay)])
+    made.run()
+    assert [line["reason"] for line in made.of("update.refused")] == ["wrong_round"]
+
+
+def test_claimed_samples_are_bounded(world: Make) -> None:
+    def boast(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
+        return node.update(task, payload, samples=10**9), 1.0
+
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("boaster", step=99.0, train=boast)])
+    made.run()
+    assert np.allclose(made.weights(2)["a"], 2.0)
+    assert made.of("update.refused")[0]["reason"] == "implausible_samples"
+
+
+def test_samples_weigh(world: Make) -> None:
+    def half(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
+        return node.update(task, payload, samples=64, steps=2), 1.0
+
+    made = world([FakeNode("a", step=1.0), FakeNode("b", step=4.0, train=half)])
+    made.run()
+    assert np.allclose(made.weights(1)["a"], (2 * 1.0 + 4.0) / 3)
+
+
+def test_the_round_ends_at_its_deadline(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("slow", train=silent)])
+    made.run()
+    assert [line["reason"] for line in made.of("node.lost")] == ["deadline"] * 2
+    assert [line["round"] for line in made.of("round.committed")] == [0, 1, 2]
+    assert made.of("round.committed")[1]["lost"] == {"slow": "deadline"}
+
+
+def test_the_round_ends_when_all_are_in(world: Make) -> None:
+    made = world([FakeNode("a", seconds=3.0), FakeNode("b", seconds=9.0)])
+    made.run()
+    collect = made.of("round.committed")[1]["seconds"]["collect"]
+    assert 9.0 <= collect < 11.0
+
+
+def test_a_late_answer_is_not_of_the_next_round(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("late", step=50.0, seconds=104.0)])
+    made.grid.nodes[3].query = lambda node, task: (to_record(node.query_reply()), 1.0)
+    made.run()
+    assert np.allclose(made.weights(2)["a"], 2.0)
+
+
+def test_a_node_that_leaves_is_noticed_by_the_superlinks_view(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("gone", train=silent)])
+
+    def leave() -> None:
+        made.grid.nodes[3].online = False
+
+    made.grid.at(12.0, leave)
+    made.run()
+    assert made.of("node.lost")[0]["reason"] == "offline"
+    assert made.of("round.committed")[1]["seconds"]["collect"] < 30.0
+    assert made.of("round.started")[1]["nodes"] == ["a", "b"]
+
+
+def test_a_node_with_a_new_session_has_not_seen_the_message(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("restarted", train=silent)])
+
+    def restart() -> None:
+        made.grid.nodes[3].activated = made.grid.now
+
+    made.grid.at(12.0, restart)
+    made.run()
+    assert made.of("node.lost")[0]["reason"] == "offline"
+
+
+def test_a_late_node_joins_the_next_round(world: Make) -> None:
+    late = FakeNode("late", online=False)
+    made = world([FakeNode("a"), FakeNode("b"), late], **{"num-server-rounds": 4})
+
+    def arrive() -> None:
+        late.online = True
+
+    made.grid.at(12.0, arrive)
+    made.run()
+    assert late.trained
+    assert late.trained[0].round > 1
+    assert late.trained[0].first_step == (late.trained[0].round - 1) * 4, "in step with the others"
+    assert made.of("statistics.merged")[0]["nodes"] == 2, "statistics are merged once"
+
+
+def test_too_few_nodes(world: Make) -> None:
+    made = world([FakeNode("a")])
+    with pytest.raises(RunFailed, match="1 of 2 nodes can train after waiting 50 s"):
+        made.run()
+    assert made.lines[-1]["reason"] == "too_few_nodes"
+
+
+def test_a_node_is_waited_for(world: Make) -> None:
+    second = FakeNode("b", online=False)
+    made = world([FakeNode("a"), second])
+
+    def arrive() -> None:
+        second.online = True
+
+    made.grid.at(40.0, arrive)
+    made.run()
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
+def test_a_node_that_never_answers_the_query_does_not_hold_the_run(world: Make) -> None:
+    made = world(
+        [FakeNode("a"), FakeNode("b"), FakeNode("mute", query=silent)], **{"node-wait": 500.0}
+    )
+    made.run()
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
+def test_a_round_without_quorum_is_repeated_then_the_run_fails(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b", train=silent)])
+    with pytest.raises(RunFailed, match="round 1 failed 3 times in a row"):
+        made.run()
+    failed = made.of("round.failed")
+    assert [line["round"] for line in failed] == [1, 1, 1]
+    assert failed[0]["reason"] == "quorum"
+    assert committed_rounds(made.folder) == [0], "what is committed stays"
+
+
+def test_one_failed_round_is_made_up_for(world: Make) -> None:
+    node = FakeNode("b")
+    answers = iter([silent])
+
+    def once(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        behave = next(answers, None)
+        return behave() if behave else (node.update(task, payload), 1.0)
+
+    node.train = once
+    made = world([FakeNode("a"), node])
+    made.run()
+    assert [line["round"] for line in made.of("round.committed")] == [0, 1, 2]
+    assert [task.round for task in node.trained] == [1, 1, 2], "the same round again"
+
+
+@pytest.mark.parametrize("reason", ["data_error", "config_error", "model_mismatch"])
+def test_a_node_with_a_lasting_problem_is_left_out(world: Make, reason: str) -> None:
+    bad = FakeNode("bad", query=refuse(reason))
+    made = world([FakeNode("a"), FakeNode("b"), bad])
+    made.run()
+    assert bad.queried == 1, "it is not asked again"
+    assert made.of("node.refused")[0]["message"] == f"because of {reason}"
+    assert (
+        made.of("node.left_out")[0] | {"reason": reason, "node": "bad"}
+        == made.of("node.left_out")[0]
+    )
+
+
+def test_a_node_with_a_passing_problem_is_asked_again(world: Make) -> None:
+    node = FakeNode("b")
+    refusals = iter([refuse("learner_gone"), refuse("learner_busy")])
+
+    def query(node: FakeNode, task: Any) -> tuple[RecordDict | None, float]:
+        refusal = next(refusals, None)
+        if refusal:
+            return refusal()
+        node.query = None
+        return node.answer_query(task)
+
+    node.query = query
+    made = world([FakeNode("a"), node])
+    made.run()
+    assert len(made.of("node.refused")) == 2
+    assert len(node.trained) == 2
+
+
+def test_data_errors_while_training_leave_the_node_out(world: Make) -> None:
+    bad = FakeNode("bad", train=refuse("data_error"))
+    made = world([FakeNode("a"), FakeNode("b"), bad])
+    made.run()
+    assert len(bad.trained) == 1
+    assert made.of("round.started")[1]["nodes"] == ["a", "b"]
+
+
+def test_a_learner_that_died_is_asked_again_next_round(world: Make) -> None:
+    dead = FakeNode("dead", train=refuse("learner_gone"))
+    made = world([FakeNode("a"), FakeNode("b"), dead])
+    made.run()
+    assert len(dead.trained) == 2
+
+
+def test_an_error_of_flower_is_a_refusal(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("c")])
+    push = made.grid.push_messages
+
+    def failing(messages: Any) -> list[str]:
+        messages = list(messages)
+        ids = push(messages)
+        if messages[0].metadata.message_type == "train":
+            made.grid.fail(ids[2], "ClientApp died")
+        return ids
+
+    made.grid.push_messages = failing  # type: ignore[method-assign]
+    made.run()
+    assert made.of("update.refused")[0]["reason"] == "flower_error"
+    assert "ClientApp died" in made.of("update.refused")[0]["message"]
+
+
+def test_a_part_of_the_nodes_is_asked(world: Make) -> None:
+    nodes = [FakeNode(f"n{i}") for i in range(6)]
+    made = world(nodes, **{"fraction-fit": 0.5, "num-server-rounds": 6})
+    made.run()
+    chosen = [line["nodes"] for line in made.of("round.started")]
+    assert [len(names) for names in chosen] == [3] * 6
+    assert len({tuple(names) for names in chosen}) > 1, "not always the same"
+    assert all(node.trained for node in nodes)
+
+
+def test_evaluation_has_its_rounds(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")], **{"num-server-rounds": 5, "eval-frequency": 2})
+    made.run()
+    assert made.evaluator.rounds == [0, 2, 4, 5], "every second, and the last"
+
+
+def test_no_evaluation(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")], **{"eval-frequency": 0})
+    made.run()
+    assert made.evaluator.rounds == []
+    assert made.of("round.committed")[1]["evaluation"] is None
+
+
+def test_a_failed_evaluation_is_missing_and_said(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")])
+    made.evaluator.error = LearnerError("it is gone", reason="learner_gone")
+    made.run()
+    assert [line["evaluation"] for line in made.of("round.committed")] == [None] * 3
+    assert [line["reason"] for line in made.of("evaluation.failed")] == ["learner_gone"] * 3
+
+
+def test_the_evaluator_is_waited_for(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")])
+    made.evaluator.start_errors = [LearnerError("not yet", reason="learner_gone")] * 3
+    made.run()
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
+def test_an_evaluator_that_refuses_ends_the_run(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")])
+    made.evaluator.start_errors = [LearnerError("no such model", reason="model_unavailable")]
+    with pytest.raises(LearnerError):
+        made.run()
+    assert made.lines[-1] | {"kind": "run.failed", "reason": "model_unavailable"} == made.lines[-1]
+
+
+def test_old_rounds_are_pruned(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")], **{"num-server-rounds": 6, "keep-rounds": 2})
+    made.run()
+    assert committed_rounds(made.folder) == [5, 6]
+
+
+def test_a_bug_is_said_in_the_journal(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("b")])
+    made.evaluator.error = ZeroDivisionError("oops")
+    with pytest.raises(ZeroDivisionError):
+        made.run()
+    assert made.lines[-1]["reason"] == "bug"

@@ -1,0 +1,129 @@
+"""Messages as HTTP bodies: a safetensors file, written and read as a stream.
+
+The file's metadata holds the message and the manifest, its tensors are the payload's chunks. Any
+safetensors library can read it; nothing here needs the whole of it in one piece, and nothing can
+run code.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from zk0d.errors import Zk0dError
+from zk0d.federation.messages import Message
+from zk0d.federation.update import CHUNK_BYTES, Manifest, Payload, UpdateError
+
+CONTENT_TYPE = "application/vnd.safetensors"
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_BODY_BYTES = 8 * 2**30
+
+
+def write_body(message: Message, payload: Payload | None = None) -> Iterator[bytes]:
+    """The body of a request or response, piece by piece; frees nothing, copies nothing."""
+    metadata = {"kind": type(message).__name__, "body": message.model_dump_json()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    chunks = payload.chunks if payload else []
+    if payload:
+        metadata["manifest"] = payload.manifest.to_json()
+    start = 0
+    for number, chunk in enumerate(chunks):
+        header[f"{number:06d}"] = {
+            "dtype": "U8",
+            "shape": [len(chunk)],
+            "data_offsets": [start, start + len(chunk)],
+        }
+        start += len(chunk)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    yield from chunks
+
+
+class BodyReader:
+    """Reads such a body as its bytes come in, within limits.
+
+    Call :meth:`feed` with every piece, then :meth:`finish` once.
+    """
+
+    def __init__(self) -> None:
+        self._header: dict[str, Any] | None = None
+        self._start = bytearray()
+        self._sizes: list[int] = []
+        self._chunks: list[bytes] = []
+        self._open = bytearray()
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes; raises :class:`UpdateError` if they cannot belong to a message."""
+        if self._header is None:
+            self._start += piece
+            if len(self._start) < 8:
+                return
+            (length,) = struct.unpack_from("<Q", self._start)
+            if length > MAX_HEADER_BYTES:
+                raise UpdateError("the body's header is too long.", reason="bad_body")
+            if len(self._start) < 8 + length:
+                return
+            self._read_header(bytes(self._start[8 : 8 + length]))
+            piece = bytes(self._start[8 + length :])
+            self._start.clear()
+        view = memoryview(piece)
+        while view:
+            if len(self._chunks) == len(self._sizes):
+                raise UpdateError("the body goes on after its last chunk.", reason="bad_body")
+            size = self._sizes[len(self._chunks)]
+            take = min(size - len(self._open), len(view))
+            self._open += view[:take]
+            view = view[take:]
+            self._close_full_chunk(size)
+
+    def _close_full_chunk(self, size: int) -> None:
+        if len(self._open) == size:
+            self._chunks.append(bytes(self._open))
+            self._open = bytearray()
+
+    def _read_header(self, text: bytes) -> None:
+        try:
+            header = json.loads(text)
+            metadata = header.pop("__metadata__")
+            at = 0
+            for _, tensor in sorted(header.items()):
+                begin, end = tensor["data_offsets"]
+                if tensor["dtype"] != "U8" or begin != at or not 0 < end - begin <= CHUNK_BYTES:
+                    raise ValueError("chunks")
+                self._sizes.append(end - begin)
+                at = end
+            if at > MAX_BODY_BYTES:
+                raise ValueError("size")
+            self._header = {str(key): str(value) for key, value in metadata.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UpdateError("the body is no message of zk0d.", reason="bad_body") from None
+
+    def finish[M: Message](self, expected: type[M]) -> tuple[M, Payload | None]:
+        """The message, of the expected kind, and its payload (unverified)."""
+        if self._header is None or len(self._chunks) != len(self._sizes):
+            raise UpdateError("the body ends too early.", reason="bad_body")
+        try:
+            if self._header["kind"] != expected.__name__:
+                raise ValueError("kind")
+            message = expected.model_validate_json(self._header["body"])
+        except (KeyError, ValueError) as error:
+            raise UpdateError(
+                f"the body is no {expected.__name__} message that this version reads"
+                f" ({type(error).__name__}).",
+                reason="protocol_mismatch",
+            ) from None
+        if "manifest" not in self._header:
+            if self._chunks:
+                raise UpdateError("the body has chunks without a manifest.", reason="bad_body")
+            return message, None
+        return message, Payload(Manifest.from_json(self._header["manifest"]), self._chunks)
+
+
+def require_payload(payload: Payload | None) -> Payload:
+    """The payload, or an error if there is none."""
+    if payload is None:
+        raise Zk0dError("the message came without its tensors.", reason="bad_body")
+    return payload

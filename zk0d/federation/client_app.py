@@ -1,0 +1,84 @@
+"""The ClientApp: hands a message to the learner and its answer back. No torch, so it starts fast.
+
+Flower starts it anew for every message. What stays between messages is the learner's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from zk0d.config.machine import DEFAULT_SOCKET
+from zk0d.errors import Zk0dError
+from zk0d.federation.envelope import from_record, to_record
+from zk0d.federation.learner_client import LearnerClient
+from zk0d.federation.messages import Query, Refusal, Train
+from zk0d.federation.update import Payload, UpdateError
+
+SOCKET_KEY = "learner-socket"
+SOCKET_VARIABLE = "ZK0D_LEARNER_SOCKET"
+
+app = ClientApp()
+log = logging.getLogger("flwr")
+_PROGRESS_LOG_SECONDS = 5.0
+
+
+@app.query()  # type: ignore[untyped-decorator]
+def query(message: Message, context: Context) -> Message:
+    """Ask the learner whether and on what it can train the run's policy."""
+
+    def ask(learner: LearnerClient) -> Any:
+        task, _ = from_record(message.content, Query)
+        return learner.query(task), None
+
+    return _answer(message, context, ask)
+
+
+@app.train()  # type: ignore[untyped-decorator]
+def train(message: Message, context: Context) -> Message:
+    """Let the learner take a round's steps and send its update."""
+
+    def ask(learner: LearnerClient) -> Any:
+        task, payload = from_record(message.content, Train)
+        if payload is None:
+            raise UpdateError("the round came without weights.")
+        return learner.train(task, payload, _progress_log())
+
+    return _answer(message, context, ask)
+
+
+def _answer(message: Message, context: Context, ask: Any) -> Message:
+    """The learner's answer, or a :class:`Refusal` with its reason: the round goes on without us."""
+    try:
+        with LearnerClient(_socket(context)) as learner:
+            reply, update = ask(learner)
+        payload: Payload | None = update
+        record = to_record(reply, payload)
+    except Zk0dError as error:
+        log.error("zk0d: %s", error.message)
+        record = to_record(Refusal(reason=error.reason, message=error.message))
+    return Message(record, reply_to=message)
+
+
+def _socket(context: Context) -> str:
+    configured = context.node_config.get(SOCKET_KEY) or os.environ.get(SOCKET_VARIABLE)
+    return str(configured or DEFAULT_SOCKET)
+
+
+def _progress_log() -> Any:
+    last = 0.0
+
+    def progress(event: dict[str, Any]) -> None:
+        nonlocal last
+        if event["event"] == "progress" and time.monotonic() - last > _PROGRESS_LOG_SECONDS:
+            last = time.monotonic()
+            log.info(
+                "zk0d: training step %d/%d, loss %.4f", event["step"], event["steps"], event["loss"]
+            )
+
+    return progress

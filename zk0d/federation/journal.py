@@ -1,0 +1,159 @@
+"""A run's truth on disk: an append-only journal and one folder per committed round.
+
+``status``, reports, charts and resume read these and nothing else. A round exists once its folder
+has its final name and the journal has its line; anything else is a draft that is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import TryAgainError
+
+JOURNAL = "journal.jsonl"
+VERSION = 1
+
+
+class Journal:
+    """The journal of one run, open for appending by its ServerApp.
+
+    Parameters
+    ----------
+    folder
+        The run's folder; made if it is not there.
+    run
+        The run's name, in every line.
+
+    Raises
+    ------
+    TryAgainError
+        From any method that writes, if the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder
+        self.run = run
+        with _disk(folder):
+            self.rounds.mkdir(parents=True, exist_ok=True)
+            for draft in self.rounds.glob(".*.partial"):
+                shutil.rmtree(draft)
+
+    @property
+    def rounds(self) -> Path:
+        return self.folder / "rounds"
+
+    def write(self, kind: str, **facts: Any) -> None:
+        """Append one line and make it durable."""
+        line = {"v": VERSION, "time": time.time(), "run": self.run, "kind": kind, **facts}
+        text = json.dumps(line, allow_nan=False) + "\n"
+        with _disk(self.folder), (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file of the run, whole or not at all."""
+        text = json.dumps(content, indent=1, allow_nan=False)
+        draft = self.folder / f".{name}.partial"
+        with _disk(self.folder):
+            try:
+                _write_durably(draft, text.encode())
+                os.replace(draft, self.folder / name)
+                _sync_folder(self.folder)
+            except OSError:
+                draft.unlink(missing_ok=True)
+                raise
+
+    def commit(self, round_: int, files: dict[str, Callable[[Path], None]]) -> Path:
+        """Write the folder of a round: every file, then the folder's name, then durability.
+
+        Parameters
+        ----------
+        files
+            For each file name a function that writes it at the path it is given.
+        """
+        final = self.rounds / f"{round_:05d}"
+        draft = self.rounds / f".{round_:05d}.partial"
+        with _disk(self.rounds):
+            shutil.rmtree(draft, ignore_errors=True)
+            try:
+                draft.mkdir()
+                for name, write in files.items():
+                    write(draft / name)
+                    _sync_file(draft / name)
+                _sync_folder(draft)
+                if final.exists():
+                    shutil.rmtree(final)
+                os.replace(draft, final)
+                _sync_folder(self.rounds)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return final
+
+    def prune(self, keep: int, also: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        """Remove all but the newest ``keep`` committed rounds and those in ``also``."""
+        for number in committed_rounds(self.folder)[:-keep]:
+            if number not in also:
+                shutil.rmtree(self.rounds / f"{number:05d}", ignore_errors=True)
+
+
+def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's journal, oldest first; a torn last line is left out."""
+    try:
+        text = (folder / JOURNAL).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            return
+        yield json.loads(line)
+
+
+def committed_rounds(folder: Path) -> list[int]:
+    """Rounds whose folder is there, ascending."""
+    return sorted(int(path.name) for path in (folder / "rounds").glob("[0-9]*") if path.is_dir())
+
+
+class _disk:  # noqa: N801 - reads as a statement
+    """Turns a failing disk into a sentence."""
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise TryAgainError(
+                f"{self._where}: cannot be written ({error.strerror or error}); free space there"
+                " or choose another folder. Every committed round is intact.",
+                reason="disk_full",
+            ) from None
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

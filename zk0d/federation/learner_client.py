@@ -1,0 +1,161 @@
+"""Talks to a learner over its unix socket. No torch.
+
+A task is one POST; its answer is a stream of JSON lines, one for each event, ending with ``done``
+or ``error``. If the task produced tensors, ``done`` names where to fetch them. The stream is also
+the lifeline: a learner whose caller goes away stops the task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from zk0d.errors import Zk0dError
+from zk0d.federation.body import CONTENT_TYPE, BodyReader, require_payload, write_body
+from zk0d.federation.messages import (
+    Evaluate,
+    EvaluateReply,
+    Message,
+    Query,
+    QueryReply,
+    Start,
+    StartReply,
+    Train,
+    TrainReply,
+)
+from zk0d.federation.update import Payload
+
+#: The learner sends a line at least this often while a task runs, even if there is nothing to say.
+HEARTBEAT_SECONDS = 2.0
+#: Longer silence than this means it hangs.
+SILENCE_SECONDS = 60.0
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class LearnerError(Zk0dError):
+    """The learner refused or failed a task, or is not there.
+
+    ``reason`` is the learner's own, or one of ``learner_gone``, ``learner_silent``.
+    """
+
+    default_reason = "learner_error"
+
+
+class Evaluator(Protocol):
+    """What the server needs of the learner beside it."""
+
+    def start(self, task: Start) -> tuple[StartReply, Payload]: ...
+
+    def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply: ...
+
+
+def _no_progress(event: dict[str, Any]) -> None:
+    del event
+
+
+class LearnerClient:
+    """One learner, by its socket."""
+
+    def __init__(self, socket: Path | str) -> None:
+        self._socket = Path(socket)
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)),
+            base_url="http://learner",
+            timeout=httpx.Timeout(SILENCE_SECONDS, connect=10.0),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> LearnerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def status(self) -> dict[str, Any]:
+        """What the learner is doing; raises :class:`LearnerError` if it does not answer."""
+        try:
+            answer = self._http.get("/v1/status", timeout=5.0)
+            answer.raise_for_status()
+            return dict(answer.json())
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+
+    def query(self, task: Query, progress: Progress = _no_progress) -> QueryReply:
+        """Ask whether it can train a policy."""
+        return self._run("query", task, None, QueryReply, progress)[0]
+
+    def train(
+        self, task: Train, weights: Payload, progress: Progress = _no_progress
+    ) -> tuple[TrainReply, Payload]:
+        """One round of local steps from ``weights``; returns the update."""
+        reply, payload = self._run("train", task, weights, TrainReply, progress)
+        return reply, require_payload(payload)
+
+    def start(self, task: Start) -> tuple[StartReply, Payload]:
+        """The run's policy and its first weights (evaluator only)."""
+        reply, payload = self._run("start", task, None, StartReply, _no_progress)
+        return reply, require_payload(payload)
+
+    def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply:
+        """Evaluate ``weights`` (evaluator only)."""
+        return self._run("evaluate", task, weights, EvaluateReply, _no_progress)[0]
+
+    def _run[M: Message](
+        self,
+        kind: str,
+        task: Message,
+        payload: Payload | None,
+        expected: type[M],
+        progress: Progress,
+    ) -> tuple[M, Payload | None]:
+        try:
+            done = self._events(kind, task, payload, progress)
+            reader = BodyReader()
+            with self._http.stream("GET", f"/v1/results/{done['result']}") as answer:
+                answer.raise_for_status()
+                for piece in answer.iter_raw():
+                    reader.feed(piece)
+            return reader.finish(expected)
+        except httpx.ReadTimeout:
+            raise LearnerError(
+                f"the learner at {self._socket} said nothing for {SILENCE_SECONDS:.0f} s.",
+                reason="learner_silent",
+            ) from None
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+
+    def _events(
+        self, kind: str, task: Message, payload: Payload | None, progress: Progress
+    ) -> dict[str, Any]:
+        request = self._http.build_request(
+            "POST",
+            f"/v1/tasks/{kind}",
+            content=write_body(task, payload),
+            headers={"content-type": CONTENT_TYPE},
+        )
+        answer = self._http.send(request, stream=True)
+        try:
+            for line in answer.iter_lines():
+                event = json.loads(line)
+                if event["event"] == "error":
+                    raise LearnerError(event["message"], reason=event["reason"])
+                if event["event"] == "done":
+                    return dict(event)
+                progress(event)
+        finally:
+            answer.close()
+        raise httpx.RemoteProtocolError("the stream ended before the task did")
+
+    def _gone(self, error: httpx.HTTPError) -> LearnerError:
+        return LearnerError(
+            f"the learner at {self._socket} is gone ({type(error).__name__}: {error}); it is"
+            " restarted by its service and the next round can use it.",
+            reason="learner_gone",
+        )

@@ -1,0 +1,149 @@
+"""What coordinator, node and learner say to each other, besides tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from zk0d.config.base import Settings
+from zk0d.config.names import Alias
+from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.statistics import Statistics
+
+#: Raised when a message changes its meaning; both ends must speak the same.
+PROTOCOL: Literal[1] = 1
+
+
+class Message(Settings):
+    """Every message names its protocol, so that a version skew is said and not guessed."""
+
+    # A loss that is no number must arrive as one: admission says so, by name.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    protocol: Literal[1] = PROTOCOL
+
+
+class Refusal(Message):
+    """A task that was not done, and why. ``reason`` is stable over versions."""
+
+    reason: str
+    message: str
+
+
+class Query(Message):
+    """Asked of a node once per run: can it train this policy, and on how much?"""
+
+    run: str
+    spec: PolicySpec
+    dataset_uri: str = ""
+
+
+class QueryReply(Message):
+    """What a node trains on, in numbers."""
+
+    name: Alias
+    recordings: RecordingsSummary
+    usable_frames: NonNegativeInt
+    statistics: Statistics | None = Field(description="None if the owner does not share them.")
+
+
+class Train(Message):
+    """One round of local steps. The same for every node, so it travels once."""
+
+    run: str
+    round: PositiveInt
+    spec: PolicySpec
+    base: str = Field(description="Manifest hash of the global weights that come with it.")
+    statistics: Statistics
+    statistics_sha256: str
+    steps: PositiveInt
+    batch_size: PositiveInt
+    first_step: NonNegativeInt
+    schedule: CosineSchedule
+    seed: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    grad_clip_norm: PositiveFloat
+    proximal_mu: NonNegativeFloat
+    deadline_seconds: PositiveFloat = Field(description="Later answers are of no use.")
+    dataset_uri: str = ""
+
+
+class TrainReply(Message):
+    """Numbers of an update. Losses are means over the round's steps."""
+
+    name: Alias
+    round: PositiveInt
+    base: str
+    steps: NonNegativeInt
+    samples: PositiveInt
+    loss: float
+    policy_loss: float
+    proximal_loss: float
+    grad_norm: float
+    update_norm: NonNegativeFloat
+    learning_rate: NonNegativeFloat
+    bad_batches: NonNegativeInt = 0
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+class Start(Message):
+    """Asked of the evaluator once per run: the policy's shape and its first weights."""
+
+    policy: Literal["smolvla", "act"]
+    model_name: str
+    seed: NonNegativeInt
+
+
+class StartReply(Message):
+    """The policy's shape and hash; its trainable weights come as the payload."""
+
+    spec: PolicySpec
+
+
+class Evaluate(Message):
+    """Seeded evaluation of the weights that come with it, on the evaluator's own datasets."""
+
+    run: str
+    round: NonNegativeInt
+    spec: PolicySpec
+    base: str
+    statistics: Statistics
+    mode: Literal["quick", "full"]
+    frames: PositiveInt
+    episodes: NonNegativeInt
+    rollouts: NonNegativeInt
+    seed: NonNegativeInt
+
+
+class DatasetResult(Settings):
+    """One dataset's result. What could not be measured is missing, with the error beside it."""
+
+    name: Alias
+    loss: float | None = None
+    frames: NonNegativeInt = 0
+    success: float | None = None
+    rollouts: NonNegativeInt = 0
+    error: str | None = None
+
+
+class EvaluateReply(Message):
+    """Results by dataset, in the order of the evaluator's settings."""
+
+    datasets: tuple[DatasetResult, ...]
+    seconds: NonNegativeFloat = 0.0
+
+    @property
+    def loss(self) -> float | None:
+        """Unweighted mean over the datasets; missing if any dataset's is."""
+        losses = [dataset.loss for dataset in self.datasets]
+        if not losses or any(loss is None for loss in losses):
+            return None
+        return sum(loss for loss in losses if loss is not None) / len(losses)
+
+    @property
+    def success(self) -> float | None:
+        """Unweighted mean over the datasets that have a simulator."""
+        rates = [d.success for d in self.datasets if d.success is not None]
+        return sum(rates) / len(rates) if rates else None

@@ -1,0 +1,53 @@
+"""The nodes as the SuperLink sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flwr.serverapp import Grid
+
+ONLINE = "online"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A SuperNode, known by its key and not by Flower's number, which changes."""
+
+    id: int
+    key: str  #: fingerprint of its public key; its number where there is no key (simulation)
+    name: str  #: what the roster calls it
+    online: bool
+    activated: float  #: seconds since the epoch when its session began; 0 if unknown
+
+    @classmethod
+    def of(cls, info: Any) -> Node:
+        """Read Flower's ``NodeInfo``."""
+        public_key = bytes(getattr(info, "public_key", b""))
+        key = hashlib.sha256(public_key).hexdigest() if public_key else f"node-{info.node_id}"
+        return cls(
+            id=info.node_id,
+            key=key,
+            name=getattr(info, "name", "") or key[:12],
+            online=info.status == ONLINE,
+            activated=_timestamp(getattr(info, "last_activated_at", "")),
+        )
+
+
+def nodes_of(grid: Grid) -> dict[str, Node]:
+    """All nodes of the grid by key; where a key has several sessions, the newest."""
+    nodes: dict[str, Node] = {}
+    for info in grid.get_nodes():
+        node = Node.of(info)
+        if node.key not in nodes or node.activated >= nodes[node.key].activated:
+            nodes[node.key] = node
+    return nodes
+
+
+def _timestamp(text: str) -> float:
+    if not text:
+        return 0.0
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
