@@ -1,0 +1,162 @@
+"""The learner's HTTP interface: one task at a time over a unix socket.
+
+``POST /v1/tasks/KIND`` takes a safetensors body and streams events as JSON lines; when the caller
+hangs up the task is stopped. ``GET /v1/results/ID`` gives the answer once. ``GET /v1/status`` tells
+what is going on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from zk0d.errors import Zk0dError
+from zk0d.federation.body import CONTENT_TYPE, BodyReader, write_body
+from zk0d.federation.learner_client import HEARTBEAT_SECONDS
+from zk0d.federation.messages import Message
+from zk0d.federation.update import Payload
+from zk0d.learner.tasks import Learner, TaskControl
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Result:
+    name: str
+    message: Message
+    payload: Payload | None
+
+
+class LearnerApp:
+    """Serves one :class:`Learner`."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        # One thread: a policy is no thread's but this one's.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._control: TaskControl | None = None
+        self._doing: dict[str, Any] = {"state": "idle"}
+        self._result: _Result | None = None
+        self.asgi = Starlette(
+            routes=[
+                Route("/v1/status", self._status),
+                Route("/v1/tasks/{kind}", self._task, methods=["POST"]),
+                Route("/v1/results/{name}", self._give_result),
+            ]
+        )
+
+    async def _status(self, _: Request) -> Response:
+        return JSONResponse({**self._doing, **self._learner.facts()})
+
+    async def _task(self, request: Request) -> Response:
+        kind = request.path_params["kind"]
+        expected = self._learner.kinds.get(kind)
+        if expected is None:
+            return _events_of(_error("unknown_task", f"this learner does no '{kind}' tasks."))
+        if self._control is not None:
+            busy = self._doing.get("task", "a task")
+            return _events_of(_error("learner_busy", f"the learner is busy with {busy}."))
+        control = self._control = TaskControl()
+        self._result = None
+        self._doing = {"state": "working", "task": kind, "since": time.time()}
+        reader = BodyReader()
+        try:
+            async for piece in request.stream():
+                reader.feed(piece)
+            task, payload = reader.finish(expected)
+        except Zk0dError as error:
+            self._idle()
+            return _events_of(_error(error.reason, error.message))
+        except ClientDisconnect:
+            self._idle()
+            raise
+        return StreamingResponse(
+            self._work(kind, task, payload, control), media_type="application/x-ndjson"
+        )
+
+    async def _work(
+        self, kind: str, task: Message, payload: Payload | None, control: TaskControl
+    ) -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        def report(event: dict[str, Any]) -> None:
+            self._doing = {**self._doing, **event}
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        control.report = report
+        working = loop.run_in_executor(self._thread, self._learner.run, task, payload, control)
+        working.add_done_callback(lambda _: self._idle())
+        del payload
+        try:
+            while not working.done():
+                getting = asyncio.ensure_future(events.get())
+                waiting: set[asyncio.Future[Any]] = {getting, working}
+                await asyncio.wait(
+                    waiting, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if getting.done():
+                    yield _line(getting.result())
+                else:
+                    getting.cancel()
+                    yield _line({"event": "alive"})
+            yield _line(self._outcome(kind, working))
+        finally:
+            # The caller hung up: nobody waits for this task any more.
+            control.stop()
+
+    def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
+        try:
+            message, result = working.result()
+        except Zk0dError as error:
+            log.warning("%s refused: %s", kind, error.message)
+            return _error(error.reason, error.message)
+        except MemoryError:
+            return _error("out_of_memory", f"there is not enough memory for {kind}.")
+        except Exception as error:
+            log.exception("%s failed", kind)
+            name = type(error).__name__
+            if name == "OutOfMemoryError":
+                return _error("out_of_memory", f"the GPU's memory does not suffice for {kind}.")
+            return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
+        self._result = _Result(secrets.token_hex(8), message, result)
+        return {"event": "done", "result": self._result.name}
+
+    def _idle(self) -> None:
+        self._control = None
+        self._doing = {"state": "idle", "since": time.time()}
+
+    async def _give_result(self, request: Request) -> Response:
+        result, self._result = self._result, None
+        if result is None or result.name != request.path_params["name"]:
+            return JSONResponse({"reason": "no_result"}, status_code=404)
+        return StreamingResponse(_pieces(result.message, result.payload), media_type=CONTENT_TYPE)
+
+
+async def _pieces(message: Message, payload: Payload | None) -> AsyncIterator[bytes]:
+    for piece in write_body(message, payload):
+        yield piece
+
+
+def _line(event: dict[str, Any]) -> str:
+    return json.dumps(event) + "\n"
+
+
+def _error(reason: str, message: str) -> dict[str, Any]:
+    return {"event": "error", "reason": reason, "message": message}
+
+
+def _events_of(event: dict[str, Any]) -> Response:
+    return Response(_line(event), media_type="application/x-ndjson")

@@ -1,0 +1,235 @@
+"""A contributor's learner: its recordings, the run's policy, and Adam's moments."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zk0d.config.machine import ClientSettings
+from zk0d.errors import ConfigError
+from zk0d.federation.body import require_payload
+from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
+from zk0d.federation.update import Payload, UpdateError
+from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learning.policy import LoadedPolicy, load_policy
+from zk0d.learning.prepared import PreparedRecordings
+from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.learning.train import Moments, StepPlan, train
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class _Prepared:
+    """Everything that stays between the rounds of one policy on one dataset."""
+
+    key: tuple[str, str]
+    policy: LoadedPolicy
+    data: PreparedRecordings
+    moments: Moments
+
+
+class Contributor(Learner):
+    """Trains on one machine's recordings and lets nothing of them out but updates and counts."""
+
+    kinds: ClassVar[dict[str, type[Message]]] = {"query": Query, "train": Train}
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        if settings.learner.cpu_threads:
+            torch.set_num_threads(settings.learner.cpu_threads)
+        self._recordings: dict[str, Recordings] = {}
+        self._prepared: _Prepared | None = None
+
+    def open(self) -> None:
+        """Open and check the node's own recordings, so that a mistake shows at the start."""
+        if self.settings.dataset_uri:
+            self._recordings_at(self.settings.dataset_uri)
+        elif not self.settings.learner.accept_run_dataset:
+            raise ConfigError(
+                "dataset-uri is missing in this node's settings; give it the recordings to train"
+                ' on, such as dataset-uri = "local:/home/me/recordings".'
+            )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "name": self.settings.name,
+            "datasets": {
+                uri: recordings.summary.model_dump() for uri, recordings in self._recordings.items()
+            },
+            "policy": self._prepared.policy.spec.model_name if self._prepared else None,
+        }
+
+    def run(
+        self, task: Message, payload: Payload | None, control: TaskControl
+    ) -> tuple[Message, Payload | None]:
+        if isinstance(task, Query):
+            return self._query(task), None
+        assert isinstance(task, Train)
+        return self._train(task, require_payload(payload), control)
+
+    def _query(self, task: Query) -> QueryReply:
+        uri = self._uri(task.dataset_uri)
+        data = self._prepare(task.spec, uri).data
+        return QueryReply(
+            name=self.settings.name,
+            recordings=data.recordings.summary,
+            usable_frames=len(data.usable),
+            statistics=data.statistics() if self.settings.share_statistics else None,
+        )
+
+    def _train(
+        self, task: Train, payload: Payload, control: TaskControl
+    ) -> tuple[TrainReply, Payload]:
+        control.set_deadline(task.deadline_seconds)
+        began = time.perf_counter()
+        if task.statistics.sha256 != task.statistics_sha256:
+            raise UpdateError(
+                "the run's statistics are not those that were announced.",
+                reason="statistics_mismatch",
+            )
+        if payload.manifest.sha256 != task.base:
+            raise UpdateError("the weights are not those that the round names.")
+        prepared = self._prepare(task.spec, self._uri(task.dataset_uri))
+        policy, data = prepared.policy, prepared.data
+        _check_model(policy, payload)
+        base = payload.arrays()
+        policy.load_weights(base)
+        optimizer = prepared.moments.begin(task.run, task.round, task.weight_decay)
+        batches = data.batches(task.statistics)
+        control.check()
+        ready = time.perf_counter()
+        result = train(
+            policy,
+            batches,
+            data.usable,
+            optimizer,
+            StepPlan(
+                steps=task.steps,
+                batch_size=task.batch_size,
+                first_step=task.first_step,
+                schedule=task.schedule,
+                seed=round_seed(task.seed, task.round, self.settings.name),
+                grad_clip_norm=task.grad_clip_norm,
+                proximal_mu=task.proximal_mu,
+            ),
+            on_step=_reporter(control, task.steps),
+            check=control.check,
+        )
+        trained = time.perf_counter()
+        delta = _Difference(policy, base)
+        update = Payload.encode(delta, "delta")
+        return (
+            TrainReply(
+                name=self.settings.name,
+                round=task.round,
+                base=task.base,
+                steps=result.steps,
+                samples=result.samples,
+                loss=result.loss,
+                policy_loss=result.policy_loss,
+                proximal_loss=result.proximal_loss,
+                grad_norm=result.grad_norm,
+                update_norm=delta.norm,
+                learning_rate=result.learning_rate,
+                bad_batches=result.bad_batches,
+                seconds={
+                    "load": ready - began,
+                    "train": trained - ready,
+                    "encode": time.perf_counter() - trained,
+                },
+            ),
+            update,
+        )
+
+    def _uri(self, from_run: str) -> str:
+        """The dataset to use: the node's own, or the run's where this node accepts that."""
+        if from_run and self.settings.learner.accept_run_dataset:
+            return from_run
+        if from_run:
+            raise ConfigError(
+                "the run names a dataset, but nodes train on their own; leave dataset-uri out of"
+                " the run's settings.",
+                reason="run_dataset_refused",
+            )
+        if not self.settings.dataset_uri:
+            raise ConfigError("this node has no dataset-uri in its settings.", reason="no_dataset")
+        return self.settings.dataset_uri
+
+    def _recordings_at(self, uri: str) -> Recordings:
+        if uri not in self._recordings:
+            self._recordings[uri] = open_recordings(uri, cameras=self.settings.cameras)
+        return self._recordings[uri]
+
+    def _prepare(self, spec: PolicySpec, uri: str) -> _Prepared:
+        key = (spec.model_dump_json(), uri)
+        if self._prepared is None or self._prepared.key != key:
+            recordings = self._recordings_at(uri)
+            check_fit(recordings.summary, spec, where=uri)
+            # One policy at a time: a run has one, and two do not fit on a GPU.
+            self._prepared = None
+            learner = self.settings.learner
+            policy = load_policy(spec, models=self.settings.models, device=learner.device)
+            data = PreparedRecordings(recordings, policy, learner.cache, learner.max_bad_frames)
+            self._prepared = _Prepared(key, policy, data, Moments(policy))
+        return self._prepared
+
+
+def round_seed(seed: int, round_: int, name: str) -> int:
+    """What a node samples with: its own for each node and round, the same when repeated."""
+    text = f"{seed}/{round_}/{name}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def _check_model(policy: LoadedPolicy, payload: Payload) -> None:
+    mine = {name: tuple(p.shape) for name, p in policy.trainable().items()}
+    sent = {entry.name: entry.shape for entry in payload.manifest.tensors}
+    for name in sorted(set(mine) | set(sent)):
+        if mine.get(name) != sent.get(name):
+            raise UpdateError(
+                f"tensor '{name}' is {_shape(sent.get(name))} at the coordinator and"
+                f" {_shape(mine.get(name))} here."
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+class _Difference:
+    """The update, tensor by tensor, with its norm once all were given out."""
+
+    def __init__(self, policy: LoadedPolicy, base: dict[str, NDArray[np.float32]]) -> None:
+        self._policy = policy
+        self._base = base
+        self._square = 0.0
+
+    def __iter__(self) -> Any:
+        for name, parameter in self._policy.trainable().items():
+            delta = parameter.detach().cpu().numpy() - self._base.pop(name)
+            self._square += float(np.dot(delta.ravel(), delta.ravel()))
+            yield name, delta
+
+    @property
+    def norm(self) -> float:
+        return float(np.sqrt(self._square))
+
+
+def _reporter(control: TaskControl, steps: int) -> Any:
+    last = 0.0
+
+    def report(step: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS or step == steps:
+            last = now
+            control.report({"event": "progress", "step": step, "steps": steps, "loss": loss})
+
+    return report

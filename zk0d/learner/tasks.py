@@ -1,0 +1,69 @@
+"""What every kind of learner has: one task at a time, progress, and an end that is always said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from zk0d.federation.messages import Message
+from zk0d.federation.update import Payload
+from zk0d.learning.train import Stopped
+
+
+class TaskControl:
+    """Between a running task and whoever waits for it.
+
+    Parameters
+    ----------
+    report
+        Takes progress events; called from the task's thread.
+    """
+
+    def __init__(self, report: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
+        self.report = report
+        self._stop = threading.Event()
+        self._deadline = float("inf")
+
+    def stop(self) -> None:
+        """Ask the task to end: nobody waits for it."""
+        self._stop.set()
+
+    def set_deadline(self, seconds: float) -> None:
+        """From now on the task has so many seconds."""
+        self._deadline = time.monotonic() + seconds
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set() or time.monotonic() > self._deadline
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if the task should end."""
+        if self._stop.is_set():
+            raise Stopped("the task was dropped: nobody waits for it.", reason="dropped")
+        if time.monotonic() > self._deadline:
+            raise Stopped("the round's deadline has passed.", reason="deadline")
+
+
+class Learner(ABC):
+    """A program that does tasks. Subclasses say which."""
+
+    #: The tasks it takes, with the type of each one's message.
+    kinds: ClassVar[dict[str, type[Message]]]
+
+    @abstractmethod
+    def run(
+        self, task: Message, payload: Payload | None, control: TaskControl
+    ) -> tuple[Message, Payload | None]:
+        """Do one task; called from one thread at a time.
+
+        Raises
+        ------
+        Zk0dError
+            For everything that the other end should hear as a refusal with a reason.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """What ``status`` tells about it."""
+        return {}

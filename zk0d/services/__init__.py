@@ -1,0 +1,1 @@
+"""The programs that units run: ``zk0d VERB``."""
