@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.common.config import get_fab_config
+
+from zk0d.config.run import RunSettings
+from zk0d.errors import ConfigError, UnavailableError
+from zk0d.flower import commands
+from zk0d.flower.bundle import build_bundle
+from zk0d.flower.control import Control
+from zk0d.flower.keys import make_certificates
+
+
+def test_the_bundle_holds_settings_and_no_code() -> None:
+    bundle = build_bundle()
+    assert len(bundle) < 3000
+    names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
+    assert "pyproject.toml" in names
+    assert not [name for name in names if name.endswith(".py")]
+
+
+def test_flower_reads_the_bundle() -> None:
+    config = get_fab_config(build_bundle())
+    assert config["tool"]["flwr"]["app"]["config"] == RunSettings().to_flat()
+
+
+def test_children_get_little_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    environment = commands.child_environment(Path("/home/flower"), EXTRA="1")
+    assert "HF_TOKEN" not in environment
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["FLWR_HOME"] == "/home/flower"
+    assert environment["EXTRA"] == "1"
+
+
+def test_every_command_is_there_and_closed_by_default(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, ["127.0.0.1"])
+    superlink = commands.superlink(8000, files, tmp_path / "db", tmp_path / "s", tmp_path)
+    node = commands.supernode(
+        "c:1", files.ca, tmp_path / "k", tmp_path / "s", 9, tmp_path / "n.toml", tmp_path
+    )
+    beside_link = commands.superexec(
+        "127.0.0.1:1", tmp_path / "s", tmp_path, ca=files.ca, poll_seconds=0.5, env={}
+    )
+    beside_node = commands.superexec(
+        "127.0.0.1:1", tmp_path / "s", tmp_path, ca=None, poll_seconds=0.5, env={}
+    )
+    for command in (superlink, node, beside_link, beside_node):
+        assert Path(command.argv[0]).exists()
+        assert "--superexec-auth-secret-file" in command.argv
+    assert "--enable-supernode-auth" in superlink.argv
+    assert superlink.argv[superlink.argv.index("--host") + 1] == "127.0.0.1"
+    assert node.argv[node.argv.index("--host") + 1] == "127.0.0.1"
+    for command in (superlink, node, beside_link):
+        assert "--insecure" not in command.argv
+    assert "--insecure" in beside_node.argv, "a SuperNode's own interface is on loopback"
+    assert beside_node.env["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "0.5"
+
+
+def test_the_node_config_is_toml_that_flower_reads(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    commands.write_node_config(path, Path('/run/a "b"/learner.sock'))
+    assert tomllib.loads(path.read_text()) == {"learner-socket": '/run/a "b"/learner.sock'}
+
+
+def test_no_superlink_is_a_sentence(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, ["127.0.0.1"])
+    with (
+        Control("127.0.0.1:1", files.ca) as control,
+        pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 cannot be reached"),
+    ):
+        control.nodes()
+    with pytest.raises(ConfigError, match="CA certificate cannot be read"):
+        Control("127.0.0.1:1", tmp_path / "missing.crt")

@@ -1,0 +1,69 @@
+"""The one place that reaches into Flower's loop, and what it relies on."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+import pytest
+from flwr.supernode import start_client_internal
+
+from zk0d.errors import UnavailableError
+from zk0d.flower import version
+from zk0d.flower.supernode import (
+    FIRST_WAIT,
+    IDLE_WAIT,
+    REPLY_WAIT,
+    SHORT_REPLY_WAIT,
+    Pacing,
+)
+
+
+def sleeps() -> list[float]:
+    """The arguments of every ``time.sleep`` in Flower's loop."""
+    tree = ast.parse(inspect.getsource(start_client_internal))
+    return sorted(
+        ast.literal_eval(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+    )
+
+
+def test_flowers_loop_is_as_the_wrapper_expects() -> None:
+    assert sleeps() == [REPLY_WAIT, REPLY_WAIT, IDLE_WAIT]
+    tree = ast.parse(inspect.getsource(start_client_internal))
+    uses = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "time"
+    }
+    assert uses == {"time.sleep"}, "the module's name 'time' can be replaced"
+    assert start_client_internal.time.__name__ == "time"
+
+
+def test_the_wait_grows_while_nothing_happens_and_shrinks_with_work() -> None:
+    waited: list[float] = []
+    pacing = Pacing(waited.append)
+    for _ in range(40):
+        pacing.sleep(IDLE_WAIT)
+    assert waited[0] == FIRST_WAIT
+    assert waited == sorted(waited)
+    assert waited[-1] == IDLE_WAIT, "an idle node costs no more than Flower's"
+    pacing.sleep(REPLY_WAIT)
+    pacing.sleep(IDLE_WAIT)
+    assert waited[-2:] == [SHORT_REPLY_WAIT, FIRST_WAIT]
+
+
+def test_other_waits_and_functions_pass() -> None:
+    waited: list[float] = []
+    pacing = Pacing(waited.append)
+    pacing.sleep(1.25)
+    assert waited == [1.25]
+    assert pacing.time() > 0
+
+
+def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert version.check_version().startswith("1.41.")
+    monkeypatch.setattr(version, "version", lambda _: "1.42.0")
+    with pytest.raises(UnavailableError, match=r"flwr 1\.42\.0 is installed"):
+        version.check_version()

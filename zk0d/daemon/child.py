@@ -1,0 +1,167 @@
+"""A child process that cannot outlive us, writes to a log, and ends with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from zk0d.errors import ChildError, UnavailableError
+
+_PR_SET_PDEATHSIG = 1
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_KILLED_SECONDS = 2.0
+_LAST_LINES = 20  # an error before these did not end the process
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """One process with its own process group.
+
+    It gets SIGKILL when the thread that started it ends, however it ends, so start it from a thread
+    that lives as long as the process (the main one).
+
+    Parameters
+    ----------
+    name
+        How messages call it.
+    log
+        Where its output goes; appended.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path
+    ) -> None:
+        self.name = name
+        self.log = log
+        parent = os.getpid()
+
+        def tie_to_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died in between
+                os._exit(1)
+
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    argv,
+                    env=dict(env),
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,
+                    preexec_fn=tie_to_parent,
+                )
+        except OSError as error:
+            raise UnavailableError(
+                f"{name} cannot be started ({argv[0]}: {error.strerror}); is zk0d installed whole?"
+            ) from None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """Exit status, negative for a signal; ``None`` while it runs."""
+        return self._process.poll()
+
+    def check(self) -> None:
+        """Raise :class:`ChildError`, with what it said last, if it has ended."""
+        if self.alive:
+            return
+        status = self._process.returncode
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        said = self.last_words()
+        raise ChildError(f"{self.name} {how}{f': {said}' if said else ''} (log: {self.log}).")
+
+    def last_words(self, limit: int = 400) -> str:
+        """The last error in the end of its log, else the last line that says something."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+        errors = [line for line in lines[-_LAST_LINES:] if "ERROR" in line]
+        return (errors or lines or [""])[-1][:limit]
+
+    def stop(self, grace: float = 5.0) -> None:
+        """SIGTERM, then SIGKILL to its whole group after ``grace`` seconds."""
+        stop_all([self], grace)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    @property
+    def has_group(self) -> bool:
+        """Whether a process of its group is left."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone."""
+        if self.alive:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; its exit status."""
+        return self._process.wait(timeout)
+
+
+def stop_all(children: Sequence[Child], grace: float = 5.0) -> None:
+    """Stop several children side by side, last started first; none is left, nor what they began."""
+    for child in reversed(children):
+        child.signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    for child in reversed(children):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.05, deadline - time.monotonic()))
+    for child in children:
+        child.signal_group(signal.SIGKILL)
+        if child.alive:
+            child.wait()
+    # What they began dies a moment later; a zombie that nobody collects is not waited for.
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while any(child.has_group for child in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    what: str,
+    timeout: float,
+    children: Sequence[Child] = (),
+    interval: float = 0.1,
+) -> None:
+    """Wait for a condition; give up when a child ends or the time is over.
+
+    Raises
+    ------
+    ChildError
+        If one of ``children`` ends meanwhile.
+    UnavailableError
+        After ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not ready():
+        for child in children:
+            child.check()
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{what} did not happen within {timeout:.0f} s.")
+        time.sleep(interval)

@@ -1,0 +1,31 @@
+"""How every program of zk0d ends: with an exit code and, for a mistake, one sentence."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from zk0d.errors import ExitCode, Zk0dError
+
+
+def guarded(name: str, function: Callable[[], int | None]) -> int:
+    """Run ``function``; the exit code of the process.
+
+    A :class:`Zk0dError` is one sentence on stderr, never a traceback. Anything else is a bug of
+    ours and shows where.
+    """
+    try:
+        return function() or ExitCode.OK
+    except Zk0dError as error:
+        print(f"{name}: {error.message}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception:
+        traceback.print_exc()
+        print(f"{name}: this is a bug in zk0d; please report the lines above", file=sys.stderr)
+        return ExitCode.BUG

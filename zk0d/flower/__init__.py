@@ -1,0 +1,1 @@
+"""The only package that touches Flower beyond its public app interface."""

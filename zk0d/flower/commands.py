@@ -1,0 +1,113 @@
+"""Command lines and environments of Flower's programs.
+
+Each has its own ``FLWR_HOME``; telemetry and update checks are off everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zk0d.flower.keys import Certificates
+
+#: Variables that a child keeps; everything else of the caller's environment stays with the caller.
+_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program to start: arguments, and its whole environment."""
+
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def child_environment(flwr_home: Path | None = None, **more: str) -> dict[str, str]:
+    """The environment of a child: little of ours, and our programs first on ``PATH``."""
+    kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
+    path = f"{_programs()}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    home = {"FLWR_HOME": str(flwr_home)} if flwr_home else {}
+    return {**kept, **_QUIET, **home, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+def superlink(
+    port: int, certificates: Certificates, database: Path, secret: Path, home: Path
+) -> Command:
+    """The SuperLink, on loopback, with TLS, node keys and a database on disk."""
+    return Command(
+        [
+            program("flower-superlink"),
+            *("--host", "127.0.0.1"),
+            *("--port", str(port)),
+            *("--isolation", "process"),
+            *("--database", str(database)),
+            *("--ssl-certfile", str(certificates.certificate)),
+            *("--ssl-keyfile", str(certificates.key)),
+            *("--ssl-ca-certfile", str(certificates.ca)),
+            "--enable-supernode-auth",
+            *("--superexec-auth-secret-file", str(secret)),
+        ],
+        child_environment(home),
+    )
+
+
+def superexec(
+    runtime: str,
+    secret: Path,
+    home: Path,
+    *,
+    ca: Path | None,
+    poll_seconds: float,
+    env: Mapping[str, str],
+) -> Command:
+    """A SuperExec beside a SuperLink (``ca`` given) or a SuperNode (plain, loopback)."""
+    trust = ["--root-certificates", str(ca)] if ca else ["--insecure"]
+    return Command(
+        [
+            program("flower-superexec"),
+            *trust,
+            *("--runtime-api-address", runtime),
+            *("--superexec-auth-secret-file", str(secret)),
+        ],
+        child_environment(home, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=str(poll_seconds), **env),
+    )
+
+
+def supernode(
+    superlink: str, ca: Path, key: Path, secret: Path, port: int, config: Path, home: Path
+) -> Command:
+    """A SuperNode with a key; its own Runtime API listens on loopback at ``port``."""
+    return Command(
+        [
+            sys.executable,
+            *("-m", "zk0d.flower.supernode"),
+            *("--superlink", superlink),
+            *("--root-certificates", str(ca)),
+            *("--auth-supernode-private-key", str(key)),
+            *("--isolation", "process"),
+            *("--host", "127.0.0.1"),
+            *("--port", str(port)),
+            *("--superexec-auth-secret-file", str(secret)),
+            *("--node-config", str(config)),
+        ],
+        child_environment(home),
+    )
+
+
+def write_node_config(path: Path, learner_socket: Path) -> None:
+    """What a SuperNode tells its ClientApps."""
+    path.write_text(f"learner-socket = {json.dumps(str(learner_socket))}\n", encoding="utf-8")
+
+
+def _programs() -> Path:
+    return Path(sys.executable).parent
+
+
+def program(name: str) -> str:
+    """One of the programs installed beside this interpreter."""
+    return str(_programs() / name)

@@ -1,0 +1,119 @@
+"""A SuperLink's Control API: nodes and runs.
+
+It has no authentication (Flower 1.41), so it is on loopback only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
+
+from zk0d.config.run import RunSettings
+from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.flower.bundle import build_bundle
+from zk0d.flower.keys import public_pem
+
+FINISHED = "finished"
+COMPLETED = "completed"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as Flower sees it."""
+
+    run_id: int
+    status: str  #: pending, starting, running or finished
+    outcome: str  #: once finished: completed, failed or stopped
+    details: str
+
+
+class Control:
+    """One SuperLink, at ``host:port``, with the CA certificate that its own is signed by.
+
+    Raises
+    ------
+    UnavailableError
+        From any method, if it cannot be reached.
+    Zk0dError
+        If it refuses; with Flower's sentence.
+    """
+
+    def __init__(self, address: str, ca: Path) -> None:
+        self.address = address
+        try:
+            certificates = ca.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{ca}: the CA certificate cannot be read ({error}).") from None
+        self._client = ControlHttpClient.from_server_address(
+            address, insecure=False, root_certificates=certificates, interceptors=[]
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def nodes(self) -> list[Any]:
+        """Every registered node, as Flower's ``NodeInfo``."""
+        return list(self._call(self._client.ListNodes, ListNodesRequest()).nodes_info)
+
+    def register(self, public_key: Path, name: str) -> int:
+        """Let the node with this key in; its number."""
+        request = RegisterNodeRequest(public_key=public_pem(public_key), name=name)
+        return int(self._call(self._client.RegisterNode, request).node_id)
+
+    def start_run(self, settings: RunSettings) -> int:
+        """Start a run of the installed apps; its number."""
+        bundle = build_bundle()
+        defaults = RunSettings().to_flat()
+        changed = {k: v for k, v in settings.to_flat().items() if v != defaults[k]}
+        request = StartRunRequest(
+            fab=Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle),
+            override_config=user_config_to_proto(changed),
+        )
+        run_id = int(self._call(self._client.StartRun, request).run_id)
+        if not run_id:
+            raise Zk0dError("the SuperLink did not start the run; its log says why.")
+        return run_id
+
+    def run(self, run_id: int) -> RunState:
+        """One run's state."""
+        found = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id]
+        status = found.status
+        return RunState(run_id, status.status, status.sub_status, status.details)
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run; what it committed stays."""
+        self._call(self._client.StopRun, StopRunRequest(run_id=run_id))
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request)
+        except httpx.HTTPStatusError as error:
+            refusal = FlowerError.from_json(error.response.text)
+            said = (refusal.public_details or refusal.message) if refusal else str(error)
+            raise Zk0dError(f"the SuperLink at {self.address} refuses: {said}") from None
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"the SuperLink at {self.address} cannot be reached ({type(error).__name__}:"
+                f" {error}); is it running?"
+            ) from None
