@@ -1,0 +1,117 @@
+"""What people type: it starts fast and its mistakes are sentences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+Write = Callable[[str, str], Path]
+
+
+def typed(*arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / arguments[0]), *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **how,  # type: ignore[call-overload]
+    )
+
+
+@pytest.mark.parametrize("module", ["torch", "flwr", "pydantic", "numpy", "lerobot"])
+def test_help_loads_nothing_heavy(module: str) -> None:
+    code = (
+        "import sys; from zk0d.cli.main import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"sys.exit({module!r} in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_every_verb_has_help() -> None:
+    for verb in ("demo", "run", "version"):
+        said = typed("zk0bot", verb, "--help")
+        assert said.returncode == 0
+        assert verb in said.stdout
+    assert "--seed" in typed("zk0bot", "demo", "--help").stdout
+
+
+def test_version_names_what_it_stands_on() -> None:
+    said = typed("zk0bot", "version").stdout
+    assert {line.split()[0] for line in said.splitlines()} >= {"zk0d", "flwr", "lerobot", "torch"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("zk0bot", "nonsense"),
+        ("zk0bot", "demo", "--rounds", "0"),
+        ("zk0bot", "demo", "--policy", "pi0"),
+        ("zk0d", "nonsense"),
+        ("zk0d",),
+    ],
+)
+def test_a_wrong_command_line_ends_with_64(arguments: tuple[str, ...]) -> None:
+    said = typed(*arguments)
+    assert said.returncode == 64
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (("run", "-c", "lokal-steps=3"), 78, "did you mean 'local-steps'"),
+        (("run", "-c", "num-server-rounds=many"), 78, "num-server-rounds"),
+        (("run", "--ca", "/nothing/ca.crt"), 78, "CA certificate cannot be read"),
+        (("demo", "-c", "lokal-steps=3"), 78, "did you mean 'local-steps'"),
+        (("demo", "-c", "min-fit-clients=x"), 78, "min-fit-clients"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(
+    arguments: tuple[str, ...], status: int, sentence: str, tmp_path: Path
+) -> None:
+    said = typed("zk0bot", *arguments, cwd=tmp_path)
+    assert said.returncode == status
+    assert sentence in said.stderr
+    assert said.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_demo_folder_that_is_used(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    said = typed("zk0bot", "demo", "--folder", str(tmp_path))
+    assert said.returncode == 64
+    assert "is not empty" in said.stderr
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_demo_folder_that_cannot_be_made() -> None:
+    said = typed("zk0bot", "demo", "--folder", "/proc/demo")
+    assert said.returncode == 75
+    assert "cannot be written" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "sentence"),
+    [
+        (None, 78, "no such settings file"),
+        ("name = 1\n", 78, "'name' is wrong"),
+        ('name = "a"\n', 78, "dataset-uri is missing"),
+        ('name = "a"\ndataset-uri = "local:/nothing"\n', 69, "there is no folder /nothing"),
+        ('name = "a"\ndataset-uri = "who/what"\n', 69, "could not be fetched from the hub"),
+    ],
+)
+def test_a_learner_says_what_is_wrong(
+    write: Write, tmp_path: Path, text: str | None, status: int, sentence: str
+) -> None:
+    path = write("client.toml", text) if text else tmp_path / "client.toml"
+    said = typed("zk0d", "learner", "--config", str(path))
+    assert said.returncode == status
+    assert sentence in said.stderr
+    assert "Traceback" not in said.stderr

@@ -1,0 +1,297 @@
+"""A federation of real processes: SuperLink, SuperNodes, SuperExecs, learners, evaluator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from zk0d.config.run import RunSettings
+from zk0d.daemon.child import wait_until
+from zk0d.demo import federation as demo_federation
+from zk0d.demo.federation import Federation, federation
+from zk0d.demo.layout import Layout
+from zk0d.errors import ChildError, Zk0dError
+from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.flower.control import COMPLETED, FINISHED
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TINY = {
+    "model-name": "tiny",
+    "num-server-rounds": 2,
+    "local-steps": 5,
+    "batch-size": 8,
+    "initial-lr": 2e-3,
+    "eval-frames": 40,
+}
+
+
+def layout(folder: Path, recordings: Path, count: int = 2) -> Layout:
+    made = Layout.make(folder, count)
+    for contributor in made.contributors:
+        shutil.copytree(recordings, made.recordings(contributor))
+        shutil.copytree(recordings, made.held_out(contributor))
+    return made
+
+
+def finished(running: Federation, run_id: int) -> Any:
+    """Wait for a run's end; its state."""
+    wait_until(
+        lambda: running.state(run_id).status == FINISHED, "the run's end", 180, running.children
+    )
+    return running.state(run_id)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every process that works on ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()) or str(folder) in process.cwd():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+@pytest.fixture(scope="module")
+def running(
+    recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation") / "lab"
+    with federation(layout(folder, recordings_folder), cpu_threads=1) as started:
+        yield started
+
+
+def zk0bot_run(running: Federation, *more: str) -> int:
+    settings = " ".join(f"{key}={value}" for key, value in TINY.items())
+    said = subprocess.run(
+        [
+            str(BIN / "zk0bot"),
+            "run",
+            *("-c", settings),
+            *("--superlink", running.control.address),
+            *("--ca", str(running.certificates.ca)),
+            *more,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(said.stdout)
+
+
+def test_zk0bot_run_trains_on_real_processes(running: Federation) -> None:
+    run_id = zk0bot_run(running)
+    state = finished(running, run_id)
+    assert state.outcome == COMPLETED
+    folder = running.layout.runs / str(run_id)
+    lines = list(read_journal(folder))
+    assert committed_rounds(folder) == [0, 1, 2]
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [node["node"] for node in committed[-1]["nodes"]] == ["contributor-a", "contributor-b"]
+    assert committed[-1]["evaluation"]["loss"] < committed[0]["evaluation"]["loss"]
+    assert [dataset["name"] for dataset in committed[0]["evaluation"]["datasets"]] == ["a", "b"]
+
+
+def test_flwr_run_from_a_checkout_means_the_same(running: Federation, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        "[superlink.lab]\n"
+        f'address = "{running.control.address}"\n'
+        f'root-certificates = "{running.certificates.ca}"\n'
+    )
+    overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in TINY.items())
+    said = subprocess.run(
+        [str(BIN / "flwr"), "run", ".", "lab", "--run-config", overrides, "--format", "json"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "FLWR_HOME": str(tmp_path),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    run_id = int(json.loads(said.stdout)["run-id"])
+    assert finished(running, run_id).outcome == COMPLETED
+    assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
+
+
+def test_a_failed_run_says_why(running: Federation) -> None:
+    settings = RunSettings.parse({**TINY, "model-name": "nobody/nothing"}, where="test")
+    run_id = running.start_run(settings)
+    state = finished(running, run_id)
+    with pytest.raises(Zk0dError, match="could not be fetched from the hub"):
+        running.raise_if_failed(state)
+    last = list(read_journal(running.layout.runs / str(run_id)))[-1]
+    assert last["kind"] == "run.failed"
+    assert last["reason"] == "hub_unreachable"
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_committed(running: Federation) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    runs = running.layout.runs
+    size = 1_400_000  # two committed rounds of the tiny policy and not three
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(runs)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        settings = RunSettings.parse(
+            {**TINY, "num-server-rounds": 6, "keep-rounds": 9}, where="test"
+        )
+        run_id = running.start_run(settings)
+        state = finished(running, run_id)
+        with pytest.raises(Zk0dError, match="No space left on device"):
+            running.raise_if_failed(state)
+        folder = runs / str(run_id)
+        kept = committed_rounds(folder)
+        assert kept == list(range(len(kept)))
+        assert kept, "what was committed is there"
+        assert not list((folder / "rounds").glob(".*")), "and nothing half-written"
+        committed = [line for line in read_journal(folder) if line["kind"] == "round.committed"]
+        assert [line["round"] for line in committed] in (kept, kept[:-1])
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+
+
+def test_the_nodes_work_after_all_that(running: Federation) -> None:
+    run_id = zk0bot_run(running, "--rounds", "1")
+    assert finished(running, run_id).outcome == COMPLETED
+
+
+def test_a_learner_that_dies_is_named_and_nothing_is_left(
+    recordings_folder: Path, tmp_path: Path
+) -> None:
+    made = layout(tmp_path / "lab", recordings_folder)
+    with (
+        pytest.raises(ChildError, match="contributor-b-learner was killed by signal 9"),
+        federation(made, cpu_threads=1) as started,
+    ):
+        run_id = started.start_run(
+            RunSettings.parse({**TINY, "num-server-rounds": 50, "node-wait": 20.0}, where="test")
+        )
+        folder = started.layout.runs / str(run_id)
+        wait_until(lambda: 1 in committed_rounds(folder), "the first round", 120)
+        next(c for c in started.children if c.name == "contributor-b-learner").signal(
+            signal.SIGKILL
+        )
+        finished(started, run_id)
+    assert processes_of(tmp_path) == []
+
+
+def test_bad_recordings_end_the_start(recordings_folder: Path, tmp_path: Path) -> None:
+    made = layout(tmp_path / "lab", recordings_folder)
+    shutil.rmtree(made.recordings(made.contributors[1]) / "meta")
+    with (
+        pytest.raises(ChildError, match=r"contributor-b-learner ended with status 69.*info\.json"),
+        federation(made, cpu_threads=1),
+    ):
+        pass
+    assert processes_of(tmp_path) == []
+
+
+def test_a_port_that_is_taken(
+    recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layout(tmp_path / "lab", recordings_folder)
+    free = demo_federation._free_ports
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(demo_federation, "_free_ports", lambda n: [port, *free(n - 1)])
+        with (
+            pytest.raises(ChildError, match=f"superlink ended with status 1.*{port}"),
+            federation(made, cpu_threads=1),
+        ):
+            pass
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "demo"
+    demo = subprocess.Popen(
+        [
+            str(BIN / "zk0bot"),
+            "demo",
+            *("--folder", str(folder)),
+            *("--demonstrations", "4"),
+            *("--rounds", "50"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+    )
+
+    def training() -> bool:
+        assert demo.poll() is None, demo.communicate()
+        return any(1 in committed_rounds(run) for run in (folder / "coordinator/runs").glob("*"))
+
+    wait_until(training, "the first round", 180)
+    assert len(processes_of(folder)) >= 9
+    demo.send_signal(number)
+    began = time.monotonic()
+    _, said = demo.communicate(timeout=60)
+    wait_until(lambda: processes_of(folder) == [], "the last process's end", 30)
+    assert time.monotonic() - began < 60
+    if number == signal.SIGKILL:
+        return
+    assert demo.returncode == 130
+    assert "interrupted; every process of the demo was stopped" in said
+    assert "Traceback" not in said
+
+
+def test_a_whole_demo(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    said = subprocess.run(
+        [
+            str(BIN / "zk0bot"),
+            "demo",
+            *("--folder", str(folder)),
+            *("--demonstrations", "8"),
+            *("--rounds", "2"),
+            *("--episodes", "4"),
+            *("-c", "local_steps=10"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    for words in ("round 2/2", "nodes 2/2", "policy loss", "A alone", "federated", "chart.png"):
+        assert words in said.stdout, words
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["schema_version"] == 1
+    assert summary["rounds"] == 2
+    assert set(summary["success"]) == {
+        "A alone",
+        "B alone",
+        "federated",
+        "everything in one place",
+        "everything, double steps",
+    }
+    assert summary["success"]["federated"]["optimizer_steps"] == 20
+    assert summary["success"]["everything, double steps"]["optimizer_steps"] == 40
+    for row in summary["success"].values():
+        assert 0.0 <= row["region_a"] <= 1.0
+    assert (folder / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / summary["run"] / "journal.jsonl").exists()
+    assert processes_of(folder) == []

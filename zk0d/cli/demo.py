@@ -1,0 +1,67 @@
+"""``zk0bot demo``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Policy(StrEnum):
+    """Policies the demo can train."""
+
+    smolvla = "smolvla"
+    act = "act"
+
+
+def demo(
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds to train (16 for smolvla, 6 for act).")
+    ] = None,
+    contributors: Annotated[
+        int, typer.Option(min=1, max=26, help="How many contributors share the table.")
+    ] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes recordings, weights and sampling.")] = 0,
+    policy: Annotated[Policy, typer.Option(help="Policy to train.")] = Policy.smolvla,
+    demonstrations: Annotated[
+        int, typer.Option(min=1, help="Recorded episodes per contributor.")
+    ] = 150,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Held-out episodes per region in the final table.")
+    ] = 100,
+    folder: Annotated[
+        Path | None, typer.Option(help="A new folder for everything (demo-runs/DATE).")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("-c", "--config", help="Run settings, 'key=value ...'.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option(help="Also save what is on the screen at the end as a picture.")
+    ] = None,
+) -> None:
+    """Run a whole federation on this machine and compare it with training alone."""
+    from rich.console import Console
+
+    from zk0d.config.run import parse_overrides
+    from zk0d.demo.main import DemoOptions, run_demo
+
+    console = Console(record=svg is not None)
+    options = DemoOptions(
+        seed=seed,
+        contributors=contributors,
+        rounds=rounds,
+        policy=policy.value,
+        demonstrations=demonstrations,
+        episodes=episodes,
+        folder=folder,
+        overrides=tuple(parse_overrides(config or []).items()),
+    )
+    try:
+        run_demo(options, console)
+    except KeyboardInterrupt:
+        typer.echo("zk0bot: interrupted; every process of the demo was stopped.", err=True)
+        raise typer.Exit(130) from None
+    if svg is not None:
+        console.save_svg(str(svg), title="make demo")

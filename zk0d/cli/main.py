@@ -1,0 +1,36 @@
+"""The ``zk0bot`` program."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from zk0d.cli import demo, run, version
+from zk0d.daemon.program import guarded
+from zk0d.errors import ExitCode
+
+app = typer.Typer(
+    name="zk0bot",
+    help="Train robots together: recordings stay at home, only weight updates travel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("version")(version.version)
+
+
+def _invoke() -> int | None:
+    try:
+        app()
+    except SystemExit as end:
+        # click ends with 2 for a wrong command line; ours is the one of sysexits.h.
+        return ExitCode.USAGE if end.code == 2 else end.code  # type: ignore[return-value]
+    return None
+
+
+def main() -> None:
+    """Run one verb; exits with one of :class:`zk0d.errors.ExitCode`."""
+    sys.exit(guarded("zk0bot", _invoke))

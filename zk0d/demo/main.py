@@ -1,0 +1,303 @@
+"""``zk0bot demo``: recordings, a federation of real processes, and an honest comparison."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from zk0d.config.run import RunSettings
+from zk0d.daemon.workers import worker_pool
+from zk0d.demo.layout import Layout
+from zk0d.demo.progress import Progress, RoundFacts, Stage
+from zk0d.errors import ChildError
+from zk0d.federation.journal import committed_rounds, read_journal
+
+RECORDINGS, PROCESSES, FEDERATION, COMPARISON = (
+    "recordings",
+    "processes",
+    "federation",
+    "comparison",
+)
+HELD_OUT_SEED = 500_000  #: after any training recording's seed of the same contributor
+SEEDS_PER_CONTRIBUTOR = 1_000_000
+LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a user can choose."""
+
+    seed: int = 0
+    contributors: int = 2
+    rounds: int | None = None
+    policy: str = "smolvla"
+    demonstrations: int = 150
+    held_out: int = 15
+    episodes: int = 100
+    folder: Path | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    def run_settings(self) -> RunSettings:
+        """The run's settings: what makes SoReach learn, in ``docs/how-the-demo-learns.md``."""
+        values: dict[str, Any] = {
+            "policy": self.policy,
+            "model-name": "tiny",
+            "seed": self.seed,
+            "min-fit-clients": self.contributors,
+            "weight-decay": 0.01,
+            "server-momentum": 0.5,
+            "eval-frequency": 4,
+            "eval-rollouts": 20,
+            **_BUDGET[self.policy],
+        }
+        if self.rounds is not None:
+            values["num-server-rounds"] = self.rounds
+        values.update(self.overrides)
+        return RunSettings.parse(values, where="demo")
+
+
+_BUDGET: dict[str, dict[str, Any]] = {
+    "smolvla": {
+        "num-server-rounds": 16,
+        "local-steps": 60,
+        "batch-size": 32,
+        "initial-lr": 2e-3,
+    },
+    # ACT's ResNet costs twenty times as much per step on a CPU; it shows that ACT trains, no more.
+    "act": {"num-server-rounds": 6, "local-steps": 20, "batch-size": 8, "initial-lr": 3e-4},
+}
+
+
+def run_demo(options: DemoOptions, console: Console) -> Path:
+    """Run it all; the folder with what it made.
+
+    Raises
+    ------
+    Zk0dError
+        If anything fails; no process of the demo is left.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    settings = options.run_settings()
+    folder = options.folder or Path("demo-runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    layout = Layout.make(folder, options.contributors)
+    cores = os.cpu_count() or 1
+    progress = Progress(
+        console,
+        f"zk0d demo · {options.contributors} contributors · {options.policy} · seed {options.seed}",
+        [RECORDINGS, PROCESSES, FEDERATION, COMPARISON],
+    )
+    seconds: dict[str, float] = {}
+    with _terminated_as_interrupted(), progress.shown():
+        _make_recordings(options, layout, progress, cores)
+        run = _federate(options, settings, layout, progress, cores, seconds)
+        outcomes = _compare(options, settings, layout, run, progress, cores)
+    from zk0d.demo import results
+
+    results.write_summary(
+        layout.root / "summary.json",
+        outcomes,
+        layout.contributors,
+        options.episodes,
+        {
+            "seed": options.seed,
+            "policy": options.policy,
+            "contributors": options.contributors,
+            "rounds": settings.num_server_rounds,
+            "run": str(run.relative_to(layout.root)),
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "settings": settings.to_flat(),
+            "versions": {name: version(name) for name in ("zk0d", "flwr", "lerobot", "torch")},
+        },
+    )
+    results.draw_chart(layout.root / "chart.png", run, outcomes, layout.contributors)
+    console.print()
+    console.print(results.table(outcomes, layout.contributors, options.episodes))
+    console.print(
+        f"summary  {layout.root / 'summary.json'}\n"
+        f"chart    {layout.root / 'chart.png'}\n"
+        f"run      {run}  (journal.jsonl, committed rounds)\n"
+        f"logs     {layout.logs}\n"
+        f"Next: another seed (--seed {options.seed + 1}), more contributors (--contributors 4), or"
+        " docs/how-the-demo-learns.md.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return layout.root
+
+
+def _make_recordings(options: DemoOptions, layout: Layout, progress: Progress, cores: int) -> None:
+    from zk0d.demo.recordings import make_recordings
+
+    with progress.stage(RECORDINGS) as stage:
+        pool = worker_pool(min(cores, options.contributors), layout.logs / "recordings.log")
+        with _closed(pool):
+            futures: list[Future[int]] = []
+            for number, contributor in enumerate(layout.contributors):
+                first = (options.seed * 100 + number) * SEEDS_PER_CONTRIBUTOR
+                for path, episodes, seed in (
+                    (layout.recordings(contributor), options.demonstrations, first),
+                    (layout.held_out(contributor), options.held_out, first + HELD_OUT_SEED),
+                ):
+                    futures.append(
+                        pool.submit(make_recordings, path, contributor.sector, episodes, seed)
+                    )
+            done = _results(futures, layout, stage, progress, "datasets")
+        stage.note = (
+            f"{options.contributors * options.demonstrations} demonstrations and"
+            f" {options.contributors * options.held_out} held-out episodes, {sum(done):,} frames"
+        )
+
+
+def _federate(
+    options: DemoOptions,
+    settings: RunSettings,
+    layout: Layout,
+    progress: Progress,
+    cores: int,
+    seconds: dict[str, float],
+) -> Path:
+    from zk0d.demo.federation import federation
+    from zk0d.flower.control import FINISHED
+
+    began = time.monotonic()
+    with progress.stage(PROCESSES) as stage:
+        running = federation(layout, cpu_threads=max(1, cores // options.contributors))
+        federated = running.__enter__()
+        stage.note = f"{len(federated.children)}: SuperLink, SuperExecs, SuperNodes, learners"
+    try:
+        with progress.stage(FEDERATION) as stage:
+            seconds["start"] = time.monotonic() - began
+            run_id = federated.start_run(settings)
+            run = layout.runs / str(run_id)
+            progress.facts = RoundFacts(settings.num_server_rounds, options.contributors)
+            shown = 0
+            while True:
+                state = federated.state(run_id)
+                lines = list(read_journal(run))
+                for line in lines[shown:]:
+                    progress.take(line)
+                shown = len(lines)
+                if state.status == FINISHED:
+                    break
+                federated.check()
+                time.sleep(LOOK_SECONDS)
+            federated.raise_if_failed(state)
+            stage.note = f"{progress.facts.round} rounds of {settings.steps_per_round} steps"
+    except BaseException as error:
+        if not running.__exit__(type(error), error, error.__traceback__):
+            raise
+    else:
+        running.__exit__(None, None, None)
+    seconds["federation"] = time.monotonic() - began
+    return run
+
+
+def _compare(
+    options: DemoOptions,
+    settings: RunSettings,
+    layout: Layout,
+    run: Path,
+    progress: Progress,
+    cores: int,
+) -> list[Any]:
+    from zk0d.demo.comparison import Job, gather_everything, measure
+    from zk0d.demo.results import FEDERATED
+
+    steps = settings.total_steps
+    contributors = layout.contributors
+    sectors = tuple(contributor.sector for contributor in contributors)
+    gathered = contributors[0]
+
+    def job(title: str, **how: Any) -> Job:
+        return Job(
+            title=title, settings=settings, sectors=sectors, episodes=options.episodes, **how
+        )
+
+    federated = run / "rounds" / f"{committed_rounds(run)[-1]:05d}" / "global.safetensors"
+    with progress.stage(COMPARISON) as stage:
+        pool = worker_pool(min(cores, 4), layout.logs / "comparison.log")
+        with _closed(pool):
+            everything = layout.recordings(gathered)
+            if len(contributors) > 1:
+                folders = [layout.recordings(contributor) for contributor in contributors]
+                pool.submit(gather_everything, folders, layout.everything).result()
+                everything = layout.everything
+            jobs = [
+                *(
+                    job(f"{c.title} alone", recordings=layout.recordings(c), steps=steps)
+                    for c in contributors
+                ),
+                job(
+                    FEDERATED,
+                    recordings=layout.recordings(gathered),
+                    steps=steps,
+                    weights=federated,
+                    statistics=run / "statistics.json",
+                ),
+                job("everything in one place", recordings=everything, steps=steps),
+                job("everything, double steps", recordings=everything, steps=2 * steps),
+            ]
+            # The longest begins first, so that the cores end together.
+            futures = {j.title: pool.submit(measure, j) for j in reversed(jobs)}
+            _results(list(futures.values()), layout, stage, progress, "policies")
+            outcomes = [futures[j.title].result() for j in jobs]
+        stage.note = f"{len(jobs)} policies, {options.episodes} episodes in each region"
+    return outcomes
+
+
+def _results(
+    futures: list[Future[Any]], layout: Layout, stage: Stage, progress: Progress, what: str
+) -> list[Any]:
+    """Wait for the workers, saying how far they are; their results in the order of ``futures``."""
+    try:
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            progress.note(stage, f"{number} of {len(futures)} {what}")
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise ChildError(
+            f"a worker of the demo's {stage.title} died (out of memory?); {layout.logs} has its"
+            " last words."
+        ) from None
+
+
+@contextmanager
+def _closed(pool: Any) -> Iterator[None]:
+    """End the workers: kindly after success, at once after anything else."""
+    try:
+        yield
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does: every process is stopped on the way out."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Makes SoReach recordings: LeRobot v3.0 datasets such as ``lerobot-record`` writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets import LeRobotDataset
+
+from zk0d.errors import TryAgainError
+from zk0d.simulators.soreach import FPS, Sector, SoReach, demonstrate, features
+
+CAMERAS = ("top",)
+
+
+def make_recordings(
+    folder: Path, sector: Sector, episodes: int, first_seed: int, size: int = 96
+) -> int:
+    """Record the scripted expert until ``episodes`` succeeded; returns the number of frames.
+
+    A dataset appears whole or not at all: it is written beside ``folder`` and renamed.
+
+    Raises
+    ------
+    TryAgainError
+        If the disk is full.
+    """
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    arm = SoReach(sector, CAMERAS, size)
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        dataset = LeRobotDataset.create(
+            repo_id=f"local/{folder.name}",
+            root=draft,
+            fps=FPS,
+            features=features(CAMERAS, size),
+            robot_type="so101_follower",
+            use_videos=True,
+            video_backend="pyav",
+            streaming_encoding=True,
+            rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=18),
+            encoder_threads=1,
+        )
+        frames = recorded = 0
+        seed = first_seed
+        while recorded < episodes:
+            demonstration, succeeded = demonstrate(arm, seed)
+            seed += 1
+            if not succeeded:
+                continue
+            for frame in demonstration:
+                dataset.add_frame(frame)
+            dataset.save_episode(parallel_encoding=False)
+            frames += len(demonstration)
+            recorded += 1
+        dataset.finalize()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise TryAgainError(
+            f"{folder}: the recordings could not be written ({error.strerror or error}); free"
+            " space there or choose another folder.",
+            reason="disk_full",
+        ) from None
+    return frames
