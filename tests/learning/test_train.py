@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from zk0d.errors import DataError
+from zk0d.learner.tasks import Stopped
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.schedule import CosineSchedule
-from zk0d.learning.train import Moments, Proximal, StepPlan, Stopped, TrainResult, train
+from zk0d.learning.train import Moments, Proximal, StepPlan, TrainResult, train
 
 PLAN = StepPlan(
     steps=12,

@@ -39,6 +39,8 @@ class Child:
         self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path
     ) -> None:
         self.name = name
+        self.argv = list(argv)
+        self.env = dict(env)
         self.log = log
         parent = os.getpid()
 
@@ -50,8 +52,8 @@ class Child:
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(
-                    argv,
-                    env=dict(env),
+                    self.argv,
+                    env=self.env,
                     cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

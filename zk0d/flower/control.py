@@ -37,6 +37,7 @@ class RunState:
     """A run as Flower sees it."""
 
     run_id: int
+    submitted: str  #: when it was submitted, ISO 8601
     status: str  #: pending, starting, running or finished
     outcome: str  #: once finished: completed, failed or stopped
     details: str
@@ -97,9 +98,14 @@ class Control:
 
     def run(self, run_id: int) -> RunState:
         """One run's state."""
-        found = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id]
-        status = found.status
-        return RunState(run_id, status.status, status.sub_status, status.details)
+        return _state(
+            self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id]
+        )
+
+    def runs(self) -> list[RunState]:
+        """The newest runs, oldest first. Asking also lets Flower clean up finished ones."""
+        found = self._call(self._client.ListRuns, ListRunsRequest(limit=100)).run_dict
+        return sorted((_state(run) for run in found.values()), key=lambda run: run.submitted)
 
     def stop_run(self, run_id: int) -> None:
         """Stop a run; what it committed stays."""
@@ -117,3 +123,8 @@ class Control:
                 f"the SuperLink at {self.address} cannot be reached ({type(error).__name__}:"
                 f" {error}); is it running?"
             ) from None
+
+
+def _state(run: Any) -> RunState:
+    status = run.status
+    return RunState(run.run_id, run.pending_at, status.status, status.sub_status, status.details)

@@ -8,9 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message
 from zk0d.federation.update import Payload
-from zk0d.learning.train import Stopped
+
+
+class Stopped(Zk0dError):
+    """A task was told to end (deadline, or nobody waits for its result any more)."""
+
+    default_reason = "stopped"
 
 
 class TaskControl:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zk0d.errors import DataError, Zk0dError
+from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.schedule import CosineSchedule
@@ -56,12 +56,6 @@ class TrainResult:
     learning_rate: float
     bad_batches: int
     seconds: float
-
-
-class Stopped(Zk0dError):
-    """Training was told to stop (deadline, or nobody waits for the result any more)."""
-
-    default_reason = "stopped"
 
 
 class Proximal:
@@ -157,7 +151,7 @@ def train(
     on_step
         Called after each step with its number (from 1) and loss.
     check
-        Called before each step; raises to end the training (:class:`Stopped`).
+        Called before each step; raises to end the training.
 
     Raises
     ------

@@ -1,0 +1,159 @@
+"""Federations for the benches: ours with fake learners, and Flower's stock apps on stock nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from zk0d.config.run import RunSettings
+from zk0d.daemon.child import Child, wait_until
+from zk0d.demo import federation as demo
+from zk0d.demo.layout import Layout
+from zk0d.federation.journal import read_journal
+from zk0d.flower import commands
+from zk0d.flower.control import COMPLETED, FINISHED
+
+ROOT = Path(__file__).parents[2]
+STOCK_APP = Path(__file__).parent / "stock_app"
+RUN_SECONDS = 900.0
+
+
+@contextlib.contextmanager
+def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.Federation]:
+    """Our processes, with learners that train nothing."""
+    layout = Layout.make(folder, nodes)
+    names = {layout.client_config(c): (c.letter, c.name) for c in layout.contributors}
+    names[layout.server_config] = ("evaluator", "evaluator")
+
+    def learner(verb: str, config: Path) -> commands.Command:
+        socket, name = names[config]
+        return commands.Command(
+            [
+                sys.executable,
+                *("-m", "tests.bench.fake_learner"),
+                *(str(layout.socket(socket)), name, str(parameters)),
+            ],
+            commands.child_environment(PYTHONPATH=str(ROOT)),
+        )
+
+    before, demo._learner = demo._learner, learner
+    try:
+        with demo.federation(layout, cpu_threads=1) as running:
+            yield running
+    finally:
+        demo._learner = before
+
+
+def run_ours(running: demo.Federation, rounds: int, nodes: int) -> list[dict[str, Any]]:
+    """The journal of a finished run."""
+    settings = RunSettings(
+        model_name="tiny",
+        policy="act",
+        num_server_rounds=rounds,
+        min_fit_clients=nodes,
+        eval_frequency=0,
+        server_momentum=0.0,
+        local_steps=1,
+        keep_rounds=1,
+    )
+    run_id = running.start_run(settings)
+    _finish(running, run_id)
+    return list(read_journal(running.layout.runs / str(run_id)))
+
+
+@contextlib.contextmanager
+def stock_nodes(running: demo.Federation) -> Iterator[None]:
+    """Replace our SuperNodes and SuperExecs by Flower's own, unchanged, with its defaults."""
+    layout = running.layout
+    ours = [c for c in running.children if "supernode" in c.name or "superexec" in c.name]
+    for child in ours:
+        child.stop()
+        running.children.remove(child)
+    stock: list[Child] = []
+    try:
+        for child in ours:
+            argv = list(child.argv)
+            if "zk0d.flower.supernode" in argv:
+                argv[:3] = [commands.program("flower-supernode")]
+            environment = {**child.env, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0"}
+            stock.append(Child(f"stock-{child.name}", argv, environment, child.log, layout.root))
+        running.children += stock
+        yield
+    finally:
+        for child in stock:
+            child.stop()
+            running.children.remove(child)
+
+
+def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int) -> list[float]:
+    """Times at which Flower's rounds ended, the start of the first included."""
+    log = running.layout.root / "stock.log"
+    log.unlink(missing_ok=True)
+    home = running.layout.root / "flwr-home"
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text(
+        f'[superlink.lab]\naddress = "{running.control.address}"\n'
+        f'root-certificates = "{running.certificates.ca}"\n'
+    )
+    subprocess.run(
+        [
+            commands.program("flwr"),
+            *("run", str(STOCK_APP), "lab"),
+            "--run-config",
+            f"num-server-rounds={rounds} parameters={parameters} nodes={nodes} log='{log}'",
+        ],
+        env=commands.child_environment(home),
+        check=True,
+        capture_output=True,
+    )
+    run_id = running.control.runs()[-1].run_id
+    _finish(running, run_id)
+    return [float(line.split()[1]) for line in log.read_text().splitlines()]
+
+
+def _finish(running: demo.Federation, run_id: int) -> None:
+    wait_until(
+        lambda: running.state(run_id).status == FINISHED,
+        "the run's end",
+        RUN_SECONDS,
+        running.children,
+        interval=0.5,
+    )
+    state = running.state(run_id)
+    if state.outcome != COMPLETED:
+        raise SystemExit(f"bench: the run {state.outcome}: {state.details}")
+
+
+class PeakMemory:
+    """Watches the private memory of processes by a word of their command line, in MB."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+        self._end = threading.Event()
+        self.peaks = dict.fromkeys(words, 0.0)
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.1):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    command = " ".join(process.cmdline()[:3])
+                    for word in self._words:
+                        if word in command:
+                            private = process.memory_full_info().uss / 1e6
+                            self.peaks[word] = max(self.peaks[word], private)
