@@ -56,6 +56,10 @@ constraints: venv ## Raise the pins in constraints.txt
 	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs \
 	  pyproject.toml -o constraints.txt
 
+.PHONY: settings-page
+settings-page: venv ## Write docs/settings.md from the settings' models
+	$(BIN)/python -m zk0d.config.reference
+
 .PHONY: clean
 clean: ## Remove the environment and what tools left
 	rm -rf $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -43,6 +43,7 @@ def test_every_machine_setting_is_read_somewhere() -> None:
         CacheSettings,
         ClientSettings,
         EvaluationDataset,
+        EvaluatorSettings,
         LearnerSettings,
         ServerSettings,
     )
@@ -52,8 +53,17 @@ def test_every_machine_setting_is_read_somewhere() -> None:
         CacheSettings,
         ClientSettings,
         EvaluationDataset,
+        EvaluatorSettings,
         LearnerSettings,
         ServerSettings,
     ):
         for name in model.model_fields:
             assert f".{name}" in code, f"{model.__name__}.{name}"
+
+
+def test_the_page_of_settings_is_the_codes() -> None:
+    from zk0d.config.reference import settings_page
+
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == settings_page(), (
+        "docs/settings.md is old: run make settings-page"
+    )

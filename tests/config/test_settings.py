@@ -144,3 +144,8 @@ def test_settings_survive_flowers_flat_form() -> None:
     settings = run_settings({"num-server-rounds": 3, "policy": "act", "initial-lr": 2e-3})
     assert RunSettings.parse(settings.to_flat(), where="flower") == settings
     assert settings.total_steps == 180
+
+
+def test_a_partly_given_evaluator_keeps_its_own_socket(write: Write) -> None:
+    path = write("server.toml", '[evaluator]\ndevice = "cpu"\n')
+    assert ServerSettings.load(path).evaluator.socket == Path("/run/zk0d/evaluator.sock")

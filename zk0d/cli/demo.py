@@ -38,7 +38,7 @@ def demo(
         list[str] | None, typer.Option("-c", "--config", help="Run settings, 'key=value ...'.")
     ] = None,
     svg: Annotated[
-        Path | None, typer.Option(help="Also save what is on the screen at the end as a picture.")
+        Path | None, typer.Option(help="Also save the view at the end as a picture.")
     ] = None,
 ) -> None:
     """Run a whole federation on this machine and compare it with training alone."""
@@ -46,8 +46,10 @@ def demo(
 
     from zk0d.config.run import parse_overrides
     from zk0d.demo.main import DemoOptions, run_demo
+    from zk0d.errors import UsageError
 
-    console = Console(record=svg is not None)
+    if svg is not None and not svg.parent.is_dir():
+        raise UsageError(f"--svg: there is no folder {svg.parent}; make it or name another.")
     options = DemoOptions(
         seed=seed,
         contributors=contributors,
@@ -59,9 +61,7 @@ def demo(
         overrides=tuple(parse_overrides(config or []).items()),
     )
     try:
-        run_demo(options, console)
+        run_demo(options, Console(), svg)
     except KeyboardInterrupt:
         typer.echo("zk0bot: interrupted; every process of the demo was stopped.", err=True)
         raise typer.Exit(130) from None
-    if svg is not None:
-        console.save_svg(str(svg), title="make demo")

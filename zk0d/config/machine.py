@@ -13,6 +13,7 @@ from zk0d.config.names import Alias, DatasetUriText
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
 DEFAULT_SERVER_CONFIG = Path("/etc/zk0d/server.toml")
 DEFAULT_SOCKET = Path("/run/zk0d/learner.sock")
+DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 
 
 class CacheSettings(Settings):
@@ -29,19 +30,25 @@ class CacheSettings(Settings):
     )
 
 
-class LearnerSettings(Settings):
-    """The learner: the process that holds the policy, the recordings and the GPU."""
+class EvaluatorSettings(Settings):
+    """A process that holds a policy, recordings and a device: the coordinator's evaluator."""
 
-    socket: Path = Field(DEFAULT_SOCKET, description="Unix socket it is reached at.")
+    socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket it is reached at.")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'.")
     cpu_threads: NonNegativeInt = Field(0, description="Threads of PyTorch; 0 leaves its default.")
     max_bad_frames: NonNegativeInt = Field(
-        0, description="Frames that may be unreadable before the node reports data_error."
+        0, description="Frames that may be unreadable before it reports data_error."
     )
+    cache: CacheSettings = CacheSettings()
+
+
+class LearnerSettings(EvaluatorSettings):
+    """The same on a contributor's machine, where it trains."""
+
+    socket: Path = Field(DEFAULT_SOCKET, description="Unix socket it is reached at.")
     accept_run_dataset: bool = Field(
         False, description="Take the dataset from the run: for demos and simulations only."
     )
-    cache: CacheSettings = CacheSettings()
 
 
 class ClientSettings(Settings):
@@ -66,15 +73,19 @@ class ClientSettings(Settings):
 class EvaluationDataset(Settings):
     """One held-out dataset of the coordinator; its frames never enter statistics or training."""
 
-    name: Alias
-    dataset_uri: DatasetUriText
+    name: Alias = Field(description="What the journal calls it.")
+    dataset_uri: DatasetUriText = Field(
+        description="The recordings: hf:user/name, user/name or local:/folder."
+    )
     simulator: Literal["", "soreach"] = Field(
         "", description="Simulator in which success can be measured in closed loop."
     )
     sector: tuple[NonNegativeInt, PositiveInt] = Field(
         (0, 1), description="SoReach: this dataset's slice of the table, as (index, of how many)."
     )
-    cameras: dict[str, str] = Field(default_factory=dict)
+    cameras: dict[str, str] = Field(
+        default_factory=dict, description="Its camera names, mapped to the policy's."
+    )
 
 
 class ServerSettings(Settings):
@@ -82,8 +93,10 @@ class ServerSettings(Settings):
 
     state: Path = Field(Path("/var/lib/zk0d/server"), description="Runs are kept under it.")
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
-    models: dict[str, Path] = Field(default_factory=dict)
-    evaluator: LearnerSettings = LearnerSettings(socket=Path("/run/zk0d/evaluator.sock"))
+    models: dict[str, Path] = Field(
+        default_factory=dict, description="Model names, mapped to folders on this machine."
+    )
+    evaluator: EvaluatorSettings = EvaluatorSettings()
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
         0.25, description="Seconds between two looks for the nodes' replies."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -79,8 +80,8 @@ _BUDGET: dict[str, dict[str, Any]] = {
 }
 
 
-def run_demo(options: DemoOptions, console: Console) -> Path:
-    """Run it all; the folder with what it made.
+def run_demo(options: DemoOptions, console: Console, picture: Path | None = None) -> Path:
+    """Run it all; the folder with what it made, and at ``picture`` the last view as an SVG.
 
     Raises
     ------
@@ -121,8 +122,13 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         },
     )
     results.draw_chart(layout.root / "chart.png", run, outcomes, layout.contributors)
+    table = results.table(outcomes, layout.contributors, options.episodes)
+    if picture is not None:
+        screen = Console(record=True, file=io.StringIO(), width=92, force_terminal=True)
+        screen.print(progress.render(), "", table)
+        screen.save_svg(str(picture), title="make demo")
     console.print()
-    console.print(results.table(outcomes, layout.contributors, options.episodes))
+    console.print(table)
     console.print(
         f"summary  {layout.root / 'summary.json'}\n"
         f"chart    {layout.root / 'chart.png'}\n"

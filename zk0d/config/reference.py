@@ -1,0 +1,88 @@
+"""``docs/settings.md``, written from the models: ``python -m zk0d.config.reference``."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from zk0d.config.base import Settings
+from zk0d.config.machine import ClientSettings, EvaluationDataset, ServerSettings
+from zk0d.config.run import RunSettings
+
+_INTRODUCTION = """# Settings
+
+An unknown key is an error that names the nearest known one. This page is written from the code
+(`make settings-page`); a test keeps it equal.
+"""
+
+
+def settings_page() -> str:
+    """The page as Markdown."""
+    parts = [
+        _INTRODUCTION,
+        "## A run\n\n`zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`,"
+        " `zk0bot demo -c 'key=value'`.\n",
+        _table(RunSettings),
+        "## A contributor: `client.toml`\n",
+        *_tables(ClientSettings, ""),
+        "## A coordinator: `server.toml`\n",
+        *_tables(ServerSettings, ""),
+        "### `[[evaluation]]`, once for each held-out dataset\n",
+        _table(EvaluationDataset),
+    ]
+    return "\n".join(parts)
+
+
+def _tables(model: type[Settings], path: str) -> list[str]:
+    """The table of a model and, after it, those of the models in it."""
+    parts = [f"### `[{path}]`\n"] if path else []
+    parts.append(_table(model))
+    for name, field in model.model_fields.items():
+        if _is_table(field):
+            below = typing.cast(type[Settings], field.annotation)
+            parts += _tables(below, f"{path}.{_key(name)}".lstrip("."))
+    return parts
+
+
+def _table(model: type[Settings]) -> str:
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if _is_table(field) or _is_list_of_tables(field):
+            continue
+        rows.append(f"| `{_key(name)}` | {_default(field)} | {field.description or ''} |")
+    return "\n".join(rows) + "\n"
+
+
+def _is_table(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+
+
+def _is_list_of_tables(field: FieldInfo) -> bool:
+    return any(
+        isinstance(part, type) and issubclass(part, Settings)
+        for part in typing.get_args(field.annotation)
+    )
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or value in ("", {}):
+        return "–"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    Path("docs/settings.md").write_text(settings_page(), encoding="utf-8")
