@@ -82,6 +82,8 @@ def stock_nodes(running: demo.Federation) -> Iterator[None]:
             argv = list(child.argv)
             if "zk0d.flower.supernode" in argv:
                 argv[:3] = [commands.program("flower-supernode")]
+            else:
+                argv[:4] = [commands.program("flower-superexec")]
             environment = {**child.env, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0"}
             stock.append(Child(f"stock-{child.name}", argv, environment, child.log, layout.root))
         running.children += stock

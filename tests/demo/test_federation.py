@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from flwr.cli.build import build_fab_from_files
 
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
@@ -24,6 +25,7 @@ from zk0d.demo.federation import Federation, federation
 from zk0d.demo.layout import Layout
 from zk0d.errors import ChildError, Zk0dError
 from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.flower.bundle import CLIENT_APP, SERVER_APP, bundle_toml
 from zk0d.flower.control import COMPLETED, FINISHED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -130,6 +132,44 @@ def test_flwr_run_from_a_checkout_means_the_same(running: Federation, tmp_path: 
     run_id = int(json.loads(said.stdout)["run-id"])
     assert finished(running, run_id).outcome == COMPLETED
     assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
+
+
+def test_a_bundles_code_never_runs(running: Federation, tmp_path: Path) -> None:
+    """Neither in a known place nor through a task type that Flower would start for it."""
+    proof = tmp_path / "it-ran"
+    code = f"open({str(proof)!r}, 'w').close()\napp = None\n"
+    alien = bundle_toml().replace('fab-include = ["pyproject.toml"]', 'fab-include = ["*.*"]')
+    for ours in (SERVER_APP, CLIENT_APP):
+        alien = alien.replace(ours, "alien:app")
+    bundle, _ = build_fab_from_files({"pyproject.toml": alien.encode(), "alien.py": code.encode()})
+    assert b"alien.py" in bundle
+    settings = RunSettings.parse(TINY, where="test")
+    run_id = running.control.start_run(settings, bundle)
+    assert finished(running, run_id).outcome == COMPLETED, "the installed apps ran in its place"
+    assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
+    assert not proof.exists()
+
+
+def test_no_token_is_on_a_command_line(running: Federation) -> None:
+    run_id = zk0bot_run(running)
+    seen: set[str] = set()
+
+    def over() -> bool:
+        for process in psutil.process_iter():
+            try:
+                seen.add(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return bool(running.state(run_id).status == FINISHED)
+
+    wait_until(over, "the run's end", 180, running.children)
+    apps = [line for line in seen if "zk0d.flower.apps" in line]
+    assert {line.split("zk0d.flower.apps ")[1].split()[0] for line in apps} == {
+        "serverapp",
+        "clientapp",
+    }
+    assert not [line for line in apps if "--token " in line or "--token=" in line]
+    assert not [line for line in seen if "flwr-clientapp" in line or "flwr-serverapp" in line]
 
 
 def test_a_failed_run_says_why(running: Federation) -> None:

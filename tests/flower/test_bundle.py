@@ -46,10 +46,10 @@ def test_every_command_is_there_and_closed_by_default(tmp_path: Path) -> None:
         "c:1", files.ca, tmp_path / "k", tmp_path / "s", 9, tmp_path / "n.toml", tmp_path
     )
     beside_link = commands.superexec(
-        "127.0.0.1:1", tmp_path / "s", tmp_path, ca=files.ca, poll_seconds=0.5, env={}
+        "server", "127.0.0.1:1", tmp_path / "s", tmp_path, ca=files.ca, poll_seconds=0.5, env={}
     )
     beside_node = commands.superexec(
-        "127.0.0.1:1", tmp_path / "s", tmp_path, ca=None, poll_seconds=0.5, env={}
+        "client", "127.0.0.1:1", tmp_path / "s", tmp_path, ca=None, poll_seconds=0.5, env={}
     )
     for command in (superlink, node, beside_link, beside_node):
         assert Path(command.argv[0]).exists()

@@ -8,8 +8,11 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from zk0d.errors import ChildError, UnavailableError
@@ -32,16 +35,24 @@ class Child:
     name
         How messages call it.
     log
-        Where its output goes; appended.
+        Where its output goes: a file that is appended to, or a function that gets each line (from
+        a thread of its own).
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path | Callable[[str], None],
+        cwd: Path,
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.env = dict(env)
-        self.log = log
+        self.log = log if isinstance(log, Path) else None
+        self._recent: deque[str] = deque(maxlen=_LAST_LINES)
+        self._reader: threading.Thread | None = None
         parent = os.getpid()
 
         def tie_to_parent() -> None:
@@ -50,7 +61,8 @@ class Child:
                 os._exit(1)
 
         try:
-            with log.open("ab") as output:
+            opened = log.open("ab") if isinstance(log, Path) else nullcontext(subprocess.PIPE)
+            with opened as output:
                 self._process = subprocess.Popen(
                     self.argv,
                     env=self.env,
@@ -65,6 +77,17 @@ class Child:
             raise UnavailableError(
                 f"{name} cannot be started ({argv[0]}: {error.strerror}); is zk0d installed whole?"
             ) from None
+        if not isinstance(log, Path):
+            self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+            self._reader.start()
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        for raw in self._process.stdout:
+            line = _COLOUR.sub("", raw.decode(errors="replace")).rstrip()
+            if line:
+                self._recent.append(line)
+                on_line(line)
 
     @property
     def pid(self) -> int:
@@ -86,17 +109,26 @@ class Child:
         status = self._process.returncode
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         said = self.last_words()
-        raise ChildError(f"{self.name} {how}{f': {said}' if said else ''} (log: {self.log}).")
+        where = f" (log: {self.log})" if self.log else ""
+        raise ChildError(f"{self.name} {how}{f': {said}' if said else ''}{where}.")
 
     def last_words(self, limit: int = 400) -> str:
         """The last error in the end of its log, else the last line that says something."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+        lines = self.recent()
         errors = [line for line in lines[-_LAST_LINES:] if "ERROR" in line]
         return (errors or lines or [""])[-1][:limit]
+
+    def recent(self) -> list[str]:
+        """The last lines it wrote that say something; after its end, all of the last ones."""
+        if self._reader is not None:
+            if not self.alive:
+                self._reader.join(_KILLED_SECONDS)
+            return list(self._recent)
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
+        except OSError:
+            return []
+        return [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
 
     def stop(self, grace: float = 5.0) -> None:
         """SIGTERM, then SIGKILL to its whole group after ``grace`` seconds."""

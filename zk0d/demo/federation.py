@@ -111,6 +111,7 @@ def federation(layout: Layout, *, cpu_threads: int) -> Iterator[Federation]:
                 layout,
                 "server-superexec",
                 commands.superexec(
+                    "server",
                     address,
                     files.server_secret,
                     layout.coordinator / "flower-exec",
@@ -150,6 +151,7 @@ def _node(
         home / "flower",
     )
     superexec = commands.superexec(
+        "client",
         f"127.0.0.1:{port}",
         secret,
         home / "flower-exec",

@@ -65,6 +65,7 @@ def superlink(
 
 
 def superexec(
+    role: str,
     runtime: str,
     secret: Path,
     home: Path,
@@ -73,11 +74,14 @@ def superexec(
     poll_seconds: float,
     env: Mapping[str, str],
 ) -> Command:
-    """A SuperExec beside a SuperLink (``ca`` given) or a SuperNode (plain, loopback)."""
+    """A SuperExec beside a SuperLink (``server``, ``ca`` given) or a SuperNode (``client``, plain
+    on loopback).
+    """
     trust = ["--root-certificates", str(ca)] if ca else ["--insecure"]
     return Command(
         [
-            program("flower-superexec"),
+            sys.executable,
+            *("-m", "zk0d.flower.superexec", role),
             *trust,
             *("--runtime-api-address", runtime),
             *("--superexec-auth-secret-file", str(secret)),

@@ -18,6 +18,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control import ControlHttpClient
@@ -82,9 +83,13 @@ class Control:
         request = RegisterNodeRequest(public_key=public_pem(public_key), name=name)
         return int(self._call(self._client.RegisterNode, request).node_id)
 
-    def start_run(self, settings: RunSettings) -> int:
-        """Start a run of the installed apps; its number."""
-        bundle = build_bundle()
+    def unregister(self, node_id: int) -> None:
+        """Let a node in no more; its session ends at its next call."""
+        self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
+
+    def start_run(self, settings: RunSettings, bundle: bytes | None = None) -> int:
+        """Start a run of the apps that are installed, whatever the bundle names; its number."""
+        bundle = bundle if bundle is not None else build_bundle()
         defaults = RunSettings().to_flat()
         changed = {k: v for k, v in settings.to_flat().items() if v != defaults[k]}
         request = StartRunRequest(

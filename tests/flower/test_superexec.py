@@ -1,0 +1,136 @@
+"""Our executor starts one program for one task type, and answers the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
+
+from zk0d.daemon.child import wait_until
+from zk0d.errors import UnavailableError, UsageError
+from zk0d.flower import apps, superexec
+from zk0d.flower.superexec import InstalledApps
+
+TOKEN = "token-that-nobody-may-see"
+
+
+def spec(task_type: TaskType, address: str = "127.0.0.1:9") -> ExecutionSpec:
+    return ExecutionSpec(
+        task_type=task_type,
+        runtime_api_address=address,
+        token=TOKEN,
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=os.getpid(),
+        suppress_output=False,
+        task_id=1,
+    )
+
+
+@pytest.fixture
+def silent_runtime() -> Iterator[str]:
+    """A Runtime API that accepts connections and never answers (a fake), so apps stay alive."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def client() -> Iterator[InstalledApps]:
+    made = InstalledApps("client")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+@pytest.mark.parametrize("task_type", list(TaskType))
+def test_one_task_type_is_ours_and_the_others_are_answered(
+    role: str, task_type: TaskType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    answered: list[str] = []
+    made = InstalledApps(role)
+    monkeypatch.setattr(made, "answer_failed", lambda spec, why: answered.append(why))
+
+    class FakeApp:
+        pid = 1
+
+        def __init__(self, argv: list[str], **_: Any) -> None:
+            started.append(argv)
+
+    monkeypatch.setattr(superexec.subprocess, "Popen", FakeApp)
+    result = made.launch(spec(task_type))
+    assert result.status == LaunchResultStatus.ACCEPTED
+    own = {"server": TaskType.SERVER_APP, "client": TaskType.CLIENT_APP}[role]
+    if task_type is own:
+        assert started[0][1:4] == ["-m", "zk0d.flower.apps", superexec.ROLES[role][1]]
+        assert answered == []
+    else:
+        assert started == []
+        assert answered == [f"this machine runs no {task_type}"]
+        assert made.refused == {str(task_type): 1}
+
+
+def test_every_task_type_is_taken(client: InstalledApps) -> None:
+    assert client.get_eligible_capacity(set(TaskType), insecure=True) == (set(TaskType), set())
+
+
+def test_a_killed_app_is_reaped_and_counted(client: InstalledApps, silent_runtime: str) -> None:
+    client.launch(spec(TaskType.CLIENT_APP, silent_runtime))
+    app = psutil.Process(client._running[0].pid)
+    wait_until(lambda: "zk0d.flower.apps" in " ".join(app.cmdline()), "the app's start", 20)
+    assert TOKEN not in " ".join(app.cmdline())
+    app.send_signal(signal.SIGKILL)
+    wait_until(lambda: app.status() == psutil.STATUS_ZOMBIE, "its end", 20)
+    client.reconcile()
+    assert client.ends == {-signal.SIGKILL: 1}
+    assert not app.is_running(), "it was reaped"
+
+
+def test_closing_ends_the_apps(client: InstalledApps, silent_runtime: str) -> None:
+    client.launch(spec(TaskType.CLIENT_APP, silent_runtime))
+    app = psutil.Process(client._running[0].pid)
+    client.close()
+    assert not app.is_running()
+
+
+def test_the_pulse_is_given_at_a_look(tmp_path: Path) -> None:
+    made = InstalledApps("server", tmp_path / "pulse")
+    made.reconcile()
+    assert (tmp_path / "pulse").exists()
+
+
+def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    monkeypatch.delattr(module, "get_executor")
+    with pytest.raises(UnavailableError, match="no get_executor"):
+        superexec.install("client")
+    with pytest.raises(UnavailableError, match="has no install_from_fabs"):
+        apps._replace(module, install_from_fabs=None)
+
+
+@pytest.mark.parametrize("module", [superexec, apps])
+def test_an_unknown_role_is_a_usage_error(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "manager"])
+    with pytest.raises(UsageError, match="the first argument is one of"):
+        module.main()
+
+
+def test_a_clientapp_imports_no_torch() -> None:
+    code = (
+        "import sys; from zk0d.flower import apps; apps._installed_clientapp();"
+        " import flwr.supernode.cli; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,95 @@
+"""The app processes, with the apps that are installed here in place of a bundle's.
+
+``python -m zk0d.flower.apps serverapp|clientapp`` takes the arguments of Flower's programs. A
+bundle's bytes are read as data, for the run's settings; nothing of it is unpacked or imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from zk0d.errors import UnavailableError, UsageError
+from zk0d.flower.version import check_version
+
+
+def run_clientapp() -> None:
+    """Flower's ClientApp process with our ClientApp."""
+    import flwr.supernode.runtime.run_clientapp as process
+
+    _replace(
+        process,
+        install_from_fab=lambda *_, **__: None,
+        get_load_client_app_fn=lambda *_, **__: _installed_clientapp,
+    )
+    from flwr.supernode.cli import flwr_clientapp
+
+    flwr_clientapp()
+
+
+def run_serverapp() -> None:
+    """Flower's ServerApp process with our ServerApp."""
+    import importlib
+
+    from flwr.cli.config_utils import get_fab_config
+
+    # The package's attribute of that name is the function in it.
+    process = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    bundle: dict[str, Any] = {}
+
+    def read_bundle(content: bytes, **_: Any) -> None:
+        bundle.update(get_fab_config(content))
+
+    def settings(_: Any, overrides: dict[str, Any]) -> dict[str, Any]:
+        from zk0d.config.run import run_settings
+
+        defaults = bundle.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
+        return dict(run_settings({**defaults, **overrides}, where="run").to_flat())
+
+    def run(*, grid: Any, context: Any, **_: Any) -> Any:
+        from zk0d.federation.server_app import app
+
+        app(grid=grid, context=context)
+        return context
+
+    _replace(
+        process,
+        install_from_fab=read_bundle,
+        get_project_config=lambda _: {
+            "tool": {"flwr": {"app": {"components": {"serverapp": "installed"}}}}
+        },
+        get_fused_config_from_dir=settings,
+        run_=run,
+    )
+    from flwr.superlink.cli import flwr_serverapp
+
+    flwr_serverapp()
+
+
+def _installed_clientapp(*_: Any) -> Any:
+    from zk0d.federation.client_app import app
+
+    return app
+
+
+def _replace(module: Any, **functions: Any) -> None:
+    for name, function in functions.items():
+        if not hasattr(module, name):
+            raise UnavailableError(
+                f"this Flower has no {name} in {module.__name__}; install 1.41 as zk0d's"
+                " constraints file says."
+            )
+        setattr(module, name, function)
+
+
+def main() -> None:
+    """Run one app process."""
+    check_version()
+    verbs = {"clientapp": run_clientapp, "serverapp": run_serverapp}
+    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+        raise UsageError(f"apps: the first argument is one of {', '.join(verbs)}.")
+    verbs[sys.argv.pop(1)]()
+
+
+if __name__ == "__main__":
+    main()

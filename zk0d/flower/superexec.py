@@ -1,0 +1,191 @@
+"""Flower's SuperExec with an executor of ours: it starts the app that is installed, and no other.
+
+Flower's own starts whatever a bundle asks for, an agent's code included, with the task's token on
+the command line, and forgets the process. ``python -m zk0d.flower.superexec ROLE`` takes the
+arguments of ``flower-superexec`` after the role.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from logging import ERROR, INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import UnavailableError, UsageError
+from zk0d.flower.version import check_version
+
+PULSE_VARIABLE = "ZK0D_PULSE_FILE"
+#: What each role runs: Flower's task type, and the verb of :mod:`zk0d.flower.apps`.
+ROLES = {"server": ("flwr-serverapp", "serverapp"), "client": ("flwr-clientapp", "clientapp")}
+PULSE_SECONDS = 1.0
+CLOSE_SECONDS = 3.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class InstalledApps:
+    """Flower's ``Executor``, for one role.
+
+    Parameters
+    ----------
+    pulse
+        A file that is touched at each look for work, so that a supervisor sees that there is one.
+    """
+
+    def __init__(self, role: str, pulse: Path | None = None) -> None:
+        self._task_type, self._verb = ROLES[role]
+        self._pulse = pulse
+        self._last_pulse = 0.0
+        self._running: list[subprocess.Popen[bytes]] = []
+        #: Ends of apps: by exit status, negative for a signal.
+        self.ends: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def get_eligible_capacity(self, supported: set[Any], **_: Any) -> tuple[set[Any], set[str]]:
+        """Every type is taken: what nobody took would keep its run waiting without limit."""
+        return supported, set()
+
+    def wait_for_capacity(self, *_: Any, **__: Any) -> None:
+        """There is always room."""
+
+    def launch(self, spec: Any) -> Any:
+        """Start the installed app, or tell Flower that the task failed."""
+        from flwr.supercore import log
+        from flwr.supercore.superexec.executor import LaunchResult
+
+        if str(spec.task_type) != self._task_type:
+            self.refused[str(spec.task_type)] += 1
+            log(ERROR, "zk0d: a task of type %s is refused; none runs here", spec.task_type)
+            self.answer_failed(spec, f"this machine runs no {spec.task_type}")
+            return LaunchResult.accepted()
+        # A file without a name: a token on the command line could be read by every local user.
+        token = os.memfd_create("token")
+        os.write(token, spec.token.encode())
+        trust = ["--root-certificates", spec.root_certificates_path] if not spec.insecure else []
+        parent = os.getpid()
+
+        def tie_to_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        try:
+            app = subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "zk0d.flower.apps", self._verb),
+                    *("--runtime-api-address", spec.runtime_api_address),
+                    *("--token-file", f"/proc/self/fd/{token}"),
+                    *(trust or ["--insecure"]),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[token],
+                preexec_fn=tie_to_parent,
+            )
+        finally:
+            os.close(token)
+        self._running.append(app)
+        log(INFO, "zk0d: %s started for task %d (pid %d)", self._verb, spec.task_id, app.pid)
+        return LaunchResult.accepted()
+
+    def answer_failed(self, spec: Any, why: str) -> None:
+        """Push a failed outcome for a task that is not run."""
+        from flwr.common.constant import SubStatus
+        from flwr.supercore.interceptors import (
+            RuntimeTokenHttpInterceptor,
+            RuntimeVersionHttpInterceptor,
+        )
+        from flwr.supercore.retry import make_simple_http_retry_invoker
+        from flwr.supercore.runtime import RuntimeHttpClient
+        from flwr.supercore.tls import validate_and_resolve_root_certificates
+        from flwr.supernode.runtime.run_clientapp import push_task_output
+
+        retries = make_simple_http_retry_invoker()
+        retries.max_tries = 3
+        client = RuntimeHttpClient.from_server_address(
+            server_address=spec.runtime_api_address,
+            insecure=spec.insecure,
+            root_certificates=validate_and_resolve_root_certificates(
+                spec.root_certificates_path, spec.insecure
+            ),
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="zk0d"),
+                RuntimeTokenHttpInterceptor(spec.token),
+            ],
+            retry_invoker=retries,
+        )
+        try:
+            push_task_output(client, None, SubStatus.FAILED, why)
+        finally:
+            client.close()
+
+    def reconcile(self) -> None:
+        """Reap what ended, and give a sign of life. Flower calls this before each look for work."""
+        from flwr.supercore import log
+
+        for app in list(self._running):
+            status = app.poll()
+            if status is None:
+                continue
+            self._running.remove(app)
+            self.ends[status] += 1
+            if status:
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
+                log(WARNING, "zk0d: %s (pid %d) %s", self._verb, app.pid, how)
+        if self._pulse is not None and time.monotonic() - self._last_pulse >= PULSE_SECONDS:
+            self._last_pulse = time.monotonic()
+            self._pulse.touch()
+
+    def close(self) -> None:
+        """End the apps: nothing runs on without its SuperExec."""
+        for app in self._running:
+            app.terminate()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for app in self._running:
+            try:
+                app.wait(max(0.05, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                app.kill()
+                app.wait()
+        self._running.clear()
+
+
+def install(role: str) -> InstalledApps:
+    """Put our executor where Flower's SuperExec looks for one.
+
+    Raises
+    ------
+    UnavailableError
+        If this Flower has no such place.
+    """
+    check_version()
+    # The package's attribute of that name is the function in it.
+    module = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    if not hasattr(module, "get_executor"):
+        raise UnavailableError("this Flower has no get_executor in its SuperExec; install 1.41.")
+    pulse = os.environ.pop(PULSE_VARIABLE, "")
+    apps = InstalledApps(role, Path(pulse) if pulse else None)
+    module.get_executor = lambda *_, **__: apps  # type: ignore[attr-defined]
+    return apps
+
+
+def main() -> None:
+    """Run ``flower-superexec`` for a role."""
+    if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
+        raise UsageError(f"superexec: the first argument is one of {', '.join(ROLES)}.")
+    install(sys.argv.pop(1))
+    from flwr.supercore.cli import flower_superexec
+
+    flower_superexec()
+
+
+if __name__ == "__main__":
+    main()
