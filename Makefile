@@ -27,12 +27,17 @@ demo: venv ## Run a whole federation here (ARGS='--rounds 3 --contributors 4 --s
 .PHONY: test
 test: lint ## Lint and run the tests, with coverage
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report= $(ARGS)
-	$(BIN)/python -m pytest -m slow --cov --cov-append --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -m guest -k three_rounds tests/guests
+
+.PHONY: test-fleet
+test-fleet: venv ## Run the suites that boot systemd guests (needs root and podman)
+	$(BIN)/python -m pytest -m guest tests/guests $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" $(ARGS)
 
 .PHONY: bench
 bench: venv ## Measure speed and memory against peers (ARGS='step round memory')

@@ -15,7 +15,7 @@ PARAMETERS = 25_000_000
 ROUNDS = 2
 COUNTS = (2, 8)
 STOCK_COUNTS = (2, 4)
-SERVER_APP, SUPERLINK = "flwr-serverapp", "flower-superlink"
+SERVER_APP, SUPERLINK = "serverapp", "flower-superlink"
 
 
 def main() -> None:

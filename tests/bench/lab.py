@@ -154,7 +154,7 @@ class PeakMemory:
         while not self._end.wait(0.1):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
-                    command = " ".join(process.cmdline()[:3])
+                    command = " ".join(process.cmdline()[:4])
                     for word in self._words:
                         if word in command:
                             private = process.memory_full_info().uss / 1e6

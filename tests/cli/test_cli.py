@@ -115,3 +115,65 @@ def test_a_learner_says_what_is_wrong(
     assert said.returncode == status
     assert sentence in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_a_machine_is_set_up_by_two_commands(tmp_path: Path) -> None:
+    server, client = tmp_path / "server", tmp_path / "client"
+    made = typed("zk0bot", "config", "init", "server", "--folder", str(server), "--host", "hub")
+    assert made.returncode == 0, made.stderr
+    assert (server / "tls" / "ca.key").stat().st_mode & 0o777 == 0o600
+    made = typed(
+        *("zk0bot", "config", "init", "client", "--folder", str(client)),
+        *("--name", "left", "--coordinator", "hub:9443", "--dataset", "local:/data"),
+        *("--ca", str(server / "tls" / "ca.crt")),
+    )
+    assert made.returncode == 0, made.stderr
+    for role, folder in (("server", server), ("client", client)):
+        assert typed("zk0bot", "config", "check", role, "--folder", str(folder)).returncode == 0
+    shown = typed("zk0bot", "config", "show", "client", "--folder", str(client)).stdout
+    assert '"address": "hub:9443"' in shown
+    key = (client / "node.key").read_bytes()
+    again = typed(
+        *("zk0bot", "config", "init", "client", "--folder", str(client)),
+        *("--name", "left", "--coordinator", "hub:9443", "--dataset", "local:/data"),
+        *("--ca", str(server / "tls" / "ca.crt")),
+    )
+    assert "is there already and kept" in again.stderr
+    assert (client / "node.key").read_bytes() == key
+
+
+def test_a_node_key_is_made_once(tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    made = typed("zk0bot", "node", "keygen", "--key", str(key))
+    assert made.stdout.startswith("ecdsa-sha2-nistp384 ")
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert typed("zk0bot", "node", "key", "--key", str(key)).stdout == made.stdout
+    again = typed("zk0bot", "node", "keygen", "--key", str(key))
+    assert again.returncode == 64
+    assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (("config", "check", "server", "--folder", "/nothing"), 78, "no such settings file"),
+        (("config", "init", "server", "--folder", "{}"), 64, "--host is missing"),
+        (("config", "init", "client", "--folder", "{}"), 64, "a client needs --name"),
+        (
+            (
+                *("config", "init", "client", "--folder", "{}", "--name", "a"),
+                *("--coordinator", "hub", "--dataset", "local:/d", "--ca", "/nothing"),
+            ),
+            78,
+            "'hub' is not HOST:PORT",
+        ),
+        (("node", "key", "--key", "/nothing"), 78, "no public key can be read"),
+    ],
+)
+def test_a_mistake_in_setting_up_is_one_sentence(
+    arguments: tuple[str, ...], status: int, sentence: str, tmp_path: Path
+) -> None:
+    said = typed("zk0bot", *(word.format(tmp_path) for word in arguments))
+    assert said.returncode == status, said.stderr
+    assert sentence in said.stderr
+    assert said.stderr.count("\n") == 1

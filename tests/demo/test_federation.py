@@ -155,11 +155,12 @@ def test_no_token_is_on_a_command_line(running: Federation) -> None:
     seen: set[str] = set()
 
     def over() -> bool:
-        for process in psutil.process_iter():
-            try:
-                seen.add(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
+        for child in running.children:
+            for process in psutil.Process(child.pid).children(recursive=True):
+                try:
+                    seen.add(" ".join(process.cmdline()))
+                except psutil.Error:
+                    continue
         return bool(running.state(run_id).status == FINISHED)
 
     wait_until(over, "the run's end", 180, running.children)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from zk0d.errors import DataError, TryAgainError, UnavailableError
-from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
+from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -247,3 +247,17 @@ def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_video_that_may_not_be_read_is_no_broken_one(
+    copied_recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot writes videos for their owner alone. Root may read all, so the refusal is a fake."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("zk0d.learning.frames.av.open", refuse)
+    recordings = open_recordings(f"local:{copied_recordings}")
+    with pytest.raises(DataError, match=r"\.mp4: this process may not read it .*chmod -R a\+rX"):
+        decode_episode(recordings, "observation.images.top", 0)

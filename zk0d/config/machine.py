@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias, DatasetUriText
@@ -13,7 +13,19 @@ from zk0d.config.names import Alias, DatasetUriText
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
 DEFAULT_SERVER_CONFIG = Path("/etc/zk0d/server.toml")
 DEFAULT_SOCKET = Path("/run/zk0d/learner.sock")
+DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
+DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
+
+#: Ports of the services' metrics, by service.
+METRICS_PORTS = {
+    "superlink": 9470,
+    "server-superexec": 9471,
+    "supernode": 9472,
+    "client-superexec": 9473,
+}
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class CacheSettings(Settings):
@@ -28,6 +40,13 @@ class CacheSettings(Settings):
     vision_features: bool = Field(
         True, description="Keep a frozen vision encoder's outputs instead of its pixels."
     )
+
+
+class MetricsSettings(Settings):
+    """Where Prometheus reads this machine's services."""
+
+    host: str = Field("127.0.0.1", description="Address they listen at.")
+    enabled: bool = Field(True, description="false opens no port.")
 
 
 class EvaluatorSettings(Settings):
@@ -51,6 +70,45 @@ class LearnerSettings(EvaluatorSettings):
     )
 
 
+class CoordinatorSettings(Settings):
+    """Whom this node belongs to."""
+
+    address: str = Field("", description="HOST:PORT of the coordinator's gateway.")
+    ca: Path = Field(DEFAULT_CA, description="CA certificate that its own is signed by.")
+
+    @field_validator("address")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if value and not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{value!r} is not HOST:PORT")
+        return value
+
+
+class SupernodeSettings(Settings):
+    """The SuperNode: the process that speaks to the coordinator."""
+
+    key: Path = Field(Path("/etc/zk0d/node.key"), description="This node's private key.")
+    secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
+    port: Port = Field(9094, description="Its Runtime API, on loopback, for the SuperExec.")
+    state: Path = Field(Path("/var/lib/zk0d/supernode"), description="Flower's own files.")
+    presence_interval: Annotated[float, Field(ge=1.0, le=300.0)] = Field(
+        10.0, description="Seconds between two looks at the coordinator's presence page."
+    )
+    zombie_seconds: Annotated[float, Field(ge=5.0)] = Field(
+        15.0, description="Offline so long, by the coordinator's word, it is started again."
+    )
+
+
+class SuperexecSettings(Settings):
+    """The SuperExec: starts the apps that are installed here, and no others."""
+
+    state: Path = Field(Path("/var/lib/zk0d/client-superexec"), description="Flower's own files.")
+    poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
+        0.2, description="Seconds between two looks for work."
+    )
+
+
 class ClientSettings(Settings):
     """``client.toml``: what a contributor lends and how it is called."""
 
@@ -68,6 +126,10 @@ class ClientSettings(Settings):
         default_factory=dict, description="Model names, mapped to folders on this machine."
     )
     learner: LearnerSettings = LearnerSettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+    supernode: SupernodeSettings = SupernodeSettings()
+    superexec: SuperexecSettings = SuperexecSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 class EvaluationDataset(Settings):
@@ -88,6 +150,27 @@ class EvaluationDataset(Settings):
     )
 
 
+class ServerSuperexecSettings(SuperexecSettings):
+    """The same on the coordinator, where it starts the ServerApp."""
+
+    state: Path = Field(Path("/var/lib/zk0d/server/flower"), description="Flower's own files.")
+
+
+class SuperlinkSettings(Settings):
+    """The SuperLink: Flower's server. Loopback only; a gateway lets nodes in."""
+
+    port: Port = Field(8000, description="Its one port, on loopback.")
+    state: Path = Field(Path("/var/lib/zk0d/superlink"), description="Its database.")
+    roster: Path = Field(
+        Path("/etc/zk0d/roster.d"), description="Folder of NAME.pub: the nodes that may join."
+    )
+    ca: Path = Field(DEFAULT_CA, description="CA certificate.")
+    certificate: Path = Field(Path("/etc/zk0d/tls/server.crt"), description="Its certificate.")
+    key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
+    secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
+    presence_port: Port = Field(9480, description="The presence page, on loopback.")
+
+
 class ServerSettings(Settings):
     """``server.toml``: the coordinator's runs and its evaluator."""
 
@@ -97,6 +180,9 @@ class ServerSettings(Settings):
         default_factory=dict, description="Model names, mapped to folders on this machine."
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
+    superlink: SuperlinkSettings = SuperlinkSettings()
+    superexec: ServerSuperexecSettings = ServerSuperexecSettings()
+    metrics: MetricsSettings = MetricsSettings()
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
         0.25, description="Seconds between two looks for the nodes' replies."
     )

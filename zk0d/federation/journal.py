@@ -116,6 +116,32 @@ def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+class JournalTail:
+    """Follows a run's journal, reading each line once.
+
+    Parameters
+    ----------
+    folder
+        The run's folder; its journal may come later.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / JOURNAL
+        self._at = 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The whole lines that came since the last call, oldest first."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._at)
+                fresh = file.read()
+        except FileNotFoundError:
+            return []
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def committed_rounds(folder: Path) -> list[int]:
     """Rounds whose folder is there, ascending."""
     return sorted(int(path.name) for path in (folder / "rounds").glob("[0-9]*") if path.is_dir())

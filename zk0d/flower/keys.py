@@ -65,14 +65,29 @@ def public_pem(path: Path) -> bytes:
         raise ConfigError(f"{path}: no public key can be read ({error}).") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
-    return key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return _public_pem(key)
 
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of the registered public key: how a node is known everywhere."""
     return hashlib.sha256(public_pem(path)).hexdigest()
+
+
+def private_fingerprint(path: Path) -> str:
+    """The fingerprint of the public half of a node's private key.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds no such key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: no private key can be read ({error}).") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
+    return hashlib.sha256(_public_pem(key.public_key())).hexdigest()
 
 
 def make_secret(path: Path) -> None:
@@ -163,6 +178,12 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

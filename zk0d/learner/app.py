@@ -57,6 +57,11 @@ class LearnerApp:
             ]
         )
 
+    @property
+    def doing(self) -> dict[str, Any]:
+        """What it does now, and in ``seen`` when progress was last seen (seconds since 1970)."""
+        return dict(self._doing)
+
     async def _status(self, _: Request) -> Response:
         return JSONResponse({**self._doing, **self._learner.facts()})
 
@@ -70,7 +75,8 @@ class LearnerApp:
             return _events_of(_error("learner_busy", f"the learner is busy with {busy}."))
         control = self._control = TaskControl()
         self._result = None
-        self._doing = {"state": "working", "task": kind, "since": time.time()}
+        now = time.time()
+        self._doing = {"state": "working", "task": kind, "since": now, "seen": now}
         reader = BodyReader()
         try:
             async for piece in request.stream():
@@ -93,7 +99,7 @@ class LearnerApp:
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         def report(event: dict[str, Any]) -> None:
-            self._doing = {**self._doing, **event}
+            self._doing = {**self._doing, **event, "seen": time.time()}
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         control.report = report

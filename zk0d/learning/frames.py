@@ -7,6 +7,7 @@ encoder is frozen (and nothing augments) its outputs are kept instead of the pix
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ def decode_episode(recordings: Recordings, key: str, episode: int) -> torch.Tens
                 frames.append(image.permute(2, 0, 1))
                 if len(frames) == wanted:
                     break
+    except PermissionError:
+        raise DataError(
+            f"{path}: this process may not read it (user {os.geteuid()}); give it the right, for"
+            " example with chmod -R a+rX on the recordings."
+        ) from None
     except (av.error.FFmpegError, OSError, IndexError):
         pass  # what could be read is returned; the caller counts what is missing
     if not frames:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from lerobot.policies.act.configuration_act import ACTConfig
@@ -77,6 +78,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _vlm_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder with configuration, processor and tokenizer of the toy model, for this process."""
     folder = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
+    # A worker process ends without the interpreter's own clean-up; this one it does.
+    Finalize(None, folder.cleanup, exitpriority=0)
     tokenizer = _tokenizer()
     SmolVLMConfig(
         architectures=["SmolVLMForConditionalGeneration"],

@@ -2,20 +2,112 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.service import Condition, Service
 from zk0d.errors import TryAgainError, UnavailableError
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.tasks import Learner
 
 SOCKET_MODE = 0o660
+FIRST_INHERITED = 3  #: the first file descriptor that systemd hands over
+EXTEND_SECONDS = 30.0
+#: A task that reports nothing for so long stands still. Before its first step a policy is loaded
+#: and caches are filled, which takes minutes on a slow disk.
+STEP_SECONDS, LOAD_SECONDS = 180.0, 1800.0
+STOP_SECONDS = 5.0
+
+
+class LearnerService(Service):
+    """Holds a learner, serves its socket, and sees that its tasks move.
+
+    Parameters
+    ----------
+    make
+        Opens the learner; may take long. Returns it with the path of its socket.
+    """
+
+    def __init__(self, name: str, make: Callable[[], tuple[Learner, Path]]) -> None:
+        # It has no network: its metrics are read through its socket.
+        super().__init__(Metrics(name))
+        self.name = name
+        self._make = make
+        self._path: Path | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self._more_time():
+            learner, path = self._make()
+        listening = inherited()
+        if listening is None:
+            listening, self._path = listen(path), path
+        self._app = LearnerApp(learner)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._app.asgi,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listening]}, daemon=True
+        )
+        self._thread.start()
+
+    def look(self) -> Condition:
+        assert self._server is not None
+        assert self._thread is not None
+        if not self._thread.is_alive():
+            raise UnavailableError("the learner's socket was closed; see the lines above.")
+        doing = self._app.doing
+        ready = self._server.started
+        if doing["state"] == "idle":
+            return Condition("ready, waiting for a round", ready=ready)
+        still = time.time() - doing["seen"]
+        limit = STEP_SECONDS if "step" in doing else LOAD_SECONDS
+        stuck = f"{doing['task']}_stands_still" if still > limit else ""
+        return Condition(_sentence(doing), ready=ready, stuck=stuck)
+
+    def stop(self) -> None:
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(STOP_SECONDS)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _more_time(self) -> Iterator[None]:
+        """Tell systemd that the start goes on, as long as the block runs."""
+        over = threading.Event()
+
+        def extend() -> None:
+            while not over.is_set():
+                self.notify.extend_start(EXTEND_SECONDS)
+                over.wait(EXTEND_SECONDS / 3)
+
+        self.notify.status("loading the recordings")
+        thread = threading.Thread(target=extend, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def run(config: Path, *, evaluator: bool) -> None:
@@ -26,23 +118,24 @@ def run(config: Path, *, evaluator: bool) -> None:
     Zk0dError
         If settings, recordings or socket are not as they must be; before anything is served.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    learner, path = _make(config, evaluator)
-    listening = listen(path)
-    try:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                LearnerApp(learner).asgi,
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                timeout_graceful_shutdown=2,
-            )
-        )
-        server.run(sockets=[listening])
-    finally:
-        path.unlink(missing_ok=True)
+    name = "evaluator" if evaluator else "learner"
+    LearnerService(name, lambda: _make(config, evaluator)).run()
+
+
+def _sentence(doing: dict[str, Any]) -> str:
+    if "step" not in doing:
+        return f"{doing['task']} is under way"
+    done, steps = doing["step"], doing["steps"]
+    pace = (doing["seen"] - doing["since"]) / done if done else 0.0
+    return f"training step {done}/{steps}, {pace * (steps - done):.0f} s left"
+
+
+def inherited() -> socket.socket | None:
+    """The socket that systemd made for us and listens on already, if it did."""
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+        return None
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    return socket.socket(fileno=FIRST_INHERITED) if count else None
 
 
 def _make(config: Path, evaluator: bool) -> tuple[Learner, Path]:

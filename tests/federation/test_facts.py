@@ -1,0 +1,117 @@
+"""What status lines, pages and metrics know of a run is what its journal says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from zk0d.federation.facts import NewestRun, RunFacts
+from zk0d.federation.journal import Journal, JournalTail
+
+
+def round_line(number: int, loss: float) -> dict[str, object]:
+    return {
+        "round": number,
+        "nodes": [
+            {
+                "node": "left",
+                "policy_loss": 0.5,
+                "proximal_loss": 0.0,
+                "grad_norm": 1.5,
+                "update_norm": 2.5,
+            }
+        ],
+        "train_loss": 0.5,
+        "bytes_up": 10,
+        "bytes_down": 20,
+        "seconds": {"collect": 3.0},
+        "evaluation": {
+            "loss": loss,
+            "success": 0.9,
+            "datasets": [
+                {"name": "a", "loss": loss, "success": 0.9},
+                {"name": "b", "loss": None, "success": None},
+            ],
+        },
+    }
+
+
+def write(journal: Journal, rounds: int = 2) -> None:
+    journal.write("run.started", settings={"num-server-rounds": 3})
+    journal.write("round.committed", round=0, evaluation=None)
+    for number in range(1, rounds + 1):
+        journal.write(
+            "round.started", round=number, nodes=["left"], learning_rate=0.1, proximal_mu=0.0
+        )
+        journal.write(
+            "update.refused", round=number, node="right", reason="not_finite", message="NaN"
+        )
+        journal.write("round.committed", **round_line(number, 1.0 / number))
+
+
+def test_a_tail_reads_each_whole_line_once(tmp_path: Path) -> None:
+    tail = JournalTail(tmp_path)
+    assert tail.new_lines() == []
+    journal = Journal(tmp_path, "7")
+    journal.write("a")
+    assert [line["kind"] for line in tail.new_lines()] == ["a"]
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"kind": "to')
+    assert tail.new_lines() == [], "a torn line is not read yet"
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('rn"}\n')
+    assert [line["kind"] for line in tail.new_lines()] == ["torn"]
+
+
+def test_the_sentence_says_where_a_run_stands(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "7", "7")
+    write(journal)
+    newest = NewestRun(tmp_path)
+    facts = newest.look()
+    assert facts is not None
+    assert facts.sentence() == "round 2/3, loss 0.500, 1 of 1 nodes"
+    assert facts.refused == {("right", "not_finite"): 2}
+    assert facts.losses == {"a": 0.5}, "what could not be measured is missing"
+    journal.write("run.finished", rounds=3)
+    assert newest.look() is facts
+    assert facts.sentence().startswith("finished, round 2/3")
+    journal.write("run.failed", reason="run_failed", message="too few nodes.")
+    newest.look()
+    assert facts.sentence() == "run 7 failed at round 2: too few nodes."
+
+
+def test_the_newest_run_is_the_one_that_is_written_to(tmp_path: Path) -> None:
+    newest = NewestRun(tmp_path)
+    assert newest.look() is None
+    for number in ("9", "4"):
+        write(Journal(tmp_path / number, number), 1)
+    os.utime(tmp_path / "9" / "journal.jsonl", (1, 1))
+    facts = newest.look()
+    assert facts is not None
+    assert facts.run == "4"
+
+
+def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path) -> None:
+    from zk0d.services.superlink import RunCollector
+
+    write(Journal(tmp_path / "7", "7"))
+    newest = NewestRun(tmp_path)
+    registry = CollectorRegistry()
+    registry.register(RunCollector(newest))
+    assert b"zk0d_round 0.0" in generate_latest(registry), "there before the first run"
+    newest.look()
+    text = generate_latest(registry).decode()
+    for line in (
+        "zk0d_round 2.0",
+        'zk0d_rounds_total{result="committed"} 2.0',
+        'zk0d_policy_loss{dataset="a"} 0.5',
+        'zk0d_success_ratio{task="a"} 0.9',
+        'zk0d_update_norm{node="left"} 2.5',
+        'zk0d_update_bytes_total{direction="up"} 20.0',
+        'zk0d_updates_rejected_total{node="right",reason="not_finite"} 2.0',
+        'zk0d_round_phase_seconds{phase="collect"} 3.0',
+    ):
+        assert line in text, line
+    assert RunFacts().sentence() == "round 0/0"

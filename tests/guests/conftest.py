@@ -1,0 +1,48 @@
+"""Guests for tests: an image once, a network for the session, guests for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.guests.lab import Guest, Lab, Unavailable, ensure_image
+
+LAB = pytest.StashKey[Lab]()
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The guests' image; skips where guests cannot be."""
+    try:
+        return ensure_image()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def lab(image: str, pytestconfig: pytest.Config) -> Iterator[Lab]:
+    """The session's network."""
+    with Lab(image) as opened:
+        pytestconfig.stash[LAB] = opened
+        yield opened
+
+
+@pytest.fixture
+def guests(lab: Lab) -> Iterator[Callable[..., Guest]]:
+    """``guests("name")`` boots a guest that ends with the test; arguments as ``Lab.guest``."""
+    before = list(lab.guests)
+    yield lab.guest
+    for guest in [guest for guest in lab.guests if guest not in before]:
+        lab.remove(guest)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the guests' journals to what a failed test prints."""
+    report = yield
+    if report.failed and report.when != "teardown" and LAB in item.config.stash:
+        report.sections.extend(item.config.stash[LAB].report())
+    return report

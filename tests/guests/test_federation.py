@@ -1,0 +1,222 @@
+"""A coordinator and two contributors as the project's own units on real systemd."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests.lab import Guest, Lab, install_units
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+BOT = "/opt/zk0d/current/bin/zk0bot"
+NODES = ("left", "right")
+GATEWAY = Path(__file__).parents[2] / "systemd" / "nginx" / "zk0d-gateway.conf"
+RUN = "model-name=tiny num-server-rounds=3 local-steps={} batch-size=8 eval-frames=40"
+
+
+class Fleet:
+    """The guests, and what an operator does with them."""
+
+    def __init__(self, lab: Lab, recordings: Path) -> None:
+        self._mounts = {recordings: "/srv/recordings"}
+        self._lab = lab
+        self.hub = self._machine("hub", "server")
+        self.hub.run([BOT, "config", "init", "server", "--host", "hub"])
+        self.hub.write(
+            "/etc/zk0d/server.toml",
+            "[[evaluation]]\nname = 'held-out'\ndataset-uri = 'local:/srv/recordings'\n",
+        )
+        self.hub.write("/etc/nginx/conf.d/zk0d-gateway.conf", GATEWAY.read_text())
+        self.nodes = [self._contributor(name) for name in NODES]
+        self.hub.run([BOT, "server", "start"])
+        self.hub.systemctl("enable", "--now", "nginx")
+        for node in self.nodes:
+            node.run([BOT, "client", "start"])
+
+    def close(self) -> None:
+        for guest in (self.hub, *self.nodes):
+            self._lab.remove(guest)
+
+    def _machine(self, name: str, role: str) -> Guest:
+        guest = self._lab.guest(name, mounts=self._mounts)
+        install_units(guest)
+        return guest
+
+    def _contributor(self, name: str) -> Guest:
+        node = self._machine(name, "client")
+        node.write("/tmp/ca.crt", self.hub.read("/etc/zk0d/tls/ca.crt"))
+        node.run(
+            [
+                *(BOT, "config", "init", "client", "--name", name, "--coordinator", "hub:9443"),
+                *("--ca", "/tmp/ca.crt", "--dataset", "local:/srv/recordings"),
+            ]
+        )
+        self.hub.write(f"/etc/zk0d/roster.d/{name}.pub", node.read("/etc/zk0d/node.pub"))
+        return node
+
+    def status(self, guest: Guest, unit: str) -> str:
+        return guest.unit_state(unit)["StatusText"]
+
+    def wait_for(self, guest: Guest, unit: str, words: str, seconds: float = 90) -> float:
+        """Wait until a service's status has these words; how long it took."""
+        began = time.monotonic()
+        guest.wait_until(lambda: words in self.status(guest, unit), seconds, f"'{words}' of {unit}")
+        return time.monotonic() - began
+
+    def wait_online(self, seconds: float = 120) -> None:
+        for node in self.nodes:
+            self.wait_for(node, "zk0d-client", "online;", seconds)
+
+    def start_run(self, steps: int = 20) -> str:
+        return self.hub.run([BOT, "run", "-c", RUN.format(steps)]).stdout.strip()
+
+    def journal(self, run: str) -> list[dict[str, object]]:
+        path = f"/var/lib/zk0d/server/runs/{run}/journal.jsonl"
+        text = self.hub.run(["cat", path], check=False).stdout
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def kinds(self, run: str) -> list[object]:
+        return [line["kind"] for line in self.journal(run)]
+
+    def wait_for_end(self, run: str, seconds: float = 240) -> None:
+        self.hub.wait_until(
+            lambda: {"run.finished", "run.failed"} & set(self.kinds(run)), seconds, "the run's end"
+        )
+        assert "run.finished" in self.kinds(run), self.journal(run)[-1]
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    lab: Lab, recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    # LeRobot writes videos that only their owner can read; a learner is another user.
+    recordings = tmp_path_factory.mktemp("fleet") / "recordings"
+    shutil.copytree(recordings_folder, recordings)
+    for path in recordings.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o044)
+    made = Fleet(lab, recordings)
+    yield made
+    made.close()
+
+
+def kill_child(guest: Guest, unit: str, words: str) -> None:
+    """kill -9 a process of a unit by a word of its command line."""
+    pids = (
+        guest.run(
+            ["cat", f"/sys/fs/cgroup/systemd/zk0d.slice/{unit}.service/cgroup.procs"], check=False
+        ).stdout.split()
+        or guest.run(["pgrep", "-f", words]).stdout.split()
+    )
+    found = [
+        pid
+        for pid in pids
+        if words in guest.run(f"tr '\\0' ' ' < /proc/{pid}/cmdline", check=False).stdout
+    ]
+    assert found, (words, pids)
+    guest.run(["kill", "-9", found[-1]])
+
+
+def test_three_rounds_from_units_alone(fleet: Fleet) -> None:
+    fleet.wait_online()
+    run = fleet.start_run()
+    fleet.wait_for_end(run)
+    rounds = [line["round"] for line in fleet.journal(run) if line["kind"] == "round.committed"]
+    assert rounds == [0, 1, 2, 3]
+    fleet.wait_for(fleet.hub, "zk0d-server", "finished, round 3/3, loss")
+    for guest in (fleet.hub, *fleet.nodes):
+        said = guest.run([BOT, "status", "--json"])
+        services = json.loads(said.stdout)["services"]
+        assert {service["state"] for service in services} == {"active (running)"}
+        assert [service["todo"] for service in services] == ["", "", ""]
+
+
+def test_the_gateway_is_the_only_way_in(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    for port in (8000, 9480, 9470, 9471):
+        assert node.run(
+            f"curl -ks --max-time 3 https://hub:{port}/ http://hub:{port}/", check=False
+        ).returncode
+    ask = "curl -s --cacert /etc/zk0d/tls/ca.crt -o /dev/null -w '%{http_code}' -X POST"
+    assert node.run(f"{ask} https://hub:9443/v1/control/list-nodes").stdout == "403"
+
+
+def test_the_learner_has_no_network_and_the_node_no_recordings_owner(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    learner = node.unit_state("zk0d-learner")["MainPID"]
+    links = node.run(f"nsenter -t {learner} -n ip -o link").stdout
+    assert "eth0" not in links
+    for unit in ("zk0d-client", "zk0d-client-superexec", "zk0d-learner"):
+        pid = node.unit_state(unit)["MainPID"]
+        assert node.run(f"stat -c %U /proc/{pid}").stdout.strip() != "root"
+
+
+@pytest.mark.parametrize(
+    ("where", "unit", "words"),
+    [
+        ("hub", "zk0d-server", "flower-superlink"),
+        ("hub", "zk0d-server", "zk0d superlink"),
+        ("left", "zk0d-client-superexec", "zk0d.flower.superexec"),
+        ("left", "zk0d-client-superexec", "zk0d superexec"),
+        ("left", "zk0d-client", "zk0d.flower.supernode"),
+        ("left", "zk0d-client", "zk0d supernode"),
+        ("left", "zk0d-learner", "zk0d learner"),
+    ],
+)
+def test_a_killed_process_comes_back_and_the_next_run_ends(
+    fleet: Fleet, where: str, unit: str, words: str
+) -> None:
+    guest = next(g for g in (fleet.hub, *fleet.nodes) if g.name == where)
+    kill_child(guest, unit, words)
+    fleet.wait_online(180)
+    fleet.wait_for_end(fleet.start_run(5))
+
+
+def test_a_rebooted_contributor_comes_back_by_itself(fleet: Fleet) -> None:
+    node = fleet.nodes[1]
+    node.restart()
+    fleet.wait_online(180)
+    fleet.wait_for_end(fleet.start_run(5))
+
+
+def test_a_contributor_that_is_cut_off_waits_and_comes_back(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    before = node.unit_state("zk0d-client")["MainPID"]
+    node.cut()
+    fleet.wait_for(node, "zk0d-client", "waiting for the coordinator hub:9443 since", 60)
+    node.heal()
+    fleet.wait_online(180)
+    assert node.unit_state("zk0d-client")["MainPID"] == before, "an outage is no reason to restart"
+
+
+def test_a_wrong_setting_is_said_and_not_retried(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    right = node.read("/etc/zk0d/client.toml")
+    node.write("/etc/zk0d/client.toml", right + "\n[supernode]\nprot = 1\n")
+    node.systemctl("restart", "zk0d-client", check=False)
+    node.wait_until(lambda: node.unit_state("zk0d-client")["ActiveState"] == "failed", 30)
+    state = node.unit_state("zk0d-client")
+    assert state["ExecMainStatus"] == "78"
+    assert state["NRestarts"] == "0"
+    assert "unknown key 'supernode.prot' (did you mean 'port'?)" in node.journal("zk0d-client")
+    said = node.run([BOT, "status"], check=False)
+    assert said.returncode == 1
+    assert "what to do: journalctl -u zk0d-client" in said.stdout
+    node.write("/etc/zk0d/client.toml", right)
+    node.systemctl("restart", "zk0d-client")
+    fleet.wait_online(180)
+
+
+def test_a_stop_is_quick_and_leaves_no_process(fleet: Fleet) -> None:
+    """Last: it stops the services."""
+    for guest, role in ((fleet.nodes[0], "client"), (fleet.hub, "server")):
+        began = time.monotonic()
+        guest.run([BOT, role, "stop"])
+        assert time.monotonic() - began < 25
+        left = guest.run("pgrep -af 'zk0d|flower'", check=False).stdout
+        assert left == ""

@@ -1,0 +1,177 @@
+"""The services as real processes on loopback, with a real nginx as the gateway."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.services.listener import NotifyListener
+from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.demo.federation import _free_ports
+from zk0d.flower import commands
+from zk0d.flower.control import Control
+from zk0d.flower.keys import Certificates, make_certificates, make_node_key, make_secret
+
+GATEWAY = Path(__file__).parents[2] / "systemd" / "nginx" / "zk0d-gateway.conf"
+
+
+def nginx() -> str | None:
+    """nginx's program; installed if this is Debian and we are root."""
+    if not shutil.which("nginx", path="/usr/sbin:/usr/bin") and os.geteuid() == 0:
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "nginx-light"],
+            capture_output=True,
+        )
+    return shutil.which("nginx", path="/usr/sbin:/usr/bin")
+
+
+@dataclass
+class Running:
+    """One service and what it told its notify socket."""
+
+    child: Child
+    told: NotifyListener
+
+
+@dataclass
+class Lab:
+    """A folder with settings, keys and running services."""
+
+    root: Path
+    recordings: Path
+    certificates: Certificates = field(init=False)
+    services: dict[str, Running] = field(default_factory=dict)
+    others: list[Child] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.link, self.presence, self.gateway = _free_ports(3)
+        self.certificates = make_certificates(self.root / "tls", ["127.0.0.1", "localhost"])
+        make_secret(self.root / "server.secret")
+        (self.root / "roster.d").mkdir()
+        self.server_toml = self.root / "server.toml"
+        self.server_toml.write_text(
+            f'state = "{self.root}/server"\n'
+            f"[metrics]\nenabled = false\n"
+            f"[superlink]\nport = {self.link}\npresence-port = {self.presence}\n"
+            f'state = "{self.root}/superlink"\nroster = "{self.root}/roster.d"\n'
+            f'ca = "{self.certificates.ca}"\ncertificate = "{self.certificates.certificate}"\n'
+            f'key = "{self.certificates.key}"\nsecret = "{self.root}/server.secret"\n'
+            f'[superexec]\nstate = "{self.root}/server-exec"\n'
+            f'[evaluator]\nsocket = "{self.root}/evaluator.sock"\ncpu-threads = 1\n'
+            f'[[evaluation]]\nname = "held-out"\ndataset-uri = "local:{self.recordings}"\n'
+        )
+
+    def control(self) -> Control:
+        return Control(f"127.0.0.1:{self.link}", self.certificates.ca)
+
+    def add_node(self, name: str, *, enrolled: bool = True) -> Path:
+        """Settings and keys of a node; its settings file."""
+        home = self.root / name
+        home.mkdir()
+        make_node_key(home / "node.key")
+        make_secret(home / "secret")
+        if enrolled:
+            shutil.copy(home / "node.pub", self.root / "roster.d" / f"{name}.pub")
+        (port,) = _free_ports(1)
+        path = home / "client.toml"
+        path.write_text(
+            f'name = "{name}"\ndataset-uri = "local:{self.recordings}"\n'
+            f"[metrics]\nenabled = false\n"
+            f'[coordinator]\naddress = "127.0.0.1:{self.gateway}"\nca = "{self.certificates.ca}"\n'
+            f'[supernode]\nkey = "{home}/node.key"\nsecret = "{home}/secret"\nport = {port}\n'
+            f'state = "{home}/supernode"\npresence-interval = 1.0\n'
+            f'[superexec]\nstate = "{home}/exec"\n'
+            f'[learner]\nsocket = "{home}/learner.sock"\ncpu-threads = 1\n'
+        )
+        return path
+
+    def start(self, name: str, *arguments: str, watchdog: float = 0.0) -> Running:
+        """Start ``zk0d ARGUMENTS`` as systemd would."""
+        told = NotifyListener(self.root / f"{name}.notify")
+        more = {"WATCHDOG_USEC": str(int(watchdog * 1e6))} if watchdog else {}
+        environment = commands.child_environment(
+            NOTIFY_SOCKET=str(told.path), HF_HUB_OFFLINE="1", **more
+        )
+        child = Child(
+            name,
+            [str(Path(sys.executable).parent / "zk0d"), *arguments],
+            environment,
+            self.root / f"{name}.log",
+            self.root,
+        )
+        running = self.services[name] = Running(child, told)
+        return running
+
+    def start_gateway(self) -> Child:
+        """The real nginx with the project's own file, its ports and paths replaced by ours."""
+        text = GATEWAY.read_text()
+        for before, after in (
+            ("listen 9443 ssl", f"listen 127.0.0.1:{self.gateway} ssl"),
+            ("    listen [::]:9443 ssl;\n", ""),
+            ("/etc/zk0d/tls/server.crt", str(self.certificates.certificate)),
+            ("/etc/zk0d/tls/server.key", str(self.certificates.key)),
+            ("127.0.0.1:8000", f"127.0.0.1:{self.link}"),
+            ("127.0.0.1:9480", f"127.0.0.1:{self.presence}"),
+        ):
+            assert before in text, before
+            text = text.replace(before, after)
+        config = self.root / "nginx.conf"
+        config.write_text(
+            f"daemon off; pid {self.root}/nginx.pid; error_log {self.root}/nginx-error.log;\n"
+            f"events {{}}\nhttp {{ access_log off;\nclient_body_temp_path {self.root}/body;\n"
+            f"proxy_temp_path {self.root}/proxy; fastcgi_temp_path {self.root}/f;"
+            f" uwsgi_temp_path {self.root}/u; scgi_temp_path {self.root}/s;\n{text}}}\n"
+        )
+        program = nginx()
+        assert program
+        child = Child(
+            "nginx",
+            [program, "-c", str(config), "-e", str(self.root / "nginx-error.log")],
+            dict(os.environ),
+            self.root / "nginx.log",
+            self.root,
+        )
+        self.others.append(child)
+        wait_until(lambda: _listens(self.gateway), "nginx", 20, [child])
+        return child
+
+    def wait_for_status(self, name: str, words: str, timeout: float = 60.0) -> None:
+        running = self.services[name]
+        try:
+            wait_until(
+                lambda: words in running.told.status,
+                f"'{words}' of {name}",
+                timeout,
+                [running.child],
+            )
+        except Exception as error:
+            raise AssertionError(
+                f"{error}; it said {running.told.sent[-6:]};"
+                f" {running.child.log.read_text()[-2000:] if running.child.log else ''}"
+            ) from None
+
+    def close(self) -> None:
+        stop_all([*(running.child for running in self.services.values()), *self.others])
+        for running in self.services.values():
+            running.told.close()
+
+
+@contextmanager
+def lab(root: Path, recordings: Path) -> Iterator[Lab]:
+    made = Lab(root, recordings)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,345 @@
+"""The units: what each must have, whom they run as, and how systemd itself judges them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "systemd"
+SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))
+DAEMONS = [name for name in SERVICES if name != "zk0d-fetch.service"]
+UNITS = sorted(
+    path.name
+    for path in FOLDER.iterdir()
+    if path.suffix in (".service", ".socket", ".target", ".slice")
+)
+SANDBOXED_MOST = ("zk0d-learner.service", "zk0d-evaluator.service")
+NETWORKED = ("zk0d-client.service", "zk0d-fetch.service")
+
+#: What every service has, without exception.
+ALWAYS = {
+    "AmbientCapabilities": [""],
+    "CapabilityBoundingSet": [""],
+    "DevicePolicy": ["closed"],
+    "KeyringMode": ["private"],
+    "KillMode": ["mixed"],
+    "LimitCORE": ["0"],
+    "LockPersonality": ["yes"],
+    "NoNewPrivileges": ["yes"],
+    "PrivateIPC": ["yes"],
+    "PrivateMounts": ["yes"],
+    "PrivateTmp": ["yes"],
+    "PrivateUsers": ["yes"],
+    "ProtectClock": ["yes"],
+    "ProtectControlGroups": ["yes"],
+    "ProtectHostname": ["yes"],
+    "ProtectKernelLogs": ["yes"],
+    "ProtectKernelModules": ["yes"],
+    "ProtectKernelTunables": ["yes"],
+    "ProtectProc": ["invisible"],
+    "ProtectSystem": ["strict"],
+    "RemoveIPC": ["yes"],
+    "RestartPreventExitStatus": ["64 78"],
+    "RestrictNamespaces": ["yes"],
+    "RestrictRealtime": ["yes"],
+    "RestrictSUIDSGID": ["yes"],
+    "Slice": ["zk0d.slice"],
+    "StateDirectoryMode": ["0700"],
+    "SystemCallArchitectures": ["native"],
+    "SystemCallErrorNumber": ["EPERM"],
+    "SystemCallFilter": ["@system-service", "~@privileged @resources"],
+    "TimeoutStopSec": ["20"],
+}
+#: What a service has unless a comment above the directive says why not; empty: no such directive.
+UNLESS_SAID: dict[str, list[str]] = {
+    "DeviceAllow": [],
+    "IPAddressAllow": [],
+    "IPAddressDeny": ["any"],
+    "MemoryDenyWriteExecute": ["yes"],
+    "PrivateDevices": ["yes"],
+    "PrivateNetwork": ["yes"],
+    "ProcSubset": ["pid"],
+    "ProtectHome": ["yes"],
+    "RestrictAddressFamilies": ["AF_UNIX"],
+    "SupplementaryGroups": [],
+    "UMask": ["0077"],
+}
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+def directives(name: str) -> dict[str, list[str]]:
+    """A unit's directives; each may be given more than once."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found[key].append(value)
+    return found
+
+
+def commented(name: str) -> set[str]:
+    """Directives with a comment right above; the ones of a block share its comment."""
+    found, said = set(), ""
+    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
+        key = line.partition("=")[0]
+        if line.startswith("#"):
+            said = "*"
+        elif said in ("*", key):
+            said = key
+            found.add(key)
+        else:
+            said = ""
+    return found
+
+
+def environment(name: str) -> dict[str, str]:
+    words = " ".join(directives(name)["Environment"]).split()
+    return dict(word.split("=", 1) for word in words)
+
+
+def accounts() -> tuple[set[str], set[str], set[tuple[str, str]]]:
+    """Users, groups and memberships of sysusers.d."""
+    users, groups, members = set(), set(), set()
+    text = (FOLDER / "sysusers.d/zk0d.conf").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        match line.split():
+            case ["u", name, *_]:
+                users.add(name)
+            case ["g", name, *_]:
+                groups.add(name)
+            case ["m", user, group]:
+                members.add((user, group))
+    return users, groups | users, members
+
+
+def test_all_units_are_there() -> None:
+    assert UNITS == [
+        "zk0d-client-superexec.service",
+        "zk0d-client.service",
+        "zk0d-client.target",
+        "zk0d-evaluator.service",
+        "zk0d-evaluator.socket",
+        "zk0d-fetch.service",
+        "zk0d-learner.service",
+        "zk0d-learner.socket",
+        "zk0d-server-superexec.service",
+        "zk0d-server.service",
+        "zk0d-server.target",
+        "zk0d.slice",
+    ]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_first_line_says_where_changes_belong(name: str) -> None:
+    first = (FOLDER / name).read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(f"systemctl edit {name}")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_common_hardening(name: str) -> None:
+    has = directives(name)
+    wanted = dict(ALWAYS)
+    if name == "zk0d-server-superexec.service":  # the presence page reads its journals
+        wanted["StateDirectoryMode"] = ["0750"]
+    assert {key: has[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_is_looser_has_its_reason(name: str) -> None:
+    has, reasons = directives(name), commented(name)
+    looser = {key for key, value in UNLESS_SAID.items() if has[key] != value}
+    # Silence would mean systemd's default, which is the loosest.
+    assert not {key for key in looser if not has[key]}
+    assert looser <= reasons
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_only_two_have_a_network(name: str) -> None:
+    has = directives(name)
+    if name in SANDBOXED_MOST:
+        assert has["PrivateNetwork"] == ["yes"]
+    elif name not in NETWORKED:
+        assert (has["IPAddressDeny"], has["IPAddressAllow"]) == (["any"], ["localhost"])
+    online = "network-online.target"
+    assert (online in " ".join(has["After"])) == (name in NETWORKED)
+    assert has["Wants"] == ([online] if name in NETWORKED else [])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_environment(name: str) -> None:
+    has, state = environment(name), directives(name)["StateDirectory"][0]
+    assert has["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert has["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert has["PYTHONUNBUFFERED"] == "1"
+    assert has["FLWR_HOME"] == f"%S/{state}/flower"
+    assert has.get("HF_HUB_OFFLINE") == (None if name == "zk0d-fetch.service" else "1")
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_is_supervised(name: str) -> None:
+    has = directives(name)
+    limits = {"zk0d-client.service": "90"} | dict.fromkeys(SANDBOXED_MOST, "180")
+    assert has["Type"] == ["notify"]
+    assert has["NotifyAccess"] == ["main"]
+    assert has["WatchdogSec"] == [limits.get(name, "60")]
+    assert has["Restart"] == ["always"]
+    target = "zk0d-client" if name in CLIENT else "zk0d-server"
+    assert has["PartOf"] == [f"{target}.target"]
+    assert has["WantedBy"] == [f"{target}.target"]
+
+
+CLIENT = ("zk0d-client.service", "zk0d-client-superexec.service", "zk0d-learner.service")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_restarts_never_reach_the_start_limit(name: str) -> None:
+    """A disk that is full for a day must not leave a service down when it is not any more."""
+    has = {key: int(directives(name)[key][0]) for key in ("RestartSec", "StartLimitBurst")}
+    interval = int(directives(name)["StartLimitIntervalSec"][0])
+    assert has["RestartSec"] * has["StartLimitBurst"] > interval
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_programs_are_those_of_zk0d(name: str) -> None:
+    start = directives(name)["ExecStart"][0]
+    verbs = "superlink|supernode|superexec (server|client)|learner|evaluator|fetch"
+    assert re.fullmatch(rf"/opt/zk0d/current/bin/zk0d ({verbs})", start)
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith((".service", ".socket"))])
+def test_users_and_groups_exist(name: str) -> None:
+    users, groups, _ = accounts()
+    has = directives(name)
+    assert set(has["User"]) <= users
+    wanted = " ".join(has["Group"] + has["SocketGroup"] + has["SupplementaryGroups"])
+    assert set(wanted.split()) <= groups
+    if name.endswith(".service"):
+        assert has["User"] == has["Group"]
+        assert has["User"] != ["root"]
+
+
+def test_memberships() -> None:
+    _, _, members = accounts()
+    assert members == {("zk0d-link", "zk0d-app"), ("zk0d-learner", "zk0d-fetch")}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_missing_secret_is_told_by_the_program(name: str) -> None:
+    """Without a fallback systemd fails the start itself, and does not say what to do."""
+    has = directives(name)
+    loaded = {value.partition(":")[0] for value in has["LoadCredential"]}
+    assert {value.partition(":")[0] for value in has["SetCredential"]} == loaded
+
+
+@pytest.mark.parametrize("name", ["zk0d-learner.socket", "zk0d-evaluator.socket"])
+def test_sockets_are_for_the_apps_alone(name: str) -> None:
+    has = directives(name)
+    assert has["ListenStream"] == [f"/run/zk0d/{name.split('-')[1].replace('.socket', '')}.sock"]
+    assert has["SocketMode"] == ["0660"]
+    assert has["SocketGroup"] == ["zk0d-app"]
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_enabling_a_target_enables_its_members(role: str) -> None:
+    target = f"zk0d-{role}.target"
+    members = {name for name in UNITS if directives(name)["WantedBy"] == [target]}
+    assert set(directives(target)["Also"][0].split()) == members
+
+
+def test_no_two_users_share_a_state_folder() -> None:
+    owners: dict[str, str] = {}
+    for name in SERVICES:
+        has = directives(name)
+        for kind in ("StateDirectory", "CacheDirectory"):
+            for folder in has[kind]:
+                assert owners.setdefault(f"{kind}/{folder}", has["User"][0]) == has["User"][0]
+
+
+def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
+    from zk0d.config.machine import DEFAULT_CLIENT_CONFIG, ClientSettings, ServerSettings
+
+    client, server = ClientSettings(name="a"), ServerSettings()
+    assert Path("/etc/zk0d/client.toml") == DEFAULT_CLIENT_CONFIG
+    for path, unit in (
+        (server.superlink.state, "zk0d-server.service"),
+        (server.runs, "zk0d-server-superexec.service"),
+        (server.superexec.state, "zk0d-server-superexec.service"),
+        (client.supernode.state, "zk0d-client.service"),
+        (client.superexec.state, "zk0d-client-superexec.service"),
+    ):
+        state = Path("/var/lib", directives(unit)["StateDirectory"][0])
+        assert path.is_relative_to(state), unit
+    assert str(client.learner.socket) in directives("zk0d-learner.socket")["ListenStream"]
+    assert str(server.evaluator.socket) in directives("zk0d-evaluator.socket")["ListenStream"]
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", SERVICES)
+def test_exposure(name: str) -> None:
+    threshold = 10 if name in SANDBOXED_MOST else 15  # of 100
+    judged = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            "--no-pager",
+            f"--threshold={threshold}",
+            str(FOLDER / name),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    measured = re.search(r"Overall exposure level for \S+: (\S+)", judged.stdout)
+    assert measured is not None
+    page = (FOLDER.parent / "docs/units.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    assert row.split("|")[-2].strip() == measured[1]
+
+
+@needs_systemd
+def test_systemd_reads_every_line(tmp_path: Path) -> None:
+    for name in UNITS:
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r"(?m)^ExecStart=.*", "ExecStart=/bin/true", text))
+    said = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in UNITS)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    # Lines about units of the system are not about ours.
+    about_ours = [line for line in said.stderr.splitlines() if "zk0d" in line]
+    assert about_ours == []
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed"
+)
+def test_systemd_makes_the_users(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [
+            "systemd-sysusers",
+            "--dry-run",
+            f"--root={tmp_path}",
+            "--replace=/usr/lib/sysusers.d/zk0d.conf",
+            "-",
+        ],
+        input=(FOLDER / "sysusers.d/zk0d.conf").read_text(encoding="utf-8"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "not a valid" not in said.stderr

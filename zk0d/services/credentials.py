@@ -1,0 +1,36 @@
+"""Secrets that systemd hands over (``LoadCredential=``), or their files where it does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from zk0d.errors import ConfigError
+
+FOLDER_VARIABLE = "CREDENTIALS_DIRECTORY"
+
+
+def credential(name: str, path: Path, key: str) -> Path:
+    """The credential ``name`` if there is one, else ``path``, which the setting ``key`` named.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
+    folder = os.environ.get(FOLDER_VARIABLE)
+    given = Path(folder) / name if folder else None
+    # A unit gives a blank where the file is missing: otherwise systemd would fail the start with
+    # nothing said about which file it was.
+    found = given if given is not None and _has_content(given) else path
+    try:
+        blank = not found.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{key}: {found} cannot be read ({error.strerror}).") from None
+    if blank:
+        raise ConfigError(f"{key}: {found} is empty.")
+    return found
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and bool(path.read_bytes().strip())

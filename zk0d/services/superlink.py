@@ -1,0 +1,277 @@
+"""``zk0d superlink``: Flower's SuperLink, the roster, and the presence page."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from zk0d.config.machine import METRICS_PORTS, ServerSettings
+from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.service import Condition, Service
+from zk0d.daemon.supervised import Supervised
+from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.federation.facts import NewestRun, RunFacts
+from zk0d.federation.nodes import Node
+from zk0d.flower import commands
+from zk0d.flower.control import Control
+from zk0d.flower.keys import Certificates, fingerprint
+from zk0d.services.credentials import credential
+from zk0d.services.presence import Presence, PresencePage
+
+log = logging.getLogger("zk0d")
+
+RECONCILE_SECONDS = 10.0
+STUCK_SECONDS = 20.0
+UNREGISTERED = "unregistered"  #: Flower lists such nodes on
+
+
+_ACCESS = re.compile(r"\S* ?INFO\s*:?\s+(ControlServicer\.|\[uvicorn\.access\]|\S+:\d+ - \")")
+
+
+class SuperlinkService(Service):
+    """Keeps the SuperLink running and its node list equal to the roster."""
+
+    name = "superlink"
+    interval = 2.0
+
+    def __init__(self, settings: ServerSettings) -> None:
+        port = METRICS_PORTS["superlink"] if settings.metrics.enabled else 0
+        super().__init__(Metrics(self.name, settings.metrics.host, port))
+        self._settings = settings
+        self._link = settings.superlink
+        self._database = self._link.state / "superlink.db"
+        self._run = NewestRun(settings.runs)
+        self._presence = Presence()
+        self._nodes = self.metrics.gauge("nodes", "Registered nodes.", ("state",))
+        self._size = self.metrics.gauge("database_bytes", "Size of the SuperLink's database.")
+        for state in ("online", "offline"):
+            self._nodes.labels(state).set(0)
+        self.metrics.collect(RunCollector(self._run))
+        self._last_reconcile = 0.0
+        self._last_good = time.monotonic()
+
+    def start(self) -> None:
+        link = self._link
+        certificates = Certificates(
+            credential("ca.crt", link.ca, "superlink.ca"),
+            credential("server.crt", link.certificate, "superlink.certificate"),
+            credential("server.key", link.key, "superlink.key"),
+        )
+        secret = credential("superexec.secret", link.secret, "superlink.secret")
+        require_free_port(link.port, "superlink.port")
+        self._address = f"127.0.0.1:{link.port}"
+        self._control = Control(self._address, certificates.ca)
+        self._page = PresencePage(self._presence, link.presence_port)
+        link.state.mkdir(parents=True, exist_ok=True)
+        command = commands.superlink(
+            link.port, certificates, self._database, secret, link.state / "flower"
+        )
+        self._child = Supervised(
+            "flower-superlink",
+            command.argv,
+            command.env,
+            link.state,
+            self.metrics,
+            on_line=relay,
+            most_deaths=6,
+        )
+        self._child.start()
+
+    def look(self) -> Condition:
+        self._child.look()
+        if self._child.waits:
+            end = self._child.last_end
+            assert end is not None
+            return Condition(
+                f"the SuperLink ended ({end.reason}): starting it again in"
+                f" {self._child.waits:.0f} s",
+                ready=False,
+            )
+        try:
+            nodes = [Node.of(info) for info in self._control.nodes() if info.status != UNREGISTERED]
+            if time.monotonic() - self._last_reconcile > RECONCILE_SECONDS:
+                self._last_reconcile = time.monotonic()
+                self._reconcile(nodes)
+            probe_database(self._database)
+        except Zk0dError as error:
+            silent = time.monotonic() - self._last_good
+            starting = self._child.running_seconds < STUCK_SECONDS
+            return Condition(
+                f"the SuperLink does not answer: {error.message}",
+                ready=False,
+                stuck="" if starting or silent < STUCK_SECONDS else "no_answer",
+            )
+        self._last_good = time.monotonic()
+        run = self._run.look()
+        self._presence.update(nodes, run)
+        online = sum(node.online for node in nodes)
+        self._nodes.labels("online").set(online)
+        self._nodes.labels("offline").set(len(nodes) - online)
+        self._size.set(_size(self._database))
+        return Condition(self._sentence(nodes, online, run))
+
+    def reload(self) -> None:
+        self._last_reconcile = 0.0
+
+    def stop(self) -> None:
+        if hasattr(self, "_child"):
+            self._child.stop("service stops")
+        if hasattr(self, "_page"):
+            self._page.close()
+        if hasattr(self, "_control"):
+            self._control.close()
+
+    def _reconcile(self, nodes: list[Node]) -> None:
+        """Make the SuperLink's nodes those of the roster."""
+        roster = read_roster(self._link.roster)
+        present = {node.key: node for node in nodes}
+        for key, path in roster.items():
+            if key not in present:
+                self._control.register(path, path.stem)
+                log.info("node %s may join (key %s)", path.stem, key[:12])
+        for key, node in present.items():
+            if key not in roster:
+                self._control.unregister(node.id)
+                log.info("node %s may not join any more", node.name)
+
+    def _sentence(self, nodes: list[Node], online: int, run: RunFacts | None) -> str:
+        if not nodes:
+            return f"no node may join yet: put public keys into {self._link.roster}"
+        here = f"{online} of {len(nodes)} nodes online"
+        if run is None:
+            return f"{here}; no run yet: start one with zk0bot run"
+        return f"{run.sentence()}; {here}"
+
+
+def read_roster(folder: Path) -> dict[str, Path]:
+    """Key files by fingerprint; a file that holds no key is said and left out."""
+    roster: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.pub")):
+        try:
+            roster[fingerprint(path)] = path
+        except ConfigError as error:
+            log.error("roster: %s", error.message)
+    return roster
+
+
+def probe_database(path: Path) -> None:
+    """Take the database's write lock and give it back; raises :class:`UnavailableError`."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=5.0)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except sqlite3.Error as error:
+        raise UnavailableError(
+            f"{path}: the database takes no write ({error}); is the disk full?"
+        ) from None
+
+
+def require_free_port(port: int, key: str) -> None:
+    """Raise :class:`UnavailableError` if something listens on loopback's ``port``."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UnavailableError(
+                f"{key}: 127.0.0.1:{port} cannot be opened ({error.strerror}); end what listens"
+                " there or set another port."
+            ) from None
+
+
+def relay(line: str) -> None:
+    """Pass a line of Flower's on with its own level; its web server's access lines are dropped."""
+    if _ACCESS.match(line):
+        return
+    level = next(
+        (
+            number
+            for word, number in (
+                ("ERROR", logging.ERROR),
+                ("WARNING", logging.WARNING),
+                ("DEBUG", logging.DEBUG),
+            )
+            if word in line[:24]
+        ),
+        logging.INFO,
+    )
+    logging.getLogger("flower").log(level, "%s", line)
+
+
+def _size(database: Path) -> int:
+    return sum(path.stat().st_size for path in database.parent.glob(f"{database.name}*"))
+
+
+class RunCollector:
+    """The run's metrics, made at each scrape from the journal: a restart loses nothing."""
+
+    def __init__(self, run: NewestRun) -> None:
+        self._run = run
+
+    def collect(self) -> Iterator[Metric]:
+        """Metrics of the newest run; counters begin at 0 with each run."""
+        facts = self._run.facts or RunFacts()
+        for name, text, value in (
+            ("zk0d_round", "Last committed round.", facts.round),
+            ("zk0d_learning_rate", "Learning rate at the round's start.", facts.learning_rate),
+            ("zk0d_proximal_mu", "FedProx's mu.", facts.proximal_mu),
+            (
+                "zk0d_last_round_committed_timestamp_seconds",
+                "When the last round was committed.",
+                facts.last_commit,
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        rounds = CounterMetricFamily("zk0d_rounds", "Rounds by result.", labels=("result",))
+        rounds.add_metric(("committed",), facts.committed)
+        rounds.add_metric(("failed",), facts.failed)
+        yield rounds
+        loss = GaugeMetricFamily("zk0d_policy_loss", "Held-out loss.", labels=("dataset",))
+        for dataset, value in facts.losses.items():
+            loss.add_metric((dataset,), value)
+        yield loss
+        success = GaugeMetricFamily("zk0d_success_ratio", "In closed loop.", labels=("task",))
+        for task, value in facts.success.items():
+            success.add_metric((task,), value)
+        yield success
+        for name, text, key in (
+            ("zk0d_train_loss", "Training loss of the last round.", "policy_loss"),
+            ("zk0d_proximal_loss", "FedProx's part of it.", "proximal_loss"),
+            ("zk0d_grad_norm", "Mean gradient norm.", "grad_norm"),
+            ("zk0d_update_norm", "Norm of the last update.", "update_norm"),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=("node",))
+            for node, figures in facts.nodes.items():
+                gauge.add_metric((node,), figures[key])
+            yield gauge
+        phases = GaugeMetricFamily(
+            "zk0d_round_phase_seconds", "Seconds of the last round.", labels=("phase",)
+        )
+        for phase, seconds in facts.phases.items():
+            phases.add_metric((phase,), seconds)
+        yield phases
+        traffic = CounterMetricFamily(
+            "zk0d_update_bytes", "Payload bytes of this run.", labels=("direction",)
+        )
+        traffic.add_metric(("up",), facts.bytes_up)
+        traffic.add_metric(("down",), facts.bytes_down)
+        yield traffic
+        refused = CounterMetricFamily(
+            "zk0d_updates_rejected", "Updates that were refused.", labels=("node", "reason")
+        )
+        for (node, reason), count in facts.refused.items():
+            refused.add_metric((node, reason), count)
+        yield refused
+
+
+def run(config: Path) -> None:
+    """Run the service."""
+    SuperlinkService(ServerSettings.load(config)).run()

@@ -1,0 +1,236 @@
+"""``zk0d supernode``: Flower's SuperNode, watched from the coordinator's side.
+
+Flower's process can stop its heartbeats and look healthy, so whether this node is online is asked
+of the coordinator's presence page. A coordinator that is away is an outage, no reason to restart.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from zk0d.config.machine import METRICS_PORTS, ClientSettings
+from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.service import Condition, Service
+from zk0d.daemon.supervised import Backoff, Supervised
+from zk0d.errors import ConfigError
+from zk0d.flower import commands
+from zk0d.flower.keys import private_fingerprint
+from zk0d.services.credentials import credential
+from zk0d.services.presence import PREFIX
+from zk0d.services.superlink import relay, require_free_port
+
+log = logging.getLogger("zk0d")
+
+#: How far a node's clock may be off before the coordinator refuses its signatures.
+CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
+#: A new process has so long to come online.
+CONNECT_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the coordinator said last, or why it said nothing."""
+
+    failure: str = ""  #: why it cannot be reached
+    since: float = field(default_factory=time.time)  #: of the failure's beginning
+    answer: dict[str, Any] = field(default_factory=dict)
+    clock_ahead: float = 0.0  #: seconds that our clock is ahead of the coordinator's
+
+
+class PresenceWatch:
+    """Asks the presence page from a thread of its own, so that no look has to wait for it."""
+
+    def __init__(self, address: str, ca: Path, key: str, interval: float) -> None:
+        self._url = f"https://{address}{PREFIX}/nodes/{key}"
+        self._client = httpx.Client(verify=ssl.create_default_context(cafile=str(ca)), timeout=5.0)
+        self._interval = interval
+        self._end = threading.Event()
+        self.word: Word | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(6.0)
+        self._client.close()
+
+    def _watch(self) -> None:
+        while True:
+            self.word = self._ask()
+            if self._end.wait(self._interval):
+                return
+
+    def _ask(self) -> Word:
+        try:
+            response = self._client.get(self._url)
+            response.raise_for_status()
+            return Word(answer=response.json(), clock_ahead=_clock_ahead(response))
+        except (httpx.HTTPError, ValueError) as error:
+            before = self.word
+            since = before.since if before is not None and before.failure else time.time()
+            return Word(failure=_plain(error), since=since)
+
+
+class SupernodeService(Service):
+    """Keeps the SuperNode running, and says how it stands with the coordinator."""
+
+    name = "supernode"
+
+    def __init__(self, settings: ClientSettings) -> None:
+        port = METRICS_PORTS[self.name] if settings.metrics.enabled else 0
+        super().__init__(Metrics(self.name, settings.metrics.host, port))
+        self._settings = settings
+        self._online = self.metrics.gauge("online", "1 if the coordinator counts this node online.")
+        self._contact = self.metrics.gauge(
+            "coordinator_last_contact_timestamp_seconds", "When the presence page last answered."
+        )
+        self._offline_since: float | None = None
+
+    def start(self) -> None:
+        settings, node = self._settings, self._settings.supernode
+        if not settings.coordinator.address:
+            raise ConfigError(
+                "coordinator.address is missing: write the coordinator's HOST:PORT into"
+                " [coordinator] of client.toml."
+            )
+        key = credential("node.key", node.key, "supernode.key")
+        secret = credential("superexec.secret", node.secret, "supernode.secret")
+        ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
+        self._key = private_fingerprint(key)
+        require_free_port(node.port, "supernode.port")
+        node.state.mkdir(parents=True, exist_ok=True)
+        config = node.state / "node.toml"
+        commands.write_node_config(config, settings.learner.socket)
+        command = commands.supernode(
+            settings.coordinator.address, ca, key, secret, node.port, config, node.state / "flower"
+        )
+        self._child = Supervised(
+            "flower-supernode",
+            command.argv,
+            command.env,
+            node.state,
+            self.metrics,
+            on_line=relay,
+            reason=flower_reason,
+            backoff=Backoff(shortest=2.0, longest=60.0),
+        )
+        self._child.start()
+        self._watch = PresenceWatch(
+            settings.coordinator.address, ca, self._key, node.presence_interval
+        )
+
+    def look(self) -> Condition:
+        self._child.look()
+        word = self._watch.word
+        if word is None:
+            return Condition("connecting to the coordinator")
+        online = bool(word.answer.get("online"))
+        self._online.set(online)
+        if word.failure:
+            self._offline_since = None
+            at = time.strftime("%H:%M", time.localtime(word.since))
+            return Condition(
+                f"waiting for the coordinator {self._settings.coordinator.address} since {at}"
+                f" ({word.failure}): nothing to do here"
+            )
+        self._contact.set(time.time())
+        if online:
+            self._offline_since = None
+            return Condition(_online_sentence(word.answer))
+        return self._offline(word)
+
+    def _offline(self, word: Word) -> Condition:
+        if not word.answer.get("enrolled"):
+            self._offline_since = None
+            return Condition(
+                f"this node is not enrolled: send its public key (fingerprint {self._key[:16]}) to"
+                " the coordinator's operator; zk0bot node key shows it"
+            )
+        ahead = word.clock_ahead
+        if ahead > CLOCK_AHEAD or ahead < -CLOCK_BEHIND:
+            self._offline_since = None
+            way = "ahead of" if ahead > 0 else "behind"
+            return Condition(
+                f"this machine's clock is {abs(ahead):.0f} s {way} the coordinator's, which refuses"
+                " it: set it (timedatectl set-ntp true)"
+            )
+        if self._child.waits:
+            end = self._child.last_end
+            assert end is not None
+            self._offline_since = None
+            return Condition(f"{_SENTENCES.get(end.reason, end.reason)}; again in a moment")
+        now = time.monotonic()
+        self._offline_since = self._offline_since or now
+        offline = now - self._offline_since
+        limit = self._settings.supernode.zombie_seconds
+        if offline > limit and self._child.running_seconds > CONNECT_SECONDS:
+            self._child.restart("zombie")
+            self._offline_since = None
+            return Condition("the SuperNode ran but was not online: started again")
+        return Condition("connecting to the coordinator")
+
+    def stop(self) -> None:
+        if hasattr(self, "_child"):
+            self._child.stop("service stops")
+        if hasattr(self, "_watch"):
+            self._watch.close()
+
+
+_SENTENCES = {
+    "refused": "the coordinator still holds this node's old session (up to 60 s)",
+    "connection": "the coordinator did not let the SuperNode in",
+}
+
+
+def flower_reason(status: int, lines: Sequence[str]) -> str:
+    """Why a SuperNode ended, from what it wrote last."""
+    text = " ".join(lines)
+    if "2004" in text:
+        return "refused"
+    if "Exit Code: 305" in text:
+        return "connection"
+    if "Exit Code: 302" in text:
+        raise ConfigError(
+            "supernode.key: Flower cannot use the key; make one with zk0bot node keygen."
+        )
+    return ""
+
+
+def _online_sentence(answer: dict[str, Any]) -> str:
+    run = answer.get("run")
+    if not run or run["state"] not in ("starting", "running"):
+        return "online; no run is under way"
+    return f"online; round {run['round']}/{run['rounds']} is done"
+
+
+def _clock_ahead(response: httpx.Response) -> float:
+    stamp = email.utils.parsedate_to_datetime(response.headers["Date"])
+    return time.time() - stamp.timestamp() if stamp else 0.0
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, httpx.ConnectTimeout | httpx.ReadTimeout):
+        return "no answer in time"
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP status {error.response.status_code}"
+    text = str(error).lower()
+    if "refused" in text:
+        return "connection refused"
+    if "certificate" in text:
+        return "its certificate is not signed by our CA"
+    return str(error) or type(error).__name__
+
+
+def run(config: Path) -> None:
+    """Run the service."""
+    SupernodeService(ClientSettings.load(config)).run()
