@@ -123,7 +123,7 @@ def test_the_proximal_gradient_is_that_of_the_term() -> None:
     proximal.add_gradient()
     for parameter, gradient in zip(parameters, expected, strict=True):
         assert torch.allclose(parameter.grad, 1 + gradient, atol=1e-6)
-    assert proximal.value() == pytest.approx(float(term), rel=1e-5)
+    assert proximal.value() == pytest.approx(float(term.detach()), rel=1e-5)
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:
