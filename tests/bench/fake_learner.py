@@ -1,6 +1,6 @@
 """A learner that trains nothing: it stands for the GPU, so that only messages are measured.
 
-``python -m tests.bench.fake_learner SOCKET NAME PARAMETERS``
+``python tests/bench/fake_learner.py SOCKET NAME PARAMETERS``
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import uvicorn
 
 from zk0d.federation.messages import (
     DatasetResult,
@@ -27,11 +26,10 @@ from zk0d.federation.messages import (
     TrainReply,
 )
 from zk0d.federation.update import Payload
-from zk0d.learner.app import LearnerApp
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
-from zk0d.services.learner import listen
+from zk0d.services.learner import LearnerService
 
 TENSOR = 1_000_000  # values in each tensor but the last
 
@@ -110,14 +108,7 @@ class FakeLearner(Learner):
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     path, name, parameters = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    listening = listen(path)
-    config = uvicorn.Config(
-        LearnerApp(FakeLearner(name, parameters)).asgi,
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    LearnerService(name, lambda: (FakeLearner(name, parameters), path)).run()
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from typing import Any
 import psutil
 
 from zk0d.config.run import RunSettings
-from zk0d.daemon.child import Child, wait_until
+from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
 from zk0d.federation.journal import read_journal
 from zk0d.flower import commands
 from zk0d.flower.control import COMPLETED, FINISHED
+from zk0d.services.foreground import Program
 
-ROOT = Path(__file__).parents[2]
 STOCK_APP = Path(__file__).parent / "stock_app"
 RUN_SECONDS = 900.0
 
@@ -32,15 +32,15 @@ def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.
     names = {layout.client_config(c): (c.letter, c.name) for c in layout.contributors}
     names[layout.server_config] = ("evaluator", "evaluator")
 
-    def learner(verb: str, config: Path) -> commands.Command:
-        socket, name = names[config]
-        return commands.Command(
-            [
+    def learner(name: str, verb: str, config: Path) -> Program:
+        socket, node = names[config]
+        return Program(
+            name,
+            (
                 sys.executable,
-                *("-m", "tests.bench.fake_learner"),
-                *(str(layout.socket(socket)), name, str(parameters)),
-            ],
-            commands.child_environment(PYTHONPATH=str(ROOT)),
+                str(Path(__file__).with_name("fake_learner.py")),
+                *(str(layout.socket(socket)), node, str(parameters)),
+            ),
         )
 
     before, demo._learner = demo._learner, learner
@@ -72,26 +72,30 @@ def run_ours(running: demo.Federation, rounds: int, nodes: int) -> list[dict[str
 def stock_nodes(running: demo.Federation) -> Iterator[None]:
     """Replace our SuperNodes and SuperExecs by Flower's own, unchanged, with its defaults."""
     layout = running.layout
-    ours = [c for c in running.children if "supernode" in c.name or "superexec" in c.name]
-    for child in ours:
-        child.stop()
-        running.children.remove(child)
+    ours = [n for n in running.services.processes if "supernode" in n or "superexec" in n]
     stock: list[Child] = []
     try:
-        for child in ours:
-            argv = list(child.argv)
+        commands_of = {name: _flower_child(running, name) for name in ours}
+        for name in ours:
+            running.services.stop(name)
+        for name, (argv, environment) in commands_of.items():
             if "zk0d.flower.supernode" in argv:
                 argv[:3] = [commands.program("flower-supernode")]
             else:
                 argv[:4] = [commands.program("flower-superexec")]
-            environment = {**child.env, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0"}
-            stock.append(Child(f"stock-{child.name}", argv, environment, child.log, layout.root))
-        running.children += stock
+            environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
+            log = layout.logs / f"stock-{name}.log"
+            stock.append(Child(f"stock-{name}", argv, environment, log, layout.root))
         yield
     finally:
-        for child in stock:
-            child.stop()
-            running.children.remove(child)
+        stop_all(stock)
+
+
+def _flower_child(running: demo.Federation, name: str) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment of the Flower process that a service supervises."""
+    service = running.services.processes[name].child.pid
+    (process,) = psutil.Process(service).children()
+    return process.cmdline(), process.environ()
 
 
 def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int) -> list[float]:

@@ -30,7 +30,7 @@ def make(tmp_path: Path, request: pytest.FixtureRequest) -> Made:
             dict(os.environ),
             tmp_path,
             Metrics("test"),
-            on_line=lines.append,
+            log=lines.append,
             **{"backoff": Backoff(shortest=0.05, longest=0.2, stable=60), **how},  # type: ignore[arg-type]
         )
         request.addfinalizer(lambda: made.stop("test ends", grace=1))
@@ -106,9 +106,7 @@ def test_a_stop_takes_what_it_started_with_it(make: Made) -> None:
 
 
 def test_a_program_that_is_not_there(make: Made, tmp_path: Path) -> None:
-    child = Supervised(
-        "probe", ["/nothing"], {}, tmp_path, Metrics("test"), on_line=lambda line: None
-    )
+    child = Supervised("probe", ["/nothing"], {}, tmp_path, Metrics("test"), log=lambda line: None)
     with pytest.raises(UnavailableError, match="/nothing"):
         child.start()
 

@@ -231,9 +231,7 @@ def test_a_learner_that_dies_is_named_and_nothing_is_left(
         )
         folder = started.layout.runs / str(run_id)
         wait_until(lambda: 1 in committed_rounds(folder), "the first round", 120)
-        next(c for c in started.children if c.name == "contributor-b-learner").signal(
-            signal.SIGKILL
-        )
+        started.services.processes["contributor-b-learner"].child.signal(signal.SIGKILL)
         finished(started, run_id)
     assert processes_of(tmp_path) == []
 
@@ -259,7 +257,7 @@ def test_a_port_that_is_taken(
         port = taken.getsockname()[1]
         monkeypatch.setattr(demo_federation, "_free_ports", lambda n: [port, *free(n - 1)])
         with (
-            pytest.raises(ChildError, match=f"superlink ended with status 1.*{port}"),
+            pytest.raises(ChildError, match=f"superlink ended with status 69.*{port}"),
             federation(made, cpu_threads=1),
         ):
             pass

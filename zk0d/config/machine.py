@@ -75,6 +75,21 @@ class CoordinatorSettings(Settings):
 
     address: str = Field("", description="HOST:PORT of the coordinator's gateway.")
     ca: Path = Field(DEFAULT_CA, description="CA certificate that its own is signed by.")
+    presence: str = Field(
+        "", description="URL of its presence page, where that is not behind the same gateway."
+    )
+
+    @field_validator("presence")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} does not begin with http:// or https://")
+        return value.rstrip("/")
+
+    @property
+    def presence_page(self) -> str:
+        """Where the presence page is."""
+        return self.presence or f"https://{self.address}/zk0d/v1"
 
     @field_validator("address")
     @classmethod

@@ -14,7 +14,7 @@ from zk0d.daemon.child import Child
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import ChildError
 
-log = logging.getLogger("zk0d")
+_logger = logging.getLogger("zk0d")
 
 Reason = Callable[[int, Sequence[str]], str]
 
@@ -61,6 +61,8 @@ class Supervised:
 
     Parameters
     ----------
+    log
+        Where its output goes, as :class:`Child` says.
     reason
         Says from an exit status and the last lines why it ended; a short name, or ``""`` if it
         cannot tell.
@@ -76,7 +78,7 @@ class Supervised:
         cwd: Path,
         metrics: Metrics,
         *,
-        on_line: Callable[[str], None],
+        log: Path | Callable[[str], None],
         reason: Reason = lambda status, lines: "",
         backoff: Backoff = Backoff(),
         most_deaths: int = 0,
@@ -85,9 +87,10 @@ class Supervised:
         self.name = name
         self.state = State.NEW
         self.last_end: End | None = None
+        self.starts = 0
         self._argv, self._env, self._cwd = list(argv), dict(env), cwd
         self._metrics = metrics
-        self._on_line = on_line
+        self._log = log
         self._reason = reason
         self._backoff = backoff
         self._most_deaths = most_deaths
@@ -96,6 +99,11 @@ class Supervised:
         self._started = 0.0
         self._next_start = 0.0
         self._deaths = 0
+
+    @property
+    def child(self) -> Child | None:
+        """The newest instance, whether it runs or has ended."""
+        return self._child
 
     @property
     def pid(self) -> int | None:
@@ -160,10 +168,11 @@ class Supervised:
     def _spawn(self) -> None:
         if self.last_end is not None:
             self._metrics.restarts.labels(self.name, self.last_end.reason).inc()
-        self._child = Child(self.name, self._argv, self._env, self._on_line, self._cwd)
+        self._child = Child(self.name, self._argv, self._env, self._log, self._cwd)
         self._started = self._clock()
+        self.starts += 1
         self.state = State.RUNNING
-        log.info("%s started (pid %d)", self.name, self._child.pid)
+        _logger.info("%s started (pid %d)", self.name, self._child.pid)
 
     def _ended(self, child: Child) -> None:
         lived = self._clock() - self._started
@@ -185,7 +194,7 @@ class Supervised:
         status = child.exit_status or 0
         why = reason or self._reason(status, child.recent()) or _plain_reason(status)
         self.last_end = End(status, why, self._clock() - self._started, child.last_words())
-        log.warning("%s ended after %.0f s: %s", self.name, self.last_end.seconds, why)
+        _logger.warning("%s ended after %.0f s: %s", self.name, self.last_end.seconds, why)
 
 
 def _plain_reason(status: int) -> str:

@@ -1,12 +1,12 @@
-"""A federation of real processes on loopback: what a coordinator and its contributors run.
+"""A federation of real services on loopback: what a coordinator and its contributors run.
 
-SuperLink with TLS, node keys and a database on disk; SuperExec and evaluator beside it; for each
-contributor a SuperNode, its SuperExec and a learner.
+The same services as on many machines, each with settings of its own: SuperLink, SuperExec and
+evaluator of the coordinator; SuperNode, SuperExec and learner of each contributor.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zk0d.config.run import RunSettings
-from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.daemon.child import Child
 from zk0d.demo.layout import Contributor, Layout, toml_string
 from zk0d.errors import Zk0dError
-from zk0d.federation.client_app import SOCKET_VARIABLE
-from zk0d.federation.learner_client import LearnerClient, LearnerError
-from zk0d.federation.server_app import CONFIG_VARIABLE
-from zk0d.flower import commands
 from zk0d.flower.control import COMPLETED, FINISHED, Control, RunState
 from zk0d.flower.keys import Certificates, make_certificates, make_node_key, make_secret
 from zk0d.flower.version import check_version
+from zk0d.services.foreground import ROLES, Foreground, Program
 
-START_SECONDS = 120.0
 SUPEREXEC_POLL = 0.1
 
 
@@ -35,13 +31,16 @@ class Federation:
 
     layout: Layout
     control: Control
-    children: list[Child]
+    services: Foreground
     certificates: Certificates
 
+    @property
+    def children(self) -> list[Child]:
+        return self.services.children
+
     def check(self) -> None:
-        """Raise :class:`ChildError` if one of its processes ended."""
-        for child in self.children:
-            child.check()
+        """Raise :class:`ChildError` if one of its services ended."""
+        self.services.look()
 
     def start_run(self, settings: RunSettings) -> int:
         """Start a run; its number, which is also its folder's name under ``layout.runs``."""
@@ -59,7 +58,7 @@ class Federation:
 
 @contextmanager
 def federation(layout: Layout, *, cpu_threads: int) -> Iterator[Federation]:
-    """Start every process, register the nodes, and stop every process at the end, however it comes.
+    """Start every service, let the nodes in, and stop every process at the end, however it comes.
 
     Parameters
     ----------
@@ -69,133 +68,47 @@ def federation(layout: Layout, *, cpu_threads: int) -> Iterator[Federation]:
     Raises
     ------
     ChildError
-        If a process ends while it starts; with what it said last.
+        If a service ends while it starts; with what it said last.
     """
     check_version()
     files = _Files(layout)
     files.write(cpu_threads)
-    children: list[Child] = []
-    control = None
     try:
-        ports = _free_ports(1 + layout.count)
-        # The learners load torch for seconds: they start first, the rest meanwhile.
-        learners = [
-            _spawn(
-                layout,
-                f"{contributor.name}-learner",
-                _learner("learner", layout.client_config(contributor)),
+        with (
+            Foreground(layout.root, lambda name: layout.logs / f"{name}.log", restart=False) as run,
+            Control(f"127.0.0.1:{files.link_port}", files.certificates.ca) as control,
+        ):
+            # Learners load torch for seconds: they start first, the rest meanwhile.
+            run.start([_learner("evaluator", "evaluator", layout.server_config)])
+            for contributor in layout.contributors:
+                config = layout.client_config(contributor)
+                run.start([_learner(f"{contributor.name}-learner", "learner", config)])
+            run.start([_service("superlink", ROLES["server"]["superlink"], layout.server_config)])
+            # Who comes before it answers would wait and try again.
+            run.wait_until_ready("superlink")
+            run.start(
+                [_service("superexec", ROLES["server"]["server-superexec"], layout.server_config)]
             )
-            for contributor in layout.contributors
-        ]
-        evaluator = _spawn(layout, "evaluator", _learner("evaluator", layout.server_config))
-        children += [*learners, evaluator]
-        superlink = _spawn(
-            layout,
-            "superlink",
-            commands.superlink(
-                ports[0],
-                files.certificates,
-                layout.coordinator / "superlink.db",
-                files.server_secret,
-                layout.coordinator / "flower",
-            ),
-        )
-        children.append(superlink)
-        address = f"127.0.0.1:{ports[0]}"
-        control = Control(address, files.certificates.ca)
-        wait_until(lambda: _answers(control), "the SuperLink's start", START_SECONDS, children)
-        for contributor in layout.contributors:
-            control.register(files.key(contributor).with_suffix(".pub"), contributor.name)
-        children.append(
-            _spawn(
-                layout,
-                "server-superexec",
-                commands.superexec(
-                    "server",
-                    address,
-                    files.server_secret,
-                    layout.coordinator / "flower-exec",
-                    ca=files.certificates.ca,
-                    poll_seconds=SUPEREXEC_POLL,
-                    env={CONFIG_VARIABLE: str(layout.server_config)},
-                ),
-            )
-        )
-        for contributor, port in zip(layout.contributors, ports[1:], strict=True):
-            children += _node(layout, files, contributor, address, port)
-        for contributor, learner in zip(layout.contributors, learners, strict=True):
-            _wait_for_learner(layout.socket(contributor.letter), learner, children)
-        _wait_for_learner(layout.socket("evaluator"), evaluator, children)
-        yield Federation(layout, control, children, files.certificates)
+            for contributor in layout.contributors:
+                config = layout.client_config(contributor)
+                node = ROLES["client"]
+                run.start(
+                    [
+                        _service(f"{contributor.name}-supernode", node["supernode"], config),
+                        _service(f"{contributor.name}-superexec", node["client-superexec"], config),
+                    ]
+                )
+            run.wait_until_ready()
+            yield Federation(layout, control, run, files.certificates)
     finally:
-        if control is not None:
-            control.close()
-        stop_all(children)
         layout.clean()
 
 
-def _node(
-    layout: Layout, files: _Files, contributor: Contributor, address: str, port: int
-) -> list[Child]:
-    home = layout.home(contributor)
-    node_config = home / "node.toml"
-    commands.write_node_config(node_config, layout.socket(contributor.letter))
-    secret = files.node_secret(contributor)
-    node = commands.supernode(
-        address,
-        files.certificates.ca,
-        files.key(contributor),
-        secret,
-        port,
-        node_config,
-        home / "flower",
-    )
-    superexec = commands.superexec(
-        "client",
-        f"127.0.0.1:{port}",
-        secret,
-        home / "flower-exec",
-        ca=None,
-        poll_seconds=SUPEREXEC_POLL,
-        env={SOCKET_VARIABLE: str(layout.socket(contributor.letter))},
-    )
-    return [
-        _spawn(layout, f"{contributor.name}-supernode", node),
-        _spawn(layout, f"{contributor.name}-superexec", superexec),
-    ]
+def _learner(name: str, verb: str, config: Path) -> Program:
+    return Program.of(name, (verb,), config)
 
 
-def _learner(verb: str, config: Path) -> commands.Command:
-    return commands.Command(
-        [commands.program("zk0d"), verb, "--config", str(config)],
-        commands.child_environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1")),
-    )
-
-
-def _spawn(layout: Layout, name: str, command: commands.Command) -> Child:
-    return Child(name, command.argv, command.env, layout.logs / f"{name}.log", layout.root)
-
-
-def _answers(control: Control) -> bool:
-    try:
-        control.nodes()
-    except Zk0dError:
-        return False
-    return True
-
-
-def _wait_for_learner(path: Path, learner: Child, children: list[Child]) -> None:
-    def answers() -> bool:
-        if not path.exists():
-            return False
-        with LearnerClient(path) as client:
-            try:
-                client.status()
-            except LearnerError:
-                return False
-            return True
-
-    wait_until(answers, f"{learner.name}'s start", START_SECONDS, children)
+_service = Program.of
 
 
 def _free_ports(count: int) -> list[int]:
@@ -216,11 +129,15 @@ class _Files:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        ports = _free_ports(2 + layout.count)
+        self.link_port, self._presence_port, *self._node_ports = ports
         self.server_secret = layout.coordinator / "superexec.secret"
         self.certificates = make_certificates(layout.tls, ["127.0.0.1", "localhost"])
         make_secret(self.server_secret)
         for contributor in layout.contributors:
             make_node_key(self.key(contributor))
+            public = self.key(contributor).with_suffix(".pub")
+            shutil.copy(public, layout.roster / f"{contributor.name}.pub")
             make_secret(self.node_secret(contributor))
 
     def key(self, contributor: Contributor) -> Path:
@@ -240,17 +157,45 @@ class _Files:
             f"sector = [{contributor.sector.index}, {contributor.sector.of}]\n"
             for contributor in layout.contributors
         )
+        home, tls = layout.coordinator, self.certificates
         layout.server_config.write_text(
-            f"state = {toml_string(layout.coordinator)}\n\n"
+            f"state = {toml_string(home)}\n\n"
+            f"[superlink]\n"
+            f"port = {self.link_port}\n"
+            f"presence-port = {self._presence_port}\n"
+            f"state = {toml_string(home / 'superlink')}\n"
+            f"roster = {toml_string(layout.roster)}\n"
+            f"ca = {toml_string(tls.ca)}\n"
+            f"certificate = {toml_string(tls.certificate)}\n"
+            f"key = {toml_string(tls.key)}\n"
+            f"secret = {toml_string(self.server_secret)}\n\n"
+            f"[superexec]\n"
+            f"state = {toml_string(home / 'superexec')}\n"
+            f"poll-interval = {SUPEREXEC_POLL}\n\n"
+            f"[metrics]\nenabled = false\n\n"
             f"[evaluator]\n"
             f"socket = {toml_string(layout.socket('evaluator'))}\n"
             f"{evaluations}",
             encoding="utf-8",
         )
-        for contributor in layout.contributors:
+        for contributor, port in zip(layout.contributors, self._node_ports, strict=True):
+            home = layout.home(contributor)
             layout.client_config(contributor).write_text(
                 f"name = {toml_string(contributor.name)}\n"
                 f"dataset-uri = {toml_string(f'local:{layout.recordings(contributor)}')}\n\n"
+                f"[coordinator]\n"
+                f'address = "127.0.0.1:{self.link_port}"\n'
+                f"ca = {toml_string(tls.ca)}\n"
+                f'presence = "http://127.0.0.1:{self._presence_port}/zk0d/v1"\n\n'
+                f"[supernode]\n"
+                f"key = {toml_string(self.key(contributor))}\n"
+                f"secret = {toml_string(self.node_secret(contributor))}\n"
+                f"port = {port}\n"
+                f"state = {toml_string(home / 'supernode')}\n\n"
+                f"[superexec]\n"
+                f"state = {toml_string(home / 'superexec')}\n"
+                f"poll-interval = {SUPEREXEC_POLL}\n\n"
+                f"[metrics]\nenabled = false\n\n"
                 f"[learner]\n"
                 f"socket = {toml_string(layout.socket(contributor.letter))}\n"
                 f"cpu-threads = {cpu_threads}\n",

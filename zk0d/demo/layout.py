@@ -59,7 +59,7 @@ class Layout:
             raise UsageError(f"--folder: {root} is not empty; name a new folder.")
         layout = cls(root.absolute(), count)
         try:
-            for folder in (layout.logs, layout.coordinator, layout.tls):
+            for folder in (layout.logs, layout.coordinator, layout.tls, layout.roster):
                 folder.mkdir(parents=True, exist_ok=True)
             for contributor in layout.contributors:
                 layout.home(contributor).mkdir(exist_ok=True)
@@ -84,6 +84,10 @@ class Layout:
     @property
     def tls(self) -> Path:
         return self.coordinator / "tls"
+
+    @property
+    def roster(self) -> Path:
+        return self.coordinator / "roster.d"
 
     @property
     def server_config(self) -> Path:

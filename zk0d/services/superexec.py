@@ -51,7 +51,7 @@ class SuperexecService(Service):
             {**command.env, PULSE_VARIABLE: str(self._pulse)},
             settings.state,
             metrics,
-            on_line=relay,
+            log=relay,
         )
 
     def start(self) -> None:

@@ -80,7 +80,7 @@ class SuperlinkService(Service):
             command.env,
             link.state,
             self.metrics,
-            on_line=relay,
+            log=relay,
             most_deaths=6,
         )
         self._child.start()

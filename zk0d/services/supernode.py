@@ -26,7 +26,6 @@ from zk0d.errors import ConfigError
 from zk0d.flower import commands
 from zk0d.flower.keys import private_fingerprint
 from zk0d.services.credentials import credential
-from zk0d.services.presence import PREFIX
 from zk0d.services.superlink import relay, require_free_port
 
 log = logging.getLogger("zk0d")
@@ -50,8 +49,8 @@ class Word:
 class PresenceWatch:
     """Asks the presence page from a thread of its own, so that no look has to wait for it."""
 
-    def __init__(self, address: str, ca: Path, key: str, interval: float) -> None:
-        self._url = f"https://{address}{PREFIX}/nodes/{key}"
+    def __init__(self, page: str, ca: Path, key: str, interval: float) -> None:
+        self._url = f"{page}/nodes/{key}"
         self._client = httpx.Client(verify=ssl.create_default_context(cafile=str(ca)), timeout=5.0)
         self._interval = interval
         self._end = threading.Event()
@@ -120,13 +119,13 @@ class SupernodeService(Service):
             command.env,
             node.state,
             self.metrics,
-            on_line=relay,
+            log=relay,
             reason=flower_reason,
             backoff=Backoff(shortest=2.0, longest=60.0),
         )
         self._child.start()
         self._watch = PresenceWatch(
-            settings.coordinator.address, ca, self._key, node.presence_interval
+            settings.coordinator.presence_page, ca, self._key, node.presence_interval
         )
 
     def look(self) -> Condition:
