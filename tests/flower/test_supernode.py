@@ -54,6 +54,16 @@ def test_the_wait_grows_while_nothing_happens_and_shrinks_with_work() -> None:
     assert waited[-2:] == [SHORT_REPLY_WAIT, FIRST_WAIT]
 
 
+def test_it_leaves_only_when_no_message_is_in_work() -> None:
+    told: list[object] = []
+    pacing = Pacing(told.append, end=lambda: told.append("end"))
+    pacing.leave()
+    pacing.sleep(REPLY_WAIT)
+    assert told == [SHORT_REPLY_WAIT], "a reply is still to be sent"
+    pacing.sleep(IDLE_WAIT)
+    assert told == [SHORT_REPLY_WAIT, "end", FIRST_WAIT]
+
+
 def test_other_waits_and_functions_pass() -> None:
     waited: list[float] = []
     pacing = Pacing(waited.append)

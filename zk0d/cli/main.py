@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from zk0d.cli import config, demo, node, run, services, version
+from zk0d.cli import client, config, demo, logs, node, run, server, status, stop, version
 from zk0d.daemon.program import guarded
 from zk0d.errors import ExitCode
 
@@ -19,9 +19,11 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
-app.command("status")(services.status)
-app.add_typer(services.server, name="server")
-app.add_typer(services.client, name="client")
+app.command("stop")(stop.stop)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.add_typer(server.app, name="server")
+app.add_typer(client.app, name="client")
 app.add_typer(node.app, name="node")
 app.add_typer(config.app, name="config")
 app.command("version")(version.version)

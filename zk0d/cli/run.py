@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-DEFAULT_SUPERLINK = "127.0.0.1:8000"
-DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
+if TYPE_CHECKING:
+    from zk0d.flower.control import Control
+
+LOOK_SECONDS = 0.5
+#: A run that Flower calls finished has its last journal line by now.
+LAST_LINE_SECONDS = 5.0
+
+Superlink = Annotated[
+    str, typer.Option(help="HOST:PORT of the SuperLink on loopback (server.toml says).")
+]
+Ca = Annotated[
+    Path | None, typer.Option(help="CA certificate of that SuperLink (server.toml says).")
+]
 
 
 def run(
@@ -17,18 +29,75 @@ def run(
         typer.Option("-c", "--config", help="Run settings, 'num-server-rounds=50 policy=act'."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
-    superlink: Annotated[
-        str, typer.Option(help="HOST:PORT of the coordinator's SuperLink, on loopback.")
-    ] = DEFAULT_SUPERLINK,
-    ca: Annotated[Path, typer.Option(help="CA certificate of that SuperLink.")] = DEFAULT_CA,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Show each round until the run's end.")
+    ] = False,
+    superlink: Superlink = "",
+    ca: Ca = None,
 ) -> None:
     """Start a run on this coordinator; its bundle holds settings and no code."""
     from zk0d.config.run import parse_overrides, run_settings
-    from zk0d.flower.control import Control
 
     values = parse_overrides(config or [])
     if rounds is not None:
         values["num-server-rounds"] = rounds
     settings = run_settings(values)
-    with Control(superlink, ca) as control:
-        typer.echo(control.start_run(settings))
+    with control(superlink, ca) as link:
+        number = link.start_run(settings)
+        typer.echo(number)
+        if follow:
+            try:
+                _follow(link, number)
+            except KeyboardInterrupt:
+                typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
+
+
+def control(superlink: str, ca: Path | None) -> Control:
+    """The SuperLink of this coordinator, by ``server.toml`` where nothing else is said."""
+    from zk0d.config.machine import DEFAULT_CA, DEFAULT_SERVER_CONFIG, ServerSettings
+    from zk0d.flower.control import Control
+
+    link = ServerSettings().superlink
+    if DEFAULT_SERVER_CONFIG.exists() and not (superlink and ca):
+        link = ServerSettings.load(DEFAULT_SERVER_CONFIG).superlink
+    return Control(superlink or f"127.0.0.1:{link.port}", ca or link.ca or DEFAULT_CA)
+
+
+def _follow(link: Control, number: int) -> None:
+    from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
+    from zk0d.errors import Zk0dError
+    from zk0d.federation.journal import JournalTail
+    from zk0d.flower.control import FINISHED
+
+    server = ServerSettings()
+    if DEFAULT_SERVER_CONFIG.exists():
+        server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
+    tail = JournalTail(server.runs / str(number))
+    ended = 0.0
+    while True:
+        for line in tail.new_lines():
+            _show(line)
+            if line["kind"] == "run.finished":
+                return
+            if line["kind"] == "run.failed":
+                raise Zk0dError(f"run {number} failed: {line['message']}", reason="run_failed")
+        state = link.run(number)
+        if state.status == FINISHED:
+            # Its ServerApp may have died without a last line.
+            ended = ended or time.monotonic()
+            if time.monotonic() - ended > LAST_LINE_SECONDS:
+                raise Zk0dError(f"run {number} {state.outcome}: {state.details}")
+        time.sleep(LOOK_SECONDS)
+
+
+def _show(line: dict[str, Any]) -> None:
+    kind = line["kind"]
+    if kind == "round.committed":
+        evaluation = line["evaluation"]
+        loss = f", policy loss {evaluation['loss']:.4f}" if evaluation else ""
+        nodes = f", {len(line['nodes'])} nodes" if line["round"] else ""
+        typer.echo(f"round {line['round']} is committed{nodes}{loss}")
+    elif kind == "update.refused":
+        typer.echo(f"round {line['round']}: {line['node']} is left out ({line['reason']})")
+    elif kind == "round.failed":
+        typer.echo(f"round {line['round']} failed: {line['message']}")

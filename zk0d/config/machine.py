@@ -9,6 +9,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias, DatasetUriText
+from zk0d.config.run import run_settings
+from zk0d.errors import ConfigError
 
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
 DEFAULT_SERVER_CONFIG = Path("/etc/zk0d/server.toml")
@@ -184,6 +186,33 @@ class SuperlinkSettings(Settings):
     key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
     presence_port: Port = Field(9480, description="The presence page, on loopback.")
+    database_limit_mib: PositiveFloat = Field(
+        512.0, description="A larger database is made anew from the roster while no run goes on."
+    )
+
+
+class AutorunSettings(Settings):
+    """Runs that begin by themselves; with this table in the file they do."""
+
+    min_nodes: PositiveInt = Field(2, description="Nodes that must be online.")
+    settle_seconds: Annotated[float, Field(ge=0.0)] = Field(
+        30.0, description="They must have been online so long, so that the late ones are in, too."
+    )
+    pause_minutes: Annotated[float, Field(ge=0.0)] = Field(
+        10.0, description="Wait between a run's end and the next start; doubled after each failure."
+    )
+    run: dict[str, int | float | str] = Field(
+        default_factory=dict, description="Run settings, as zk0bot run -c takes them."
+    )
+
+    @field_validator("run")
+    @classmethod
+    def _is_a_run(cls, values: dict[str, int | float | str]) -> dict[str, int | float | str]:
+        try:
+            run_settings(values, where="run")
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+        return values
 
 
 class ServerSettings(Settings):
@@ -197,6 +226,9 @@ class ServerSettings(Settings):
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()
     superexec: ServerSuperexecSettings = ServerSuperexecSettings()
+    autorun: AutorunSettings | None = Field(
+        None, description="Runs that begin by themselves; none do without this table."
+    )
     metrics: MetricsSettings = MetricsSettings()
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
         0.25, description="Seconds between two looks for the nodes' replies."

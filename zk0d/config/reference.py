@@ -9,7 +9,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from zk0d.config.base import Settings
-from zk0d.config.machine import ClientSettings, EvaluationDataset, ServerSettings
+from zk0d.config.machine import (
+    AutorunSettings,
+    ClientSettings,
+    EvaluationDataset,
+    ServerSettings,
+)
 from zk0d.config.run import RunSettings
 
 _INTRODUCTION = """# Settings
@@ -32,6 +37,8 @@ def settings_page() -> str:
         *_tables(ServerSettings, ""),
         "### `[[evaluation]]`, once for each held-out dataset\n",
         _table(EvaluationDataset),
+        "### `[autorun]`, only where runs are to begin by themselves\n",
+        _table(AutorunSettings),
     ]
     return "\n".join(parts)
 

@@ -111,6 +111,11 @@ class Supervised:
         return self._child.pid if self._child and self.state is State.RUNNING else None
 
     @property
+    def alive(self) -> bool:
+        """Whether the newest instance runs, whatever the last look saw."""
+        return self._child is not None and self._child.alive
+
+    @property
     def running_seconds(self) -> float:
         """How long the present instance has run; 0 if there is none."""
         return self._clock() - self._started if self.state is State.RUNNING else 0.0
@@ -123,8 +128,8 @@ class Supervised:
         return max(0.0, self._next_start - self._clock())
 
     def start(self) -> None:
-        """Start the first instance."""
-        if self.state is State.NEW:
+        """Start the first instance, or one after a stop."""
+        if self.state in (State.NEW, State.STOPPED):
             self._spawn()
 
     def look(self) -> State:
@@ -166,7 +171,7 @@ class Supervised:
             self._next_start = max(self._next_start, self._clock() + seconds)
 
     def _spawn(self) -> None:
-        if self.last_end is not None:
+        if self.last_end is not None and self.state is State.WAITING:
             self._metrics.restarts.labels(self.name, self.last_end.reason).inc()
         self._child = Child(self.name, self._argv, self._env, self._log, self._cwd)
         self._started = self._clock()

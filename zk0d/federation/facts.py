@@ -76,6 +76,21 @@ class RunFacts:
                 if dataset["success"] is not None:
                     self.success[dataset["name"]] = dataset["success"]
 
+    def summary(self) -> dict[str, Any]:
+        """What ``status --json`` tells of a run."""
+        return {
+            "run": self.run,
+            "state": self.state,
+            "round": self.round,
+            "rounds": self.rounds,
+            "policy_loss": self.policy_loss,
+            "train_loss": self.train_loss,
+            "losses": self.losses,
+            "success": self.success,
+            "last_commit": self.last_commit or None,
+            "message": self.message,
+        }
+
     def sentence(self) -> str:
         """All of it in one line."""
         if self.state == "failed":
@@ -99,6 +114,7 @@ class NewestRun:
         self._folder: Path | None = None
         self._tail: JournalTail | None = None
         self.facts: RunFacts | None = None
+        self.fresh: list[dict[str, Any]] = []  #: lines that the last look read
 
     def look(self) -> RunFacts | None:
         """The newest run's facts; ``None`` if there is no run."""
@@ -107,8 +123,10 @@ class NewestRun:
             self._folder = newest
             self._tail = JournalTail(newest) if newest else None
             self.facts = RunFacts(run=newest.name) if newest else None
+        self.fresh = []
         if self._tail is not None and self.facts is not None:
-            for line in self._tail.new_lines():
+            self.fresh = self._tail.new_lines()
+            for line in self.fresh:
                 self.facts.take(line)
         return self.facts
 

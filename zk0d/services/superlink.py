@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -17,19 +18,23 @@ from zk0d.config.machine import METRICS_PORTS, ServerSettings
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
-from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
-from zk0d.flower.control import Control
+from zk0d.flower.control import FINISHED, Control
 from zk0d.flower.keys import Certificates, fingerprint
+from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
+from zk0d.services.hold import STATE, write_json
 from zk0d.services.presence import Presence, PresencePage
 
 log = logging.getLogger("zk0d")
 
 RECONCILE_SECONDS = 10.0
 STUCK_SECONDS = 20.0
+STATE_VERSION = 1
+REBUILD_LOOK_SECONDS = 60.0
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
 
@@ -52,11 +57,19 @@ class SuperlinkService(Service):
         self._presence = Presence()
         self._nodes = self.metrics.gauge("nodes", "Registered nodes.", ("state",))
         self._size = self.metrics.gauge("database_bytes", "Size of the SuperLink's database.")
+        self._rebuilt = self.metrics.counter(
+            "database_rebuilds", "Times that the SuperLink's database was made anew."
+        )
         for state in ("online", "offline"):
             self._nodes.labels(state).set(0)
         self.metrics.collect(RunCollector(self._run))
+        self._state: dict[str, Any] = {}
         self._last_reconcile = 0.0
         self._last_good = time.monotonic()
+        self._started = time.time()
+        self._autorun: Autorun | None = None
+        self._rebuild_look = 0.0
+        self._smallest = 0  #: bytes of a database that was just made
 
     def start(self) -> None:
         link = self._link
@@ -70,6 +83,8 @@ class SuperlinkService(Service):
         self._address = f"127.0.0.1:{link.port}"
         self._control = Control(self._address, certificates.ca)
         self._page = PresencePage(self._presence, link.presence_port)
+        if self._settings.autorun is not None:
+            self._autorun = Autorun(self._settings.autorun, self._control)
         link.state.mkdir(parents=True, exist_ok=True)
         command = commands.superlink(
             link.port, certificates, self._database, secret, link.state / "flower"
@@ -95,12 +110,18 @@ class SuperlinkService(Service):
                 f" {self._child.waits:.0f} s",
                 ready=False,
             )
+        waits_for = ""
         try:
             nodes = [Node.of(info) for info in self._control.nodes() if info.status != UNREGISTERED]
             if time.monotonic() - self._last_reconcile > RECONCILE_SECONDS:
                 self._last_reconcile = time.monotonic()
                 self._reconcile(nodes)
             probe_database(self._database)
+            online = sum(node.online for node in nodes)
+            if self._autorun is not None:
+                waits_for = self._autorun.look(online)
+            if self._rebuild():
+                return Condition("the database was too large: made anew from the roster")
         except Zk0dError as error:
             silent = time.monotonic() - self._last_good
             starting = self._child.running_seconds < STUCK_SECONDS
@@ -111,15 +132,69 @@ class SuperlinkService(Service):
             )
         self._last_good = time.monotonic()
         run = self._run.look()
+        for line in self._run.fresh:
+            if line["time"] >= self._started:
+                log_event(line)
         self._presence.update(nodes, run)
-        online = sum(node.online for node in nodes)
         self._nodes.labels("online").set(online)
         self._nodes.labels("offline").set(len(nodes) - online)
         self._size.set(_size(self._database))
-        return Condition(self._sentence(nodes, online, run))
+        sentence = self._sentence(nodes, online, run)
+        condition = Condition(f"{sentence}; {waits_for}" if waits_for else sentence)
+        self._tell_state(nodes, run, condition)
+        return condition
 
     def reload(self) -> None:
         self._last_reconcile = 0.0
+
+    def _rebuild(self) -> bool:
+        """Make the database anew if it is too large and nothing needs it; whether it was.
+
+        It holds the nodes, which the roster has, and past runs, which their journals have.
+        """
+        now = time.monotonic()
+        if now - self._rebuild_look < REBUILD_LOOK_SECONDS:
+            return False
+        self._rebuild_look = now
+        size = _size(self._database)
+        self._smallest = self._smallest or size
+        limit = max(self._link.database_limit_mib * 2**20, 2 * self._smallest)
+        if size < limit or any(run.status != FINISHED for run in self._control.runs()):
+            return False
+        log.info("the database has %.0f MiB: made anew from the roster", size / 2**20)
+        self._child.stop("database rebuild")
+        for path in _files(self._database):
+            path.unlink(missing_ok=True)
+        self._smallest, self._last_reconcile = 0, 0.0
+        self._child.start()
+        self._rebuilt.inc()
+        return True
+
+    def _tell_state(self, nodes: list[Node], run: RunFacts | None, condition: Condition) -> None:
+        """Write what ``zk0bot status`` wants to know, when it changes."""
+        figures = run.nodes if run else {}
+        state = {
+            "version": STATE_VERSION,
+            "status": condition.status,
+            "run": run.summary() if run else None,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "key": node.key,
+                    "online": node.online,
+                    "since": node.activated,
+                    "policy_loss": figures.get(node.name, {}).get("policy_loss"),
+                    "samples": figures.get(node.name, {}).get("samples"),
+                }
+                for node in sorted(nodes, key=lambda node: node.name)
+            ],
+        }
+        if state != self._state:
+            self._state = state
+            try:
+                write_json(self._link.state / STATE, state)
+            except TryAgainError as error:  # a full disk is no reason to end
+                log.error("%s", error.message)
 
     def stop(self) -> None:
         if hasattr(self, "_child"):
@@ -147,7 +222,7 @@ class SuperlinkService(Service):
             return f"no node may join yet: put public keys into {self._link.roster}"
         here = f"{online} of {len(nodes)} nodes online"
         if run is None:
-            return f"{here}; no run yet: start one with zk0bot run"
+            return f"{here}; no run yet" + ("" if self._autorun else ": start one with zk0bot run")
         return f"{run.sentence()}; {here}"
 
 
@@ -206,8 +281,27 @@ def relay(line: str) -> None:
     logging.getLogger("flower").log(level, "%s", line)
 
 
+def log_event(line: dict[str, Any]) -> None:
+    """One line of the log for one of a run's journal, with its fields."""
+    kind, where = line["kind"], {key: line.get(key) for key in ("run", "round", "node")}
+    if kind == "round.committed":
+        evaluation = line["evaluation"]
+        loss = f", policy loss {evaluation['loss']:.4f}" if evaluation else ""
+        log.info("round %d is committed%s", line["round"], loss, extra=where)
+    elif kind == "update.refused":
+        log.warning("the update of %s is refused: %s", line["node"], line["message"], extra=where)
+    elif kind in ("round.failed", "run.failed"):
+        log.error("%s: %s", kind.replace(".", " "), line["message"], extra=where)
+    elif kind in ("run.started", "run.finished"):
+        log.info("%s", kind.replace(".", " "), extra=where)
+
+
+def _files(database: Path) -> list[Path]:
+    return list(database.parent.glob(f"{database.name}*"))
+
+
 def _size(database: Path) -> int:
-    return sum(path.stat().st_size for path in database.parent.glob(f"{database.name}*"))
+    return sum(path.stat().st_size for path in _files(database))
 
 
 class RunCollector:

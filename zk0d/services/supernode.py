@@ -21,11 +21,13 @@ import httpx
 from zk0d.config.machine import METRICS_PORTS, ClientSettings
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
-from zk0d.daemon.supervised import Backoff, Supervised
-from zk0d.errors import ConfigError
+from zk0d.daemon.supervised import Backoff, State, Supervised
+from zk0d.errors import ConfigError, TryAgainError
 from zk0d.flower import commands
 from zk0d.flower.keys import private_fingerprint
+from zk0d.flower.supernode import LEAVE_SIGNAL
 from zk0d.services.credentials import credential
+from zk0d.services.hold import STATE, Hold, read_hold, write_json
 from zk0d.services.superlink import relay, require_free_port
 
 log = logging.getLogger("zk0d")
@@ -34,6 +36,9 @@ log = logging.getLogger("zk0d")
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
 #: A new process has so long to come online.
 CONNECT_SECONDS = 45.0
+#: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
+LEAVE_SECONDS = 60.0
+STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,12 @@ class SupernodeService(Service):
         self._contact = self.metrics.gauge(
             "coordinator_last_contact_timestamp_seconds", "When the presence page last answered."
         )
+        self._held = self.metrics.gauge("held", "1 while this node is paused or drained.")
+        self._held.set(0)
         self._offline_since: float | None = None
+        self._leaving_since: float | None = None
+        self._todo = ""
+        self._state: dict[str, Any] = {}
 
     def start(self) -> None:
         settings, node = self._settings, self._settings.supernode
@@ -123,18 +133,31 @@ class SupernodeService(Service):
             reason=flower_reason,
             backoff=Backoff(shortest=2.0, longest=60.0),
         )
-        self._child.start()
+        if read_hold(node.state) is None:
+            self._child.start()
         self._watch = PresenceWatch(
             settings.coordinator.presence_page, ca, self._key, node.presence_interval
         )
 
     def look(self) -> Condition:
+        word, hold = self._watch.word, read_hold(self._settings.supernode.state)
+        self._todo = ""
+        online = bool(word is not None and not word.failure and word.answer.get("online"))
+        self._online.set(online)
+        if word is not None and not word.failure:
+            self._contact.set(time.time())
+        condition = self._hold(hold, word) if hold else self._take_part(word, online)
+        self._tell_state(word, online, hold, condition)
+        return condition
+
+    def _take_part(self, word: Word | None, online: bool) -> Condition:
+        self._leaving_since = None
+        self._held.set(0)
+        if self._child.state is State.STOPPED:
+            self._child.start()
         self._child.look()
-        word = self._watch.word
         if word is None:
             return Condition("connecting to the coordinator")
-        online = bool(word.answer.get("online"))
-        self._online.set(online)
         if word.failure:
             self._offline_since = None
             at = time.strftime("%H:%M", time.localtime(word.since))
@@ -142,15 +165,53 @@ class SupernodeService(Service):
                 f"waiting for the coordinator {self._settings.coordinator.address} since {at}"
                 f" ({word.failure}): nothing to do here"
             )
-        self._contact.set(time.time())
         if online:
             self._offline_since = None
             return Condition(_online_sentence(word.answer))
         return self._offline(word)
 
+    def _hold(self, hold: Hold, word: Word | None) -> Condition:
+        """Leave once the message in work is answered; then stay out."""
+        child, self._offline_since = self._child, None
+        self._held.set(1)
+        if child.state is State.RUNNING and child.alive:
+            now = time.monotonic()
+            if self._leaving_since is None:
+                self._leaving_since = now
+                child.signal(LEAVE_SIGNAL)
+            cut_off = word is None or bool(word.failure)
+            if not cut_off or now - self._leaving_since < LEAVE_SECONDS:
+                return Condition(f"finishing what is under way, then {hold.sentence()}")
+        if child.state is not State.STOPPED:
+            child.stop(hold.kind)
+        return Condition(hold.sentence())
+
+    def _tell_state(
+        self, word: Word | None, online: bool, hold: Hold | None, condition: Condition
+    ) -> None:
+        """Write what ``zk0bot client`` wants to know, when it changes."""
+        state = {
+            "version": STATE_VERSION,
+            "online": online,
+            "held": hold.kind if hold else "",
+            "left": self._child.state is State.STOPPED,
+            "until": hold.until if hold else None,
+            "key": self._key,
+            "run": word.answer.get("run") if word else None,
+            "status": condition.status,
+            "todo": self._todo,
+        }
+        if state != self._state:
+            self._state = state
+            try:
+                write_json(self._settings.supernode.state / STATE, state)
+            except TryAgainError as error:  # a full disk is no reason to leave
+                log.error("%s", error.message)
+
     def _offline(self, word: Word) -> Condition:
         if not word.answer.get("enrolled"):
             self._offline_since = None
+            self._todo = "send the coordinator's operator the key that zk0bot node key shows"
             return Condition(
                 f"this node is not enrolled: send its public key (fingerprint {self._key[:16]}) to"
                 " the coordinator's operator; zk0bot node key shows it"
@@ -159,6 +220,7 @@ class SupernodeService(Service):
         if ahead > CLOCK_AHEAD or ahead < -CLOCK_BEHIND:
             self._offline_since = None
             way = "ahead of" if ahead > 0 else "behind"
+            self._todo = "set this machine's clock: timedatectl set-ntp true"
             return Condition(
                 f"this machine's clock is {abs(ahead):.0f} s {way} the coordinator's, which refuses"
                 " it: set it (timedatectl set-ntp true)"
@@ -183,6 +245,8 @@ class SupernodeService(Service):
             self._child.stop("service stops")
         if hasattr(self, "_watch"):
             self._watch.close()
+        if self._state:
+            (self._settings.supernode.state / STATE).unlink(missing_ok=True)
 
 
 _SENTENCES = {

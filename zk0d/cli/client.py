@@ -1,0 +1,156 @@
+"""``zk0bot client``: the contributor's services on this host."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zk0d.cli import status as status_verb
+from zk0d.cli import units, verbs
+
+if TYPE_CHECKING:
+    from zk0d.config.machine import ClientSettings
+
+LOOK_SECONDS = 0.5
+_UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+app = typer.Typer(no_args_is_help=True, help="The contributor's services on this host.")
+
+Timeout = Annotated[str, typer.Option(help="Give up after so long (30s, 20m, 2h).")]
+
+
+@app.command()
+def start(
+    dataset: Annotated[
+        str | None, typer.Argument(help="The recordings: a folder, or user/name on the hub.")
+    ] = None,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
+    from zk0d.cli import recordings
+    from zk0d.services.hold import read_hold
+
+    recordings.choose(dataset, folder)
+    hold = read_hold(_settings(folder).supernode.state)
+    if hold is not None:
+        typer.echo(f"this node is {hold.sentence()}", err=True)
+    verbs.start("client", folder)
+
+
+@app.command()
+def stop(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Stop the services, now and at every boot; a round under way is given up."""
+    verbs.stop("client", folder)
+
+
+@app.command()
+def status(as_json: status_verb.Json = False, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """How they are; exit code 1 if something is wrong."""
+    status_verb.show(["client"], as_json, folder)
+
+
+@app.command()
+def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
+    """What they wrote to the journal."""
+    verbs.logs(["client"], follow, lines)
+
+
+@app.command()
+def pause(
+    duration: Annotated[str, typer.Option("--for", help="How long (30m, 2h, 1d).")] = "8h",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Leave after the message in work, and come back by itself; outlives a reboot."""
+    from zk0d.services.hold import Hold
+
+    hold = Hold.pause(_seconds(duration, "--for"))
+    hold.write(_settings(folder).supernode.state)
+    typer.echo(hold.sentence())
+
+
+@app.command()
+def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """End a pause or a drain."""
+    from zk0d.errors import TryAgainError
+    from zk0d.services.hold import HOLD, end_hold
+
+    state = _settings(folder).supernode.state
+    try:
+        ended = end_hold(state)
+    except OSError as error:
+        raise TryAgainError(
+            f"{state / HOLD}: cannot be removed ({error.strerror}); are you root?"
+        ) from None
+    typer.echo("it takes part again" if ended else "it was neither paused nor drained")
+
+
+@app.command()
+def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Let the message in work be answered, leave, and wait for that; for maintenance."""
+    from zk0d.services.hold import Hold
+
+    state = _settings(folder).supernode.state
+    Hold.drain().write(state)
+    _wait(
+        state,
+        lambda said: not said or said["left"],
+        "this node has not left: its message is still in work",
+        timeout,
+    )
+    typer.echo("this node has left; zk0bot client resume, or a reboot, brings it back")
+
+
+@app.command(name="wait-online")
+def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Wait until the coordinator counts this node online and its learner is ready."""
+    from zk0d.federation.learner_client import LearnerClient, LearnerError
+
+    settings = _settings(folder)
+
+    def ready(said: dict[str, Any]) -> bool:
+        if not said.get("online"):
+            return False
+        try:
+            with LearnerClient(settings.learner.socket) as learner:
+                learner.status()
+        except LearnerError:
+            return False
+        return True
+
+    _wait(settings.supernode.state, ready, "this node is not online", timeout)
+    typer.echo("online")
+
+
+def _wait(state: Path, done: Callable[[dict[str, Any]], bool], otherwise: str, limit: str) -> None:
+    from zk0d.errors import TryAgainError
+    from zk0d.services.hold import STATE
+
+    deadline = time.monotonic() + _seconds(limit, "--timeout")
+    while True:
+        said = units.read_json(state / STATE)
+        if done(said):
+            return
+        if time.monotonic() > deadline:
+            why = said.get("status") or "its SuperNode does not run, or you are not root"
+            raise TryAgainError(f"{otherwise} after {limit} ({why}).")
+        time.sleep(LOOK_SECONDS)
+
+
+def _seconds(text: str, option: str) -> float:
+    from zk0d.errors import UsageError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not found or not float(found[1]):
+        raise UsageError(f"{option}: {text!r} is no duration; write 45s, 30m, 2h or 1d.")
+    return float(found[1]) * _UNITS_OF_TIME[found[2]]
+
+
+def _settings(folder: Path) -> ClientSettings:
+    from zk0d.config.machine import ClientSettings
+
+    return ClientSettings.load(folder / "client.toml")

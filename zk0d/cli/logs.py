@@ -1,0 +1,10 @@
+"""``zk0bot logs``."""
+
+from __future__ import annotations
+
+from zk0d.cli import units, verbs
+
+
+def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
+    """What this host's services wrote to the journal."""
+    verbs.logs(list(units.ROLES), follow, lines)

@@ -1,0 +1,169 @@
+"""Which recordings this contributor lends: ``zk0bot client start [DATASET]``."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from zk0d.cli import units
+
+DROP_IN = Path("/etc/systemd/system/zk0d-learner.service.d/50-recordings.conf")
+LEARNER_USER = "zk0d-learner"
+#: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
+HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
+_LINE = re.compile(r"^\s*dataset-uri\s*=.*$", re.MULTILINE)
+
+
+def choose(dataset: str | None, folder: Path) -> None:
+    """Write the dataset to the settings and let the learner see it.
+
+    Parameters
+    ----------
+    dataset
+        A folder, ``local:/folder``, ``user/name`` or ``hf:user/name``; without it, the one in the
+        settings, or the one that a person at the terminal names.
+
+    Raises
+    ------
+    Zk0dError
+        If there is none, or the learner's user cannot read it.
+    """
+    from zk0d.config.machine import ClientSettings
+    from zk0d.config.names import DatasetUri
+    from zk0d.errors import ConfigError
+
+    path = folder / "client.toml"
+    settings = ClientSettings.load(path)
+    if dataset is None and settings.dataset_uri is None:
+        dataset = _ask()
+    try:
+        uri = DatasetUri.parse(_full(dataset) if dataset else settings.dataset_uri or "")
+    except ValueError as error:
+        raise ConfigError(f"the dataset: {error}.") from None
+    if uri.scheme == "local" and not uri.folder.is_dir():
+        raise ConfigError(
+            f"{uri}: there is no folder {uri.folder}; give the folder of a LeRobot dataset."
+        )
+    if units.has_systemd():
+        _let_the_learner_see(uri.folder if uri.scheme == "local" else None)
+    if str(uri) != settings.dataset_uri:
+        _write(path, str(uri))
+    if uri.scheme == "hf" and units.has_systemd():
+        typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
+        units.systemctl("start", "zk0d-fetch.service")
+
+
+def _ask() -> str:
+    from zk0d.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "no dataset is named, here or in client.toml: zk0bot client start FOLDER, or user/name"
+            " of one on the hub."
+        )
+    answer: str = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
+    return answer
+
+
+def _full(dataset: str) -> str:
+    """A dataset's address; a path on this machine needs no ``local:``."""
+    plain = dataset.removeprefix("local:")
+    path = Path(plain).expanduser()
+    if dataset.startswith("local:") or plain.startswith((".", "/", "~")) or path.is_dir():
+        return f"local:{path.resolve()}"
+    return dataset
+
+
+def _write(path: Path, uri: str) -> None:
+    """Set ``dataset-uri`` and leave the rest of the file, comments included, as it is."""
+    from zk0d.config.machine import ClientSettings
+    from zk0d.errors import ConfigError, TryAgainError
+
+    line = f"dataset-uri = {json.dumps(uri, ensure_ascii=False)}"
+    before = path.read_text(encoding="utf-8")
+    first_table = re.search(r"^\s*\[", before, re.MULTILINE)
+    top = before[: first_table.start()] if first_table else before
+    rest = before[len(top) :]
+    if _LINE.search(top):
+        top = _LINE.sub(lambda _: line, top, count=1)
+    else:
+        top = f"{top.rstrip()}\n{line}\n\n" if top.strip() else f"{line}\n\n"
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        draft.write_text(top + rest, encoding="utf-8")
+        draft.chmod(path.stat().st_mode & 0o777)
+        if ClientSettings.load(draft).dataset_uri != uri:
+            raise ConfigError(f"{path}: dataset-uri cannot be set; write {line} by hand.")
+        draft.replace(path)
+    except OSError as error:
+        raise TryAgainError(
+            f"{path}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _let_the_learner_see(folder: Path | None) -> None:
+    from zk0d.errors import TryAgainError
+
+    hidden = folder is not None and any(folder.resolve().is_relative_to(home) for home in HIDDEN)
+    try:
+        if folder is not None:
+            _check_readable(folder, hidden)
+        if folder is not None and hidden:
+            DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+            DROP_IN.write_text(
+                "# Written by zk0bot client start: recordings in a home, which is else hidden.\n"
+                f"[Service]\nBindReadOnlyPaths={_quoted(folder)}\n",
+                encoding="utf-8",
+            )
+        elif DROP_IN.exists():
+            DROP_IN.unlink()
+        else:
+            return
+    except OSError as error:
+        raise TryAgainError(
+            f"{DROP_IN}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
+    units.systemctl("daemon-reload")
+    units.systemctl("try-restart", "zk0d-learner.service")
+
+
+def _check_readable(folder: Path, hidden: bool) -> None:
+    """Look as the learner would, in a view like its own."""
+    from zk0d.errors import ConfigError, UnavailableError
+
+    bind = ["-p", f"BindReadOnlyPaths={_quoted(folder)}"] if hidden else []
+    said = subprocess.run(
+        [
+            *("systemd-run", "--wait", "--pipe", "--quiet", "--collect"),
+            *("-p", f"User={LEARNER_USER}", "-p", "ProtectHome=tmpfs", *bind),
+            *("find", str(folder), "!", "-readable", "-print", "-quit"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    unreadable = said.stdout.strip()
+    if unreadable or "Permission denied" in said.stderr:
+        raise ConfigError(
+            f"{unreadable or folder}: the user {LEARNER_USER} cannot read it; let it:"
+            f" setfacl -R -m u:{LEARNER_USER}:rX {folder}"
+        )
+    if said.returncode:
+        raise UnavailableError(
+            f"{folder}: whether {LEARNER_USER} can read it cannot be found out:"
+            f" {said.stderr.strip() or 'systemd-run failed'}."
+        )
+
+
+def _quoted(path: Path) -> str:
+    """A path as BindReadOnlyPaths= takes it."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    text = text.replace(":", "\\:")
+    return f'"{text}"'

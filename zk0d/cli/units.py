@@ -1,0 +1,130 @@
+"""The services of this host, by systemd, or by the foreground supervisor where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROLES = ("server", "client")
+UNITS = {
+    "server": ("zk0d-server", "zk0d-server-superexec", "zk0d-evaluator"),
+    "client": ("zk0d-client", "zk0d-client-superexec", "zk0d-learner"),
+}
+CONFIG_FOLDER = Path("/etc/zk0d")
+_PROPERTIES = "ActiveState,SubState,ActiveEnterTimestamp,NRestarts,StatusText,Result,ExecMainStatus"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A service. ``todo`` is empty if nothing is wrong."""
+
+    name: str
+    state: str
+    since: str
+    restarts: int
+    status: str
+    todo: str
+
+
+def has_systemd() -> bool:
+    """Whether systemd runs this host."""
+    return shutil.which("systemctl") is not None and os.path.isdir("/run/systemd/system")
+
+
+def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run systemctl; raises :class:`UnavailableError` with what it says if it fails."""
+    from zk0d.errors import UnavailableError
+
+    said = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if check and said.returncode:
+        raise UnavailableError(f"systemctl {' '.join(arguments)}: {said.stderr.strip()}")
+    return said
+
+
+def enabled_roles() -> list[str]:
+    """The roles whose target is enabled."""
+    return [role for role in ROLES if _is_enabled(f"zk0d-{role}.target")]
+
+
+def look(role: str) -> list[Unit]:
+    """The services of a role, as systemd sees them."""
+    return [_unit(role, name) for name in UNITS[role]]
+
+
+def look_foreground(role: str, state: Path) -> list[Unit]:
+    """The same as the foreground supervisor wrote it; empty if none runs."""
+    content = read_json(state / "services.json")
+    if not content or not _is_alive(int(content["pid"])):
+        return []
+    return [
+        Unit(
+            service["name"],
+            service["state"],
+            content["since"],
+            service["restarts"],
+            service["status"],
+            ""
+            if service["state"] == "running"
+            else f"see what it wrote where zk0bot {role} start runs",
+        )
+        for service in content["services"]
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small file that a service wrote; empty if it is not there or may not be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def state_folder(role: str, folder: Path) -> Path:
+    """Where a role's first service keeps its state."""
+    from zk0d.config.machine import ClientSettings, ServerSettings
+
+    path = folder / f"{role}.toml"
+    if role == "server":
+        return ServerSettings.load(path).superlink.state
+    return ClientSettings.load(path).supernode.state
+
+
+def _unit(role: str, name: str) -> Unit:
+    said = systemctl("show", f"{name}.service", f"--property={_PROPERTIES}").stdout
+    facts = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    todo = ""
+    if facts["ActiveState"] == "failed":
+        status = facts["ExecMainStatus"]
+        todo = f"journalctl -u {name} says why it ended (status {status}); then start it again"
+    elif facts["SubState"] == "auto-restart":
+        todo = f"it keeps ending (status {facts['ExecMainStatus']}): journalctl -u {name} says why"
+    elif facts["ActiveState"] not in ("active", "activating", "reloading"):
+        todo = f"it does not run: zk0bot {role} start"
+    return Unit(
+        name,
+        f"{facts['ActiveState']} ({facts['SubState']})",
+        facts["ActiveEnterTimestamp"],
+        int(facts["NRestarts"] or 0),
+        facts["StatusText"],
+        todo,
+    )
+
+
+def _is_enabled(target: str) -> bool:
+    return systemctl("is-enabled", target, check=False).stdout.strip() == "enabled"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

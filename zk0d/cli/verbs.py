@@ -1,0 +1,102 @@
+"""The verbs that ``zk0bot server`` and ``zk0bot client`` share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zk0d.cli import units
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 30.0
+
+Folder = Annotated[Path, typer.Option(help="Where the settings lie.")]
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on.")]
+Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="The last ones.")]
+
+
+def start(role: str, folder: Path) -> None:
+    """Start the services: by systemd, now and at every boot, or here, until Ctrl-C."""
+    if units.has_systemd():
+        units.systemctl("enable", "--now", f"zk0d-{role}.target")
+    else:
+        _run_here(role, folder)
+
+
+def stop(role: str, folder: Path) -> None:
+    """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
+    if units.has_systemd():
+        units.systemctl("disable", "--now", f"zk0d-{role}.target")
+        return
+    state = units.state_folder(role, folder)
+    if not units.look_foreground(role, state):
+        typer.echo("nothing runs", err=True)
+        return
+    pid = int(units.read_json(state / "services.json")["pid"])
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while units.look_foreground(role, state) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+
+
+def logs(roles: list[str], follow: bool, lines: int) -> None:
+    """What the services wrote to systemd's journal."""
+    from zk0d.errors import UnavailableError
+
+    if not units.has_systemd():
+        raise UnavailableError(
+            "systemd does not run here, so it keeps no log; the services write where zk0bot start"
+            " runs."
+        )
+    names = [word for role in roles for name in units.UNITS[role] for word in ("-u", name)]
+    more = ["--follow"] if follow else []
+    subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
+
+
+def _run_here(role: str, folder: Path) -> None:
+    from dataclasses import asdict
+
+    from zk0d.errors import UsageError
+    from zk0d.services.foreground import Foreground, programs
+    from zk0d.services.hold import write_json
+
+    state = units.state_folder(role, folder)
+    if units.look_foreground(role, state):
+        raise UsageError(f"they run already: zk0bot {role} status, zk0bot {role} stop.")
+    state.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    width = max(len(program.name) for program in programs(role, folder / f"{role}.toml"))
+
+    def show(name: str):  # type: ignore[no-untyped-def]
+        return lambda line: print(f"{name:{width}} | {line}", flush=True)
+
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    written = None
+    typer.echo("systemd does not run here: the services run until Ctrl-C.", err=True)
+    try:
+        with Foreground(state, show, restart=True) as services:
+            services.start(programs(role, folder / f"{role}.toml"))
+            while True:
+                services.look()
+                seen = [asdict(service) for service in services.seen()]
+                if seen != written:
+                    written = seen
+                    content = {"pid": os.getpid(), "since": since, "services": seen}
+                    write_json(state / "services.json", content)
+                time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        typer.echo("stopped", err=True)
+    finally:
+        (state / "services.json").unlink(missing_ok=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,116 @@
+"""Keeping a node out of the federation for a while: ``zk0bot client pause`` and ``drain``.
+
+A file in the SuperNode's state folder says it, so a pause outlives a reboot. The service looks at
+it, lets the round's work be finished and its reply go out, and then leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from zk0d.errors import TryAgainError
+
+HOLD, STATE = "hold.json", "state.json"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why the node stays out.
+
+    Parameters
+    ----------
+    kind
+        ``pause`` outlives a reboot and ends by itself; ``drain`` is for maintenance: it ends with
+        the next boot.
+    until
+        When a pause ends, in seconds since 1970; ``None`` for a drain.
+    boot
+        The boot in which it was made.
+    """
+
+    kind: Literal["pause", "drain"]
+    until: float | None
+    boot: str
+
+    @classmethod
+    def pause(cls, seconds: float) -> Hold:
+        return cls("pause", time.time() + seconds, boot_id())
+
+    @classmethod
+    def drain(cls) -> Hold:
+        return cls("drain", None, boot_id())
+
+    @property
+    def over(self) -> bool:
+        if self.until is not None:
+            return time.time() >= self.until
+        return self.boot != boot_id()
+
+    def sentence(self) -> str:
+        """What it means, for a status line."""
+        if self.until is None:
+            return "drained: zk0bot client resume, or a reboot, brings it back"
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.until))
+        return f"paused until {end}: zk0bot client resume ends it before"
+
+    def write(self, state: Path) -> None:
+        """Put it into a SuperNode's state folder."""
+        write_json(state / HOLD, asdict(self))
+
+
+def read_hold(state: Path) -> Hold | None:
+    """The hold that counts now; one that is over is removed."""
+    try:
+        hold = Hold(**json.loads((state / HOLD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        # Half-written it cannot be; whatever else it is, it keeps nobody out.
+        end_hold(state)
+        return None
+    if hold.over:
+        end_hold(state)
+        return None
+    return hold
+
+
+def end_hold(state: Path) -> bool:
+    """Remove a hold; whether there was one."""
+    try:
+        (state / HOLD).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def boot_id() -> str:
+    """Names this boot."""
+    return BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else ""
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small file, whole or not at all, that every user may read.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise TryAgainError(
+            f"{path}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
