@@ -34,6 +34,7 @@ class NotifyListener:
         self._over.set()
         self._thread.join()
         self._socket.close()
+        self.path.unlink(missing_ok=True)
 
     def _listen(self) -> None:
         while not self._over.is_set():

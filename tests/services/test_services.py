@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import ssl
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from tests.services.lab import Lab, lab, nginx
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
-from zk0d.federation.journal import committed_rounds
+from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.flower.keys import fingerprint
 
@@ -80,6 +83,50 @@ def test_a_federation_of_services_trains(running: Lab) -> None:
     assert "STATUS=training step" in " ".join(running.services["left-learner"].told.sent)
     assert "WATCHDOG=1" in running.services["superlink"].told.sent
     assert "WATCHDOG=1" in running.services["left-node"].told.sent
+
+
+def zk0bot(running: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "zk0bot"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_back(
+    running: Lab,
+) -> None:
+    settings = {**TINY, "num-server-rounds": 3, "min-fit-clients": 1, "node-wait": 20.0}
+    left = str(running.root / "left")
+    with running.control() as control:
+        run_id = control.start_run(RunSettings.parse(settings, where="test"))
+        folder = running.root / "server" / "runs" / str(run_id)
+        running.wait_for_status("left-learner", "training step", 90)
+        drained = zk0bot(running, "client", "drain", "--folder", left)
+        assert drained.returncode == 0, drained.stderr
+        running.wait_for_status("left-node", "drained: zk0bot client resume", 10)
+        wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
+        assert control.run(run_id).outcome == COMPLETED
+    committed = [line for line in read_journal(folder) if line["kind"] == "round.committed"]
+    taking_part = [{node["node"] for node in line["nodes"]} for line in committed[1:]]
+    assert taking_part[0] == set(NAMES), "its update came through"
+    assert taking_part[-1] == {"right"}
+    lost = [name for line in committed for name in line.get("lost", ())]
+    assert lost == [], "it left between two messages"
+    state = json.loads((running.root / "left" / "supernode" / "state.json").read_text())
+    assert (state["held"], state["left"], state["online"]) == ("drain", True, False)
+    assert zk0bot(running, "client", "resume", "--folder", left).returncode == 0
+    online = zk0bot(running, "client", "wait-online", "--timeout", "90s", "--folder", left)
+    assert online.returncode == 0, online.stderr
+
+
+def test_a_pause_ends_by_itself(running: Lab) -> None:
+    right = str(running.root / "right")
+    assert zk0bot(running, "client", "pause", "--for", "5s", "--folder", right).returncode == 0
+    running.wait_for_status("right-node", "paused until", 10)
+    running.wait_for_status("right-node", "online;", 90)
+    assert not (running.root / "right" / "supernode" / "hold.json").exists()
 
 
 def test_the_gateway_shows_the_fleet_and_the_presence_page_only(running: Lab) -> None:
@@ -162,6 +209,24 @@ def test_an_unreachable_coordinator_is_waited_for(running: Lab) -> None:
     running.start_gateway()
     running.wait_for_status("left-node", "online", 120)
     assert child_of(running, "left-node", "zk0d.flower.supernode").pid == node, "no restart"
+
+
+def test_a_database_that_grew_too_large_is_made_anew_from_the_roster(running: Lab) -> None:
+    service = running.services.pop("superlink")
+    service.child.stop(20)
+    service.told.close()
+    database = running.root / "superlink" / "superlink.db"
+    before = database.stat().st_ino
+    text = running.server_toml.read_text()
+    running.server_toml.write_text(
+        text.replace("[superlink]\n", "[superlink]\ndatabase-limit-mib = 0.001\n")
+    )
+    running.start("superlink", "superlink", "--config", str(running.server_toml))
+    running.wait_for_status("superlink", "the database was too large", 60)
+    running.wait_for_status("superlink", "2 of 2 nodes online", 120)
+    assert database.stat().st_ino != before
+    for name in NAMES:
+        running.wait_for_status(f"{name}-node", "online;", 120)
 
 
 def test_stopping_leaves_no_process(running: Lab) -> None:

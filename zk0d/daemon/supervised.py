@@ -199,7 +199,8 @@ class Supervised:
         status = child.exit_status or 0
         why = reason or self._reason(status, child.recent()) or _plain_reason(status)
         self.last_end = End(status, why, self._clock() - self._started, child.last_words())
-        _logger.warning("%s ended after %.0f s: %s", self.name, self.last_end.seconds, why)
+        level = logging.INFO if reason else logging.WARNING
+        _logger.log(level, "%s ended after %.0f s: %s", self.name, self.last_end.seconds, why)
 
 
 def _plain_reason(status: int) -> str:

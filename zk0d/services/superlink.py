@@ -69,7 +69,7 @@ class SuperlinkService(Service):
         self._started = time.time()
         self._autorun: Autorun | None = None
         self._rebuild_look = 0.0
-        self._smallest = 0  #: bytes of a database that was just made
+        self._fresh, self._smallest = False, 0  #: a database was just made; its bytes
 
     def start(self) -> None:
         link = self._link
@@ -157,7 +157,9 @@ class SuperlinkService(Service):
             return False
         self._rebuild_look = now
         size = _size(self._database)
-        self._smallest = self._smallest or size
+        if self._fresh:
+            self._fresh, self._smallest = False, size
+        # Else a limit below what an empty one takes would have it made anew for ever.
         limit = max(self._link.database_limit_mib * 2**20, 2 * self._smallest)
         if size < limit or any(run.status != FINISHED for run in self._control.runs()):
             return False
@@ -165,7 +167,7 @@ class SuperlinkService(Service):
         self._child.stop("database rebuild")
         for path in _files(self._database):
             path.unlink(missing_ok=True)
-        self._smallest, self._last_reconcile = 0, 0.0
+        self._fresh, self._last_reconcile = True, 0.0
         self._child.start()
         self._rebuilt.inc()
         return True

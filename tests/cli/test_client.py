@@ -1,0 +1,193 @@
+"""What a contributor types, where there is no systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import BIN, typed
+from zk0d.cli import recordings, units
+from zk0d.config.machine import ClientSettings
+from zk0d.errors import ConfigError, UsageError
+from zk0d.services.hold import STATE, read_hold, write_json
+
+SETTINGS = """\
+# of the left bench
+name = "left"
+
+[coordinator]  # theirs
+address = "hub:9443"
+
+[supernode]
+state = "{state}"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(units, "has_systemd", lambda: False)
+    state = tmp_path / "state"
+    state.mkdir()
+    (tmp_path / "client.toml").write_text(SETTINGS.format(state=state))
+    return tmp_path
+
+
+def settings(folder: Path) -> ClientSettings:
+    return ClientSettings.load(folder / "client.toml")
+
+
+def test_a_folder_is_written_to_the_settings_and_the_rest_is_kept(folder: Path) -> None:
+    data = folder / "my recordings"
+    data.mkdir()
+    recordings.choose(str(data), folder)
+    assert settings(folder).dataset_uri == f"local:{data}"
+    text = (folder / "client.toml").read_text()
+    assert "# of the left bench" in text
+    assert "[coordinator]  # theirs" in text
+    recordings.choose("somebody/something", folder)
+    assert settings(folder).dataset_uri == "hf:somebody/something"
+    assert (folder / "client.toml").read_text().count("dataset-uri") == 1
+    recordings.choose(None, folder)
+    assert settings(folder).dataset_uri == "hf:somebody/something"
+
+
+def test_a_dataset_that_is_not_there_is_said_and_nothing_is_written(folder: Path) -> None:
+    before = (folder / "client.toml").read_text()
+    with pytest.raises(ConfigError, match="there is no folder /nothing"):
+        recordings.choose("/nothing", folder)
+    with pytest.raises(ConfigError, match="is no dataset address"):
+        recordings.choose("a/b/c", folder)
+    assert (folder / "client.toml").read_text() == before
+
+
+def test_without_a_terminal_nobody_is_asked(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no dataset is named"):
+        recordings.choose(None, folder)
+    said = typed("zk0bot", "client", "start", "--folder", str(folder), stdin=subprocess.DEVNULL)
+    assert said.returncode == 64
+    assert "zk0bot client start FOLDER" in said.stderr
+
+
+def test_a_path_for_systemd_is_quoted() -> None:
+    assert recordings._quoted(Path('/home/a b/100%:"x"')) == '"/home/a b/100%%\\:\\"x\\""'
+
+
+def test_pause_and_resume(folder: Path) -> None:
+    said = typed("zk0bot", "client", "pause", "--for", "2h", "--folder", str(folder))
+    assert said.returncode == 0, said.stderr
+    hold = read_hold(folder / "state")
+    assert hold is not None
+    assert hold.until is not None
+    assert 7100 < hold.until - time.time() <= 7200
+    assert "takes part again" in typed("zk0bot", "client", "resume", "--folder", str(folder)).stdout
+    assert read_hold(folder / "state") is None
+    assert "neither" in typed("zk0bot", "client", "resume", "--folder", str(folder)).stdout
+
+
+@pytest.mark.parametrize("text", ["2", "h", "0h", "-1h", "2 weeks"])
+def test_a_duration_that_is_none(folder: Path, text: str) -> None:
+    said = typed("zk0bot", "client", "pause", f"--for={text}", "--folder", str(folder))
+    assert said.returncode == 64
+    assert "is no duration" in said.stderr
+
+
+def test_waiting_gives_up_and_says_what_the_node_says(folder: Path) -> None:
+    state = {"online": False, "left": False, "status": "waiting for the coordinator"}
+    write_json(folder / "state" / STATE, state)
+    for verb in ("wait-online", "drain"):
+        said = typed("zk0bot", "client", verb, "--timeout", "1s", "--folder", str(folder))
+        assert said.returncode == 75
+        assert "after 1s (waiting for the coordinator)" in said.stderr
+
+
+def test_status_where_nothing_runs(folder: Path) -> None:
+    said = typed("zk0bot", "status", "--json", "--folder", str(folder))
+    assert said.returncode == 1
+    content = json.loads(said.stdout)
+    assert content["schema_version"] == 1
+    assert content["todo"] == ["no service of this client runs: zk0bot client start"]
+    assert set(content) == {
+        *("schema_version", "host", "ok", "services", "run", "nodes", "node", "todo")
+    }
+    empty = typed("zk0bot", "status", "--folder", "/nothing")
+    assert empty.returncode == 69
+    assert "no zk0d runs on this host" in empty.stderr
+
+
+@pytest.fixture
+def started(
+    folder: Path, recordings_folder: Path, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
+    from zk0d.flower.keys import make_certificates, make_node_key, make_secret
+
+    tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
+    make_node_key(tmp_path / "node.key")
+    make_secret(tmp_path / "secret")
+    (tmp_path / "client.toml").write_text(
+        f'name = "left"\n[coordinator]\naddress = "127.0.0.1:9"\nca = "{tls.ca}"\n'
+        f'[supernode]\nstate = "{tmp_path}/state"\nkey = "{tmp_path}/node.key"\n'
+        f'secret = "{tmp_path}/secret"\npresence-interval = 1.0\n'
+        f'[superexec]\nstate = "{tmp_path}/exec"\n[metrics]\nenabled = false\n'
+        f'[learner]\nsocket = "{tmp_path}/l.sock"\n'
+    )
+    process = subprocess.Popen(
+        [
+            str(BIN / "zk0bot"),
+            *("client", "start", f"local:{recordings_folder}", "--folder", str(folder)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.path.isdir("/run/systemd/system"), reason="systemd runs here: start would enable units"
+)
+def test_without_systemd_the_services_run_in_the_foreground(
+    folder: Path, started: subprocess.Popen[str]
+) -> None:
+    def look() -> dict[str, dict[str, object]]:
+        assert started.poll() is None, started.communicate()
+        said = typed("zk0bot", "client", "status", "--json", "--folder", str(folder))
+        return {service["name"]: service for service in json.loads(said.stdout)["services"]}
+
+    def wait_for(name: str, words: str) -> dict[str, object]:
+        deadline = time.monotonic() + 90
+        while words not in str(look().get(name, {}).get("status")):
+            assert time.monotonic() < deadline, look()
+        return look()[name]
+
+    wait_for("supernode", "(connection refused): nothing to do here")
+    wait_for("learner", "ready, waiting for a round")
+    # One that dies is started again.
+    pid = int(
+        subprocess.run(
+            ["pgrep", "-f", f"zk0d learner --config {folder}"], capture_output=True, text=True
+        ).stdout.split()[0]
+    )
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 90
+    while look()["learner"]["restarts"] != 1:
+        assert time.monotonic() < deadline
+    wait_for("learner", "ready, waiting for a round")
+    stopped = typed("zk0bot", "client", "stop", "--folder", str(folder))
+    assert stopped.returncode == 0, stopped.stderr
+    output, _ = started.communicate(timeout=30)
+    assert started.returncode == 0
+    assert "supernode        | " in output
+    assert "learner          | " in output
+    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
+    assert left == ""

@@ -1,0 +1,56 @@
+"""Pauses and drains."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from zk0d.errors import TryAgainError
+from zk0d.services import hold
+from zk0d.services.hold import HOLD, Hold, end_hold, read_hold
+
+
+def test_a_pause_is_read_back_until_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hold.pause(100).write(tmp_path)
+    found = read_hold(tmp_path)
+    assert found is not None
+    assert found.sentence().startswith("paused until 20")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 101)
+    assert read_hold(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pause_outlives_a_boot_and_a_drain_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for made, kept in ((Hold.pause(100), True), (Hold.drain(), False)):
+        made.write(tmp_path)
+        assert read_hold(tmp_path) == made
+        with monkeypatch.context() as patch:
+            patch.setattr(hold, "boot_id", lambda: "another")
+            assert (read_hold(tmp_path) is not None) is kept
+
+
+def test_ending_it(tmp_path: Path) -> None:
+    assert not end_hold(tmp_path)
+    Hold.drain().write(tmp_path)
+    assert end_hold(tmp_path)
+    assert read_hold(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "pause"}', json.dumps({"x": 1})])
+def test_a_file_that_means_nothing_holds_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / HOLD).write_text(text)
+    assert read_hold(tmp_path) is None
+    assert not (tmp_path / HOLD).exists()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TryAgainError, match="are you root"):
+        Hold.drain().write(tmp_path / "nothing")
