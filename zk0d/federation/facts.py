@@ -14,7 +14,7 @@ class RunFacts:
     """One run's figures; :meth:`take` reads the journal's lines in order."""
 
     run: str = ""
-    state: str = "starting"  #: starting, running, finished or failed
+    state: str = "starting"  #: starting, running, finished, failed or stopped
     rounds: int = 0
     round: int = 0  #: the last committed
     asked: int = 0  #: nodes asked in the present round
@@ -56,6 +56,15 @@ class RunFacts:
         elif kind == "round.committed":
             self._committed(line)
 
+    @property
+    def open(self) -> bool:
+        """Whether its journal says that it goes on."""
+        return self.state in ("starting", "running")
+
+    def end(self, state: str, message: str) -> None:
+        """It ended without a last line of its own: its ServerApp died or was stopped."""
+        self.state, self.message = state, message
+
     def _committed(self, line: dict[str, Any]) -> None:
         self.round, self.last_commit = line["round"], line["time"]
         if line["round"]:
@@ -93,6 +102,8 @@ class RunFacts:
 
     def sentence(self) -> str:
         """All of it in one line."""
+        if self.state == "stopped":
+            return f"run {self.run} was stopped at round {self.round}/{self.rounds}"
         if self.state == "failed":
             return f"run {self.run} failed at round {self.round}: {self.message}"
         parts = [f"round {self.round}/{self.rounds}"]

@@ -31,6 +31,7 @@ from zk0d.flower.keys import public_pem
 
 FINISHED = "finished"
 COMPLETED = "completed"
+STOPPED = "stopped"
 
 
 @dataclass(frozen=True)

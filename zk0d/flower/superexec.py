@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -37,7 +38,8 @@ class InstalledApps:
     Parameters
     ----------
     pulse
-        A file that is touched at each look for work, so that a supervisor sees that there is one.
+        A file that is written at each look for work, so that a supervisor sees that there is one;
+        it holds what was started, how it ended and what was refused.
     """
 
     def __init__(self, role: str, pulse: Path | None = None) -> None:
@@ -45,6 +47,7 @@ class InstalledApps:
         self._pulse = pulse
         self._last_pulse = 0.0
         self._running: list[subprocess.Popen[bytes]] = []
+        self.started = 0
         #: Ends of apps: by exit status, negative for a signal.
         self.ends: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
@@ -93,6 +96,7 @@ class InstalledApps:
         finally:
             os.close(token)
         self._running.append(app)
+        self.started += 1
         log(INFO, "zk0d: %s started for task %d (pid %d)", self._verb, spec.task_id, app.pid)
         return LaunchResult.accepted()
 
@@ -142,7 +146,10 @@ class InstalledApps:
                 log(WARNING, "zk0d: %s (pid %d) %s", self._verb, app.pid, how)
         if self._pulse is not None and time.monotonic() - self._last_pulse >= PULSE_SECONDS:
             self._last_pulse = time.monotonic()
-            self._pulse.touch()
+            counts = {"started": self.started, "ends": self.ends, "refused": self.refused}
+            draft = self._pulse.with_name(f".{self._pulse.name}")
+            draft.write_text(json.dumps(counts), encoding="utf-8")
+            draft.replace(self._pulse)
 
     def close(self) -> None:
         """End the apps: nothing runs on without its SuperExec."""

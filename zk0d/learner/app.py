@@ -2,7 +2,7 @@
 
 ``POST /v1/tasks/KIND`` takes a safetensors body and streams events as JSON lines; when the caller
 hangs up the task is stopped. ``GET /v1/results/ID`` gives the answer once. ``GET /v1/status`` tells
-what is going on.
+what is going on, ``GET /metrics`` the same in figures.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from zk0d.daemon.metrics import Metrics
 from zk0d.errors import Zk0dError
-from zk0d.federation.body import CONTENT_TYPE, BodyReader, write_body
+from zk0d.federation.body import CONTENT_TYPE as BODY_TYPE
+from zk0d.federation.body import BodyReader, write_body
 from zk0d.federation.learner_client import HEARTBEAT_SECONDS
 from zk0d.federation.messages import Message
 from zk0d.federation.update import Payload
+from zk0d.learner.metrics import CONTENT_TYPE, LearnerMetrics
 from zk0d.learner.tasks import Learner, TaskControl
 
 log = logging.getLogger(__name__)
@@ -42,8 +45,9 @@ class _Result:
 class LearnerApp:
     """Serves one :class:`Learner`."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, metrics: LearnerMetrics | None = None) -> None:
         self._learner = learner
+        self._metrics = metrics or LearnerMetrics(Metrics("learner"), learner.kinds)
         # One thread: a policy is no thread's but this one's.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._control: TaskControl | None = None
@@ -52,6 +56,7 @@ class LearnerApp:
         self.asgi = Starlette(
             routes=[
                 Route("/v1/status", self._status),
+                Route("/metrics", self._figures),
                 Route("/v1/tasks/{kind}", self._task, methods=["POST"]),
                 Route("/v1/results/{name}", self._give_result),
             ]
@@ -65,6 +70,10 @@ class LearnerApp:
     async def _status(self, _: Request) -> Response:
         return JSONResponse({**self._doing, **self._learner.facts()})
 
+    async def _figures(self, _: Request) -> Response:
+        self._metrics.facts(self._learner.facts())
+        return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+
     async def _task(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         expected = self._learner.kinds.get(kind)
@@ -77,16 +86,17 @@ class LearnerApp:
         self._result = None
         now = time.time()
         self._doing = {"state": "working", "task": kind, "since": now, "seen": now}
+        self._metrics.began()
         reader = BodyReader()
         try:
             async for piece in request.stream():
                 reader.feed(piece)
             task, payload = reader.finish(expected)
         except Zk0dError as error:
-            self._idle()
+            self._over(kind, error.reason)
             return _events_of(_error(error.reason, error.message))
         except ClientDisconnect:
-            self._idle()
+            self._over(kind, "dropped")
             raise
         return StreamingResponse(
             self._work(kind, task, payload, control), media_type="application/x-ndjson"
@@ -100,11 +110,12 @@ class LearnerApp:
 
         def report(event: dict[str, Any]) -> None:
             self._doing = {**self._doing, **event, "seen": time.time()}
+            self._metrics.progress(event)
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         control.report = report
         working = loop.run_in_executor(self._thread, self._learner.run, task, payload, control)
-        working.add_done_callback(lambda _: self._idle())
+        working.add_done_callback(lambda done: self._over(kind, _result_of(done)))
         del payload
         try:
             while not working.done():
@@ -140,7 +151,8 @@ class LearnerApp:
         self._result = _Result(secrets.token_hex(8), message, result)
         return {"event": "done", "result": self._result.name}
 
-    def _idle(self) -> None:
+    def _over(self, kind: str, result: str) -> None:
+        self._metrics.ended(kind, result)
         self._control = None
         self._doing = {"state": "idle", "since": time.time()}
 
@@ -148,7 +160,15 @@ class LearnerApp:
         result, self._result = self._result, None
         if result is None or result.name != request.path_params["name"]:
             return JSONResponse({"reason": "no_result"}, status_code=404)
-        return StreamingResponse(_pieces(result.message, result.payload), media_type=CONTENT_TYPE)
+        return StreamingResponse(_pieces(result.message, result.payload), media_type=BODY_TYPE)
+
+
+def _result_of(working: asyncio.Future[Any]) -> str:
+    """How a task ended, in a word."""
+    error = working.exception()
+    if error is None:
+        return "done"
+    return error.reason if isinstance(error, Zk0dError) else type(error).__name__
 
 
 async def _pieces(message: Message, payload: Payload | None) -> AsyncIterator[bytes]:

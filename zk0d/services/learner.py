@@ -19,6 +19,7 @@ from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.errors import TryAgainError, UnavailableError
 from zk0d.learner.app import LearnerApp
+from zk0d.learner.metrics import LearnerMetrics
 from zk0d.learner.tasks import Learner
 
 SOCKET_MODE = 0o660
@@ -54,7 +55,7 @@ class LearnerService(Service):
         listening = inherited()
         if listening is None:
             listening, self._path = listen(path), path
-        self._app = LearnerApp(learner)
+        self._app = LearnerApp(learner, LearnerMetrics(self.metrics, learner.kinds))
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._app.asgi,

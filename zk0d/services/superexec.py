@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import httpx
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from zk0d.config.machine import METRICS_PORTS, ClientSettings, ServerSettings, SuperexecSettings
 from zk0d.daemon.metrics import Metrics
@@ -19,6 +25,7 @@ from zk0d.services.superlink import relay
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck
 START_LIMIT = 20.0
+LEARNER_SECONDS = 1.0  #: a scrape waits no longer for the learner
 
 
 class SuperexecService(Service):
@@ -30,6 +37,8 @@ class SuperexecService(Service):
         ``server`` or ``client``.
     peer
         Port on loopback of the Runtime API it works for.
+    learner
+        Socket of the learner beside it, which has no network: its metrics are shown here.
     """
 
     def __init__(
@@ -39,12 +48,15 @@ class SuperexecService(Service):
         metrics: Metrics,
         command: commands.Command,
         peer: int,
+        learner: Path,
     ) -> None:
         super().__init__(metrics)
         self.name = f"{role}-superexec"
         self._settings = settings
         self._peer = peer
         self._pulse = settings.state / "pulse"
+        metrics.collect(AppCollector(self._pulse))
+        metrics.collect(LearnerCollector(learner))
         self._child = Supervised(
             "flower-superexec",
             command.argv,
@@ -84,6 +96,62 @@ class SuperexecService(Service):
         self._child.stop("service stops")
 
 
+class AppCollector:
+    """What the SuperExec started, by the file in which it says so."""
+
+    def __init__(self, pulse: Path) -> None:
+        self._pulse = pulse
+
+    def collect(self) -> Iterator[Metric]:
+        """Counters; they begin at 0 with each SuperExec process."""
+        try:
+            counts = json.loads(self._pulse.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            counts = {"started": 0, "ends": {}, "refused": {}}
+        yield CounterMetricFamily(
+            "zk0d_apps_started", "App processes started.", value=counts["started"]
+        )
+        ends = CounterMetricFamily(
+            "zk0d_app_ends", "App processes by exit status.", labels=("status",)
+        )
+        for status, count in {"0": 0, **counts["ends"]}.items():
+            ends.add_metric((status,), count)
+        yield ends
+        refused = CounterMetricFamily(
+            "zk0d_tasks_refused", "Tasks of a type that none runs here.", labels=("type",)
+        )
+        for kind, count in counts["refused"].items():
+            refused.add_metric((kind,), count)
+        yield refused
+
+
+class LearnerCollector:
+    """Shows the metrics of a learner, asked for at each scrape over its socket."""
+
+    #: Every service has these of its own.
+    LEFT_OUT = ("zk0d_build_info", "zk0d_watchdog_pings_withheld", "zk0d_child_restarts")
+
+    def __init__(self, socket: Path) -> None:
+        self._client = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), timeout=LEARNER_SECONDS
+        )
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: the learner may not be there yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The learner's families, and whether it answered."""
+        try:
+            page = self._client.get("http://learner/metrics").raise_for_status().text
+            found = list(text_string_to_metric_families(page))
+        except (httpx.HTTPError, ValueError):
+            found = []
+        up = GaugeMetricFamily("zk0d_learner_up", "1 if the learner answers.", value=bool(found))
+        yield up
+        yield from (family for family in found if family.name not in self.LEFT_OUT)
+
+
 def answers(port: int) -> bool:
     """Whether something listens on loopback's ``port``."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -106,6 +174,7 @@ def run(role: str, config: Path) -> None:
         )
         settings: SuperexecSettings = server.superexec
         port, metrics_settings = server.superlink.port, server.metrics
+        learner = server.evaluator.socket
     else:
         client = ClientSettings.load(config)
         command = commands.superexec(
@@ -118,8 +187,9 @@ def run(role: str, config: Path) -> None:
             env={SOCKET_VARIABLE: str(client.learner.socket)},
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
+        learner = client.learner.socket
     name = f"{role}-superexec"
     metrics = Metrics(
         name, metrics_settings.host, METRICS_PORTS[name] if metrics_settings.enabled else 0
     )
-    SuperexecService(role, settings, metrics, command, port).run()
+    SuperexecService(role, settings, metrics, command, port, learner).run()

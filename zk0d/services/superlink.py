@@ -22,7 +22,7 @@ from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
-from zk0d.flower.control import FINISHED, Control
+from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.keys import Certificates, fingerprint
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
@@ -34,7 +34,7 @@ log = logging.getLogger("zk0d")
 RECONCILE_SECONDS = 10.0
 STUCK_SECONDS = 20.0
 STATE_VERSION = 1
-REBUILD_LOOK_SECONDS = 60.0
+REBUILD_LOOK_SECONDS, END_LOOK_SECONDS = 60.0, 5.0
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
 
@@ -68,7 +68,7 @@ class SuperlinkService(Service):
         self._last_good = time.monotonic()
         self._started = time.time()
         self._autorun: Autorun | None = None
-        self._rebuild_look = 0.0
+        self._rebuild_look, self._end_look = 0.0, 0.0
         self._fresh, self._smallest = False, 0  #: a database was just made; its bytes
 
     def start(self) -> None:
@@ -132,6 +132,8 @@ class SuperlinkService(Service):
             )
         self._last_good = time.monotonic()
         run = self._run.look()
+        if run is not None and run.open:
+            self._look_for_its_end(run)
         for line in self._run.fresh:
             if line["time"] >= self._started:
                 log_event(line)
@@ -146,6 +148,27 @@ class SuperlinkService(Service):
 
     def reload(self) -> None:
         self._last_reconcile = 0.0
+
+    def _look_for_its_end(self, run: RunFacts) -> None:
+        """A ServerApp that was killed wrote no last line: Flower knows that its run is over."""
+        now = time.monotonic()
+        if now - self._end_look < END_LOOK_SECONDS:
+            return
+        self._end_look = now
+        try:
+            known = {str(state.run_id): state for state in self._control.runs()}
+        except Zk0dError:  # the next look says what is wrong
+            return
+        flowers = known.get(run.run)
+        if flowers is None:
+            run.end("failed", "the SuperLink knows nothing of it any more; start it again.")
+        elif flowers.status == FINISHED and flowers.outcome == STOPPED:
+            run.end("stopped", "")
+        elif flowers.status == FINISHED:
+            why = flowers.details or "its ServerApp ended"
+            run.end("failed", f"{why}; every committed round is kept.")
+        if not run.open:
+            log.error("%s", run.sentence(), extra={"run": run.run, "round": run.round})
 
     def _rebuild(self) -> bool:
         """Make the database anew if it is too large and nothing needs it; whether it was.

@@ -1,0 +1,160 @@
+"""What a learner and the SuperExec beside it show to Prometheus."""
+
+# ruff: noqa: N802 - the fake has NVIDIA's names
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from tests.learner.test_app import TASK, Scripted
+from tests.serving import served
+from zk0d.daemon.gpu import GpuCollector
+from zk0d.daemon.metrics import Metrics
+from zk0d.errors import DataError
+from zk0d.federation.learner_client import LearnerClient, LearnerError
+from zk0d.learner.metrics import LearnerMetrics
+from zk0d.services.superexec import AppCollector, LearnerCollector
+
+
+def page(collector: object) -> str:
+    registry = CollectorRegistry()
+    registry.register(collector)  # type: ignore[arg-type]
+    return generate_latest(registry).decode()
+
+
+def value(text: str, series: str) -> float:
+    (found,) = re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+    return float(found)
+
+
+def test_tasks_are_counted_by_how_they_ended_and_read_through_the_superexec(tmp_path: Path) -> None:
+    scripted = Scripted()
+    path = tmp_path / "l.sock"
+    with served(scripted, path), LearnerClient(path) as client:
+        shown = LearnerCollector(path)
+        before = page(shown)
+        assert value(before, "zk0d_learner_up") == 1
+        assert value(before, 'zk0d_tasks_total{kind="start",result="done"}') == 0
+        client.start(TASK)
+
+        def fail(*_: object) -> None:
+            raise DataError("no.")
+
+        scripted.work = fail  # type: ignore[assignment]
+        with pytest.raises(LearnerError):
+            client.start(TASK)
+        after = page(shown)
+        assert value(after, 'zk0d_tasks_total{kind="start",result="done"}') == 1
+        assert value(after, 'zk0d_tasks_total{kind="start",result="data_error"}') == 1
+        assert value(after, "zk0d_learner_busy") == 0
+        assert "zk0d_build_info" not in after, "the SuperExec has its own"
+
+
+def test_a_learner_that_is_away_is_one_series(tmp_path: Path) -> None:
+    assert page(LearnerCollector(tmp_path / "nothing.sock")).splitlines()[-1] == (
+        "zk0d_learner_up 0.0"
+    )
+
+
+def test_a_scrape_does_not_wait_for_a_task(tmp_path: Path) -> None:
+    """While a task is under way, its progress is already there."""
+    scripted, seen = Scripted(), []
+    path = tmp_path / "l.sock"
+
+    def work(task, payload, control):  # type: ignore[no-untyped-def]
+        for step in (4, 10):
+            control.report({"event": "progress", "step": step, "steps": 20})
+        page_now = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=5)
+        seen.append(page_now.get("http://learner/metrics").text)
+        raise DataError("enough.")
+
+    scripted.work = work
+    with served(scripted, path), LearnerClient(path) as client, pytest.raises(LearnerError):
+        client.start(TASK)
+    assert value(seen[0], "zk0d_train_steps_total") == 10
+    assert value(seen[0], "zk0d_learner_busy") == 1
+    assert value(seen[0], "zk0d_train_step_seconds") > 0
+
+
+def test_the_recordings_are_told() -> None:
+    metrics = Metrics("learner")
+    figures = LearnerMetrics(metrics, ["train"])
+    assert value(figures.page().decode(), "zk0d_policy_loaded") == 0
+    summary = {"frames": 90, "episodes": 3}
+    figures.facts({"policy": "tiny", "datasets": {"local:/a": summary}})
+    text = figures.page().decode()
+    assert value(text, "zk0d_policy_loaded") == 1
+    assert value(text, 'zk0d_frames{dataset="local:/a"}') == 90
+    assert value(text, 'zk0d_episodes{dataset="local:/a"}') == 3
+    assert value(text, "zk0d_train_steps_total") == 0
+
+
+def test_what_the_superexec_started(tmp_path: Path) -> None:
+    pulse = tmp_path / "pulse"
+    assert value(page(AppCollector(pulse)), "zk0d_apps_started_total") == 0
+    counts = {"started": 5, "ends": {"0": 3, "-9": 1}, "refused": {"flwr-agentapp": 1}}
+    pulse.write_text(json.dumps(counts))
+    text = page(AppCollector(pulse))
+    assert value(text, "zk0d_apps_started_total") == 5
+    assert value(text, 'zk0d_app_ends_total{status="-9"}') == 1
+    assert value(text, 'zk0d_tasks_refused_total{type="flwr-agentapp"}') == 1
+
+
+class FakeNvml:
+    """Stands for NVIDIA's library: one GPU that tells all, one that tells its memory only."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        """What the library raises."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def _only_first(self, handle: int, answer: object) -> object:
+        if handle:
+            raise self.NVMLError("not supported")
+        return answer
+
+    def nvmlDeviceGetTemperature(self, handle: int, _: int) -> object:
+        return self._only_first(handle, 61)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> object:
+        return self._only_first(handle, 250_500)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:
+        return SimpleNamespace(used=2**30, total=2**33)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:
+        return self._only_first(handle, SimpleNamespace(gpu=87))
+
+
+def test_gpu_figures_are_in_base_units() -> None:
+    text = page(GpuCollector(FakeNvml))
+    assert value(text, 'zk0d_gpu_temperature_celsius{gpu="0"}') == 61
+    assert value(text, 'zk0d_gpu_power_watts{gpu="0"}') == 250.5
+    assert value(text, 'zk0d_gpu_utilization_ratio{gpu="0"}') == 0.87
+    assert value(text, 'zk0d_gpu_memory_bytes{gpu="1",kind="used"}') == 2**30
+    assert 'zk0d_gpu_power_watts{gpu="1"}' not in text
+
+
+def test_without_a_gpu_there_are_no_series() -> None:
+    asked = []
+    collector = GpuCollector(lambda: asked.append(1))
+    assert page(collector) == ""
+    assert page(collector) == ""
+    assert len(asked) == 1
+    import torch
+
+    if not torch.cuda.is_available():
+        assert page(GpuCollector()) == "", "nor with NVIDIA's own library"
