@@ -9,6 +9,22 @@ import pytest
 from tests.guests.lab import Guest, Lab, Unavailable, ensure_image
 
 LAB = pytest.StashKey[Lab]()
+#: Rows of the table of faults: what happened, seconds to recover, rounds lost.
+FAULTS = pytest.StashKey[list[tuple[str, float, str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = []
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the table of faults, if one was injected."""
+    if rows := config.stash[FAULTS]:
+        terminalreporter.section("faults")
+        for fault, seconds, lost in rows:
+            terminalreporter.write_line(f"{fault:45} {seconds:6.0f} s   rounds lost: {lost}")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,9 @@ DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
 DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 
+#: How a SuperExec tells the apps that it starts where their settings or their learner are.
+CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
+
 #: Ports of the services' metrics, by service.
 METRICS_PORTS = {
     "superlink": 9470,

@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from zk0d.config.machine import DEFAULT_SOCKET
+from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, to_record
 from zk0d.federation.learner_client import LearnerClient
@@ -21,7 +21,6 @@ from zk0d.federation.messages import Query, Refusal, Train
 from zk0d.federation.update import Payload, UpdateError
 
 SOCKET_KEY = "learner-socket"
-SOCKET_VARIABLE = "ZK0D_LEARNER_SOCKET"
 
 app = ClientApp()
 log = logging.getLogger("flwr")

@@ -11,13 +11,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
+from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.federation.journal import Journal
 from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.rounds import Run
-
-CONFIG_VARIABLE = "ZK0D_SERVER_CONFIG"
 
 app = ServerApp()
 

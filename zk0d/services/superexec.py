@@ -12,16 +12,21 @@ import httpx
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from zk0d.config.machine import METRICS_PORTS, ClientSettings, ServerSettings, SuperexecSettings
+from zk0d.config.machine import (
+    CONFIG_VARIABLE,
+    METRICS_PORTS,
+    SOCKET_VARIABLE,
+    ClientSettings,
+    ServerSettings,
+    SuperexecSettings,
+)
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
-from zk0d.federation.client_app import SOCKET_VARIABLE
-from zk0d.federation.server_app import CONFIG_VARIABLE
 from zk0d.flower import commands
+from zk0d.flower.logs import relay
 from zk0d.flower.superexec import PULSE_VARIABLE
 from zk0d.services.credentials import credential
-from zk0d.services.superlink import relay
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck
 START_LIMIT = 20.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from zk0d.config.machine import METRICS_PORTS, ServerSettings
 from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
@@ -24,6 +23,7 @@ from zk0d.federation.nodes import Node
 from zk0d.flower import commands
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.keys import Certificates, fingerprint
+from zk0d.flower.logs import relay
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
 from zk0d.services.hold import STATE, write_json
@@ -36,9 +36,6 @@ STUCK_SECONDS = 20.0
 STATE_VERSION = 1
 REBUILD_LOOK_SECONDS, END_LOOK_SECONDS = 60.0, 5.0
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
-
-
-_ACCESS = re.compile(r"\S* ?INFO\s*:?\s+(ControlServicer\.|\[uvicorn\.access\]|\S+:\d+ - \")")
 
 
 class SuperlinkService(Service):
@@ -272,38 +269,6 @@ def probe_database(path: Path) -> None:
         raise UnavailableError(
             f"{path}: the database takes no write ({error}); is the disk full?"
         ) from None
-
-
-def require_free_port(port: int, key: str) -> None:
-    """Raise :class:`UnavailableError` if something listens on loopback's ``port``."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UnavailableError(
-                f"{key}: 127.0.0.1:{port} cannot be opened ({error.strerror}); end what listens"
-                " there or set another port."
-            ) from None
-
-
-def relay(line: str) -> None:
-    """Pass a line of Flower's on with its own level; its web server's access lines are dropped."""
-    if _ACCESS.match(line):
-        return
-    level = next(
-        (
-            number
-            for word, number in (
-                ("ERROR", logging.ERROR),
-                ("WARNING", logging.WARNING),
-                ("DEBUG", logging.DEBUG),
-            )
-            if word in line[:24]
-        ),
-        logging.INFO,
-    )
-    logging.getLogger("flower").log(level, "%s", line)
 
 
 def log_event(line: dict[str, Any]) -> None:

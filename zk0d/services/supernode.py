@@ -20,15 +20,16 @@ import httpx
 
 from zk0d.config.machine import METRICS_PORTS, ClientSettings
 from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.flower import commands
 from zk0d.flower.keys import private_fingerprint
+from zk0d.flower.logs import relay
 from zk0d.flower.supernode import LEAVE_SIGNAL
 from zk0d.services.credentials import credential
 from zk0d.services.hold import STATE, Hold, read_hold, write_json
-from zk0d.services.superlink import relay, require_free_port
 
 log = logging.getLogger("zk0d")
 
