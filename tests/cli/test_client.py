@@ -125,7 +125,8 @@ def test_status_where_nothing_runs(folder: Path) -> None:
 def started(
     folder: Path, recordings_folder: Path, tmp_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    from zk0d.flower.keys import make_certificates, make_node_key, make_secret
+    from zk0d.flower.certificates import make_certificates
+    from zk0d.flower.keys import make_node_key, make_secret
 
     tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
     make_node_key(tmp_path / "node.key")

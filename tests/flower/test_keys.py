@@ -10,9 +10,9 @@ from cryptography import x509
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from zk0d.errors import ConfigError
+from zk0d.flower.certificates import make_certificates
 from zk0d.flower.keys import (
     fingerprint,
-    make_certificates,
     make_node_key,
     make_secret,
     public_pem,

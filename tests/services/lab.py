@@ -16,8 +16,9 @@ from tests.services.listener import NotifyListener
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.flower import commands
+from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.control import Control
-from zk0d.flower.keys import Certificates, make_certificates, make_node_key, make_secret
+from zk0d.flower.keys import make_node_key, make_secret
 
 GATEWAY = Path(__file__).parents[2] / "systemd" / "nginx" / "zk0d-gateway.conf"
 

@@ -72,7 +72,8 @@ def init(
 
 
 def _init_server(folder: Path, hosts: list[str]) -> None:
-    from zk0d.flower.keys import make_certificates, make_secret
+    from zk0d.flower.certificates import make_certificates
+    from zk0d.flower.keys import make_secret
 
     (folder / "roster.d").mkdir(exist_ok=True)
     if _is_new(folder / "tls" / "ca.key"):

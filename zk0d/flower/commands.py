@@ -11,8 +11,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zk0d.flower.keys import Certificates
+if TYPE_CHECKING:
+    from zk0d.flower.certificates import Certificates
 
 #: Variables that a child keeps; everything else of the caller's environment stays with the caller.
 _KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")

@@ -21,8 +21,9 @@ from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
+from zk0d.flower.certificates import Certificates
 from zk0d.flower.control import FINISHED, STOPPED, Control
-from zk0d.flower.keys import Certificates, fingerprint
+from zk0d.flower.keys import fingerprint
 from zk0d.flower.logs import relay
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
