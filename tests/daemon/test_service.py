@@ -164,3 +164,15 @@ def test_metrics_are_served_and_a_taken_port_is_a_sentence() -> None:
             Metrics("other", port=port).serve()
     finally:
         metrics.close()
+
+
+def test_progress_is_status_and_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Walker(Service):
+        def look(self) -> Condition:
+            raise NotImplementedError
+
+    walker = Walker(Metrics("walker"))
+    with caplog.at_level("INFO", logger="zk0d"):
+        for sentence in ("step 1/60, 9.5 s left", "step 2/60, 9.1 s left", "ready", "ready"):
+            walker._tell(Condition(sentence))
+    assert caplog.messages == ["step 1/60, 9.5 s left", "ready"]

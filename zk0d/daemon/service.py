@@ -7,6 +7,7 @@ counts as alive only while its own look says so, never because a thread still ru
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import Notify
 
 log = logging.getLogger("zk0d")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Service(ABC):
         self._ending = ""
         self._reload = False
         self._ready = False
-        self._last_status = ""
+        self._last_status = self._last_event = ""
         self._last_alive = 0.0
 
     def start(self) -> None:  # noqa: B027 - a service may have nothing to begin
@@ -114,7 +116,11 @@ class Service(ABC):
         if condition.status != self._last_status:
             self._last_status = condition.status
             self.notify.status(condition.status)
-            log.info("%s", condition.status)
+            # A sentence whose numbers alone move is progress, and no event for the log.
+            event = _NUMBER.sub("", condition.status)
+            if event != self._last_event:
+                self._last_event = event
+                log.info("%s", condition.status)
         if condition.stuck:
             self.metrics.pings_withheld(condition.stuck)
             return

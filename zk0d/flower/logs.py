@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import re
 
+#: What Flower puts before its words, and its separators between messages.
+_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR)\s*:\s*")
 _ACCESS = re.compile(r"\S* ?INFO\s*:?\s+(ControlServicer\.|\[uvicorn\.access\]|\S+:\d+ - \")")
 
 
 def relay(line: str) -> None:
-    """Pass a line of Flower's on with its own level; its web server's access lines are dropped."""
-    if _ACCESS.match(line):
+    """Pass a line of Flower's on with its own level, but for empty ones and its web server's."""
+    words = _PREFIX.sub("", line).strip()
+    if not words or _ACCESS.match(line):
         return
     level = next(
         (
@@ -24,4 +27,4 @@ def relay(line: str) -> None:
         ),
         logging.INFO,
     )
-    logging.getLogger("flower").log(level, "%s", line)
+    logging.getLogger("flower").log(level, "%s", words)
