@@ -147,6 +147,49 @@ def test_the_learner_has_no_network_and_the_node_no_recordings_owner(fleet: Flee
         assert node.run(f"stat -c %U /proc/{pid}").stdout.strip() != "root"
 
 
+def test_the_journal_has_fields(fleet: Fleet) -> None:
+    said = fleet.hub.run("journalctl --no-pager -o cat ZK0D_ROUND=3 SYSLOG_IDENTIFIER=zk0d").stdout
+    assert "round 3 is committed, policy loss" in said
+    assert fleet.hub.run("journalctl -p err -u zk0d-server -o cat -q --no-pager").stdout == ""
+
+
+def test_a_pause_outlives_a_reboot_and_ends_by_itself(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    node.run([BOT, "client", "pause", "--for", "45s"])
+    fleet.wait_for(node, "zk0d-client", "paused until", 30)
+    node.restart()
+    fleet.wait_for(node, "zk0d-client", "paused until", 60)
+    said = node.run([BOT, "status", "--json"], check=False)
+    assert json.loads(said.stdout)["node"]["held"] == "pause"
+    online = node.run([BOT, "client", "wait-online", "--timeout", "3m"], timeout=200)
+    assert online.stdout.strip() == "online"
+
+
+def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    node.run(
+        "mkdir -p /home/ann && cp -r /srv/recordings '/home/ann/my recordings'"
+        " && chmod -R go-rwx /home/ann"
+    )
+    start = [BOT, "client", "start", "/home/ann/my recordings"]
+    refused = node.run(start, check=False)
+    assert refused.returncode == 78
+    assert "the user zk0d-learner cannot read it; let it: setfacl -R -m" in refused.stderr
+    assert "local:/srv/recordings" in node.read("/etc/zk0d/client.toml"), "nothing was changed"
+    node.run("chmod -R a+rX '/home/ann/my recordings'")  # the home itself stays closed
+    node.run(start)
+    assert 'dataset-uri = "local:/home/ann/my recordings"' in node.read("/etc/zk0d/client.toml")
+    fleet.wait_for(node, "zk0d-learner", "ready, waiting for a round", 120)
+    learner = node.unit_state("zk0d-learner")["MainPID"]
+    assert node.run(f"ls /proc/{learner}/root/home/ann").stdout.split("\n")[0] == "my recordings"
+    status = json.loads(node.run([BOT, "status", "--json"]).stdout)
+    assert status["ok"]
+    node.run([BOT, "client", "start", "/srv/recordings"])
+    drop_in = "/etc/systemd/system/zk0d-learner.service.d/50-recordings.conf"
+    assert node.run(["test", "-e", drop_in], check=False).returncode, "it is taken back"
+    fleet.wait_online()
+
+
 def test_a_wrong_setting_is_said_and_not_retried(fleet: Fleet) -> None:
     node = fleet.nodes[0]
     right = node.read("/etc/zk0d/client.toml")
