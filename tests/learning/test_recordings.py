@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -261,3 +262,11 @@ def test_a_video_that_may_not_be_read_is_no_broken_one(
     recordings = open_recordings(f"local:{copied_recordings}")
     with pytest.raises(DataError, match=r"\.mp4: this process may not read it .*chmod -R a\+rX"):
         decode_episode(recordings, "observation.images.top", 0)
+
+
+def test_a_task_that_is_not_listed(copied_recordings: Path) -> None:
+    path = copied_recordings / "meta/tasks.parquet"
+    tasks = pd.read_parquet(path)
+    tasks.iloc[:0].to_parquet(path)
+    with pytest.raises(DataError, match=r"a frame names task \d+, meta/tasks\.parquet has 0"):
+        open_recordings(f"local:{copied_recordings}")

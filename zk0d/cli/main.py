@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from zk0d.cli import client, config, demo, logs, node, run, server, status, stop, version
+from zk0d.cli import client, config, data, demo, logs, node, run, server, status, stop, version
 from zk0d.daemon.program import guarded
 from zk0d.errors import ExitCode
 
@@ -25,6 +25,7 @@ app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(node.app, name="node")
+app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.command("version")(version.version)
 

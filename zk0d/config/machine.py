@@ -145,6 +145,10 @@ class ClientSettings(Settings):
     models: dict[str, Path] = Field(
         default_factory=dict, description="Model names, mapped to folders on this machine."
     )
+    fetch_models: list[str] = Field(
+        default=["lerobot/smolvla_base"],
+        description="Models that zk0d fetch downloads from the hub; those under models are not.",
+    )
     learner: LearnerSettings = LearnerSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
     supernode: SupernodeSettings = SupernodeSettings()
@@ -225,6 +229,10 @@ class ServerSettings(Settings):
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
     models: dict[str, Path] = Field(
         default_factory=dict, description="Model names, mapped to folders on this machine."
+    )
+    fetch_models: list[str] = Field(
+        default=["lerobot/smolvla_base"],
+        description="Models that zk0d fetch downloads from the hub; those under models are not.",
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()

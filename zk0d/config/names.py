@@ -63,3 +63,7 @@ def _dataset_uri(value: str) -> str:
 
 #: The text of a valid dataset address.
 DatasetUriText = Annotated[str, AfterValidator(_dataset_uri)]
+
+
+#: What a policy on the hub is made of; the rest of its repository is not downloaded.
+POLICY_FILES = ("*.json", "*.safetensors")

@@ -19,6 +19,7 @@ from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_p
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with_pad
 from numpy.typing import NDArray
 
+from zk0d.config.names import POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import tiny
 from zk0d.learning.recordings import ACTION, IMAGES, STATE
@@ -275,16 +276,18 @@ def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
             reason="model_unavailable",
         )
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(
+            snapshot_download(name, allow_patterns=list(POLICY_FILES), local_files_only=True)
+        )
     except (OSError, ValueError):
         pass  # not fetched before
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # the hub's errors are of many kinds
         raise UnavailableError(
             f"model '{name}' is not on this machine and could not be fetched from the hub"
-            f" ({type(error).__name__}); check the name and the network, or map it to a folder"
-            " under [models].",
+            f" ({type(error).__name__}); zk0d fetch gets what fetch-models names, or map it to a"
+            " folder under [models].",
             reason="hub_unreachable",
         ) from error
 

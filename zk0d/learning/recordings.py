@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.utils.constants import HF_LEROBOT_HOME
 
 from zk0d.config.names import DatasetUri
 from zk0d.errors import DataError, UnavailableError
@@ -120,7 +121,7 @@ def open_recordings(
     UnavailableError
         If it is not on this machine and the hub cannot be reached.
     """
-    address = DatasetUri.parse(uri)
+    address = _as_fetched(DatasetUri.parse(uri))
     if address.scheme == "local":
         _check_folder(address.folder, uri)
     metadata = _fetched(address, uri, LeRobotDatasetMetadata)
@@ -140,6 +141,11 @@ def open_recordings(
     columns = _numeric_columns(dataset)
     first, last = _episode_bounds(columns["episode_index"])
     names = metadata.tasks.index if metadata.tasks is not None else []
+    if int(columns["task_index"].max()) >= len(names):
+        raise DataError(
+            f"{uri}: a frame names task {int(columns['task_index'].max())}, meta/tasks.parquet has"
+            f" {len(names)}; restore it or record it again."
+        )
     return Recordings(
         uri=uri,
         metadata=metadata,
@@ -151,6 +157,14 @@ def open_recordings(
         tasks=[str(names[int(task)]) for task in columns["task_index"]],
         cameras=mapped,
     )
+
+
+def _as_fetched(address: DatasetUri) -> DatasetUri:
+    """A dataset of the hub that ``zk0d fetch`` put on this machine is a folder like any other."""
+    folder = HF_LEROBOT_HOME / address.location
+    if address.scheme == "hf" and (folder / "meta" / "info.json").is_file():
+        return DatasetUri("local", str(folder))
+    return address
 
 
 def _check_features(features: dict[str, dict[str, Any]], uri: str) -> None:
@@ -182,8 +196,8 @@ def _check_folder(folder: Path, uri: str) -> None:
         raise DataError(f"{uri}: {info} cannot be read ({error!r}); restore it.") from None
     if not version.startswith("v3."):
         raise DataError(
-            f"{uri}: is of LeRobot's format {version}, this needs v3.0; convert it with LeRobot's"
-            " convert_dataset_v21_to_v30."
+            f"{uri}: is of LeRobot's format {version}, this needs v3.0; make a converted copy:"
+            f" zk0bot data convert {folder}"
         )
     if episodes < 1:
         raise DataError(f"{uri}: holds no episodes; record some first.")
@@ -222,7 +236,7 @@ def _fetched(address: DatasetUri, uri: str, what: type[Any], **how: Any) -> Any:
             ) from error
         raise UnavailableError(
             f"{uri}: is not on this machine and could not be fetched from the hub ({reason});"
-            " check the name, the network and, for a private dataset, the token.",
+            " zk0d fetch gets it (systemctl start zk0d-fetch).",
             reason="hub_unreachable",
         ) from error
 

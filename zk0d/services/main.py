@@ -42,6 +42,12 @@ def _superexec(arguments: argparse.Namespace) -> None:
     superexec.run(arguments.role, arguments.config or defaults[arguments.role])
 
 
+def _fetch(arguments: argparse.Namespace) -> None:
+    from zk0d.services import fetch
+
+    fetch.run(arguments.client, arguments.server)
+
+
 def main() -> None:
     """Parse the command line and run one service until it is told to stop."""
     parser = argparse.ArgumentParser(
@@ -61,6 +67,10 @@ def main() -> None:
     verb.add_argument("role", choices=("server", "client"))
     verb.add_argument("--config", type=Path, help="settings (of the role, in /etc/zk0d)")
     verb.set_defaults(run=_superexec)
+    verb = verbs.add_parser("fetch", help="download from the hub what the settings name")
+    for role in ("client", "server"):
+        verb.add_argument(f"--{role}", type=Path, help=f"{role}.toml (those in /etc/zk0d)")
+    verb.set_defaults(run=_fetch)
     try:
         arguments = parser.parse_args()
     except SystemExit as end:

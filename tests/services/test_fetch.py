@@ -1,0 +1,200 @@
+"""``zk0d fetch`` against a fake hub, and a learner that opens what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services.fake_hub import FakeHub
+
+ZK0D = Path(sys.executable).parent / "zk0d"
+
+
+class Machine:
+    """A machine with settings and download folders."""
+
+    def __init__(self, root: Path, hub: FakeHub) -> None:
+        self.root = root
+        self.config = root / "client.toml"
+        self.write()
+        self.hub = root / "hub"
+        self.env = {
+            **{key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"},
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(root / "own"),
+            "HF_HUB_CACHE": str(self.hub / "models"),
+            "HF_LEROBOT_HOME": str(self.hub / "lerobot"),
+        }
+
+    def write(self, dataset: str = "hf:ann/cubes", models: str = '["ann/policy"]') -> None:
+        self.config.write_text(
+            f'name = "left"\ndataset-uri = "{dataset}"\nfetch-models = {models}\n'
+        )
+
+    def fetch(self, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(ZK0D), "fetch", "--client", str(self.config)],
+            capture_output=True,
+            text=True,
+            env={**self.env, **more},
+            timeout=120,
+        )
+
+
+@pytest.fixture
+def hub(recordings_folder: Path, tmp_path: Path) -> Iterator[FakeHub]:
+    policy, vlm = tmp_path / "policy", tmp_path / "vlm"
+    for folder in (policy, vlm):
+        folder.mkdir()
+        (folder / "README.md").write_text("not needed")
+        (folder / "model.safetensors").write_bytes(b"\0" * 1000)
+    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "ann/vlm"}))
+    (vlm / "config.json").write_text("{}")
+    (vlm / "tokenizer.json").write_text("{}")
+    with FakeHub() as made:
+        made.repositories = {
+            "datasets/ann/cubes": recordings_folder,
+            "models/ann/policy": policy,
+            "models/ann/vlm": vlm,
+        }
+        made.tags["datasets/ann/cubes"] = ["v2.1", "v3.0", "release"]
+        yield made
+
+
+@pytest.fixture
+def machine(tmp_path: Path, hub: FakeHub) -> Machine:
+    root = tmp_path / "machine"
+    root.mkdir()
+    return Machine(root, hub)
+
+
+def test_what_the_settings_name_is_fetched_once(machine: Machine, hub: FakeHub) -> None:
+    first = machine.fetch()
+    assert first.returncode == 0, first.stderr
+    assert "dataset ann/cubes: fetched" in first.stderr
+    assert "model ann/policy: fetched" in first.stderr
+    there = {path.name for path in (machine.hub / "models").rglob("*") if path.is_file()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= there
+    assert "README.md" not in there
+    asked = [path for _, path in hub.asked]
+    assert not [path for path in asked if "vlm" in path and path.endswith(".safetensors")]
+    for path in machine.hub.rglob("*"):
+        if not path.is_symlink():
+            assert path.stat().st_mode & stat.S_IRGRP, path
+    assert sorted(path.name for path in (machine.hub / "lerobot/ann").iterdir()) == ["cubes"]
+    hub.asked.clear()
+    second = machine.fetch()
+    assert second.returncode == 0, second.stderr
+    assert "dataset ann/cubes: is here already" in second.stderr
+    assert hub.asked == [], "what is here is not asked for"
+
+
+def test_a_download_that_broke_off_is_not_there_and_goes_on(machine: Machine, hub: FakeHub) -> None:
+    hub.broken = "tasks.parquet"
+    broken = machine.fetch()
+    assert broken.returncode == 75, broken.stderr
+    assert not (machine.hub / "lerobot/ann/cubes").exists()
+    hub.broken = ""
+    assert machine.fetch().returncode == 0
+    assert (machine.hub / "lerobot/ann/cubes/meta/tasks.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "models", "sentence"),
+    [
+        ("hf:ann/nothing", "[]", "dataset ann/nothing: the hub knows no such dataset"),
+        ("hf:ann/old", "[]", "is there in LeRobot's format v2.1 only"),
+        ("hf:ann/secret", "[]", "those who accepted its terms"),
+        ("hf:ann/policy", "[]", "dataset ann/policy: the hub knows no such dataset"),
+        ("local:/data", '["ann/nothing"]', "model ann/nothing: the hub knows no such model"),
+        ("local:/data", '["ann/empty"]', "holds no config.json with weights"),
+    ],
+)
+def test_a_name_that_cannot_be_had_waits_for_a_person(
+    machine: Machine, hub: FakeHub, tmp_path: Path, dataset: str, models: str, sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    hub.repositories |= {
+        "datasets/ann/old": tmp_path / "empty",
+        "models/ann/empty": tmp_path / "empty",
+    }
+    hub.tags["datasets/ann/old"] = ["v2.0", "v2.1"]
+    hub.gated.add("datasets/ann/secret")
+    machine.write(dataset, models)
+    said = machine.fetch()
+    assert said.returncode == 78, said.stderr
+    assert sentence in said.stderr.splitlines()[-1]
+    assert "Traceback" not in said.stderr
+
+
+def test_a_hub_that_is_away_is_tried_again(machine: Machine) -> None:
+    said = machine.fetch(HF_ENDPOINT="http://127.0.0.1:9")
+    assert said.returncode == 75, said.stderr
+    assert "dataset ann/cubes: could not be fetched" in said.stderr.splitlines()[-1]
+
+
+def test_a_token_is_sent(machine: Machine, hub: FakeHub, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_of_ann\n")
+    assert machine.fetch(HF_TOKEN_PATH=str(token)).returncode == 0
+    assert "Bearer hf_of_ann" in hub.tokens
+
+
+def test_without_settings_there_is_nothing_to_fetch(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [str(ZK0D), "fetch", "--client", str(tmp_path / "nothing.toml")],
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 78
+    assert "no such settings file" in said.stderr
+
+
+OPEN = """
+import sys
+from zk0d.learning.recordings import open_recordings
+recordings = open_recordings("hf:ann/cubes")
+print(len(recordings.dataset), recordings.dataset[3]["action"].shape)
+from zk0d.learning.policy import _model_folder
+print(sorted(path.name for path in _model_folder("ann/policy", {}).iterdir()))
+from pathlib import Path
+from lerobot.utils.constants import HF_LEROBOT_HOME
+try:
+    Path(HF_LEROBOT_HOME, "written").touch()
+except PermissionError:
+    print("denied")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as another user")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv (util-linux) is not installed")
+def test_a_learner_without_network_and_rights_to_write_opens_what_was_fetched(
+    machine: Machine,
+) -> None:
+    assert machine.fetch().returncode == 0
+    # Of another user and of our group, as the learner sees what zk0d-fetch left.
+    for path in (machine.hub, *machine.hub.rglob("*")):
+        if not path.is_symlink():
+            os.chown(path, 65534, 0)
+            path.chmod(path.stat().st_mode & ~(stat.S_IRWXO | stat.S_IWGRP))
+    said = subprocess.run(
+        [
+            *("setpriv", "--bounding-set=-all", "--inh-caps=-all"),
+            *(sys.executable, "-c", OPEN),
+        ],
+        capture_output=True,
+        text=True,
+        env={**machine.env, "HF_HUB_OFFLINE": "1"},
+    )
+    assert said.returncode == 0, said.stderr
+    assert "torch.Size([6])" in said.stdout
+    assert "['config.json', 'model.safetensors']" in said.stdout
+    assert "denied" in said.stdout, "it could not have written"

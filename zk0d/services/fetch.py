@@ -1,0 +1,230 @@
+"""``zk0d fetch``: downloads from the hub what this machine's settings name.
+
+The learner has no network; this is the only process on a contributor's machine that asks the hub.
+What is here already is left as it is, so nothing changes under a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zk0d.config.machine import (
+    DEFAULT_CLIENT_CONFIG,
+    DEFAULT_SERVER_CONFIG,
+    ClientSettings,
+    ServerSettings,
+)
+from zk0d.config.names import POLICY_FILES, DatasetUri
+from zk0d.daemon.notify import Notify
+from zk0d.errors import ConfigError, TryAgainError, Zk0dError
+
+log = logging.getLogger("zk0d")
+
+DATASET_FORMAT = "v3."
+#: Of a vision-language model its settings and its tokenizer, no weights.
+PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_TAG = re.compile(r"v(\d+)\.(\d+)")
+
+
+def run(client: Path | None = None, server: Path | None = None) -> None:
+    """Fetch everything that the settings files name; without any, those of this machine.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown to the hub or needs a token that is not there.
+    TryAgainError
+        If the hub cannot be reached, or the disk is full.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if client is None and server is None:
+        client, server = _present()
+    datasets, models = _wanted(client, server)
+    notify = Notify()
+    fetched = 0
+    for what, names, fetch in (("dataset", datasets, _dataset), ("model", models, _model)):
+        for name in names:
+            notify.status(f"fetching the {what} {name}")
+            with _plainly(what, name):
+                new = fetch(name)
+            fetched += new
+            log.info("%s %s: %s", what, name, "fetched" if new else "is here already")
+    notify.status(f"{len(datasets) + len(models)} are here, {fetched} of them new")
+
+
+def datasets_folder() -> Path:
+    """Where LeRobot looks for datasets by name."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(HF_HOME) / "lerobot").expanduser()
+
+
+def _present() -> tuple[Path | None, Path | None]:
+    client, server = (
+        path if path.exists() else None for path in (DEFAULT_CLIENT_CONFIG, DEFAULT_SERVER_CONFIG)
+    )
+    if client is None and server is None:
+        raise ConfigError(
+            f"neither {DEFAULT_CLIENT_CONFIG} nor {DEFAULT_SERVER_CONFIG} is there, so nothing"
+            " names what to fetch; zk0bot config init makes one."
+        )
+    return client, server
+
+
+def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[str]]:
+    """Names of datasets and models on the hub, each once."""
+    uris: list[str] = []
+    models: list[str] = []
+    if client is not None:
+        node = ClientSettings.load(client)
+        uris += [node.dataset_uri] if node.dataset_uri else []
+        models += [name for name in node.fetch_models if name not in node.models]
+    if server is not None:
+        coordinator = ServerSettings.load(server)
+        uris += [evaluation.dataset_uri for evaluation in coordinator.evaluation]
+        models += [name for name in coordinator.fetch_models if name not in coordinator.models]
+    parsed = [DatasetUri.parse(uri) for uri in uris]
+    datasets = [address.location for address in parsed if address.scheme == "hf"]
+    return list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
+
+
+def _dataset(name: str) -> bool:
+    """Fetch a dataset; whether it was not here. Its folder gets its name once it is whole."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    folder = datasets_folder() / name
+    if (folder / "meta" / "info.json").is_file():
+        return False
+    refs = HfApi().list_repo_refs(name, repo_type="dataset")
+    revision = _newest([tag.name for tag in refs.tags], name)
+    draft = folder.with_name(f".{folder.name}.partial")
+    snapshot_download(name, repo_type="dataset", revision=revision, local_dir=draft)
+    info = draft / "meta" / "info.json"
+    if not info.is_file() or not _is_supported(info):
+        shutil.rmtree(draft)
+        raise ConfigError(
+            f"dataset {name}: its revision {revision} is no LeRobot dataset of format v3.0; take"
+            " another, or convert a copy of it with zk0bot data convert."
+        )
+    # What the hub's library notes there makes LeRobot take it for an old download.
+    shutil.rmtree(draft / ".cache", ignore_errors=True)
+    _let_the_group_read(draft)
+    draft.replace(folder)
+    return True
+
+
+def _newest(tags: list[str], name: str) -> str:
+    """The newest tag of the format that we read; ``main`` where no format is tagged."""
+    formats = [tag for tag in tags if _TAG.fullmatch(tag)]
+    ours = [tag for tag in formats if tag.startswith(DATASET_FORMAT)]
+    if formats and not ours:
+        raise ConfigError(
+            f"dataset {name}: is there in LeRobot's format {max(formats)} only, this needs v3.0;"
+            " download it and convert it with zk0bot data convert."
+        )
+    return max(ours, key=lambda tag: int(tag.split(".")[1])) if ours else "main"
+
+
+def _is_supported(info: Path) -> bool:
+    try:
+        facts = json.loads(info.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return str(facts.get("codebase_version", "")).startswith(DATASET_FORMAT)
+
+
+def _model(name: str) -> bool:
+    """Fetch a policy, and settings and tokenizer of the vision-language model that it names."""
+    new, folder = _snapshot(name, POLICY_FILES, _is_policy)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    vlm = config.get("vlm_model_name")
+    if isinstance(vlm, str) and not Path(vlm).exists():
+        with _plainly("model", vlm):
+            newer, _ = _snapshot(vlm, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
+        new = new or newer
+    return new
+
+
+def _is_policy(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _snapshot(
+    name: str, files: tuple[str, ...], whole: Callable[[Path], bool]
+) -> tuple[bool, Path]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        here = Path(snapshot_download(name, allow_patterns=list(files), local_files_only=True))
+        if whole(here):
+            return False, here
+    except LocalEntryNotFoundError:
+        pass  # it was never fetched
+    folder = Path(snapshot_download(name, allow_patterns=list(files)))
+    if not whole(folder):
+        raise ConfigError(f"model {name}: holds no config.json with weights; take another name.")
+    _let_the_group_read(Path(HF_HUB_CACHE))
+    return True, folder
+
+
+def _let_the_group_read(folder: Path) -> None:
+    """The learner, of our group, reads this; the hub's library makes some files private."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        wanted = mode | stat.S_IRGRP | (stat.S_IXGRP if path.is_dir() else 0)
+        if wanted != mode:
+            path.chmod(stat.S_IMODE(wanted))
+
+
+@contextmanager
+def _plainly(what: str, name: str) -> Iterator[None]:
+    """Turn what the hub's library raises into a sentence."""
+    import httpx
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    token = "for a private one, give a token (docs/units.md)"
+    try:
+        yield
+    except Zk0dError:
+        raise
+    except GatedRepoError:
+        raise ConfigError(
+            f"{what} {name}: the hub gives it only to those who accepted its terms; accept them"
+            f" there, and {token}."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"{what} {name}: the hub knows no such {what}; check the name, and {token}."
+        ) from None
+    except OfflineModeIsEnabled:
+        raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be fetched; unset it.") from None
+    except HfHubHTTPError as error:
+        status: Any = error.response.status_code if error.response is not None else "unknown"
+        if status in (401, 403):
+            raise ConfigError(f"{what} {name}: the hub refuses it ({status}); {token}.") from None
+        raise TryAgainError(f"{what} {name}: the hub answers {status}; try again later.") from None
+    except (OSError, httpx.HTTPError) as error:
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TryAgainError(
+            f"{what} {name}: could not be fetched ({said}); check the network and the disk."
+        ) from None
