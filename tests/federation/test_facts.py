@@ -82,15 +82,20 @@ def test_the_sentence_says_where_a_run_stands(tmp_path: Path) -> None:
     assert facts.sentence() == "run 7 failed at round 2: too few nodes."
 
 
-def test_the_newest_run_is_the_one_that_is_written_to(tmp_path: Path) -> None:
+def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
     newest = NewestRun(tmp_path)
     assert newest.look() is None
-    for number in ("9", "4"):
-        write(Journal(tmp_path / number, number), 1)
-    os.utime(tmp_path / "9" / "journal.jsonl", (1, 1))
-    facts = newest.look()
-    assert facts is not None
-    assert facts.run == "4"
+    for number, began in (("9", 100), ("4", 200)):
+        journal = Journal(tmp_path / number, number)
+        write(journal, 1)
+        journal.write_json("config.json", {})
+        os.utime(tmp_path / number / "config.json", (began, began))
+    journal = Journal(tmp_path / "9", "9")
+    for _ in range(2):
+        facts = newest.look()
+        assert facts is not None
+        assert facts.run == "4"
+        journal.write("update.accepted", round=3)  # one that was stopped goes on for a while
 
 
 def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path) -> None:

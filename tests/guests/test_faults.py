@@ -44,12 +44,9 @@ def fleet(
 
 
 @pytest.fixture(scope="module")
-def long_run(fleet: Fleet) -> Iterator[str]:
+def long_run(fleet: Fleet) -> str:
     """A run that goes on under all the contributors' faults."""
-    run = start(fleet)
-    yield run
-    assert "run.failed" not in fleet.kinds(run), "no fault of a contributor ends a run"
-    fleet.hub.run([BOT, "stop", run])
+    return start(fleet)
 
 
 def start(fleet: Fleet) -> str:
@@ -145,6 +142,14 @@ def test_a_late_contributor_joins_at_the_next_round(
     late.run([BOT, "client", "stop"])
     fleet._lab.remove(late)
     fleet.hub.run("rm /etc/zk0d/roster.d/late.pub")
+
+
+def test_no_fault_of_a_contributor_ended_the_run(fleet: Fleet, long_run: str) -> None:
+    assert "run.failed" not in fleet.kinds(long_run)
+    before = len(committed(fleet, long_run))
+    fleet.hub.wait_until(lambda: len(committed(fleet, long_run)) > before, 60, "another round")
+    fleet.hub.run([BOT, "stop", long_run])
+    fleet.wait_for(fleet.hub, "zk0d-server", f"run {long_run} was stopped at round", 60)
 
 
 def full_disk(hub: Guest) -> None:

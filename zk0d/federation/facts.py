@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zk0d.federation.journal import JOURNAL, JournalTail
+from zk0d.federation.journal import CONFIG, JOURNAL, JournalTail
 
 
 @dataclass
@@ -142,6 +142,15 @@ class NewestRun:
         return self.facts
 
     def _newest(self) -> Path | None:
-        journals = [path for path in self._runs.glob(f"*/{JOURNAL}") if path.is_file()]
-        # A journal grows while its run goes on, and only one run goes on at a time.
-        return max(journals, key=lambda path: path.stat().st_mtime).parent if journals else None
+        folders = [path.parent for path in self._runs.glob(f"*/{JOURNAL}") if path.is_file()]
+        return max(folders, key=_begun) if folders else None
+
+
+def _begun(folder: Path) -> float:
+    """When a run began: its settings are written once. (A stopped run may go on for a minute.)"""
+    for name in (CONFIG, JOURNAL):
+        try:
+            return (folder / name).stat().st_mtime
+        except FileNotFoundError:
+            continue
+    return 0.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from zk0d.errors import TryAgainError
 
-JOURNAL = "journal.jsonl"
+JOURNAL, CONFIG = "journal.jsonl", "config.json"
 VERSION = 1
 
 

@@ -26,7 +26,7 @@ from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.admission import admit
 from zk0d.federation.aggregate import Arrays, ServerStep, WeightedMean, norm
 from zk0d.federation.envelope import Refused, from_record, to_record
-from zk0d.federation.journal import Journal
+from zk0d.federation.journal import CONFIG, Journal
 from zk0d.federation.learner_client import Evaluator, LearnerError
 from zk0d.federation.messages import (
     Evaluate,
@@ -160,7 +160,7 @@ class Run:
         """Train all rounds."""
         settings, journal = self._settings, self._journal
         journal.write("run.started", settings=settings.to_flat())
-        journal.write_json("config.json", {"run": journal.run, "settings": settings.to_flat()})
+        journal.write_json(CONFIG, {"run": journal.run, "settings": settings.to_flat()})
         try:
             self._start()
             self._gather()

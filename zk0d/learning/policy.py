@@ -275,10 +275,9 @@ def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
             " name such as lerobot/smolvla_base.",
             reason="model_unavailable",
         )
+    files = list(POLICY_FILES)
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=list(POLICY_FILES), local_files_only=True)
-        )
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
     except (OSError, ValueError):
         pass  # not fetched before
     try:
