@@ -229,6 +229,25 @@ def test_a_database_that_grew_too_large_is_made_anew_from_the_roster(running: La
         running.wait_for_status(f"{name}-node", "online;", 120)
 
 
+def test_with_autorun_a_run_begins_by_itself(running: Lab) -> None:
+    service = running.services.pop("superlink")
+    service.child.stop(20)
+    service.told.close()
+    runs = running.root / "server" / "runs"
+    before = {path.name for path in runs.glob("*")}
+    settings = {**TINY, "num-server-rounds": 1, "local-steps": 5}
+    table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+    running.server_toml.write_text(
+        running.server_toml.read_text().replace("database-limit-mib = 0.001\n", "")
+        + f"[autorun]\nmin-nodes = 2\nsettle-seconds = 1\nrun = {{ {table} }}\n"
+    )
+    running.start("superlink", "superlink", "--config", str(running.server_toml))
+    running.wait_for_status("superlink", "finished, round 1/1", 180)
+    running.wait_for_status("superlink", "the next run begins after", 30)
+    (new,) = {path.name for path in runs.iterdir()} - before
+    assert committed_rounds(runs / new) == [0, 1]
+
+
 def test_stopping_leaves_no_process(running: Lab) -> None:
     """Last: it ends the module's services."""
     below = [
