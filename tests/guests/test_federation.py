@@ -62,7 +62,7 @@ class Fleet:
         return node
 
     def status(self, guest: Guest, unit: str) -> str:
-        return guest.unit_state(unit)["StatusText"]
+        return guest.unit_state(unit).get("StatusText", "")
 
     def wait_for(self, guest: Guest, unit: str, words: str, seconds: float = 90) -> float:
         """Wait until a service's status has these words; how long it took."""

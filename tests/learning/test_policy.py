@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import tiny
@@ -121,6 +122,36 @@ def test_a_policy_is_loaded_from_a_folder(
     loaded = load_policy(spec, models=models, device="cpu")
     for name, weights in smolvla.weights().items():
         assert np.array_equal(loaded.weights()[name], weights)
+
+
+def test_weights_that_the_policys_own_file_holds_are_not_looked_for_elsewhere(
+    smolvla: LoadedPolicy, recordings: Recordings, tmp_path: Path
+) -> None:
+    """smolvla_base says load_vlm_weights: LeRobot would ask the hub for gigabytes."""
+    folder = saved(smolvla, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "load_vlm_weights": True}))
+    models = {"my-base": folder}
+    spec = spec_for("smolvla", "my-base", 3, recordings.summary, models)
+    loaded = load_policy(spec, models=models, device="cpu")
+    vlm = loaded.policy.model.vlm_with_expert.vlm
+    assert {parameter.dtype for parameter in vlm.parameters()} == {torch.bfloat16}
+    assert all(weights.dtype == np.float32 for weights in loaded.weights().values())
+
+
+def test_a_file_that_lacks_weights_is_refused(
+    smolvla: LoadedPolicy, recordings: Recordings, tmp_path: Path
+) -> None:
+    folder = saved(smolvla, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(iter(smolvla.trainable()))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    models = {"my-base": folder}
+    spec = spec_for("smolvla", "my-base", 3, recordings.summary, models)
+    with pytest.raises(UnavailableError) as caught:
+        load_policy(spec, models=models, device="cpu")
+    assert caught.value.reason == "model_unavailable"
 
 
 def test_bfloat16_weights_train_in_float32(

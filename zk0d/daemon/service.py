@@ -19,6 +19,7 @@ from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import Notify
 
 log = logging.getLogger("zk0d")
+FIRST_LOOKS = 0.2  #: seconds between two looks until the service is ready
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -99,7 +100,7 @@ class Service(ABC):
                 if self._reload:
                     self._reloaded()
                 self._tell(self.look())
-                self._wake.wait(self.interval)
+                self._wake.wait(self.interval if self._ready else min(self.interval, FIRST_LOOKS))
         finally:
             self.notify.stopping()
             self.notify.status(f"stopping: {self._ending or 'error'}")

@@ -148,8 +148,11 @@ class InstalledApps:
             self._last_pulse = time.monotonic()
             counts = {"started": self.started, "ends": self.ends, "refused": self.refused}
             draft = self._pulse.with_name(f".{self._pulse.name}")
-            draft.write_text(json.dumps(counts), encoding="utf-8")
-            draft.replace(self._pulse)
+            try:
+                draft.write_text(json.dumps(counts), encoding="utf-8")
+                draft.replace(self._pulse)
+            except OSError:  # a full disk costs the counts, not the sign of life
+                self._pulse.touch()
 
     def close(self) -> None:
         """End the apps: nothing runs on without its SuperExec."""

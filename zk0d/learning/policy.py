@@ -18,6 +18,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with_pad
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from zk0d.config.names import POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
@@ -202,6 +203,11 @@ def load_policy(
         folder = _model_folder(spec.model_name, models or {})
         config = _pretrained_config(spec.policy, folder)
         config.device = str(where)
+        # These would be fetched, gigabytes, only to be overwritten by the policy's own file.
+        spared = bool(getattr(config, "load_vlm_weights", False))
+        for name, without in (("load_vlm_weights", False), ("pretrained_backbone_weights", None)):
+            if hasattr(config, name):
+                setattr(config, name, without)
         try:
             with _quiet():
                 policy = get_policy_class(spec.policy).from_pretrained(folder, config=config)
@@ -212,6 +218,10 @@ def load_policy(
                 " tokenizer of its vision-language model.",
                 reason="model_unavailable",
             ) from error
+        _check_whole(policy, spec.model_name, folder)
+        if spared:
+            for parameter in policy.model.vlm_with_expert.vlm.parameters():
+                parameter.data = parameter.data.bfloat16()  # as LeRobot would have loaded them
     config.device = str(where)
     policy.to(where)
     for parameter in policy.parameters():
@@ -289,6 +299,23 @@ def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
             " folder under [models].",
             reason="hub_unreachable",
         ) from error
+
+
+def _check_whole(policy: PreTrainedPolicy, name: str, folder: Path) -> None:
+    """Refuse a file that lacks weights: LeRobot leaves what is missing at random."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        kept = set(file.keys())
+    # Of weights that share memory, the file has one name.
+    named = list(policy.named_parameters(remove_duplicate=False))
+    found = {id(parameter) for key, parameter in named if key in kept}
+    # The head that makes words is never used, and some files leave it out.
+    missing = [key for key, weight in named if id(weight) not in found and "lm_head" not in key]
+    if missing:
+        raise UnavailableError(
+            f"model '{name}': {folder} lacks weights ({missing[0]} and {len(missing) - 1} more);"
+            " use one that was saved whole.",
+            reason="model_unavailable",
+        )
 
 
 def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
