@@ -116,6 +116,10 @@ def test_status_where_nothing_runs(folder: Path) -> None:
     assert set(content) == {
         *("schema_version", "host", "ok", "services", "run", "nodes", "node", "todo")
     }
+    (folder / "client.toml").write_text('name = "a"\n[cordinator]\n')
+    said = typed("zk0bot", "status", "--json", "--folder", str(folder))
+    assert said.returncode == 1
+    assert "did you mean 'coordinator'" in json.loads(said.stdout)["todo"][0]
     empty = typed("zk0bot", "status", "--folder", "/nothing")
     assert empty.returncode == 69
     assert "no zk0d runs on this host" in empty.stderr

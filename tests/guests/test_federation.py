@@ -179,7 +179,8 @@ def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
     node.run("chmod -R a+rX '/home/ann/my recordings'")  # the home itself stays closed
     node.run(start)
     assert 'dataset-uri = "local:/home/ann/my recordings"' in node.read("/etc/zk0d/client.toml")
-    fleet.wait_for(node, "zk0d-learner", "ready, waiting for a round", 120)
+    online = node.run([BOT, "client", "wait-online", "--timeout", "2m"], timeout=150)
+    assert online.stdout.strip() == "online"
     learner = node.unit_state("zk0d-learner")["MainPID"]
     assert node.run(f"ls /proc/{learner}/root/home/ann").stdout.split("\n")[0] == "my recordings"
     status = json.loads(node.run([BOT, "status", "--json"]).stdout)
@@ -214,5 +215,5 @@ def test_a_stop_is_quick_and_leaves_no_process(fleet: Fleet) -> None:
         began = time.monotonic()
         guest.run([BOT, role, "stop"])
         assert time.monotonic() - began < 25
-        left = guest.run("pgrep -af 'zk0d|flower'", check=False).stdout
+        left = guest.run("pgrep -af '[z]k0d|[f]lower'", check=False).stdout
         assert left == ""

@@ -141,6 +141,13 @@ def test_a_hub_that_is_away_is_tried_again(machine: Machine) -> None:
     assert "dataset ann/cubes: could not be fetched" in said.stderr.splitlines()[-1]
 
 
+def test_one_wrong_name_does_not_keep_the_others_away(machine: Machine, hub: FakeHub) -> None:
+    machine.write("hf:ann/nothing")
+    said = machine.fetch()
+    assert said.returncode == 78
+    assert "model ann/policy: fetched" in said.stderr
+
+
 def test_a_token_is_sent(machine: Machine, hub: FakeHub, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hf_of_ann\n")

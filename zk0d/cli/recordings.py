@@ -16,6 +16,10 @@ DROP_IN = Path("/etc/systemd/system/zk0d-learner.service.d/50-recordings.conf")
 LEARNER_USER = "zk0d-learner"
 #: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
+_DROP_IN_TEXT = """\
+# Written by zk0bot client start: recordings in a home, which is else hidden.
+[Service]
+"""
 _LINE = re.compile(r"^\s*dataset-uri\s*=.*$", re.MULTILINE)
 
 
@@ -49,13 +53,21 @@ def choose(dataset: str | None, folder: Path) -> None:
         raise ConfigError(
             f"{uri}: there is no folder {uri.folder}; give the folder of a LeRobot dataset."
         )
-    if units.has_systemd():
-        _let_the_learner_see(uri.folder if uri.scheme == "local" else None)
-    if str(uri) != settings.dataset_uri:
+    local = uri.folder if uri.scheme == "local" else None
+    hidden = local is not None and any(local.resolve().is_relative_to(home) for home in HIDDEN)
+    if local is not None and units.has_systemd():
+        _check_readable(local, hidden)
+    changed = str(uri) != settings.dataset_uri
+    if changed:
         _write(path, str(uri))
-    if uri.scheme == "hf" and units.has_systemd():
-        typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
-        units.systemctl("start", "zk0d-fetch.service")
+    if not units.has_systemd():
+        return
+    if _bind(local if hidden else None) or changed:
+        if uri.scheme == "hf":
+            typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
+            units.systemctl("start", "zk0d-fetch.service")
+        # Reading large recordings takes minutes; wait-online waits for it.
+        units.systemctl("try-restart", "--no-block", "zk0d-learner.service")
 
 
 def _ask() -> str:
@@ -108,30 +120,25 @@ def _write(path: Path, uri: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _let_the_learner_see(folder: Path | None) -> None:
+def _bind(folder: Path | None) -> bool:
+    """Bind a folder of a home into the learner's view, or take that back; whether it changed."""
     from zk0d.errors import TryAgainError
 
-    hidden = folder is not None and any(folder.resolve().is_relative_to(home) for home in HIDDEN)
+    text = "" if folder is None else f"{_DROP_IN_TEXT}BindReadOnlyPaths={_quoted(folder)}\n"
     try:
-        if folder is not None:
-            _check_readable(folder, hidden)
-        if folder is not None and hidden:
+        if text == (DROP_IN.read_text(encoding="utf-8") if DROP_IN.exists() else ""):
+            return False
+        if text:
             DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-            DROP_IN.write_text(
-                "# Written by zk0bot client start: recordings in a home, which is else hidden.\n"
-                f"[Service]\nBindReadOnlyPaths={_quoted(folder)}\n",
-                encoding="utf-8",
-            )
-        elif DROP_IN.exists():
-            DROP_IN.unlink()
+            DROP_IN.write_text(text, encoding="utf-8")
         else:
-            return
+            DROP_IN.unlink()
     except OSError as error:
         raise TryAgainError(
             f"{DROP_IN}: cannot be written ({error.strerror or error}); are you root?"
         ) from None
     units.systemctl("daemon-reload")
-    units.systemctl("try-restart", "zk0d-learner.service")
+    return True
 
 
 def _check_readable(folder: Path, hidden: bool) -> None:

@@ -50,6 +50,8 @@ def show(roles: list[str], as_json: bool, folder: Path) -> None:
 
 def gather(roles: list[str], folder: Path) -> dict[str, Any]:
     """Everything that ``--json`` says."""
+    from zk0d.errors import ConfigError
+
     services: list[Unit] = []
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -62,7 +64,12 @@ def gather(roles: list[str], folder: Path) -> dict[str, Any]:
         "todo": [],
     }
     for role in roles:
-        state = units.state_folder(role, folder)
+        try:
+            state = units.state_folder(role, folder)
+        except ConfigError as error:
+            # The services are looked at all the same.
+            content["todo"].append(error.message)
+            state = Path("/nonexistent")
         found = units.look(role) if units.has_systemd() else units.look_foreground(role, state)
         services += found
         if not found:

@@ -33,7 +33,10 @@ def start(role: str, folder: Path) -> None:
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
     if units.has_systemd():
-        units.systemctl("disable", "--now", f"zk0d-{role}.target")
+        units.systemctl("disable", f"zk0d-{role}.target")
+        # By name: systemctl does not wait for what stops with a target.
+        services = [f"{name}.service" for name in units.UNITS[role]]
+        units.systemctl("stop", f"zk0d-{role}.target", *services)
         return
     state = units.state_folder(role, folder)
     if not units.look_foreground(role, state):

@@ -52,14 +52,22 @@ def run(client: Path | None = None, server: Path | None = None) -> None:
         client, server = _present()
     datasets, models = _wanted(client, server)
     notify = Notify()
-    fetched = 0
+    fetched, errors = 0, []
     for what, names, fetch in (("dataset", datasets, _dataset), ("model", models, _model)):
         for name in names:
             notify.status(f"fetching the {what} {name}")
-            with _plainly(what, name):
-                new = fetch(name)
+            try:
+                with _plainly(what, name):
+                    new = fetch(name)
+            except Zk0dError as error:  # the others can be had all the same
+                errors.append(error)
+                log.error("%s", error.message)
+                continue
             fetched += new
             log.info("%s %s: %s", what, name, "fetched" if new else "is here already")
+    if errors:
+        # What only a person can mend is not tried again each minute.
+        raise min(errors, key=lambda error: not isinstance(error, ConfigError))
     notify.status(f"{len(datasets) + len(models)} are here, {fetched} of them new")
 
 
@@ -93,10 +101,14 @@ def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[s
     if server is not None:
         coordinator = ServerSettings.load(server)
         uris += [evaluation.dataset_uri for evaluation in coordinator.evaluation]
-        models += [name for name in coordinator.fetch_models if name not in coordinator.models]
+        named = list(coordinator.fetch_models)
+        if coordinator.autorun and (model := coordinator.autorun.run.get("model-name")):
+            named.append(str(model))
+        models += [name for name in named if name not in coordinator.models]
     parsed = [DatasetUri.parse(uri) for uri in uris]
     datasets = [address.location for address in parsed if address.scheme == "hf"]
-    return list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
+    on_the_hub = [name for name in models if name.count("/") == 1]
+    return list(dict.fromkeys(datasets)), list(dict.fromkeys(on_the_hub))
 
 
 def _dataset(name: str) -> bool:
@@ -106,10 +118,16 @@ def _dataset(name: str) -> bool:
     folder = datasets_folder() / name
     if (folder / "meta" / "info.json").is_file():
         return False
-    refs = HfApi().list_repo_refs(name, repo_type="dataset")
+    hub = HfApi()
+    refs = hub.list_repo_refs(name, repo_type="dataset")
     revision = _newest([tag.name for tag in refs.tags], name)
-    draft = folder.with_name(f".{folder.name}.partial")
-    snapshot_download(name, repo_type="dataset", revision=revision, local_dir=draft)
+    about = hub.dataset_info(name, revision=revision)
+    # By commit: a draft that is gone on with must not mix two.
+    draft = folder.with_name(f".{folder.name}.{str(about.sha)[:12]}.partial")
+    snapshot_download(name, repo_type="dataset", revision=about.sha, local_dir=draft)
+    missing = [f.rfilename for f in about.siblings or [] if not (draft / f.rfilename).is_file()]
+    if missing:  # the hub's library only warns if it goes away in between
+        raise TryAgainError(f"dataset {name}: {missing[0]} did not come; try again later.")
     info = draft / "meta" / "info.json"
     if not info.is_file() or not _is_supported(info):
         shutil.rmtree(draft)
@@ -170,6 +188,7 @@ def _snapshot(
     try:
         here = Path(snapshot_download(name, allow_patterns=list(files), local_files_only=True))
         if whole(here):
+            _let_the_group_read(Path(HF_HUB_CACHE))
             return False, here
     except LocalEntryNotFoundError:
         pass  # it was never fetched
@@ -198,10 +217,12 @@ def _plainly(what: str, name: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
 
+    status: Any
     token = "for a private one, give a token (docs/units.md)"
     try:
         yield
@@ -218,12 +239,21 @@ def _plainly(what: str, name: str) -> Iterator[None]:
         ) from None
     except OfflineModeIsEnabled:
         raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be fetched; unset it.") from None
+    except LocalEntryNotFoundError as error:
+        # The hub's library looks here when the hub refuses a file.
+        cause = error.__cause__
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ConfigError(f"{what} {name}: the hub refuses it ({status}); {token}.") from None
+        raise TryAgainError(
+            f"{what} {name}: could not be fetched; check the network and try again."
+        ) from None
     except HfHubHTTPError as error:
-        status: Any = error.response.status_code if error.response is not None else "unknown"
+        status = error.response.status_code if error.response is not None else "unknown"
         if status in (401, 403):
             raise ConfigError(f"{what} {name}: the hub refuses it ({status}); {token}.") from None
         raise TryAgainError(f"{what} {name}: the hub answers {status}; try again later.") from None
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, RuntimeError, httpx.HTTPError) as error:
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TryAgainError(
             f"{what} {name}: could not be fetched ({said}); check the network and the disk."
