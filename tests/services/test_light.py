@@ -12,7 +12,7 @@ import pytest
     ("service", "without"),
     [
         ("superexec", ("flwr", "numpy", "torch", "cryptography", "httpx", "google.protobuf")),
-        ("supernode", ("flwr", "numpy", "torch", "cryptography.x509", "httpx", "google.protobuf")),
+        ("supernode", ("flwr", "numpy", "torch", "cryptography", "httpx", "google.protobuf")),
         ("superlink", ("torch", "lerobot")),
         ("foreground", ("flwr", "numpy", "torch")),
     ],

@@ -7,11 +7,19 @@ from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    start_http_server,
+)
 
 from zk0d.errors import UnavailableError
 
 PREFIX = "zk0d"
+# Times of creation beside each counter say nothing that its own restart does not.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -90,3 +91,18 @@ def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+
+
+def main() -> None:
+    """Print a private key's fingerprint.
+
+    For who wants that and not 8 MB of library for months.
+    """
+    try:
+        print(private_fingerprint(Path(sys.argv[1])))
+    except ConfigError as error:
+        sys.exit(error.message)
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,9 @@ class LearnerApp:
 
     async def _figures(self, _: Request) -> Response:
         self._metrics.facts(self._learner.facts())
-        return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+        # A GPU's driver may hang: in a thread of its own, nothing else waits for it.
+        page = await asyncio.to_thread(self._metrics.page)
+        return Response(page, media_type=CONTENT_TYPE)
 
     async def _task(self, request: Request) -> Response:
         kind = request.path_params["kind"]

@@ -59,12 +59,12 @@ class Contributor(Learner):
             )
 
     def facts(self) -> dict[str, Any]:
+        # The task's thread changes both meanwhile.
+        prepared, recordings = self._prepared, dict(self._recordings)
         return {
             "name": self.settings.name,
-            "datasets": {
-                uri: recordings.summary.model_dump() for uri, recordings in self._recordings.items()
-            },
-            "policy": self._prepared.policy.spec.model_name if self._prepared else None,
+            "datasets": {uri: each.summary.model_dump() for uri, each in recordings.items()},
+            "policy": prepared.policy.spec.model_name if prepared else None,
         }
 
     def run(

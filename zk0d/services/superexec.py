@@ -148,11 +148,12 @@ class LearnerCollector:
         """The learner's families, and whether it answered."""
         try:
             found = list(text_string_to_metric_families(_page(self._socket)))
-        except (OSError, HTTPException, ValueError):
+        # Whatever a learner says, the page has the rest: the parser raises several kinds.
+        except (OSError, HTTPException, ValueError, LookupError):
             found = []
         up = GaugeMetricFamily("zk0d_learner_up", "1 if the learner answers.", value=bool(found))
         yield up
-        yield from (family for family in found if family.name not in self.LEFT_OUT)
+        yield from (family for family in found if not family.name.startswith(self.LEFT_OUT))
 
 
 def _page(path: Path) -> str:

@@ -10,6 +10,8 @@ import email.utils
 import json
 import logging
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -27,7 +29,6 @@ from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.flower import commands
-from zk0d.flower.keys import private_fingerprint
 from zk0d.flower.logs import relay
 from zk0d.flower.supernode import LEAVE_SIGNAL
 from zk0d.services.credentials import credential
@@ -121,7 +122,7 @@ class SupernodeService(Service):
         key = credential("node.key", node.key, "supernode.key")
         secret = credential("superexec.secret", node.secret, "supernode.secret")
         ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
-        self._key = private_fingerprint(key)
+        self._key = fingerprint_of(key)
         require_free_port(node.port, "supernode.port")
         node.state.mkdir(parents=True, exist_ok=True)
         config = node.state / "node.toml"
@@ -259,6 +260,23 @@ _SENTENCES = {
     "refused": "the coordinator still holds this node's old session (up to 60 s)",
     "connection": "the coordinator did not let the SuperNode in",
 }
+
+
+def fingerprint_of(key: Path) -> str:
+    """The fingerprint of a private key; raises :class:`ConfigError` if it is none.
+
+    In a process of its own: the library for keys takes 8 MB, for one line, for months.
+    """
+    said = subprocess.run(
+        [sys.executable, "-m", "zk0d.flower.keys", str(key)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if said.returncode:
+        lines = said.stderr.strip().splitlines() or [f"{key} cannot be read."]
+        raise ConfigError(lines[-1])
+    return said.stdout.strip()
 
 
 def flower_reason(status: int, lines: Sequence[str]) -> str:
