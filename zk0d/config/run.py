@@ -59,15 +59,104 @@ class RunSettings(Settings):
         0.0, description="FedProx's mu; 0 switches it off (it hurts on SoReach)."
     )
 
+    scheduler_type: Literal["cosine", "cosine-warm-restarts", "reduce-on-plateau"] = Field(
+        "cosine", description="How the learning rate goes over the rounds."
+    )
+    cosine_warm_restarts_t_0: PositiveInt = Field(
+        15, description="Rounds of the first cosine of cosine-warm-restarts."
+    )
+    cosine_warm_restarts_t_mult: PositiveInt = Field(
+        2, description="Each next cosine of cosine-warm-restarts is so many times as long."
+    )
+    eta_min: PositiveFloat = Field(
+        5e-7, description="Lowest learning rate of cosine-warm-restarts and reduce-on-plateau."
+    )
+    stall_patience: PositiveInt = Field(
+        5, description="Evaluations without a better loss after which reduce-on-plateau halves."
+    )
+    dynamic_training_decay: bool = Field(
+        False, description="Lower learning rate and mu when the evaluated loss stalls."
+    )
+    adaptive_lr_enabled: bool = Field(
+        False, description="Boost the learning rate of nodes whose loss is far above the mean."
+    )
+    high_loss_multiplier: Annotated[float, Field(gt=1.0)] = Field(
+        2.0, description="Far above: more than so many times the mean of the nodes' losses."
+    )
+    lr_boost_factor: Annotated[float, Field(ge=1.0)] = Field(
+        1.15, description="What such a node's learning rate is multiplied by."
+    )
+    adaptive_mu_enabled: bool = Field(
+        False, description="Raise mu when the nodes' losses lie far apart."
+    )
+    loss_std_threshold: PositiveFloat = Field(
+        1.2, description="Far apart: a standard deviation of the nodes' losses above this."
+    )
+    mu_adjust_factor: Annotated[float, Field(ge=1.0)] = Field(
+        1.05, description="What mu is then multiplied by, each round."
+    )
+    mu_min: NonNegativeFloat = Field(0.001, description="Adjustments never lower mu below this.")
+    max_adjust_factor: Annotated[float, Field(ge=1.0)] = Field(
+        1.05, description="Most that an adjustment may raise mu by in one round."
+    )
+    mu_halving_rounds: NonNegativeInt = Field(
+        0, description="Halve mu every so many rounds; 0 never (zk0: 10)."
+    )
+    spike_threshold: NonNegativeFloat = Field(
+        0.5,
+        description="A rise of the evaluated loss over two evaluations by more than this halves the"
+        " learning rate for the round and suspends boosts; 0 switches it off.",
+    )
+    rollback_factor: NonNegativeFloat = Field(
+        0.0,
+        description="Go back to the best round's weights after two evaluations in a row with a loss"
+        " above so many times the best; 0 never, else more than 1.",
+    )
+    early_stopping_patience: NonNegativeInt = Field(
+        0, description="End the run after so many evaluations without a better loss; 0 never."
+    )
+
+    uplink_codec: Literal["fp32", "bf16", "int8", "int4"] = Field(
+        "int8", description="How nodes encode updates; what is lost on the way is sent later."
+    )
+    downlink_codec: Literal["fp32", "bf16"] = Field(
+        "bf16", description="How weights are sent to the nodes; the server's own are float32."
+    )
+
+    aggregation: Literal["mean", "trimmed-mean", "median"] = Field(
+        "mean", description="How updates become one: by samples, or robustly by coordinate."
+    )
+    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.25, description="Share of the nodes that trimmed-mean leaves out at each end."
+    )
+    norm_clip_factor: NonNegativeFloat = Field(
+        0.0, description="Shorten updates to so many times the round's median norm; 0 never."
+    )
+    norm_outlier_factor: NonNegativeFloat = Field(
+        5.0, description="Refuse updates longer than so many times the round's median; 0 never."
+    )
+    max_update_ratio: NonNegativeFloat = Field(
+        1.0, description="Refuse updates longer than so many times the weights' norm; 0 never."
+    )
+    max_strikes: NonNegativeInt = Field(
+        3, description="Refused updates after which a node sits out; 0 never."
+    )
+    strike_cooldown: PositiveInt = Field(10, description="Rounds that such a node sits out.")
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.5, description="FedAvgM's momentum of the server; 0 is plain FedAvg."
     )
+    server_nesterov: bool = Field(False, description="Nesterov's momentum in place of FedAvgM's.")
     server_learning_rate: PositiveFloat = Field(1.0, description="Scale of the server's step.")
     fraction_fit: Fraction = Field(1.0, description="Share of the online nodes asked each round.")
     min_fit_clients: PositiveInt = Field(
         2, description="Nodes that must be online to start a round, and answer for it to count."
     )
     round_deadline: PositiveFloat = Field(3600.0, description="Seconds a round may take.")
+    round_deadline_factor: NonNegativeFloat = Field(
+        0.0,
+        description="End a round after so many times the last round's median answer, at least"
+        " 10 s; 0 never.",
+    )
     node_wait: PositiveFloat = Field(
         600.0, description="Seconds to wait for min-fit-clients nodes before the run gives up."
     )
@@ -86,7 +175,18 @@ class RunSettings(Settings):
         0, description="Closed-loop episodes per evaluation where a simulator exists; 0 runs none."
     )
 
-    keep_rounds: PositiveInt = Field(3, description="Committed round folders kept on disk.")
+    evaluate_on_nodes: bool = Field(
+        False,
+        description="Let each node evaluate the weights that a round begins with on its own held-out"
+        " episodes (holdout-episodes in its settings).",
+    )
+
+    keep_rounds: PositiveInt = Field(
+        3, description="Committed round folders kept on disk, besides the best."
+    )
+    resume: str = Field(
+        "", description="Go on with this run from its last committed round (zk0bot run --resume)."
+    )
     dataset_uri: str = Field(
         "", description="One dataset for every node; only demos and simulations accept it."
     )
@@ -97,6 +197,8 @@ class RunSettings(Settings):
             default = RunSettings.model_fields["local_steps"].default
             if self.local_steps not in (default, self.local_epochs):
                 raise ValueError("local-steps and its old name local-epochs differ; give one")
+        if 0.0 < self.rollback_factor <= 1.0:
+            raise ValueError("rollback-factor must be more than 1, or 0 for never")
         if not self.local_epochs and not self.local_steps:
             raise ValueError("local-steps must be at least 1")
         if self.dataset_uri:
