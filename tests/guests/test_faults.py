@@ -167,8 +167,9 @@ COORDINATOR: dict[str, Callable[[Guest], object]] = {
     "zk0d superlink killed": lambda g: kill_process(g, "zk0d superlink"),
     "coordinator's SuperExec killed": lambda g: kill_process(g, "zk0d.flower.superexec"),
     "ServerApp killed": lambda g: kill_process(g, "zk0d.flower.apps serverapp"),
-    "disk full under the runs": full_disk,
     "coordinator rebooted": lambda g: g.restart(),
+    # The last: what it makes small is gone after a reboot.
+    "disk full under the runs": full_disk,
 }
 
 
