@@ -6,6 +6,7 @@ moment; the real ones are in tests/demo and test_in_process.py.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from zk0d.federation.envelope import from_record, to_record
+from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.messages import (
     DatasetResult,
     Evaluate,
     EvaluateReply,
+    Noted,
+    Notice,
     Query,
     QueryReply,
     Refusal,
@@ -30,7 +33,7 @@ from zk0d.federation.messages import (
     Train,
     TrainReply,
 )
-from zk0d.federation.update import Payload
+from zk0d.federation.update import Manifest, Payload, TensorEntry
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 
@@ -65,6 +68,7 @@ class FakeNode:
     shares: bool = True
     trained: list[Train] = field(default_factory=list)
     queried: int = 0
+    notices: list[Notice] = field(default_factory=list)
     train: Callable[[FakeNode, Train, Payload], tuple[RecordDict | None, float]] | None = None
     query: Callable[[FakeNode, Query], tuple[RecordDict | None, float]] | None = None
 
@@ -111,7 +115,28 @@ class FakeNode:
             "learning_rate": 1e-3,
             **facts,
         }
-        return to_record(TrainReply.model_validate(reply), Payload.of(change(arrays), "delta"))
+        changed = change(arrays)
+        if all(np.isfinite(array).all() for array in changed.values()):
+            update = Payload.of(changed, "delta", task.uplink_codec)
+        else:
+            update = raw_payload(changed)
+        return to_record(TrainReply.model_validate(reply), update)
+
+
+def raw_payload(arrays: dict[str, Any]) -> Payload:
+    """A float32 payload that no encoder of ours would make: its values may be anything."""
+    data = {name: np.asarray(array, "<f4").tobytes() for name, array in sorted(arrays.items())}
+    entries = tuple(
+        TensorEntry(
+            name=name,
+            shape=np.shape(arrays[name]),
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        for name, content in data.items()
+    )
+    manifest = Manifest(kind="delta", codec="fp32", tensors=entries)
+    return Payload(manifest, [b"".join(data.values())])
 
 
 def refuse(reason: str) -> Callable[..., tuple[RecordDict, float]]:
@@ -187,7 +212,11 @@ class FakeGrid(Grid):
             ids.append(name)
             copied = RecordDict(dict(message.content.items()))
             if message.metadata.message_type == "query":
-                record, seconds = node.answer_query(from_record(copied, Query)[0])
+                if kind_of(copied) == "Notice":
+                    node.notices.append(from_record(copied, Notice)[0])
+                    record, seconds = to_record(Noted()), 1.0
+                else:
+                    record, seconds = node.answer_query(from_record(copied, Query)[0])
             else:
                 task, payload = from_record(_copied(message.content), Train)
                 assert payload is not None
@@ -235,6 +264,7 @@ class FakeEvaluator:
     bases: list[str] = field(default_factory=list)
     error: Exception | None = None
     start_errors: list[Exception] = field(default_factory=list)
+    loss: Callable[[Payload], float] | None = None  #: in place of the mean of tensor a
 
     def start(self, task: Start) -> tuple[StartReply, Payload]:
         if self.start_errors:
@@ -246,6 +276,6 @@ class FakeEvaluator:
             raise self.error
         self.rounds.append(task.round)
         self.bases.append(weights.manifest.sha256)
-        loss = float(weights.arrays()["a"].mean())
+        loss = self.loss(weights) if self.loss else float(weights.arrays()["a"].mean())
         self.losses.append(loss)
         return EvaluateReply(datasets=(DatasetResult(name="x", loss=loss, frames=4),))

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tests.federation.fakes import raw_payload
 from zk0d.errors import Zk0dError
-from zk0d.federation.admission import NotAdmitted, admit
-from zk0d.federation.aggregate import ServerStep, WeightedMean, norm
+from zk0d.federation.admission import Strikes, check_norm, check_reply, outliers
+from zk0d.federation.aggregate import (
+    ServerStep,
+    Weighted,
+    aggregate,
+    clip_scales,
+    norm,
+    rule_for,
+    weighted_mean,
+)
+from zk0d.federation.codec import PIECE, CodecName
 from zk0d.federation.messages import Train, TrainReply
-from zk0d.federation.update import Payload, UpdateError
+from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
+from zk0d.federation.update import Manifest, Payload, UpdateError
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import FeatureStatistics, Statistics
@@ -38,6 +51,7 @@ def task(**changes: object) -> Train:
         "weight_decay": 0.0,
         "grad_clip_norm": 10.0,
         "proximal_mu": 0.0,
+        "uplink_codec": "fp32",
         "deadline_seconds": 60.0,
     }
     return Train.model_validate({**facts, **changes})
@@ -63,10 +77,21 @@ def reply(of: Train, **changes: object) -> TrainReply:
 MODEL = Payload.of(weights(), "weights").manifest
 
 
-def test_a_good_update_is_admitted_with_its_norm() -> None:
-    given = task()
-    admitted = admit(given, reply(given), Payload.of(weights(2.0), "delta"), MODEL)
-    assert admitted.norm == pytest.approx(2.0 * np.sqrt(10))
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+def admit(spool: Spool, given: Train, answer: TrainReply, payload: Payload | None) -> SpooledUpdate:
+    checked = check_reply(given, answer, payload, MODEL, usable_frames=100)
+    return spool.take("n", checked)
+
+
+def test_a_good_update_is_admitted_with_its_norm_and_freed(spool: Spool) -> None:
+    given, payload = task(), Payload.of(weights(2.0), "delta")
+    taken = admit(spool, given, reply(given), payload)
+    assert taken.norm == pytest.approx(2.0 * np.sqrt(10))
+    assert payload.chunks == []
 
 
 @pytest.mark.parametrize(
@@ -75,91 +100,237 @@ def test_a_good_update_is_admitted_with_its_norm() -> None:
         ({"round": 2}, "wrong_round"),
         ({"base": "0" * 64}, "wrong_base"),
         ({"samples": 81}, "implausible_samples"),
+        ({"samples": 10**9}, "implausible_samples"),
         ({"steps": 11}, "implausible_samples"),
         ({"loss": float("nan")}, "not_finite"),
         ({"grad_norm": float("inf")}, "not_finite"),
     ],
 )
-def test_an_answer_that_is_not_to_the_question(change: dict[str, object], reason: str) -> None:
+def test_an_answer_that_is_not_to_the_question(
+    spool: Spool, change: dict[str, object], reason: str
+) -> None:
     given = task()
     with pytest.raises(NotAdmitted) as error:
-        admit(given, reply(given, **change), Payload.of(weights(1.0), "delta"), MODEL)
+        admit(spool, given, reply(given, **change), Payload.of(weights(1.0), "delta"))
     assert error.value.reason == reason
 
 
+def test_samples_of_a_node_that_has_no_frames() -> None:
+    given = task()
+    with pytest.raises(NotAdmitted) as error:
+        check_reply(given, reply(given), Payload.of(weights(1.0), "delta"), MODEL, usable_frames=0)
+    assert error.value.reason == "implausible_samples"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_an_update_that_is_not_finite(value: float) -> None:
+def test_an_update_that_is_not_finite(spool: Spool, tmp_path: Path, value: float) -> None:
     given = task()
     poisoned = weights(1.0)
     poisoned["b"][2] = value
     with pytest.raises(NotAdmitted, match="tensor 'b' holds NaN or infinity") as error:
-        admit(given, reply(given), Payload.of(poisoned, "delta"), MODEL)
+        admit(spool, given, reply(given), raw_payload(poisoned))
     assert error.value.reason == "not_finite"
+    assert not list((tmp_path / "spool").iterdir()), "nothing of it is left"
 
 
-def test_an_update_without_tensors_or_of_the_wrong_kind() -> None:
+@pytest.mark.parametrize("codec", ["int8", "int4", "bf16"])
+def test_a_poisoned_scale_or_value(spool: Spool, codec: CodecName) -> None:
+    import hashlib
+
+    good = Payload.of({"a": np.ones(8, np.float32)}, "delta", codec)
+    data = bytearray(good.chunks[0])
+    data[:4] = b"\xff\xff\xff\x7f"  # a NaN as float32 and, in two, as bfloat16
+    entry = good.manifest.tensors[0].model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+    bad = Payload(Manifest(kind="delta", codec=codec, tensors=(entry,)), [bytes(data)])
+    with pytest.raises(NotAdmitted, match="NaN or infinity"):
+        spool.take("n", bad)
+
+
+def test_an_update_without_tensors_or_of_the_wrong_kind(spool: Spool) -> None:
     given = task()
-    with pytest.raises(NotAdmitted) as error:
-        admit(given, reply(given), None, MODEL)
-    assert error.value.reason == "no_payload"
-    with pytest.raises(NotAdmitted) as error:
-        admit(given, reply(given), Payload.of(weights(1.0), "weights"), MODEL)
-    assert error.value.reason == "wrong_kind"
+    for payload, reason in (
+        (None, "no_payload"),
+        (Payload.of(weights(1.0), "weights"), "wrong_kind"),
+        (Payload.of(weights(1.0), "delta", "int8"), "wrong_codec"),
+    ):
+        with pytest.raises(NotAdmitted) as error:
+            admit(spool, given, reply(given), payload)
+        assert error.value.reason == reason
 
 
-def test_an_altered_update_names_its_tensor() -> None:
+def test_an_altered_update_names_its_tensor(spool: Spool) -> None:
     given = task()
     payload = Payload.of(weights(1.0), "delta")
     damaged = bytearray(payload.chunks[0])
     damaged[-1] ^= 1
     payload.chunks[0] = bytes(damaged)
     with pytest.raises(UpdateError, match="tensor 'b'"):
-        admit(given, reply(given), payload, MODEL)
+        admit(spool, given, reply(given), payload)
 
 
-def test_the_mean_is_weighted_and_the_updates_are_freed() -> None:
-    mean = WeightedMean(weights())
-    payloads = [Payload.of(weights(v), "delta") for v in (1.0, 4.0)]
-    mean.fold(payloads[0], 1.0)
-    mean.fold(payloads[1], 3.0)
-    assert all(payload.chunks == [] for payload in payloads)
-    assert mean.updates == 2
-    assert np.allclose(mean.mean()["a"], (1.0 + 3 * 4.0) / 4)
+def test_norms_against_the_weights() -> None:
+    check_norm(9.9, weights_norm=10.0, max_ratio=1.0)
+    check_norm(1e9, weights_norm=10.0, max_ratio=0.0)
+    with pytest.raises(NotAdmitted) as error:
+        check_norm(10.1, weights_norm=10.0, max_ratio=1.0)
+    assert error.value.reason == "norm_cap"
+    with pytest.raises(NotAdmitted) as error:
+        check_norm(0.0, weights_norm=10.0, max_ratio=1.0)
+    assert error.value.reason == "zero_update"
 
 
-def test_two_updates_give_the_same_mean_in_either_order() -> None:
+def test_norms_against_the_rounds_median() -> None:
+    assert outliers({"a": 1.0, "b": 1.2, "c": 5.9}, 5.0) == {}, "5.9 < 5 x 1.2"
+    found = outliers({"a": 1.0, "b": 1.2, "c": 6.1}, 5.0)
+    assert list(found) == ["c"]
+    assert found["c"].reason == "norm_outlier"
+    assert outliers({"a": 1.0, "b": 1000.0}, 5.0) == {}, "two have no median to be far from"
+    assert outliers({"a": 1.0, "b": 1.0, "c": 1000.0}, 0.0) == {}
+
+
+def test_three_strikes() -> None:
+    strikes = Strikes(most=3, cooldown=10)
+    assert [strikes.refused("x", 1), strikes.refused("x", 2)] == [1, 2]
+    assert not strikes.sits_out("x", 3)
+    assert strikes.refused("x", 4) == 3
+    assert [n for n in range(5, 20) if strikes.sits_out("x", n)] == list(range(5, 15))
+    assert strikes.refused("x", 15) == 1, "it begins again"
+    assert not strikes.sits_out("y", 5)
+    never = Strikes(most=0, cooldown=10)
+    for number in range(9):
+        never.refused("x", number)
+    assert not never.sits_out("x", 9)
+
+
+def spooled(
+    spool: Spool, values: list[dict[str, np.ndarray]], codec: CodecName = "fp32"
+) -> list[SpooledUpdate]:
+    return [
+        spool.take(str(number), Payload.of(each, "delta", codec))
+        for number, each in enumerate(values)
+    ]
+
+
+def test_the_mean_is_weighted(spool: Spool) -> None:
+    updates = spooled(spool, [weights(1.0), weights(4.0)])
+    moved = weights(10.0)
+    length = aggregate(
+        moved,
+        [Weighted(updates[0], 1.0), Weighted(updates[1], 3.0)],
+        weighted_mean,
+        ServerStep(0.0, 1.0),
+    )
+    assert np.allclose(moved["a"], 10.0 + (1.0 + 3 * 4.0) / 4)
+    assert length == pytest.approx(3.25 * np.sqrt(10))
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["mean", "trimmed-mean", "median"])
+def test_rules_against_numpy(spool: Spool, codec: CodecName, name: str) -> None:
+    """Tensors longer than a piece, of odd sizes, encoded each way."""
     random = np.random.default_rng(0)
-    deltas = [{"a": random.normal(size=1000).astype(np.float32)} for _ in range(2)]
+    shapes = {"a": (PIECE + 4099,), "b": (3, 5), "c": ()}
+    values = [
+        {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+        for _ in range(5)
+    ]
+    arrived = [Payload.of(each, "delta", codec).arrays() for each in values]
+    shares = [1.0, 2.0, 1.0, 0.5, 1.0]
+    moved = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
+    updates = [Weighted(u, w) for u, w in zip(spooled(spool, values, codec), shares, strict=True)]
+    aggregate(moved, updates, rule_for(name, 0.25, 5), ServerStep(0.0, 1.0))
+    for tensor in shapes:
+        stack = np.stack([each[tensor] for each in arrived]).astype(np.float64)
+        if name == "mean":
+            expected = np.average(stack, axis=0, weights=shares)
+        elif name == "median":
+            expected = np.median(stack, axis=0)
+        else:
+            expected = np.sort(stack, axis=0)[1:-1].mean(axis=0)
+        assert np.allclose(moved[tensor], expected, atol=1e-6)
 
-    def mean(order: list[int]) -> np.ndarray:
-        made = WeightedMean(deltas[0])
-        for i in order:
-            made.fold(Payload.of(deltas[i], "delta"), 0.3 + i)
-        return made.mean()["a"]
 
-    assert np.array_equal(mean([0, 1]), mean([1, 0]))
+def test_the_median_of_an_even_number(spool: Spool) -> None:
+    moved = weights(0.0)
+    updates = spooled(spool, [weights(v) for v in (1.0, 2.0, 4.0, 100.0)])
+    aggregate(moved, [Weighted(u, 1.0) for u in updates], rule_for("median", 0.25, 4), fedavg())
+    assert np.allclose(moved["a"], 3.0)
+
+
+def fedavg() -> ServerStep:
+    return ServerStep(0.0, 1.0)
+
+
+@pytest.mark.parametrize(("nodes", "fraction", "left"), [(3, 0.25, 1), (4, 0.25, 2), (8, 0.4, 2)])
+def test_how_many_are_trimmed(spool: Spool, nodes: int, fraction: float, left: int) -> None:
+    updates = spooled(spool, [weights(float(v)) for v in range(nodes)])
+    moved = weights(0.0)
+    rule = rule_for("trimmed-mean", fraction, nodes)
+    aggregate(moved, [Weighted(u, 1.0) for u in updates], rule, fedavg())
+    cut = (nodes - left) // 2
+    assert np.allclose(moved["a"], np.mean(range(cut, nodes - cut)))
+
+
+def test_two_updates_cannot_be_trimmed() -> None:
+    with pytest.raises(Zk0dError, match="at least 3 updates, 2 came"):
+        rule_for("trimmed-mean", 0.25, 2)
+
+
+def test_clipping_shortens_only_the_long(spool: Spool) -> None:
+    assert clip_scales([1.0, 2.0, 30.0], 0.0) == [1.0, 1.0, 1.0]
+    assert clip_scales([1.0, 2.0, 30.0], 1.5) == [1.0, 1.0, pytest.approx(0.1)]
+    moved = weights(0.0)
+    updates = spooled(spool, [weights(1.0), weights(30.0)])
+    aggregate(
+        moved,
+        [Weighted(updates[0], 1.0), Weighted(updates[1], 1.0, scale=0.1)],
+        weighted_mean,
+        fedavg(),
+    )
+    assert np.allclose(moved["a"], 2.0)
 
 
 def test_no_update_has_no_mean() -> None:
     with pytest.raises(Zk0dError, match="no update was admitted"):
-        WeightedMean(weights()).mean()
+        aggregate(weights(), [], weighted_mean, fedavg())
 
 
-def test_without_momentum_the_step_is_fedavg() -> None:
-    moved = weights(1.0)
-    step = ServerStep(momentum=0.0, rate=1.0)
-    step.apply(moved, weights(0.5))
-    assert np.allclose(moved["a"], 1.5)
+def steps(step: ServerStep, spool: Spool, values: list[float]) -> list[float]:
+    moved, seen = weights(0.0), []
+    for value in values:
+        update = spool.take("n", Payload.of(weights(value), "delta"))
+        aggregate(moved, [Weighted(update, 1.0)], weighted_mean, step)
+        seen.append(float(moved["b"][1]))
+    return seen
+
+
+def test_without_momentum_the_step_is_fedavg(spool: Spool) -> None:
+    step = fedavg()
+    assert steps(step, spool, [1.5, 1.0]) == [1.5, 2.5]
     assert step.velocity is None
 
 
-def test_momentum_is_fedavgms() -> None:
-    moved = weights(0.0)
-    step = ServerStep(momentum=0.5, rate=2.0)
+def test_momentum_is_fedavgms(spool: Spool) -> None:
     # V = 1, G = 2; V = 0.5 + 1 = 1.5, G = 5; V = 0.75 + 0 = 0.75, G = 6.5
-    for mean, expected in ((1.0, 2.0), (1.0, 5.0), (0.0, 6.5)):
-        step.apply(moved, weights(mean))
-        assert np.allclose(moved["b"], expected)
+    assert steps(ServerStep(0.5, 2.0), spool, [1.0, 1.0, 0.0]) == [2.0, 5.0, 6.5]
+
+
+def test_nesterovs_momentum_looks_ahead(spool: Spool) -> None:
+    # V = 1, G = 1 + 0.5; V = 1.5, G = 1.5 + 1 + 0.75 = 3.25; V = 0.75, G = 3.25 + 0 + 0.375
+    assert steps(ServerStep(0.5, 1.0, nesterov=True), spool, [1.0, 1.0, 0.0]) == [1.5, 3.25, 3.625]
+
+
+def test_nesterov_is_torchs(spool: Spool) -> None:
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
+    deltas = [0.3, -0.2, 0.5, 0.1]
+    ours = steps(ServerStep(0.9, 0.7, nesterov=True), spool, deltas)
+    for delta, value in zip(deltas, ours, strict=True):
+        parameter.grad = torch.tensor([-delta])
+        theirs.step()
+        assert value == pytest.approx(float(parameter.detach()), rel=1e-5)
 
 
 def test_the_norm_is_over_all_tensors() -> None:

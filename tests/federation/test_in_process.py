@@ -178,7 +178,13 @@ def test_a_federation_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert committed[2]["evaluation"]["datasets"][0]["frames"] == 40
     assert [node["node"] for node in committed[1]["nodes"]] == ["left", "right"]
     assert {node["samples"] for node in committed[1]["nodes"]} == {12 * 16}
-    assert set(committed[1]["nodes"][0]["seconds"]) == {"load", "train", "encode"}
+    assert set(committed[1]["nodes"][0]["seconds"]) == {
+        "load",
+        "evaluate",
+        "train",
+        "encode",
+        "transfer",
+    }
     assert committed_rounds(lab.folder / "runs" / "1") == [0, 1, 2]
 
 
@@ -311,6 +317,7 @@ def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: A
         "weight_decay": 0.0,
         "grad_clip_norm": 10.0,
         "proximal_mu": 0.0,
+        "uplink_codec": "int8",
         "deadline_seconds": 60.0,
         **changes,
     }
@@ -379,7 +386,7 @@ def test_a_dataset_that_cannot_be_evaluated_is_missing(lab: Lab) -> None:
     lab.contribute("left")
     spec, weights, statistics = started(lab)
     arrays = {name: array.copy() for name, array in weights.arrays().items()}
-    next(iter(arrays.values())).fill(float("nan"))
+    next(iter(arrays.values())).fill(1e15)
     broken = Payload.of(arrays, "weights")
     task = Evaluate(
         run="1",

@@ -46,6 +46,10 @@ class World:
                 "server-momentum": 0.0,
                 "round-deadline": 100.0,
                 "node-wait": 50.0,
+                # All weights of the fakes are 0 or 1, all updates far longer.
+                "max-update-ratio": 0.0,
+                "uplink-codec": "fp32",
+                "downlink-codec": "fp32",
                 **settings,
             }
         )
@@ -97,7 +101,13 @@ def test_a_run_of_two_nodes(world: Make) -> None:
     assert committed["bytes_up"] == committed["bytes_down"] == 2 * 10 * 4
     assert committed["nodes"][0]["update_norm"] == pytest.approx(np.sqrt(10))
     assert committed["evaluation"]["loss"] == pytest.approx(2.0)
-    assert set(committed["seconds"]) == {"send", "collect", "aggregate", "evaluate"}
+    assert set(committed["seconds"]) == {
+        "send",
+        "collect",
+        "aggregate",
+        "evaluate",
+        "commit",
+    }
 
 
 def test_every_node_gets_the_same_task_with_a_running_step(world: Make) -> None:
@@ -445,7 +455,7 @@ def test_an_evaluator_that_refuses_ends_the_run(world: Make) -> None:
 def test_old_rounds_are_pruned(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")], **{"num-server-rounds": 6, "keep-rounds": 2})
     made.run()
-    assert committed_rounds(made.folder) == [5, 6]
+    assert committed_rounds(made.folder) == [0, 5, 6], "the newest, and the best"
 
 
 def test_a_bug_is_said_in_the_journal(world: Make) -> None:

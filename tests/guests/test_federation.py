@@ -203,7 +203,7 @@ def test_a_wrong_setting_is_said_and_not_retried(fleet: Fleet) -> None:
     assert "unknown key 'supernode.prot' (did you mean 'port'?)" in node.journal("zk0d-client")
     said = node.run([BOT, "status"], check=False)
     assert said.returncode == 1
-    assert "what to do: journalctl -u zk0d-client" in said.stdout
+    assert "what to do: zk0d-client: journalctl -u zk0d-client says why" in said.stdout
     node.write("/etc/zk0d/client.toml", right)
     node.systemctl("restart", "zk0d-client")
     fleet.wait_online(180)

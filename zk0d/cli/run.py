@@ -29,6 +29,9 @@ def run(
         typer.Option("-c", "--config", help="Run settings, 'num-server-rounds=50 policy=act'."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="RUN", help="Go on with this run after its last committed round.")
+    ] = "",
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Show each round until the run's end.")
     ] = False,
@@ -37,17 +40,25 @@ def run(
 ) -> None:
     """Start a run on this coordinator; its bundle holds settings and no code."""
     from zk0d.config.run import parse_overrides, run_settings
+    from zk0d.errors import UsageError
 
     values = parse_overrides(config or [])
     if rounds is not None:
         values["num-server-rounds"] = rounds
+    if resume:
+        if values:
+            raise UsageError(
+                f"--resume {resume} goes on with the settings that the run began with; leave out"
+                " -c and --rounds, or start a new run."
+            )
+        values["resume"] = resume
     settings = run_settings(values)
     with control(superlink, ca) as link:
         number = link.start_run(settings)
         typer.echo(number)
         if follow:
             try:
-                _follow(link, number)
+                _follow(link, number, resume or str(number))
             except KeyboardInterrupt:
                 typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
 
@@ -63,7 +74,7 @@ def control(superlink: str, ca: Path | None) -> Control:
     return Control(superlink or f"127.0.0.1:{link.port}", ca or link.ca or DEFAULT_CA)
 
 
-def _follow(link: Control, number: int) -> None:
+def _follow(link: Control, number: int, name: str) -> None:
     from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
     from zk0d.errors import Zk0dError
     from zk0d.federation.journal import JournalTail
@@ -72,7 +83,9 @@ def _follow(link: Control, number: int) -> None:
     server = ServerSettings()
     if DEFAULT_SERVER_CONFIG.exists():
         server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
-    tail = JournalTail(server.runs / str(number))
+    tail = JournalTail(server.runs / name)
+    if name != str(number):
+        tail.new_lines()  # what it did before is known
     ended = 0.0
     while True:
         for line in tail.new_lines():
@@ -80,7 +93,7 @@ def _follow(link: Control, number: int) -> None:
             if line["kind"] == "run.finished":
                 return
             if line["kind"] == "run.failed":
-                raise Zk0dError(f"run {number} failed: {line['message']}", reason="run_failed")
+                raise Zk0dError(f"run {name} failed: {line['message']}", reason="run_failed")
         state = link.run(number)
         if state.status == FINISHED:
             # Its ServerApp may have died without a last line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -18,5 +19,21 @@ def stop(
     from zk0d.cli.run import control
 
     with control(superlink, ca) as link:
-        link.stop_run(run)
+        link.stop_run(_flowers(run))
     typer.echo(f"run {run} is stopped")
+
+
+def _flowers(run: int) -> int:
+    """What Flower calls the run now: one that was gone on with has another number there."""
+    from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
+    from zk0d.federation.facts import RunFacts
+    from zk0d.federation.journal import read_journal
+
+    server = ServerSettings()
+    if DEFAULT_SERVER_CONFIG.exists():
+        server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
+    facts = RunFacts(run=str(run))
+    with contextlib.suppress(PermissionError):
+        for line in read_journal(server.runs / str(run)):
+            facts.take(line)
+    return int(facts.flower)

@@ -70,6 +70,9 @@ class LearnerSettings(EvaluatorSettings):
     """The same on a contributor's machine, where it trains."""
 
     socket: Path = Field(DEFAULT_SOCKET, description="Unix socket it is reached at.")
+    holdout_episodes: NonNegativeInt = Field(
+        0, description="Last episodes that are never trained on; a run may have them evaluated."
+    )
     accept_run_dataset: bool = Field(
         False, description="Take the dataset from the run: for demos and simulations only."
     )
@@ -193,6 +196,9 @@ class SuperlinkSettings(Settings):
     key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
     presence_port: Port = Field(9480, description="The presence page, on loopback.")
+    auto_resume: bool = Field(
+        True, description="Go on by itself with a run that was interrupted: a reboot, a killed app."
+    )
     database_limit_mib: PositiveFloat = Field(
         512.0, description="A larger database is made anew from the roster while no run goes on."
     )

@@ -177,8 +177,8 @@ class RunSettings(Settings):
 
     evaluate_on_nodes: bool = Field(
         False,
-        description="Let each node evaluate the weights that a round begins with on its own held-out"
-        " episodes (holdout-episodes in its settings).",
+        description="Let each node evaluate the weights that a round begins with on its own"
+        " held-out episodes (learner.holdout-episodes in its settings).",
     )
 
     keep_rounds: PositiveInt = Field(
@@ -197,6 +197,8 @@ class RunSettings(Settings):
             default = RunSettings.model_fields["local_steps"].default
             if self.local_steps not in (default, self.local_epochs):
                 raise ValueError("local-steps and its old name local-epochs differ; give one")
+        if self.aggregation == "trimmed-mean" and self.min_fit_clients < 3:
+            raise ValueError("trimmed-mean needs min-fit-clients of at least 3")
         if 0.0 < self.rollback_factor <= 1.0:
             raise ValueError("rollback-factor must be more than 1, or 0 for never")
         if not self.local_epochs and not self.local_steps:

@@ -1,41 +1,37 @@
-"""What an update must be before it touches the model."""
+"""What an update must be before it touches the model, and what becomes of who sends others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Train, TrainReply
+from zk0d.federation.spool import NotAdmitted
 from zk0d.federation.update import Manifest, Payload
 
-
-class NotAdmitted(Zk0dError):
-    """An update that is refused; ``reason`` is what is counted."""
-
-    default_reason = "not_admitted"
+#: Fewer updates have no median to be far from.
+FEWEST_FOR_MEDIAN = 3
 
 
-@dataclass(frozen=True)
-class Admitted:
-    """An update that may be folded. ``norm`` is its Euclidean norm."""
+def check_reply(
+    task: Train, reply: TrainReply, payload: Payload | None, model: Manifest, usable_frames: int
+) -> Payload:
+    """Check a node's answer to ``task`` as far as it can be without reading its values.
 
-    reply: TrainReply
-    payload: Payload
-    norm: float
-
-
-def admit(task: Train, reply: TrainReply, payload: Payload | None, model: Manifest) -> Admitted:
-    """Check a node's answer to ``task`` against the model's manifest.
+    Parameters
+    ----------
+    usable_frames
+        What the node said in the query.
 
     Raises
     ------
     UpdateError
-        Naming the tensor that is missing, extra, of another shape, or altered on the way.
+        Naming the tensor that is missing, extra or of another shape.
     NotAdmitted
         With reason ``wrong_base``, ``wrong_round``, ``no_payload``, ``wrong_kind``,
-        ``implausible_samples`` or ``not_finite``.
+        ``wrong_codec``, ``implausible_samples`` or ``not_finite``.
     """
     if payload is None:
         raise NotAdmitted("the answer came without an update.", reason="no_payload")
@@ -50,21 +46,94 @@ def admit(task: Train, reply: TrainReply, payload: Payload | None, model: Manife
         )
     if payload.manifest.kind != "delta":
         raise NotAdmitted("weights came where a difference was asked for.", reason="wrong_kind")
-    most = task.steps * task.batch_size
+    if payload.manifest.codec != task.uplink_codec:
+        raise NotAdmitted(
+            f"the update is encoded as {payload.manifest.codec}, {task.uplink_codec} was asked"
+            " for.",
+            reason="wrong_codec",
+        )
+    most = task.steps * task.batch_size if usable_frames else 0
     if reply.samples > most or reply.steps > task.steps:
         raise NotAdmitted(
-            f"{reply.samples} samples are claimed, {most} were asked for.",
+            f"{reply.samples} samples are claimed, at most {most} were asked for.",
             reason="implausible_samples",
         )
-    model.check_same_tensors(payload.manifest)
-    square = 0.0
-    for name, delta in payload.decode():
-        part = float(np.dot(delta.ravel(), delta.ravel()))
-        # A sum of squares can also overflow: such an update is as little use as a NaN.
-        if not np.isfinite(part):
-            raise NotAdmitted(f"tensor '{name}' holds NaN or infinity.", reason="not_finite")
-        square += part
     numbers = (reply.loss, reply.policy_loss, reply.proximal_loss, reply.grad_norm)
     if not np.isfinite(numbers).all():
         raise NotAdmitted("the answer's losses are no numbers.", reason="not_finite")
-    return Admitted(reply, payload, float(np.sqrt(square)))
+    model.check_same_tensors(payload.manifest)
+    return payload
+
+
+def check_norm(norm: float, weights_norm: float, max_ratio: float) -> None:
+    """Refuse what is too long or nothing, whatever the others sent.
+
+    Raises
+    ------
+    NotAdmitted
+        With reason ``norm_cap`` or ``zero_update``.
+    """
+    if not norm:
+        raise NotAdmitted("the update changes nothing.", reason="zero_update")
+    if max_ratio and norm > max_ratio * weights_norm:
+        raise NotAdmitted(
+            f"the update's norm is {norm:.4g}, the weights' own {weights_norm:.4g}, and"
+            f" max-update-ratio allows {max_ratio:g} of it.",
+            reason="norm_cap",
+        )
+
+
+def outliers(norms: Mapping[str, float], factor: float) -> dict[str, NotAdmitted]:
+    """The updates of a round that are far longer than the median, by the keys of ``norms``."""
+    if not factor or len(norms) < FEWEST_FOR_MEDIAN:
+        return {}
+    middle = float(np.median(list(norms.values())))
+    return {
+        key: NotAdmitted(
+            f"the update's norm is {norm:.4g}, more than {factor:g} times the round's median"
+            f" {middle:.4g}.",
+            reason="norm_outlier",
+        )
+        for key, norm in norms.items()
+        if norm > factor * middle
+    }
+
+
+class Strikes:
+    """Nodes that sent updates which were refused; a fold over the journal, so resume replays it.
+
+    Parameters
+    ----------
+    most
+        Refused updates after which a node sits out; 0 never.
+    cooldown
+        Rounds that it sits out. Afterwards it begins with none.
+    """
+
+    def __init__(self, most: int, cooldown: int) -> None:
+        self._most = most
+        self._cooldown = cooldown
+        self._count: dict[str, int] = {}
+        self._until: dict[str, int] = {}  #: the last round that it sits out
+
+    def refused(self, key: str, round_: int) -> int:
+        """Note a refused update of ``round_``; how many the node has now."""
+        self._count[key] = self._count.get(key, 0) + 1
+        if self._most and self._count[key] >= self._most:
+            self._until[key] = round_ + self._cooldown
+            count, self._count[key] = self._count[key], 0
+            return count
+        return self._count[key]
+
+    def sits_out_until(self, key: str) -> int:
+        """The last round that the node sits out; 0 if it never had to."""
+        return self._until.get(key, 0)
+
+    def sits_out(self, key: str, round_: int) -> bool:
+        """Whether the node has no part in ``round_``."""
+        return round_ <= self.sits_out_until(key)
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Read one line of the journal."""
+        if line["kind"] == "update.refused" and line.get("strike"):
+            self.refused(line["key"], line["round"])

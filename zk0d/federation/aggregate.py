@@ -1,87 +1,183 @@
-"""Aggregation, in float32, one update at a time.
+"""Aggregation, in float32, piece by piece: the updates stay on disk, only the weights in memory.
 
-An update is folded into a running sum and freed, so the server's memory does not grow with the
-number of nodes.
+Nothing here depends on the order in which updates came, so a round that is repeated gives the same
+weights to the bit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zk0d.errors import Zk0dError
-from zk0d.federation.update import Payload
+from zk0d.federation.codec import PIECE
+from zk0d.federation.spool import SpooledUpdate, SpoolReader
 
 #: Named float32 tensors.
 Arrays = dict[str, NDArray[np.float32]]
+#: Makes one piece out of the nodes' pieces, shape ``(nodes, values)``, which it may overwrite.
+Rule = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
-class WeightedMean:
-    """The mean of the nodes' updates, weighted by the samples each really trained on.
+@dataclass(frozen=True)
+class Weighted:
+    """One update of a round.
 
-    FedAvg (McMahan et al. 2017) on updates instead of weights: the same, and the rounding error is
-    that of the small difference.
+    ``weight`` is what it counts by in a mean, ``scale`` what its values are multiplied by first
+    (norm clipping; 1 leaves them as they are).
     """
 
-    def __init__(self, weights: Arrays) -> None:
-        self._sum = {name: np.zeros_like(array) for name, array in weights.items()}
-        self._scratch = {array.shape: np.empty_like(array) for array in weights.values()}
-        self.weight = 0.0
-        self.updates = 0
-
-    def fold(self, payload: Payload, weight: float) -> None:
-        """Add an admitted update, freeing its chunks on the way."""
-        for name, delta in payload.decode(consume=True, verify=False):
-            scratch = self._scratch[delta.shape]
-            np.multiply(delta, np.float32(weight), out=scratch)
-            self._sum[name] += scratch
-        self.weight += weight
-        self.updates += 1
-
-    def mean(self) -> Arrays:
-        """The weighted mean. Takes the sum: the object is spent.
-
-        Raises
-        ------
-        Zk0dError
-            If nothing was folded.
-        """
-        if not self.weight:
-            raise Zk0dError("no update was admitted, so there is no mean.", reason="no_updates")
-        scale = np.float32(1.0 / self.weight)
-        for array in self._sum.values():
-            array *= scale
-        mean, self._sum = self._sum, {}
-        return mean
+    update: SpooledUpdate
+    weight: float
+    scale: float = 1.0
 
 
 class ServerStep:
-    """How the mean update moves the global weights.
+    """How the mean update d moves the global weights G.
 
-    With momentum 0 and rate 1 it is FedAvg; with momentum it is FedAvgM (Hsu, Qi, Brown 2019):
-    V = momentum * V + mean; G = G + rate * V.
+    With momentum m = 0 it is FedAvg: G = G + rate * d. With momentum, V = m V + d and
+    G = G + rate * V (FedAvgM; Hsu, Qi, Brown 2019); with Nesterov's, G = G + rate * (d + m V), the
+    outer step of DiLoCo (Douillard et al. 2023).
     """
 
-    def __init__(self, momentum: float, rate: float, velocity: Arrays | None = None) -> None:
+    def __init__(
+        self,
+        momentum: float,
+        rate: float,
+        velocity: Arrays | None = None,
+        *,
+        nesterov: bool = False,
+    ) -> None:
         self.momentum = momentum
         self.rate = rate
         self.velocity = velocity
+        self.nesterov = nesterov
 
-    def apply(self, weights: Arrays, mean: Arrays) -> None:
-        """Move ``weights`` in place; ``mean`` is used up."""
-        if self.momentum:
-            if self.velocity is None:
-                self.velocity = mean
+    def begin(self, weights: Arrays) -> None:
+        """Make room for the velocity, once."""
+        if self.momentum and self.velocity is None:
+            self.velocity = {name: np.zeros_like(array) for name, array in weights.items()}
+
+    def apply(
+        self, weights: NDArray[np.float32], mean: NDArray[np.float32], name: str, start: int
+    ) -> None:
+        """Move one piece of ``weights`` in place; ``mean`` is used up."""
+        if self.momentum and self.velocity is not None:
+            whole = self.velocity[name].reshape(-1)
+            velocity = whole[start : start + mean.size]
+            velocity *= np.float32(self.momentum)
+            velocity += mean
+            if self.nesterov:
+                mean += np.float32(self.momentum) * velocity
             else:
-                for name, velocity in self.velocity.items():
-                    velocity *= np.float32(self.momentum)
-                    velocity += mean[name]
-            mean = self.velocity
+                mean[...] = velocity
+        if self.rate != 1.0:
+            mean *= np.float32(self.rate)
+        weights += mean
+
+
+def weighted_mean(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean weighted by samples: FedAvg (McMahan et al. 2017) on updates.
+
+    On updates instead of weights it is the same, and its rounding error that of small numbers.
+    """
+    pieces *= (weights / weights.sum())[:, None]
+    return np.asarray(pieces.sum(axis=0))
+
+
+def trimmed_mean(fraction: float, nodes: int) -> Rule:
+    """The mean without the ``fraction`` largest and smallest of each coordinate.
+
+    Yin et al. 2018. Nodes count the same: a weight is the node's own word. At least one is cut off
+    at each end, where that leaves one.
+
+    Raises
+    ------
+    Zk0dError
+        If fewer than three nodes answered: nothing would be left to take the mean of.
+    """
+    cut = max(1, int(fraction * nodes))
+    if nodes - 2 * cut < 1:
+        raise Zk0dError(
+            f"trimmed-mean needs at least 3 updates, {nodes} came; raise min-fit-clients or choose"
+            " another aggregation.",
+            reason="quorum",
+        )
+
+    def rule(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        del weights
+        pieces.sort(axis=0)
+        return np.asarray(pieces[cut : nodes - cut].mean(axis=0))
+
+    return rule
+
+
+def median(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The median of each coordinate (Yin et al. 2018); nodes count the same."""
+    del weights
+    pieces.sort(axis=0)
+    middle = len(pieces) // 2
+    if len(pieces) % 2:
+        return np.array(pieces[middle])
+    return np.asarray((pieces[middle - 1] + pieces[middle]) * np.float32(0.5))
+
+
+def rule_for(aggregation: str, trim_fraction: float, nodes: int) -> Rule:
+    """The rule that a run's settings name."""
+    if aggregation == "trimmed-mean":
+        return trimmed_mean(trim_fraction, nodes)
+    return median if aggregation == "median" else weighted_mean
+
+
+def clip_scales(norms: Sequence[float], factor: float) -> list[float]:
+    """What each update is multiplied by so that none is longer than ``factor`` times the median.
+
+    ``factor`` 0 leaves all as they are. After Sun et al. 2019, the bound the round's median.
+    """
+    if not factor:
+        return [1.0] * len(norms)
+    bound = factor * float(np.median(norms))
+    return [min(1.0, bound / norm) if norm else 1.0 for norm in norms]
+
+
+def aggregate(weights: Arrays, updates: Sequence[Weighted], rule: Rule, step: ServerStep) -> float:
+    """Move ``weights`` in place by a round's updates, which come in an order that never changes.
+
+    Returns
+    -------
+    float
+        Euclidean norm of the combined update, before the server's momentum and rate.
+
+    Raises
+    ------
+    Zk0dError
+        If there is no update.
+    """
+    if not updates:
+        raise Zk0dError("no update was admitted, so there is no mean.", reason="no_updates")
+    step.begin(weights)
+    shares = np.array([each.weight for each in updates], np.float32)
+    stack = np.empty((len(updates), PIECE), np.float32)
+    square = 0.0
+    with ExitStack() as files:
+        readers = [files.enter_context(SpoolReader(each.update)) for each in updates]
         for name, array in weights.items():
-            if self.rate == 1.0:
-                array += mean[name]
-            else:
-                array += np.float32(self.rate) * mean[name]
+            flat = array.reshape(-1)
+            for start in range(0, flat.size, PIECE):
+                target = flat[start : start + PIECE]
+                pieces = stack[:, : target.size]
+                for reader, row, each in zip(readers, pieces, updates, strict=True):
+                    reader.read(name, start, row)
+                    if each.scale != 1.0:
+                        row *= np.float32(each.scale)
+                combined = rule(pieces, shares)
+                square += float(np.dot(combined, combined))
+                step.apply(target, combined, name, start)
+    return float(np.sqrt(square))
 
 
 def norm(arrays: Arrays) -> float:

@@ -15,9 +15,9 @@ from flwr.clientapp import ClientApp
 
 from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
-from zk0d.federation.envelope import from_record, to_record
+from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.learner_client import LearnerClient
-from zk0d.federation.messages import Query, Refusal, Train
+from zk0d.federation.messages import Noted, Notice, Query, Refusal, Train
 from zk0d.federation.update import Payload, UpdateError
 
 SOCKET_KEY = "learner-socket"
@@ -29,7 +29,9 @@ _PROGRESS_LOG_SECONDS = 5.0
 
 @app.query()  # type: ignore[untyped-decorator]
 def query(message: Message, context: Context) -> Message:
-    """Ask the learner whether and on what it can train the run's policy."""
+    """Ask the learner whether and on what it can train the run's policy; or read a notice."""
+    if kind_of(message.content) == Notice.__name__:
+        return _note(message)
 
     def ask(learner: LearnerClient) -> Any:
         task, _ = from_record(message.content, Query)
@@ -49,6 +51,23 @@ def train(message: Message, context: Context) -> Message:
         return learner.train(task, payload, _progress_log())
 
     return _answer(message, context, ask)
+
+
+def _note(message: Message) -> Message:
+    """Say in this node's log what the coordinator has against its updates."""
+    notice, _ = from_record(message.content, Notice)
+    sits_out = (
+        f"; this node sits out until round {notice.sits_out_until}" if notice.sits_out_until else ""
+    )
+    log.error(
+        "zk0d: the coordinator refused this node's update of round %d (%s, strike %d): %s%s",
+        notice.round,
+        notice.reason,
+        notice.strikes,
+        notice.message,
+        sits_out,
+    )
+    return Message(to_record(Noted()), reply_to=message)
 
 
 def _answer(message: Message, context: Context, ask: Any) -> Message:

@@ -33,6 +33,12 @@ def to_record(message: Message, payload: Payload | None = None) -> RecordDict:
     return record
 
 
+def kind_of(record: RecordDict) -> str:
+    """The name of the message's kind; ``""`` if it is none of ours."""
+    header = record.get("message")
+    return str(header.get(_KIND, "")) if isinstance(header, ConfigRecord) else ""
+
+
 def from_record[M: Message](record: RecordDict, expected: type[M]) -> tuple[M, Payload | None]:
     """Read a message of the expected kind and its payload, which is taken out of ``record``.
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from zk0d.federation.journal import CONFIG, JOURNAL, JournalTail
 
+#: Ends of a run that are nobody's decision and may pass: it can go on where it was.
+_PASSING = {"disk_full", "learner_gone", "learner_silent", "try_again"}
+
 
 @dataclass
 class RunFacts:
@@ -34,6 +37,9 @@ class RunFacts:
     failed: int = 0
     last_commit: float = 0.0
     message: str = ""  #: why it failed
+    interrupted: bool = False  #: it failed of something that was not its own
+    flower_run: str = ""  #: what Flower calls it now, if it was gone on with
+    resumed: int = 0  #: times that it was gone on with
 
     def take(self, line: dict[str, Any]) -> None:
         """Read one line."""
@@ -45,6 +51,11 @@ class RunFacts:
             self.state = "finished"
         elif kind == "run.failed":
             self.state, self.message = "failed", line["message"]
+            self.interrupted = line["reason"] in _PASSING
+        elif kind == "run.resumed":
+            self.state, self.message, self.interrupted = "running", "", False
+            self.round, self.flower_run = line["round"], line["flower_run"]
+            self.resumed += 1
         elif kind == "round.started":
             self.asked = len(line["nodes"])
             self.learning_rate, self.proximal_mu = line["learning_rate"], line["proximal_mu"]
@@ -61,9 +72,15 @@ class RunFacts:
         """Whether its journal says that it goes on."""
         return self.state in ("starting", "running")
 
+    @property
+    def flower(self) -> str:
+        """What Flower calls it; the same as its own name unless it was gone on with."""
+        return self.flower_run or self.run
+
     def end(self, state: str, message: str) -> None:
         """It ended without a last line of its own: its ServerApp died or was stopped."""
         self.state, self.message = state, message
+        self.interrupted = state == "failed"
 
     def _committed(self, line: dict[str, Any]) -> None:
         self.round, self.last_commit = line["round"], line["time"]
@@ -98,6 +115,7 @@ class RunFacts:
             "success": self.success,
             "last_commit": self.last_commit or None,
             "message": self.message,
+            "resumed": self.resumed,
         }
 
     def sentence(self) -> str:

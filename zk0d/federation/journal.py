@@ -6,17 +6,20 @@ has its final name and the journal has its line; anything else is a draft that i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from zk0d.errors import TryAgainError
 
-JOURNAL, CONFIG = "journal.jsonl", "config.json"
+JOURNAL, CONFIG, STATISTICS = "journal.jsonl", "config.json", "statistics.json"
+WEIGHTS, MOMENTUM = "global.safetensors", "momentum.safetensors"
+CHECKSUMS = "checksums.json"
 VERSION = 1
 
 
@@ -43,19 +46,32 @@ class Journal:
             self.rounds.mkdir(parents=True, exist_ok=True)
             for draft in self.rounds.glob(".*.partial"):
                 shutil.rmtree(draft)
+            self._drop_torn_line()
 
     @property
     def rounds(self) -> Path:
         return self.folder / "rounds"
 
-    def write(self, kind: str, **facts: Any) -> None:
-        """Append one line and make it durable."""
+    def _drop_torn_line(self) -> None:
+        """A crash may have left half a line, which the next would be glued to."""
+        path = self.folder / JOURNAL
+        if path.exists():
+            with path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def write(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """Append one line, make it durable, and return it."""
         line = {"v": VERSION, "time": time.time(), "run": self.run, "kind": kind, **facts}
         text = json.dumps(line, allow_nan=False) + "\n"
         with _disk(self.folder), (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        return line
+
+    def round_folder(self, round_: int) -> Path:
+        """Where a committed round lies."""
+        return self.rounds / f"{round_:05d}"
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the run, whole or not at all."""
@@ -77,16 +93,21 @@ class Journal:
         ----------
         files
             For each file name a function that writes it at the path it is given.
+
+        The folder also holds the files' SHA-256, by which :func:`is_whole` knows them.
         """
-        final = self.rounds / f"{round_:05d}"
+        final = self.round_folder(round_)
         draft = self.rounds / f".{round_:05d}.partial"
         with _disk(self.rounds):
             shutil.rmtree(draft, ignore_errors=True)
             try:
                 draft.mkdir()
+                sums = {}
                 for name, write in files.items():
                     write(draft / name)
                     _sync_file(draft / name)
+                    sums[name] = _sha256(draft / name)
+                _write_durably(draft / CHECKSUMS, json.dumps(sums, indent=1).encode())
                 _sync_folder(draft)
                 if final.exists():
                     shutil.rmtree(final)
@@ -97,11 +118,11 @@ class Journal:
                 raise
         return final
 
-    def prune(self, keep: int, also: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def prune(self, keep: int, also: Collection[int] = ()) -> None:
         """Remove all but the newest ``keep`` committed rounds and those in ``also``."""
         for number in committed_rounds(self.folder)[:-keep]:
             if number not in also:
-                shutil.rmtree(self.rounds / f"{number:05d}", ignore_errors=True)
+                shutil.rmtree(self.round_folder(number), ignore_errors=True)
 
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
@@ -140,6 +161,20 @@ class JournalTail:
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._at += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a committed round's files are those that were written."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return bool(sums) and all(_sha256(folder / name) == sum_ for name, sum_ in sums.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def committed_rounds(folder: Path) -> list[int]:

@@ -8,12 +8,13 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias
-from zk0d.learning.schedule import CosineSchedule
+from zk0d.federation.codec import CodecName
+from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[1] = 1
+PROTOCOL: Literal[2] = 2
 
 
 class Message(Settings):
@@ -22,7 +23,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[1] = PROTOCOL
+    protocol: Literal[2] = PROTOCOL
 
 
 class Refusal(Message):
@@ -49,8 +50,23 @@ class QueryReply(Message):
     statistics: Statistics | None = Field(description="None if the owner does not share them.")
 
 
+class Notice(Message):
+    """Tells a node that its update was refused, and why."""
+
+    run: str
+    round: PositiveInt
+    reason: str
+    message: str
+    strikes: NonNegativeInt = Field(description="Refused updates so far.")
+    sits_out_until: NonNegativeInt = Field(description="Last round without this node; 0: none.")
+
+
+class Noted(Message):
+    """The answer to a :class:`Notice`."""
+
+
 class Train(Message):
-    """One round of local steps. The same for every node, so it travels once."""
+    """One round of local steps. The same for every node but for ``boost``; weights travel once."""
 
     run: str
     round: PositiveInt
@@ -61,11 +77,19 @@ class Train(Message):
     steps: PositiveInt
     batch_size: PositiveInt
     first_step: NonNegativeInt
-    schedule: CosineSchedule
+    schedule: Schedule
+    boost: PositiveFloat = Field(
+        1.0, description="What this node's learning rate is multiplied by."
+    )
     seed: NonNegativeInt
     weight_decay: NonNegativeFloat
     grad_clip_norm: PositiveFloat
     proximal_mu: NonNegativeFloat
+    uplink_codec: CodecName
+    fresh: bool = Field(False, description="The weights went back: begin with new moments.")
+    holdout_frames: NonNegativeInt = Field(
+        0, description="Held-out frames to evaluate the round's first weights on; 0 none."
+    )
     deadline_seconds: PositiveFloat = Field(description="Later answers are of no use.")
     dataset_uri: str = ""
 
@@ -85,6 +109,10 @@ class TrainReply(Message):
     update_norm: NonNegativeFloat
     learning_rate: NonNegativeFloat
     bad_batches: NonNegativeInt = 0
+    holdout_loss: float | None = Field(
+        None, description="Of the weights that the round began with, on the node's own episodes."
+    )
+    holdout_frames: NonNegativeInt = 0
     seconds: dict[str, float] = Field(default_factory=dict)
 
 

@@ -1,14 +1,14 @@
 """The run: rounds of train, collect, aggregate, evaluate, commit.
 
-One message goes to every node of a round; answers are folded one at a time as they come. A round
-ends when all are in or at its deadline, and counts if enough answered. Only a committed round
-exists.
+A round's updates wait on disk until the last is in or its deadline has passed, and count if enough
+came. Only a committed round exists; a run that was interrupted goes on after the last one.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,55 +17,60 @@ from typing import Any
 
 import safetensors
 import safetensors.numpy
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError, Zk0dError
-from zk0d.federation.admission import admit
-from zk0d.federation.aggregate import Arrays, ServerStep, WeightedMean, norm
+from zk0d.federation.admission import Strikes, check_norm, check_reply, outliers
+from zk0d.federation.aggregate import (
+    Arrays,
+    ServerStep,
+    Weighted,
+    aggregate,
+    clip_scales,
+    norm,
+    rule_for,
+)
 from zk0d.federation.envelope import Refused, from_record, to_record
-from zk0d.federation.journal import CONFIG, Journal
+from zk0d.federation.fleet import PASSING, Fleet, content
+from zk0d.federation.history import History
+from zk0d.federation.journal import (
+    CONFIG,
+    MOMENTUM,
+    STATISTICS,
+    WEIGHTS,
+    Journal,
+    is_whole,
+    read_journal,
+)
 from zk0d.federation.learner_client import Evaluator, LearnerError
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
+    Notice,
     Query,
-    QueryReply,
     Start,
     Train,
     TrainReply,
 )
-from zk0d.federation.nodes import Node, nodes_of
+from zk0d.federation.nodes import Node
+from zk0d.federation.outputs import Outputs, run_config
+from zk0d.federation.schedule import RoundPlan, RunSchedule
+from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
 from zk0d.federation.update import Manifest, Payload
-from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics, merge
 
 log = logging.getLogger("flwr")
 
-#: Seconds between two looks at who is online.
-PRESENCE_INTERVAL = 2.0
 #: Once enough nodes can train, seconds that the others still have to answer the first query.
 QUERY_GRACE = 60.0
 #: Rounds in a row that may fail before the run does.
 MAX_FAILED_ROUNDS = 3
-#: A refusal for one of these passes by itself, so the node is asked again; after any other it is
-#: left out of the run, because it would only refuse again.
-PASSING = {
-    "deadline",
-    "disk_full",
-    "dropped",
-    "flower_error",
-    "learner_busy",
-    "learner_gone",
-    "learner_silent",
-    "out_of_memory",
-    "try_again",
-}
-#: Seconds until a node that refused in passing is asked again; doubles up to the second number.
-ASK_AGAIN = (2.0, 60.0)
+#: A deadline that follows the nodes' pace is never shorter.
+SHORTEST_DEADLINE = 10.0
 
 
 class RunFailed(Zk0dError):
@@ -75,20 +80,14 @@ class RunFailed(Zk0dError):
 
 
 @dataclass
-class _Pending:
-    """A message that waits for its answer."""
+class _Accepted:
+    """A node's update that may count."""
 
-    node: Node
-    kind: str
-    sent: float
-
-
-@dataclass
-class _Delay:
-    """When a node that refused in passing is asked again."""
-
-    until: float
-    seconds: float
+    reply: TrainReply
+    update: SpooledUpdate
+    bytes: int
+    sha256: str
+    seconds: float  #: from the round's sending to the answer
 
 
 @dataclass
@@ -96,13 +95,20 @@ class _Round:
     """What one round has so far."""
 
     task: Train
-    mean: WeightedMean
-    asked: list[str]
-    replies: dict[str, TrainReply] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
+    plan: RoundPlan
+    model: Manifest
+    weights_norm: float
+    sent: float
+    nodes: dict[str, Node]  #: those that were asked, by key
+    accepted: dict[str, _Accepted] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
-    bytes_up: int = 0
+
+    @property
+    def open(self) -> list[str]:
+        """Keys of the nodes that have neither answered nor been given up."""
+        done = {*self.accepted, *self.refused, *self.lost}
+        return [key for key in self.nodes if key not in done]
 
 
 class Run:
@@ -114,6 +120,8 @@ class Run:
         Flower's way to the nodes.
     evaluator
         The learner beside the server.
+    resumed_by
+        What Flower calls the run that goes on with this one; empty if this one is new.
     clock, sleep
         Replaced in tests.
 
@@ -121,6 +129,8 @@ class Run:
     ------
     RunFailed
         From :meth:`run`, if nodes or answers are too few for too long.
+    ConfigError
+        If there is nothing to go on with.
     TryAgainError
         If the disk is full.
     """
@@ -133,6 +143,7 @@ class Run:
         journal: Journal,
         evaluator: Evaluator,
         *,
+        resumed_by: str = "",
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -141,50 +152,64 @@ class Run:
         self._server = server
         self._journal = journal
         self._evaluator = evaluator
+        self._resumed_by = resumed_by
         self._clock = clock
         self._sleep = sleep
-        self._pending: dict[str, _Pending] = {}
-        self._members: dict[str, QueryReply] = {}
-        self._names: dict[str, str] = {}
-        self._left_out: set[str] = set()
-        self._delays: dict[str, _Delay] = {}
+        self._steps = settings.steps_per_round
+        self._schedule = RunSchedule(settings, self._steps)
+        self._strikes = Strikes(settings.max_strikes, settings.strike_cooldown)
+        self._outputs = Outputs(journal.folder, journal.run, settings)
+        self._spool = Spool(journal.folder / "spool")
+        self._server_step = ServerStep(
+            settings.server_momentum,
+            settings.server_learning_rate,
+            nesterov=settings.server_nesterov,
+        )
         self._spec: PolicySpec
         self._statistics: Statistics
         self._weights: Arrays
-        self._server_step = ServerStep(settings.server_momentum, settings.server_learning_rate)
-        self._steps = settings.steps_per_round
-        self._last_look = 0.0
-        self._last_presence = 0.0
+        self._fleet: Fleet
+        self._state: _Round | None = None
+        self._last: dict[str, Any] = {}  #: the last committed line
 
     def run(self) -> None:
-        """Train all rounds."""
-        settings, journal = self._settings, self._journal
-        journal.write("run.started", settings=settings.to_flat())
-        journal.write_json(CONFIG, {"run": journal.run, "settings": settings.to_flat()})
+        """Train all rounds that are left."""
         try:
-            self._start()
-            self._gather()
-            self._commit(0, {}, self._evaluate(0))
-            failures = 0
-            number = 1
-            while number <= settings.num_server_rounds:
-                if self._round(number):
-                    failures = 0
-                    number += 1
-                    continue
-                failures += 1
-                if failures == MAX_FAILED_ROUNDS:
-                    raise RunFailed(
-                        f"round {number} failed {failures} times in a row; the run stops at"
-                        f" round {number - 1}. The journal says why each failed."
-                    )
+            if self._resumed_by:
+                self._restore()
+            else:
+                self._begin()
+            self._train_rounds()
         except Zk0dError as error:
             self._write_end("run.failed", reason=error.reason, message=error.message)
             raise
         except Exception as error:
             self._write_end("run.failed", reason="bug", message=f"{type(error).__name__}: {error}")
             raise
-        journal.write("run.finished", rounds=settings.num_server_rounds)
+        finally:
+            self._spool.clear()
+
+    def _train_rounds(self) -> None:
+        number, last = self._last["round"] + 1, self._settings.num_server_rounds
+        failures = 0
+        while number <= last and not self._schedule.should_stop():
+            if self._round(number):
+                failures = 0
+                number += 1
+                continue
+            failures += 1
+            if failures == MAX_FAILED_ROUNDS:
+                raise RunFailed(
+                    f"round {number} failed {failures} times in a row; the run stops at"
+                    f" round {number - 1}. The journal says why each failed."
+                )
+        best = self._schedule.best
+        self._journal.write(
+            "run.finished",
+            rounds=number - 1,
+            reason="rounds" if number > last else "early_stopping",
+            best_round=best[0] if best else None,
+        )
 
     def _write_end(self, kind: str, **facts: Any) -> None:
         try:
@@ -194,8 +219,61 @@ class Run:
 
     # --- before the first round -------------------------------------------------------------------
 
-    def _start(self) -> None:
-        """The policy's shape and first weights, from the evaluator."""
+    def _begin(self) -> None:
+        """A new run: settings, first weights, nodes, their statistics, and round 0."""
+        settings, journal = self._settings, self._journal
+        journal.write_json(CONFIG, run_config(journal.run, settings, self._clock()))
+        journal.write("run.started", settings=settings.to_flat())
+        self._spec, payload = self._ask_evaluator()
+        self._weights = {name: array.copy() for name, array in payload.decode(consume=True)}
+        journal.write("model.ready", spec=self._spec.model_dump())
+        self._outputs.model(self._spec.model_dump())
+        self._gather()
+        shared = [
+            reply.statistics
+            for key, reply in sorted(
+                self._fleet.members.items(), key=lambda item: self._fleet.name(item[0])
+            )
+            if reply.statistics is not None
+        ]
+        self._statistics = merge(shared)
+        journal.write_json(STATISTICS, self._statistics.model_dump(mode="json"))
+        journal.write("statistics.merged", nodes=len(shared), sha256=self._statistics.sha256)
+        self._commit(0, {}, self._evaluate(0))
+
+    def _restore(self) -> None:
+        """Take up an interrupted run after its last whole round."""
+        journal = self._journal
+        history = History.read(journal.folder)
+        if not history.rounds:
+            # It ended before round 0 was committed: there is nothing to lose.
+            self._begin()
+            return
+        if history.finished:
+            raise RunFailed(
+                f"run {journal.run} is finished; start a new one.", reason="nothing_to_resume"
+            )
+        last = history.last_whole(journal.folder)
+        history.cut(last)
+        journal.write("run.resumed", round=last, flower_run=self._resumed_by)
+        self._spec = PolicySpec.model_validate(history.spec)
+        text = (journal.folder / STATISTICS).read_text(encoding="utf-8")
+        self._statistics = Statistics.model_validate_json(text)
+        if self._statistics.sha256 != history.statistics_sha256:
+            raise RunFailed(
+                f"{journal.folder / STATISTICS} is not what this run committed; start a new run.",
+                reason="nothing_to_resume",
+            )
+        self._load(last)
+        for line in history.refused:
+            self._strikes.take(line)
+        for number in sorted(history.rounds):
+            self._note(history.rounds[number])
+        self._outputs.replay(read_journal(journal.folder))
+        self._gather()
+
+    def _ask_evaluator(self) -> tuple[PolicySpec, Payload]:
+        """The policy's shape and first weights."""
         task = Start(
             policy=self._settings.policy,
             model_name=self._settings.model_name,
@@ -205,42 +283,37 @@ class Run:
         while True:
             try:
                 reply, payload = self._evaluator.start(task)
-                break
+                return reply.spec, payload
             except LearnerError as error:
                 if error.reason != "learner_gone" or self._clock() > deadline:
                     raise
                 self._sleep(1.0)
-        self._spec = reply.spec
-        self._weights = {name: array.copy() for name, array in payload.decode(consume=True)}
-        self._journal.write("model.ready", spec=reply.spec.model_dump())
 
     def _gather(self) -> None:
-        """Wait for enough nodes that can train, and merge their statistics, once."""
+        """Wait for enough nodes that can train."""
         wanted = self._settings.min_fit_clients
+        query = Query(
+            run=self._journal.run, spec=self._spec, dataset_uri=self._settings.dataset_uri
+        )
+        self._fleet = Fleet(
+            self._grid, self._journal, query, self._take_update, self._lose, self._clock
+        )
         enough_since: list[float] = []
 
         def ready() -> bool:
-            if len(self._members) < wanted:
+            if len(self._fleet.members) < wanted:
                 return False
             enough_since.append(self._clock())
-            return not self._pending or self._clock() - enough_since[0] > QUERY_GRACE
+            return not self._fleet.waits or self._clock() - enough_since[0] > QUERY_GRACE
 
-        self._wait_for(ready, lambda: f"{len(self._members)} of {wanted} nodes can train")
-        shared = [
-            reply.statistics
-            for _, reply in sorted(self._members.items(), key=lambda item: item[1].name)
-            if reply.statistics is not None
-        ]
-        self._statistics = merge(shared)
-        self._journal.write_json("statistics.json", self._statistics.model_dump(mode="json"))
-        self._journal.write("statistics.merged", nodes=len(shared), sha256=self._statistics.sha256)
+        self._wait_for(ready, lambda: f"{len(self._fleet.members)} of {wanted} nodes can train")
 
     def _wait_for(self, ready: Callable[[], bool], state: Callable[[], str]) -> None:
         """Serve queries until ``ready``, or fail after the run's ``node-wait``."""
         deadline = self._clock() + self._settings.node_wait
         while True:
-            self._query_newcomers()
-            self._collect(None)
+            self._fleet.query_newcomers()
+            self._fleet.collect()
             if ready():
                 return
             if self._clock() > deadline:
@@ -251,119 +324,121 @@ class Run:
                 )
             self._sleep(self._server.poll_interval)
 
-    def _query_newcomers(self) -> None:
-        """Ask every node that was not asked in this run; a late one joins the next round."""
-        if self._clock() - self._last_look < PRESENCE_INTERVAL:
-            return
-        self._last_look = self._clock()
-        asked = {pending.node.key for pending in self._pending.values()}
-        newcomers = [
-            node
-            for key, node in sorted(nodes_of(self._grid).items())
-            if node.online
-            and key not in self._members
-            and key not in asked | self._left_out
-            and (key not in self._delays or self._clock() >= self._delays[key].until)
-        ]
-        if newcomers:
-            task = Query(
-                run=self._journal.run,
-                spec=self._spec,
-                dataset_uri=self._settings.dataset_uri,
-            )
-            self._send(newcomers, to_record(task), MessageType.QUERY)
-
     # --- one round --------------------------------------------------------------------------------
 
     def _round(self, number: int) -> bool:
         """Train, collect, aggregate, evaluate, commit; ``False`` if too few answered."""
         began = self._clock()
-        chosen = self._choose(number)
-        payload = Payload.of(self._weights, "weights")
-        manifest, bytes_down = payload.manifest, payload.manifest.size
-        task = self._task(number, manifest)
-        self._journal.write(
-            "round.started",
-            round=number,
-            nodes=[self._name(node.key) for node in chosen],
-            learning_rate=task.schedule.rate(task.first_step),
-            proximal_mu=task.proximal_mu,
-        )
-        self._send(chosen, to_record(task, payload), MessageType.TRAIN)
-        del payload
-        sent = self._clock()
-        state = _Round(task, WeightedMean(self._weights), [node.key for node in chosen])
-        deadline = began + self._settings.round_deadline
-        while self._open(state) and self._clock() < deadline:
-            self._query_newcomers()
-            if not self._collect(state, manifest):
+        plan = self._schedule.plan(number)
+        state = self._state = self._send(number, plan, self._choose(number))
+        deadline = began + state.task.deadline_seconds
+        while state.open and self._clock() < deadline:
+            self._fleet.query_newcomers()
+            if not self._fleet.collect():
                 self._sleep(self._server.poll_interval)
-        for key in self._open(state):
-            self._lose(state, key, "deadline")
+        for key in state.open:
+            self._fleet.give_up([key])
+            self._lose(key, "deadline")
+        for key, error in outliers(
+            {key: each.update.norm for key, each in state.accepted.items()},
+            self._settings.norm_outlier_factor,
+        ).items():
+            self._spool.drop(state.accepted.pop(key).update)
+            self._refuse(key, error)
         collected = self._clock()
         wanted = self._settings.min_fit_clients
-        if len(state.replies) < wanted:
+        if len(state.accepted) < wanted:
+            self._spool.clear()
             self._journal.write(
                 "round.failed",
                 round=number,
                 reason="quorum",
-                message=f"{len(state.replies)} of {wanted} needed updates came.",
-                refused=self._named(state.refused),
-                lost=self._named(state.lost),
+                message=f"{len(state.accepted)} of {wanted} needed updates came.",
+                refused=self._fleet.named(state.refused),
+                lost=self._fleet.named(state.lost),
             )
             return False
-        mean = state.mean.mean()
-        mean_norm = norm(mean)
-        self._server_step.apply(self._weights, mean)
+        mean_norm = self._aggregate(state)
         aggregated = self._clock()
         evaluation = self._evaluate(number)
-        self._commit(
-            number,
-            {
-                "nodes": [
-                    self._node_facts(state, key) for key in sorted(state.replies, key=self._name)
-                ],
-                "refused": self._named(state.refused),
-                "lost": self._named(state.lost),
-                "samples": sum(reply.samples for reply in state.replies.values()),
-                "train_loss": _weighted(state.replies.values(), "policy_loss"),
-                "proximal_loss": _weighted(state.replies.values(), "proximal_loss"),
-                "learning_rate": task.schedule.rate(task.first_step),
-                "proximal_mu": task.proximal_mu,
-                "mean_update_norm": mean_norm,
-                "bytes_down": bytes_down * len(chosen),
-                "bytes_up": state.bytes_up,
-                "seconds": {
-                    "send": sent - began,
-                    "collect": collected - sent,
-                    "aggregate": aggregated - collected,
-                    "evaluate": self._clock() - aggregated,
-                },
-            },
-            evaluation,
-        )
+        seconds = {
+            "send": state.sent - began,
+            "collect": collected - state.sent,
+            "aggregate": aggregated - collected,
+            "evaluate": self._clock() - aggregated,
+        }
+        facts = self._facts(state) | {"mean_update_norm": mean_norm, "seconds": seconds}
+        self._commit(number, facts, evaluation)
         return True
+
+    def _send(self, number: int, plan: RoundPlan, chosen: list[Node]) -> _Round:
+        """Send a round's message: weights once, and each node's boost."""
+        payload = Payload.of(self._weights, "weights", self._settings.downlink_codec)
+        manifest = payload.manifest
+        task = self._task(number, plan, manifest)
+        reach = {self._fleet.name(node.key): node for node in chosen}
+        self._journal.write(
+            "round.started",
+            round=number,
+            nodes=list(reach),
+            learning_rate=task.schedule.rate(task.first_step),
+            proximal_mu=task.proximal_mu,
+            reasons=list(plan.reasons),
+            boosts={name: boost for name, boost in plan.boosts.items() if name in reach},
+        )
+        everyone = to_record(task, payload)
+        records = []
+        for name, node in reach.items():
+            boost = plan.boosts.get(name)
+            if boost is None:
+                records.append((node, everyone))
+            else:
+                own = task.model_copy(update={"boost": boost})
+                records.append((node, to_record(own, payload)))
+        self._fleet.train(records)
+        return _Round(
+            task,
+            plan,
+            manifest,
+            norm(self._weights),
+            self._clock(),
+            {node.key: node for node in chosen},
+        )
+
+    def _deadline(self) -> float:
+        """Seconds that this round may take."""
+        settings = self._settings
+        paces = [node["answer_seconds"] for node in self._last.get("nodes", [])]
+        if not settings.round_deadline_factor or not paces:
+            return settings.round_deadline
+        pace = settings.round_deadline_factor * float(statistics.median(paces))
+        return min(settings.round_deadline, max(pace, SHORTEST_DEADLINE))
 
     def _choose(self, number: int) -> list[Node]:
         """The members of this round: online, able to train, sampled by ``fraction-fit``."""
         wanted = self._settings.min_fit_clients
 
         def ready() -> list[Node]:
-            nodes = nodes_of(self._grid)
-            return [nodes[k] for k in sorted(self._members) if k in nodes and nodes[k].online]
+            return [
+                node for node in self._fleet.ready() if not self._strikes.sits_out(node.key, number)
+            ]
 
         self._wait_for(
             lambda: len(ready()) >= wanted,
-            lambda: f"{len(ready())} of {wanted} nodes are online in round {number}",
+            lambda: (
+                f"{len(ready())} of {wanted} nodes are online and in good standing in round"
+                f" {number}"
+            ),
         )
-        nodes = sorted(ready(), key=lambda node: self._name(node.key))
+        nodes = ready()
         count = max(wanted, round(self._settings.fraction_fit * len(nodes)))
         if count < len(nodes):
             sampler = random.Random(f"{self._settings.seed}/{number}")
-            nodes = sorted(sampler.sample(nodes, count), key=lambda node: self._name(node.key))
+            chosen = sampler.sample(nodes, count)
+            nodes = [node for node in nodes if node in chosen]
         return nodes
 
-    def _task(self, number: int, manifest: Manifest) -> Train:
+    def _task(self, number: int, plan: RoundPlan, manifest: Manifest) -> Train:
         settings = self._settings
         return Train(
             run=self._journal.run,
@@ -375,19 +450,35 @@ class Run:
             steps=self._steps,
             batch_size=settings.batch_size,
             first_step=(number - 1) * self._steps,
-            schedule=CosineSchedule(
-                peak=settings.initial_lr,
-                end=settings.initial_lr * settings.final_lr_fraction,
-                warmup_steps=settings.warmup_steps,
-                total_steps=settings.num_server_rounds * self._steps,
-            ),
+            schedule=plan.schedule,
             seed=settings.seed,
             weight_decay=settings.weight_decay,
             grad_clip_norm=settings.grad_clip_norm,
-            proximal_mu=settings.proximal_mu,
-            deadline_seconds=settings.round_deadline,
+            proximal_mu=plan.proximal_mu,
+            uplink_codec=settings.uplink_codec,
+            fresh=self._last.get("rolled_back_to") is not None,
+            holdout_frames=settings.eval_frames if settings.evaluate_on_nodes else 0,
+            deadline_seconds=self._deadline(),
             dataset_uri=settings.dataset_uri,
         )
+
+    def _aggregate(self, state: _Round) -> float:
+        """Move the weights by the round's updates, in the order of the nodes' names."""
+        settings = self._settings
+        keys = sorted(state.accepted, key=self._fleet.name)
+        accepted = [state.accepted[key] for key in keys]
+        scales = clip_scales([each.update.norm for each in accepted], settings.norm_clip_factor)
+        # Near 1, so that the sum keeps its precision.
+        full = state.task.steps * state.task.batch_size
+        updates = [
+            Weighted(each.update, each.reply.samples / full, scale)
+            for each, scale in zip(accepted, scales, strict=True)
+        ]
+        rule = rule_for(settings.aggregation, settings.trim_fraction, len(updates))
+        try:
+            return aggregate(self._weights, updates, rule, self._server_step)
+        finally:
+            self._spool.clear()
 
     def _evaluate(self, number: int) -> EvaluateReply | None:
         """Seeded evaluation of the current weights; ``None`` if it is not this round's turn.
@@ -419,7 +510,7 @@ class Run:
             return None
 
     def _commit(self, number: int, facts: dict[str, Any], evaluation: EvaluateReply | None) -> None:
-        """Make the round exist: its folder, then its line."""
+        """Make the round exist: its folder, then its line, then what is written from the line."""
         evaluated = None
         if evaluation is not None:
             evaluated = {
@@ -428,157 +519,184 @@ class Run:
                 "datasets": [dataset.model_dump() for dataset in evaluation.datasets],
             }
         record = {"round": number, **facts, "evaluation": evaluated}
+        self._note(record)
+        back_to = self._schedule.wants_rollback()
+        if back_to is not None and is_whole(self._journal.round_folder(back_to)):
+            self._load(back_to)
+            self._server_step.velocity = None
+            record["rolled_back_to"] = back_to
+            self._schedule.rolled_back(back_to)
         files: dict[str, Callable[[Path], None]] = {
-            "global.safetensors": lambda path: _save(self._weights, path),
+            WEIGHTS: lambda path: _save(self._weights, path),
         }
         if self._server_step.velocity is not None:
             velocity = self._server_step.velocity
-            files["momentum.safetensors"] = lambda path: _save(velocity, path)
+            files[MOMENTUM] = lambda path: _save(velocity, path)
+        began = self._clock()
         self._journal.commit(number, files)
-        self._journal.write("round.committed", **record)
-        self._journal.prune(self._settings.keep_rounds)
+        if "seconds" in record:
+            record["seconds"]["commit"] = self._clock() - began
+        self._last = self._journal.write("round.committed", **record)
+        self._outputs.committed(self._last)
+        best = self._schedule.best
+        self._journal.prune(self._settings.keep_rounds, {best[0]} if best else set())
 
-    # --- messages ---------------------------------------------------------------------------------
+    def _note(self, line: dict[str, Any]) -> None:
+        """Let the schedule see a committed round, the same now and when the run is taken up."""
+        self._last = line
+        if line["round"]:
+            losses = {node["node"]: node["policy_loss"] for node in line["nodes"]}
+            self._schedule.trained(line["round"], losses)
+        evaluation = line["evaluation"]
+        self._schedule.evaluated(line["round"], evaluation["loss"] if evaluation else None)
+        if line.get("rolled_back_to") is not None:
+            self._schedule.rolled_back(line["rolled_back_to"])
 
-    def _send(self, nodes: list[Node], record: RecordDict, kind: str) -> None:
-        messages = [Message(record, dst_node_id=node.id, message_type=kind) for node in nodes]
-        sent = self._clock()
-        for node in nodes:
-            self._names.setdefault(node.key, node.name)
-        for node, message_id in zip(nodes, self._grid.push_messages(messages), strict=True):
-            if message_id:
-                self._pending[message_id] = _Pending(node, kind, sent)
+    def _load(self, number: int) -> None:
+        """A committed round's weights and momentum."""
+        folder = self._journal.round_folder(number)
+        self._weights = safetensors.numpy.load_file(folder / WEIGHTS)
+        if self._settings.server_momentum and (folder / MOMENTUM).exists():
+            self._server_step.velocity = safetensors.numpy.load_file(folder / MOMENTUM)
 
-    def _open(self, state: _Round) -> list[str]:
-        """Keys of the round's nodes that have neither answered nor been given up."""
-        done = {*state.replies, *state.refused, *state.lost}
-        return [key for key in state.asked if key not in done]
+    # --- answers ----------------------------------------------------------------------------------
 
-    def _collect(self, state: _Round | None, model: Manifest | None = None) -> bool:
-        """Take the answers that are there, one at a time; whether there was any."""
-        any_came = False
-        for message_id in list(self._pending):
-            for answer in self._grid.pull_messages([message_id]):
-                any_came = True
-                pending = self._pending.pop(message_id)
-                if pending.kind == MessageType.QUERY:
-                    self._take_query(pending.node, answer)
-                elif state is not None and model is not None and self._is_of(state, pending):
-                    self._take_update(state, model, pending.node, answer)
-        self._give_up_lost(state)
-        return any_came
-
-    def _is_of(self, state: _Round, pending: _Pending) -> bool:
-        """Whether an answer belongs to this round and is still waited for."""
-        return pending.node.key in self._open(state)
-
-    def _take_query(self, node: Node, answer: Message) -> None:
-        try:
-            reply, _ = from_record(_content(answer), QueryReply)
-        except Zk0dError as error:
-            self._journal.write(
-                "node.refused", node=node.name, reason=error.reason, message=error.message
-            )
-            if error.reason in PASSING:
-                last = self._delays.get(node.key)
-                seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
-                self._delays[node.key] = _Delay(self._clock() + seconds, seconds)
-            else:
-                self._leave_out(node.key, error)
+    def _take_update(self, key: str, answer: Message) -> None:
+        """A node's answer to the round under way."""
+        state = self._state
+        if state is None or key not in state.open:
             return
-        self._delays.pop(node.key, None)
-        self._members[node.key] = reply
-        self._names[node.key] = reply.name
-        self._journal.write(
-            "node.joined",
-            node=reply.name,
-            frames=reply.usable_frames,
-            episodes=reply.recordings.episodes,
-            shares_statistics=reply.statistics is not None,
-        )
-
-    def _take_update(self, state: _Round, model: Manifest, node: Node, answer: Message) -> None:
         try:
-            reply, payload = from_record(_content(answer), TrainReply)
+            reply, payload = from_record(content(answer), TrainReply)
             del answer
-            admitted = admit(state.task, reply, payload, model)
+            frames = self._fleet.members[key].usable_frames if key in self._fleet.members else 0
+            payload = check_reply(state.task, reply, payload, state.model, frames)
+            size, sha256 = payload.manifest.size, payload.manifest.sha256
+            update = self._spool.take(key, payload)
+            try:
+                check_norm(update.norm, state.weights_norm, self._settings.max_update_ratio)
+            except NotAdmitted:
+                self._spool.drop(update)
+                raise
+        except TryAgainError:
+            raise  # our own disk, not the node
         except Zk0dError as error:
-            state.refused[node.key] = error.reason
-            self._journal.write(
-                "update.refused",
-                round=state.task.round,
-                node=self._name(node.key),
-                reason=error.reason,
-                message=error.message,
-            )
-            if isinstance(error, Refused) and error.reason not in PASSING:
-                self._leave_out(node.key, error)
+            self._refuse(key, error)
             return
-        state.bytes_up += admitted.payload.manifest.size
-        state.norms[node.key] = admitted.norm
-        # Near 1, so that the sum keeps its precision.
-        weight = reply.samples / (state.task.steps * state.task.batch_size)
-        state.mean.fold(admitted.payload, weight)
-        state.replies[node.key] = reply
+        seconds = self._clock() - state.sent
+        state.accepted[key] = _Accepted(reply, update, size, sha256, seconds)
         self._journal.write(
             "update.accepted",
             round=state.task.round,
-            node=self._name(node.key),
+            node=self._fleet.name(key),
             loss=reply.policy_loss,
             samples=reply.samples,
+            norm=update.norm,
         )
 
-    def _leave_out(self, key: str, error: Zk0dError) -> None:
-        """A node that refuses for a reason that stays is not asked again in this run."""
-        self._journal.write("node.left_out", node=self._name(key), reason=error.reason)
-        self._left_out.add(key)
-        self._members.pop(key, None)
-
-    def _give_up_lost(self, state: _Round | None) -> None:
-        """Stop waiting for nodes that, by the SuperLink's view, cannot answer any more."""
-        if not self._pending or self._clock() - self._last_presence < PRESENCE_INTERVAL:
-            return
-        self._last_presence = self._clock()
-        nodes = nodes_of(self._grid)
-        for message_id, pending in list(self._pending.items()):
-            now = nodes.get(pending.node.key)
-            gone = now is None or not now.online or now.id != pending.node.id
-            # A session that began after the message was sent has never seen it.
-            if gone or (now is not None and now.activated > pending.sent):
-                del self._pending[message_id]
-                if state is not None and self._is_of(state, pending):
-                    self._lose(state, pending.node.key, "offline")
-
-    def _lose(self, state: _Round, key: str, reason: str) -> None:
-        state.lost[key] = reason
-        for message_id, pending in list(self._pending.items()):
-            if pending.node.key == key and pending.kind == MessageType.TRAIN:
-                del self._pending[message_id]
+    def _refuse(self, key: str, error: Zk0dError) -> None:
+        """Leave a node's answer out of the round; an update that is no good is a strike."""
+        state = self._state
+        assert state is not None
+        round_ = state.task.round
+        state.refused[key] = error.reason
+        nodes_own = isinstance(error, Refused)
+        strike = not nodes_own and error.reason not in PASSING
         self._journal.write(
-            "node.lost", round=state.task.round, node=self._name(key), reason=reason
+            "update.refused",
+            round=round_,
+            node=self._fleet.name(key),
+            key=key,
+            reason=error.reason,
+            message=error.message,
+            strike=strike,
+        )
+        if nodes_own and error.reason not in PASSING:
+            self._fleet.leave_out(key, error)
+        if not strike:
+            return
+        strikes = self._strikes.refused(key, round_)
+        until = self._strikes.sits_out_until(key)
+        if until > round_:
+            self._journal.write(
+                "node.sits_out", round=round_, node=self._fleet.name(key), key=key, until=until
+            )
+        self._fleet.notify(
+            state.nodes[key],
+            Notice(
+                run=self._journal.run,
+                round=round_,
+                reason=error.reason,
+                message=error.message,
+                strikes=strikes,
+                sits_out_until=until if until > round_ else 0,
+            ),
+        )
+
+    def _lose(self, key: str, reason: str) -> None:
+        """No answer will come from a node of this round."""
+        state = self._state
+        if state is None or key not in state.open:
+            return
+        state.lost[key] = reason
+        self._journal.write(
+            "node.lost", round=state.task.round, node=self._fleet.name(key), reason=reason
         )
 
     # --- facts ------------------------------------------------------------------------------------
 
-    def _name(self, key: str) -> str:
-        return self._names.get(key, key[:12])
-
-    def _named(self, by_key: dict[str, str]) -> dict[str, str]:
-        return {self._name(key): reason for key, reason in by_key.items()}
+    def _facts(self, state: _Round) -> dict[str, Any]:
+        """What the journal says of a round."""
+        replies = [each.reply for each in state.accepted.values()]
+        task, settings = state.task, self._settings
+        return {
+            "nodes": [
+                self._node_facts(state, key) for key in sorted(state.accepted, key=self._fleet.name)
+            ],
+            "refused": self._fleet.named(state.refused),
+            "lost": self._fleet.named(state.lost),
+            "samples": sum(reply.samples for reply in replies),
+            "train_loss": _weighted(replies, "policy_loss"),
+            "proximal_loss": _weighted(replies, "proximal_loss"),
+            "holdout_loss": _holdout(replies),
+            "learning_rate": task.schedule.rate(task.first_step),
+            "proximal_mu": task.proximal_mu,
+            "reasons": list(state.plan.reasons),
+            "boosts": dict(state.plan.boosts),
+            "codec": {"uplink": settings.uplink_codec, "downlink": settings.downlink_codec},
+            "aggregation": settings.aggregation,
+            "weights_norm": state.weights_norm,
+            "bytes_down": state.model.size * len(state.nodes),
+            "bytes_up": sum(each.bytes for each in state.accepted.values()),
+        }
 
     def _node_facts(self, state: _Round, key: str) -> dict[str, Any]:
-        reply = state.replies[key]
+        each = state.accepted[key]
+        reply = each.reply
+        member = self._fleet.members.get(key)
         return {
-            "node": reply.name,
+            "node": self._fleet.name(key),
+            "key": key,
             "samples": reply.samples,
             "steps": reply.steps,
             "loss": reply.loss,
             "policy_loss": reply.policy_loss,
             "proximal_loss": reply.proximal_loss,
+            "holdout_loss": reply.holdout_loss,
+            "holdout_frames": reply.holdout_frames,
             "grad_norm": reply.grad_norm,
-            "update_norm": state.norms[key],
+            "update_norm": each.update.norm,
+            "learning_rate": reply.learning_rate,
             "bad_batches": reply.bad_batches,
-            "seconds": reply.seconds,
+            "dataset_frames": member.usable_frames if member else None,
+            "bytes_up": each.bytes,
+            "bytes_down": state.model.size,
+            "sha256": each.sha256,
+            "answer_seconds": each.seconds,
+            # What neither the learner nor anything else on the node has measured: the way there
+            # and back, and the wait for a poll.
+            "seconds": reply.seconds
+            | {"transfer": max(0.0, each.seconds - sum(reply.seconds.values()))},
         }
 
 
@@ -590,18 +708,20 @@ def _save(arrays: Arrays, path: Path) -> None:
         raise OSError(str(error)) from None
 
 
-def _content(answer: Message) -> RecordDict:
-    if answer.has_error():
-        reason = (answer.error.reason or "").splitlines()
-        raise Zk0dError(
-            f"Flower reports error {answer.error.code}: {reason[0] if reason else 'no reason'}",
-            reason="flower_error",
-        )
-    return answer.content
-
-
 def _weighted(replies: Iterable[TrainReply], what: str) -> float:
     """Mean of a number of the replies, weighted by samples."""
     replies = list(replies)
     total = sum(reply.samples for reply in replies)
     return float(sum(getattr(reply, what) * reply.samples for reply in replies) / total)
+
+
+def _holdout(replies: Iterable[TrainReply]) -> float | None:
+    """Mean loss on the nodes' own held-out frames, weighted by their number."""
+    measured = [
+        (reply.holdout_loss, reply.holdout_frames)
+        for reply in replies
+        if reply.holdout_loss is not None and reply.holdout_frames
+    ]
+    if not measured:
+        return None
+    return sum(loss * frames for loss, frames in measured) / sum(n for _, n in measured)

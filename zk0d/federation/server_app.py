@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
 from zk0d.config.run import run_settings
+from zk0d.federation.history import settings_of
 from zk0d.federation.journal import Journal
 from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.rounds import Run
@@ -22,9 +23,13 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
-    """Train one run."""
+    """Train one run, or what is left of one."""
     server = ServerSettings.load(Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG)))
     settings = run_settings(context.run_config, where=f"run {context.run_id}")
-    journal = Journal(server.runs / str(context.run_id), str(context.run_id))
+    run, resumed_by = str(context.run_id), ""
+    if settings.resume:
+        run, resumed_by = settings.resume, run
+        settings = settings_of(server.runs / run)
+    journal = Journal(server.runs / run, run)
     with LearnerClient(server.evaluator.socket) as evaluator:
-        Run(grid, settings, server, journal, evaluator).run()
+        Run(grid, settings, server, journal, evaluator, resumed_by=resumed_by).run()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -19,6 +20,7 @@ from pydantic import NonNegativeInt
 
 from zk0d.config.base import Settings
 from zk0d.errors import Zk0dError
+from zk0d.federation.codec import PIECE, CodecName, NotFinite, decode, encode, encoded_size
 
 CHUNK_BYTES = 4 * 2**20
 
@@ -41,6 +43,11 @@ class TensorEntry(Settings):
     sha256: str
 
     @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
     def signature(self) -> tuple[str, tuple[int, ...], str]:
         """What must agree between two machines before contents are compared."""
         return self.name, self.shape, self.dtype
@@ -50,7 +57,7 @@ class Manifest(Settings):
     """What a payload's bytes are. Tensors are in the order of their bytes, sorted by name."""
 
     kind: Kind
-    codec: Literal["fp32"] = "fp32"
+    codec: CodecName = "fp32"
     tensors: tuple[TensorEntry, ...]
 
     @cached_property
@@ -66,7 +73,7 @@ class Manifest(Settings):
     @property
     def parameters(self) -> int:
         """Number of values."""
-        return sum(int(np.prod(entry.shape)) for entry in self.tensors)
+        return sum(entry.count for entry in self.tensors)
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -79,7 +86,7 @@ class Manifest(Settings):
         except ValueError:
             raise UpdateError("the payload's manifest cannot be read.") from None
         for entry in manifest.tensors:
-            if entry.size != 4 * int(np.prod(entry.shape)):
+            if entry.size != encoded_size(manifest.codec, entry.count):
                 raise UpdateError(f"tensor '{entry.name}': its size does not fit its shape.")
         return manifest
 
@@ -109,50 +116,22 @@ class Payload:
         self.chunks = chunks
 
     @classmethod
-    def encode(cls, tensors: Iterable[tuple[str, NDArray[np.float32]]], kind: Kind) -> Payload:
-        """Encode float32 tensors, given in the order of their names, one at a time."""
-        entries: list[TensorEntry] = []
-        chunks: list[bytes] = []
-        open_chunk = bytearray()
-        for name, tensor in tensors:
-            array = np.asarray(tensor, dtype="<f4", order="C")
-            view = memoryview(array.reshape(-1)).cast("B")
-            entries.append(
-                TensorEntry(
-                    name=name,
-                    shape=array.shape,
-                    size=len(view),
-                    sha256=hashlib.sha256(view).hexdigest(),
-                )
-            )
-            start = 0
-            while start < len(view):
-                take = min(CHUNK_BYTES - len(open_chunk), len(view) - start)
-                open_chunk += view[start : start + take]
-                start += take
-                if len(open_chunk) == CHUNK_BYTES:
-                    chunks.append(bytes(open_chunk))
-                    open_chunk.clear()
-        if open_chunk:
-            chunks.append(bytes(open_chunk))
-        return cls(Manifest(kind=kind, tensors=tuple(entries)), chunks)
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, NDArray[np.float32]], kind: Kind) -> Payload:
+    def of(
+        cls, tensors: Mapping[str, NDArray[np.float32]], kind: Kind, codec: CodecName = "fp32"
+    ) -> Payload:
         """Encode named float32 tensors."""
-        return cls.encode(sorted(tensors.items()), kind)
+        encoder = PayloadEncoder(kind, codec)
+        for name, tensor in sorted(tensors.items()):
+            encoder.add(name, tensor)
+        return encoder.finish()
 
-    def decode(
-        self, *, consume: bool = False, verify: bool = True
-    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The tensors, float32, in order; read-only views where a tensor lies in one chunk.
+    def encoded(self, *, consume: bool = False) -> Iterator[tuple[TensorEntry, memoryview]]:
+        """Each tensor's bytes, verified, in order; a view where they lie in one chunk.
 
         Parameters
         ----------
         consume
             Free each chunk once its last tensor was given out. The payload is empty afterwards.
-        verify
-            Compare each tensor's content with its hash.
 
         Raises
         ------
@@ -175,14 +154,76 @@ class Payload:
                         self.chunks[number] = b""
                     number, at = number + 1, 0
             whole = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-            if verify and hashlib.sha256(whole).hexdigest() != entry.sha256:
+            if hashlib.sha256(whole).hexdigest() != entry.sha256:
                 raise UpdateError(f"tensor '{entry.name}': its content is not what was sent.")
-            yield entry.name, np.frombuffer(whole, dtype="<f4").reshape(entry.shape)
+            yield entry, whole
         if number != len(self.chunks):
             raise UpdateError("the payload goes on after its last tensor.")
         if consume:
             self.chunks.clear()
 
+    def decode(self, *, consume: bool = False) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The tensors as float32, verified, in order; read-only views where no copy is needed."""
+        for entry, data in self.encoded(consume=consume):
+            if self.manifest.codec == "fp32":
+                yield entry.name, np.frombuffer(data, dtype="<f4").reshape(entry.shape)
+                continue
+            values = np.empty(entry.count, np.float32)
+            for start in range(0, entry.count, PIECE):
+                decode(self.manifest.codec, data, entry.count, start, values[start : start + PIECE])
+            yield entry.name, values.reshape(entry.shape)
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All tensors, verified."""
         return dict(self.decode())
+
+
+class PayloadEncoder:
+    """Makes a payload, one tensor at a time, given in the order of their names."""
+
+    def __init__(self, kind: Kind, codec: CodecName) -> None:
+        self._kind: Kind = kind
+        self._codec: CodecName = codec
+        self._entries: list[TensorEntry] = []
+        self._chunks: list[bytes] = []
+        self._open = bytearray()
+
+    def add(
+        self, name: str, tensor: NDArray[np.float32], lost: NDArray[np.float32] | None = None
+    ) -> None:
+        """Encode a tensor; ``lost``, of its shape, receives what the encoding loses.
+
+        Raises
+        ------
+        NotFinite
+            Naming the tensor.
+        """
+        array = np.asarray(tensor, dtype=np.float32, order="C")
+        try:
+            data = encode(self._codec, array, lost)
+        except NotFinite:
+            raise NotFinite(f"tensor '{name}' holds NaN or infinity.") from None
+        self._entries.append(
+            TensorEntry(
+                name=name,
+                shape=array.shape,
+                size=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+            )
+        )
+        view = memoryview(data)
+        while view:
+            take = min(CHUNK_BYTES - len(self._open), len(view))
+            self._open += view[:take]
+            view = view[take:]
+            if len(self._open) == CHUNK_BYTES:
+                self._chunks.append(bytes(self._open))
+                self._open.clear()
+
+    def finish(self) -> Payload:
+        """The payload; the encoder is spent."""
+        if self._open:
+            self._chunks.append(bytes(self._open))
+        return Payload(
+            Manifest(kind=self._kind, codec=self._codec, tensors=tuple(self._entries)), self._chunks
+        )

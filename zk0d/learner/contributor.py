@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError
 from zk0d.federation.body import require_payload
+from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
-from zk0d.federation.update import Payload, UpdateError
+from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
+from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.policy import LoadedPolicy, load_policy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
@@ -34,6 +38,7 @@ class _Prepared:
     policy: LoadedPolicy
     data: PreparedRecordings
     moments: Moments
+    residual: Residual
 
 
 class Contributor(Learner):
@@ -102,10 +107,16 @@ class Contributor(Learner):
         _check_model(policy, payload)
         base = payload.arrays()
         policy.load_weights(base)
-        optimizer = prepared.moments.begin(task.run, task.round, task.weight_decay)
+        optimizer = prepared.moments.begin(
+            task.run, task.round, task.weight_decay, fresh=task.fresh
+        )
+        prepared.residual.begin(task.run, task.round, fresh=task.fresh)
         batches = data.batches(task.statistics)
         control.check()
         ready = time.perf_counter()
+        holdout_loss, holdout_frames = _evaluate_held_out(task, policy, data, batches)
+        control.check()
+        evaluated = time.perf_counter()
         result = train(
             policy,
             batches,
@@ -116,6 +127,7 @@ class Contributor(Learner):
                 batch_size=task.batch_size,
                 first_step=task.first_step,
                 schedule=task.schedule,
+                boost=task.boost,
                 seed=round_seed(task.seed, task.round, self.settings.name),
                 grad_clip_norm=task.grad_clip_norm,
                 proximal_mu=task.proximal_mu,
@@ -124,8 +136,7 @@ class Contributor(Learner):
             check=control.check,
         )
         trained = time.perf_counter()
-        delta = _Difference(policy, base)
-        update = Payload.encode(delta, "delta")
+        update, update_norm = _encode(policy, base, task.uplink_codec, prepared.residual)
         return (
             TrainReply(
                 name=self.settings.name,
@@ -137,12 +148,15 @@ class Contributor(Learner):
                 policy_loss=result.policy_loss,
                 proximal_loss=result.proximal_loss,
                 grad_norm=result.grad_norm,
-                update_norm=delta.norm,
+                update_norm=update_norm,
                 learning_rate=result.learning_rate,
                 bad_batches=result.bad_batches,
+                holdout_loss=holdout_loss,
+                holdout_frames=holdout_frames,
                 seconds={
                     "load": ready - began,
-                    "train": trained - ready,
+                    "evaluate": evaluated - ready,
+                    "train": trained - evaluated,
                     "encode": time.perf_counter() - trained,
                 },
             ),
@@ -177,8 +191,10 @@ class Contributor(Learner):
             self._prepared = None
             learner = self.settings.learner
             policy = load_policy(spec, models=self.settings.models, device=learner.device)
-            data = PreparedRecordings(recordings, policy, learner.cache, learner.max_bad_frames)
-            self._prepared = _Prepared(key, policy, data, Moments(policy))
+            data = PreparedRecordings(
+                recordings, policy, learner.cache, learner.max_bad_frames, learner.holdout_episodes
+            )
+            self._prepared = _Prepared(key, policy, data, Moments(policy), Residual())
         return self._prepared
 
 
@@ -203,23 +219,32 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-class _Difference:
-    """The update, tensor by tensor, with its norm once all were given out."""
+def _evaluate_held_out(
+    task: Train, policy: LoadedPolicy, data: PreparedRecordings, batches: PolicyBatches
+) -> tuple[float | None, int]:
+    """Loss of the round's first weights on this node's own held-out frames, and how many."""
+    if not task.holdout_frames or not len(data.held_out):
+        return None, 0
+    episodes = data.recordings.columns["episode_index"]
+    rows = stratified_rows(data.held_out, episodes, task.holdout_frames)
+    return seeded_loss(policy, batches, rows, task.seed), len(rows)
 
-    def __init__(self, policy: LoadedPolicy, base: dict[str, NDArray[np.float32]]) -> None:
-        self._policy = policy
-        self._base = base
-        self._square = 0.0
 
-    def __iter__(self) -> Any:
-        for name, parameter in self._policy.trainable().items():
-            delta = parameter.detach().cpu().numpy() - self._base.pop(name)
-            self._square += float(np.dot(delta.ravel(), delta.ravel()))
-            yield name, delta
-
-    @property
-    def norm(self) -> float:
-        return float(np.sqrt(self._square))
+def _encode(
+    policy: LoadedPolicy, base: dict[str, NDArray[np.float32]], codec: CodecName, residual: Residual
+) -> tuple[Payload, float]:
+    """The update, and its norm before anything is lost to the codec; ``base`` is used up."""
+    encoder = PayloadEncoder("delta", codec)
+    square = 0.0
+    for name, parameter in policy.trainable().items():
+        delta = parameter.detach().cpu().float().numpy() - base.pop(name)
+        square += float(np.dot(delta.ravel(), delta.ravel()))
+        if codec == "fp32":
+            encoder.add(name, delta)
+            continue
+        residual.add_to(name, delta)
+        encoder.add(name, delta, residual.after(name, delta.shape))
+    return encoder.finish(), float(np.sqrt(square))
 
 
 def _reporter(control: TaskControl, steps: int) -> Any:

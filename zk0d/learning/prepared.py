@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches, RecordedBatches
@@ -21,11 +23,15 @@ class PreparedRecordings:
         How much memory frames may take, and whether a frozen encoder's outputs replace them.
     max_bad_frames
         How many frames may be unusable.
+    holdout_episodes
+        How many episodes, the last, are kept out of training and statistics.
 
     Attributes
     ----------
     usable
         Rows to sample from, int64, shape ``(n,)``.
+    held_out
+        Usable rows of the held-out episodes, int64, shape ``(m,)``.
     bad
         Unusable frames, bool, shape ``(frames,)``.
 
@@ -41,6 +47,7 @@ class PreparedRecordings:
         policy: LoadedPolicy,
         cache: CacheSettings,
         max_bad_frames: int = 0,
+        holdout_episodes: int = 0,
     ) -> None:
         check_fit(recordings.summary, policy.spec, where=recordings.uri)
         self.recordings = recordings
@@ -55,7 +62,10 @@ class PreparedRecordings:
             pixels = PixelCache(recordings, frames, budget)
         self.recorded = RecordedBatches(recordings, pixels, policy.config)
         self.bad = frames.bad
-        self.usable = self.recorded.usable(frames.bad)
+        usable = self.recorded.usable(frames.bad)
+        self._held = self._held_out(holdout_episodes)
+        held = self._held[usable]
+        self.usable, self.held_out = usable[~held], usable[held]
         if not len(self.usable):
             raise DataError(f"{recordings.uri}: not one frame can be used; record it again.")
         self._batches: tuple[str, PolicyBatches] | None = None
@@ -69,4 +79,16 @@ class PreparedRecordings:
 
     def statistics(self) -> Statistics:
         """Statistics of state and action over the good frames."""
-        return self.recordings.statistics(~self.bad)
+        return self.recordings.statistics(~(self.bad | self._held))
+
+    def _held_out(self, episodes: int) -> torch.Tensor:
+        """Frames of the last ``episodes`` episodes, bool, shape ``(frames,)``."""
+        numbers = self.recordings.columns["episode_index"]
+        if not episodes:
+            return torch.zeros_like(numbers, dtype=torch.bool)
+        if episodes >= len(self.recordings.episodes):
+            raise DataError(
+                f"{self.recordings.uri}: learner.holdout-episodes is {episodes}, but there are only"
+                f" {len(self.recordings.episodes)} episodes; hold out fewer."
+            )
+        return torch.isin(numbers, torch.tensor(self.recordings.episodes[-episodes:]))

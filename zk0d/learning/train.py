@@ -19,7 +19,7 @@ import torch
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
-from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.schedule import Schedule
 
 ADAM_BETAS = (0.9, 0.95)  # LeRobot's preset for SmolVLA
 ADAM_EPS = 1e-8
@@ -29,15 +29,17 @@ ADAM_EPS = 1e-8
 class StepPlan:
     """What to do in one round.
 
-    ``first_step`` is the global step before the round; ``seed`` fixes sampling and noise.
+    ``first_step`` is the global step before the round; ``boost`` multiplies the schedule's rate;
+    ``seed`` fixes sampling and noise.
     ``max_bad_batches`` is how many batches may give a loss that is no number.
     """
 
     steps: int
     batch_size: int
     first_step: int
-    schedule: CosineSchedule
+    schedule: Schedule
     seed: int
+    boost: float = 1.0
     grad_clip_norm: float = 10.0
     proximal_mu: float = 0.0
     max_bad_batches: int = 5
@@ -107,9 +109,14 @@ class Moments:
         self._round = 0
         self._before: dict[torch.Tensor, dict[str, Any]] = {}
 
-    def begin(self, run: str, round_: int, weight_decay: float) -> torch.optim.Optimizer:
-        """The optimizer, with the moments with which ``round_`` of ``run`` begins."""
-        if run != self._run or round_ < self._round:
+    def begin(
+        self, run: str, round_: int, weight_decay: float, *, fresh: bool = False
+    ) -> torch.optim.Optimizer:
+        """The optimizer, with the moments with which ``round_`` of ``run`` begins.
+
+        ``fresh`` has it begin with none.
+        """
+        if fresh or run != self._run or round_ < self._round:
             self._optimizer.state.clear()
         elif round_ == self._round:
             self._optimizer.state.clear()
@@ -188,7 +195,7 @@ def train(
             if proximal:
                 proximal.add_gradient()
             norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip_norm)
-            rate = plan.schedule.rate(plan.first_step + step)
+            rate = plan.boost * plan.schedule.rate(plan.first_step + step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()

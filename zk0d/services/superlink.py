@@ -29,6 +29,7 @@ from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
 from zk0d.services.hold import STATE, write_json
 from zk0d.services.presence import Presence, PresencePage
+from zk0d.services.resume import Resume
 
 log = logging.getLogger("zk0d")
 
@@ -66,6 +67,7 @@ class SuperlinkService(Service):
         self._last_good = time.monotonic()
         self._started = time.time()
         self._autorun: Autorun | None = None
+        self._resume: Resume | None = None
         self._rebuild_look, self._end_look = 0.0, 0.0
         self._fresh, self._smallest = False, 0  #: a database was just made; its bytes
 
@@ -81,6 +83,8 @@ class SuperlinkService(Service):
         self._address = f"127.0.0.1:{link.port}"
         self._control = Control(self._address, certificates.ca)
         self._page = PresencePage(self._presence, link.presence_port)
+        if link.auto_resume:
+            self._resume = Resume(self._control)
         if self._settings.autorun is not None:
             self._autorun = Autorun(self._settings.autorun, self._control)
         link.state.mkdir(parents=True, exist_ok=True)
@@ -116,7 +120,12 @@ class SuperlinkService(Service):
                 self._reconcile(nodes)
             probe_database(self._database)
             online = sum(node.online for node in nodes)
-            if self._autorun is not None:
+            run = self._run.look()
+            if run is not None and run.open:
+                self._look_for_its_end(run)
+            if self._resume is not None:
+                waits_for = self._resume.look(run)
+            if self._autorun is not None and not (run and run.interrupted):
                 waits_for = self._autorun.look(online)
             if self._rebuild():
                 return Condition("the database was too large: made anew from the roster")
@@ -129,9 +138,6 @@ class SuperlinkService(Service):
                 stuck="" if starting or silent < STUCK_SECONDS else "no_answer",
             )
         self._last_good = time.monotonic()
-        run = self._run.look()
-        if run is not None and run.open:
-            self._look_for_its_end(run)
         for line in self._run.fresh:
             if line["time"] >= self._started:
                 log_event(line)
@@ -157,9 +163,9 @@ class SuperlinkService(Service):
             known = {str(state.run_id): state for state in self._control.runs()}
         except Zk0dError:  # the next look says what is wrong
             return
-        flowers = known.get(run.run)
+        flowers = known.get(run.flower)
         if flowers is None:
-            run.end("failed", "the SuperLink knows nothing of it any more; start it again.")
+            run.end("failed", "the SuperLink knows nothing of it any more.")
         elif flowers.status == FINISHED and flowers.outcome == STOPPED:
             run.end("stopped", "")
         elif flowers.status == FINISHED:
@@ -283,7 +289,14 @@ def log_event(line: dict[str, Any]) -> None:
         log.warning("the update of %s is refused: %s", line["node"], line["message"], extra=where)
     elif kind in ("round.failed", "run.failed"):
         log.error("%s: %s", kind.replace(".", " "), line["message"], extra=where)
-    elif kind in ("run.started", "run.finished"):
+    elif kind == "node.sits_out":
+        log.warning(
+            "%s sent too many updates that were refused: it sits out until round %d",
+            line["node"],
+            line["until"],
+            extra=where,
+        )
+    elif kind in ("run.started", "run.resumed", "run.finished"):
         log.info("%s", kind.replace(".", " "), extra=where)
 
 

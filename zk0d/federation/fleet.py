@@ -1,0 +1,234 @@
+"""The nodes of one run: who can train, what they were asked, who is gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from zk0d.errors import Zk0dError
+from zk0d.federation.envelope import from_record, to_record
+from zk0d.federation.journal import Journal
+from zk0d.federation.messages import Notice, Query, QueryReply
+from zk0d.federation.nodes import Node, nodes_of
+
+log = logging.getLogger("flwr")
+
+#: Seconds between two looks at who is online.
+PRESENCE_INTERVAL = 2.0
+#: A refusal for one of these passes by itself, so the node is asked again; after any other it is
+#: left out of the run, because it would only refuse again.
+PASSING = {
+    "deadline",
+    "disk_full",
+    "dropped",
+    "flower_error",
+    "learner_busy",
+    "learner_gone",
+    "learner_silent",
+    "out_of_memory",
+    "try_again",
+}
+#: Seconds until a node that refused in passing is asked again; doubles up to the second number.
+ASK_AGAIN = (2.0, 60.0)
+#: What a node is told needs no answer that anybody waits for.
+_NOTICE = "notice"
+
+
+@dataclass
+class _Pending:
+    """A message that waits for its answer."""
+
+    node: Node
+    kind: str
+    sent: float
+
+
+@dataclass
+class _Delay:
+    """When a node that refused in passing is asked again."""
+
+    until: float
+    seconds: float
+
+
+class Fleet:
+    """The nodes of a run and the messages that are on their way.
+
+    Parameters
+    ----------
+    grid
+        Flower's way to the nodes.
+    query
+        What every node is asked once.
+    on_update, on_lost
+        Take a node's answer to a round, and the news that none will come; by key.
+    clock
+        Seconds since 1970; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        journal: Journal,
+        query: Query,
+        on_update: Callable[[str, Message], None],
+        on_lost: Callable[[str, str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._grid = grid
+        self._journal = journal
+        self._query = query
+        self._on_update = on_update
+        self._on_lost = on_lost
+        self._clock = clock
+        self._pending: dict[str, _Pending] = {}
+        self._names: dict[str, str] = {}
+        self._left_out: set[str] = set()
+        self._delays: dict[str, _Delay] = {}
+        self._last_look = 0.0
+        self._last_presence = 0.0
+        self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self._pending)
+
+    def name(self, key: str) -> str:
+        """What a node is called in this run; no two the same."""
+        return self._names.get(key, key[:12])
+
+    def named(self, by_key: dict[str, str]) -> dict[str, str]:
+        """The same, by name."""
+        return {self.name(key): value for key, value in by_key.items()}
+
+    def ready(self) -> list[Node]:
+        """The nodes that can train and are online, by name."""
+        nodes = nodes_of(self._grid)
+        there = [nodes[key] for key in self.members if key in nodes and nodes[key].online]
+        return sorted(there, key=lambda node: self.name(node.key))
+
+    def query_newcomers(self) -> None:
+        """Ask every node that was not asked in this run; a late one joins the next round."""
+        if self._clock() - self._last_look < PRESENCE_INTERVAL:
+            return
+        self._last_look = self._clock()
+        asked = {pending.node.key for pending in self._pending.values()}
+        newcomers = [
+            node
+            for key, node in sorted(nodes_of(self._grid).items())
+            if node.online
+            and key not in self.members
+            and key not in asked | self._left_out
+            and (key not in self._delays or self._clock() >= self._delays[key].until)
+        ]
+        if newcomers:
+            record = to_record(self._query)
+            self._send([(node, record) for node in newcomers], MessageType.QUERY, MessageType.QUERY)
+
+    def train(self, records: list[tuple[Node, RecordDict]]) -> None:
+        """Send a round to its nodes."""
+        self._send(records, MessageType.TRAIN, MessageType.TRAIN)
+
+    def notify(self, node: Node, notice: Notice) -> None:
+        """Tell a node something; its answer is taken and forgotten."""
+        self._send([(node, to_record(notice))], MessageType.QUERY, _NOTICE)
+
+    def _send(self, records: list[tuple[Node, RecordDict]], kind: str, waits_for: str) -> None:
+        messages = [
+            Message(record, dst_node_id=node.id, message_type=kind) for node, record in records
+        ]
+        sent = self._clock()
+        for (node, _), message_id in zip(records, self._grid.push_messages(messages), strict=True):
+            self._names.setdefault(node.key, node.name)
+            if message_id:
+                self._pending[message_id] = _Pending(node, waits_for, sent)
+
+    def collect(self) -> bool:
+        """Take the answers that are there, one at a time; whether there was any."""
+        any_came = False
+        for message_id in list(self._pending):
+            for answer in self._grid.pull_messages([message_id]):
+                any_came = True
+                # Losing a node may have dropped it meanwhile.
+                pending = self._pending.pop(message_id, None)
+                if pending is None or pending.kind == _NOTICE:
+                    continue
+                if pending.kind == MessageType.QUERY:
+                    self._take_query(pending.node, answer)
+                else:
+                    self._on_update(pending.node.key, answer)
+        self._give_up_lost()
+        return any_came
+
+    def give_up(self, keys: Iterable[str]) -> None:
+        """Wait no longer for these nodes' answers to the round."""
+        given_up = set(keys)
+        for message_id, pending in list(self._pending.items()):
+            if pending.node.key in given_up and pending.kind == MessageType.TRAIN:
+                del self._pending[message_id]
+
+    def leave_out(self, key: str, error: Zk0dError) -> None:
+        """A node that refuses for a reason that stays is not asked again in this run."""
+        self._journal.write("node.left_out", node=self.name(key), reason=error.reason)
+        self._left_out.add(key)
+        self.members.pop(key, None)
+
+    def _take_query(self, node: Node, answer: Message) -> None:
+        try:
+            reply, _ = from_record(content(answer), QueryReply)
+        except Zk0dError as error:
+            self._journal.write(
+                "node.refused", node=node.name, reason=error.reason, message=error.message
+            )
+            if error.reason in PASSING:
+                last = self._delays.get(node.key)
+                seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
+                self._delays[node.key] = _Delay(self._clock() + seconds, seconds)
+            else:
+                self.leave_out(node.key, error)
+            return
+        self._delays.pop(node.key, None)
+        self.members[node.key] = reply
+        others = {name for key, name in self._names.items() if key != node.key}
+        name = reply.name if reply.name not in others else f"{reply.name}-{node.key[:6]}"
+        self._names[node.key] = name
+        self._journal.write(
+            "node.joined",
+            node=name,
+            key=node.key,
+            frames=reply.usable_frames,
+            episodes=reply.recordings.episodes,
+            shares_statistics=reply.statistics is not None,
+        )
+
+    def _give_up_lost(self) -> None:
+        """Stop waiting for nodes that, by the SuperLink's view, cannot answer any more."""
+        if not self._pending or self._clock() - self._last_presence < PRESENCE_INTERVAL:
+            return
+        self._last_presence = self._clock()
+        nodes = nodes_of(self._grid)
+        for message_id, pending in list(self._pending.items()):
+            now = nodes.get(pending.node.key)
+            gone = now is None or not now.online or now.id != pending.node.id
+            # A session that began after the message was sent has never seen it.
+            if gone or (now is not None and now.activated > pending.sent):
+                del self._pending[message_id]
+                if pending.kind == MessageType.TRAIN:
+                    self._on_lost(pending.node.key, "offline")
+
+
+def content(answer: Message) -> RecordDict:
+    """An answer's content; raises what Flower reports in its place."""
+    if answer.has_error():
+        reason = (answer.error.reason or "").splitlines()
+        raise Zk0dError(
+            f"Flower reports error {answer.error.code}: {reason[0] if reason else 'no reason'}",
+            reason="flower_error",
+        )
+    return answer.content

@@ -1,0 +1,224 @@
+"""Learning rate, mu, going back and ending early: one owner, once a round, a fold over what is
+committed. Formulas: docs/schedule.md. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zk0d.config.run import RunSettings
+from zk0d.learning.schedule import ConstantSchedule, CosineSchedule
+
+STALL, DIVERGENCE = 0.8, 1.1
+#: Relative change of the loss over two evaluations: below the first it stalls, below minus the
+#: second it diverges.
+STALL_BELOW, DIVERGENCE_BELOW = 0.01, 0.05
+#: dynamic-training-decay lowers no learning rate below this.
+DECAY_FLOOR = 1e-5
+#: What a spike or a rollback multiplies the learning rate by.
+HALF = 0.5
+PLATEAU_FACTOR, PLATEAU_THRESHOLD = 0.5, 1e-4
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What the server applies in one round. ``boosts`` names only nodes that have one."""
+
+    schedule: CosineSchedule | ConstantSchedule
+    proximal_mu: float
+    boosts: dict[str, float]
+    reasons: tuple[str, ...]
+
+
+class RunSchedule:
+    """A run's schedule.
+
+    Feed it every committed round, in order, with :meth:`trained` (from round 1), then
+    :meth:`evaluated`, then :meth:`rolled_back` if the weights went back. Fed the same it plans the
+    same, so a run that is taken up goes on as it would have.
+
+    Parameters
+    ----------
+    steps
+        Optimizer steps per node and round.
+    """
+
+    def __init__(self, settings: RunSettings, steps: int) -> None:
+        self._settings = settings
+        self._steps = steps
+        self._scale = 1.0  #: of the learning rate, by decay and rollbacks
+        self._mu_scale = 1.0
+        self._node_losses: dict[str, float] = {}
+        self._best: tuple[int, float] | None = None
+        self._not_better = 0  #: evaluations since the best
+        self._plateau = _Plateau(settings.initial_lr, settings.eta_min, settings.stall_patience)
+        self._reasons: list[str] = []
+        self._seen: list[tuple[int, float]] = []  #: rounds and losses that still count
+
+    # --- what happened ----------------------------------------------------------------------------
+
+    def trained(self, round_: int, losses: Mapping[str, float]) -> None:
+        """The nodes' policy losses of a committed round, by name."""
+        del round_
+        self._reasons = []
+        self._node_losses = dict(losses)
+        settings = self._settings
+        adaptive = settings.adaptive_mu_enabled and settings.proximal_mu and len(losses) >= 2
+        if adaptive and statistics.pstdev(losses.values()) > settings.loss_std_threshold:
+            self._mu_scale *= min(settings.mu_adjust_factor, settings.max_adjust_factor)
+            self._reasons.append("mu_spread")
+
+    def evaluated(self, round_: int, loss: float | None) -> None:
+        """The held-out loss of a committed round; ``None`` if it was not measured."""
+        if loss is None:
+            return
+        self._seen.append((round_, loss))
+        if self._best is None or loss < self._best[1]:
+            self._best = round_, loss
+            self._not_better = 0
+        else:
+            self._not_better += 1
+        if self._settings.scheduler_type == "reduce-on-plateau" and self._plateau.step(loss):
+            self._reasons.append("plateau")
+        if self._settings.dynamic_training_decay:
+            self._decay()
+        if self._spike:
+            self._reasons.append("spike")
+
+    def rolled_back(self, to_round: int) -> None:
+        """The weights went back to those of ``to_round``: what came after says nothing any more."""
+        self._seen = [(number, loss) for number, loss in self._seen if number <= to_round]
+        self._scale *= HALF
+        self._plateau.forget()
+        self._reasons.append("rollback")
+
+    # --- what follows -----------------------------------------------------------------------------
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Round and loss of the best evaluation so far."""
+        return self._best
+
+    def wants_rollback(self) -> int | None:
+        """The round whose weights should be gone back to, if any."""
+        factor, seen = self._settings.rollback_factor, self._seen
+        if not factor or self._best is None or len(seen) < 3:
+            return None
+        number, best = self._best
+        if all(loss > factor * best and n > number for n, loss in seen[-2:]):
+            return number
+        return None
+
+    def should_stop(self) -> bool:
+        """Whether patience is at its end."""
+        patience = self._settings.early_stopping_patience
+        return bool(patience) and self._not_better >= patience
+
+    def plan(self, round_: int) -> RoundPlan:
+        """What round ``round_`` is trained with; asking twice changes nothing."""
+        spike = self._spike
+        scale = self._scale * (HALF if spike else 1.0)
+        return RoundPlan(
+            self._rates(round_, scale),
+            self._mu(round_),
+            {} if spike else self._boosts(),
+            tuple(self._reasons),
+        )
+
+    # --- rules ------------------------------------------------------------------------------------
+
+    def _rates(self, round_: int, scale: float) -> CosineSchedule | ConstantSchedule:
+        settings = self._settings
+        if settings.scheduler_type == "cosine":
+            return CosineSchedule(
+                peak=_scaled(settings.initial_lr, scale),
+                end=settings.initial_lr * settings.final_lr_fraction * scale,
+                warmup_steps=settings.warmup_steps,
+                total_steps=settings.num_server_rounds * self._steps,
+            )
+        if settings.scheduler_type == "cosine-warm-restarts":
+            base = self._warm_restarts(round_)
+        else:
+            base = self._plateau.rate
+        return ConstantSchedule(value=_scaled(base, scale), warmup_steps=settings.warmup_steps)
+
+    def _warm_restarts(self, round_: int) -> float:
+        """SGDR (Loshchilov, Hutter 2017), one step a round, as PyTorch's scheduler."""
+        settings = self._settings
+        lowest = min(settings.eta_min, settings.initial_lr)
+        length, at = settings.cosine_warm_restarts_t_0, round_ - 1
+        while at >= length:
+            at -= length
+            length *= settings.cosine_warm_restarts_t_mult
+        return lowest + (settings.initial_lr - lowest) * (1 + math.cos(math.pi * at / length)) / 2
+
+    def _mu(self, round_: int) -> float:
+        settings = self._settings
+        mu = settings.proximal_mu * self._mu_scale
+        if settings.mu_halving_rounds:
+            mu /= 2.0 ** ((round_ - 1) // settings.mu_halving_rounds)
+        return max(mu, min(settings.proximal_mu, settings.mu_min))
+
+    def _boosts(self) -> dict[str, float]:
+        settings, losses = self._settings, self._node_losses
+        if not settings.adaptive_lr_enabled or len(losses) < 2:
+            return {}
+        far = settings.high_loss_multiplier * statistics.fmean(losses.values())
+        return {name: settings.lr_boost_factor for name, loss in losses.items() if loss > far}
+
+    @property
+    def _spike(self) -> bool:
+        threshold = self._settings.spike_threshold
+        if not threshold or len(self._seen) < 3:
+            return False
+        return self._seen[-1][1] - self._seen[-3][1] > threshold
+
+    def _decay(self) -> None:
+        """After an evaluation: zk0's joint adjustment of learning rate and mu, once."""
+        if len(self._seen) < 3:
+            return
+        before, now = self._seen[-3][1], self._seen[-1][1]
+        better = (before - now) / max(before, 1e-8)
+        if better < -DIVERGENCE_BELOW:
+            self._scale /= DIVERGENCE
+            self._mu_scale *= min(DIVERGENCE, self._settings.max_adjust_factor)
+            self._reasons.append("divergence")
+        elif better < STALL_BELOW:
+            self._scale *= STALL
+            self._mu_scale *= STALL
+            self._reasons.append("stall")
+
+
+class _Plateau:
+    """PyTorch's ReduceLROnPlateau: halves after ``patience`` evaluations without a better loss."""
+
+    def __init__(self, rate: float, lowest: float, patience: int) -> None:
+        self.rate = rate
+        self._lowest = min(lowest, rate)
+        self._patience = patience
+        self.forget()
+
+    def forget(self) -> None:
+        self._best = math.inf
+        self._bad = 0
+
+    def step(self, loss: float) -> bool:
+        """Take an evaluation; whether the rate was lowered."""
+        if loss < self._best * (1.0 - PLATEAU_THRESHOLD):
+            self._best, self._bad = loss, 0
+        else:
+            self._bad += 1
+        if self._bad <= self._patience:
+            return False
+        self._bad = 0
+        lowered = max(self._lowest, self.rate * PLATEAU_FACTOR)
+        changed, self.rate = lowered < self.rate, lowered
+        return changed
+
+
+def _scaled(rate: float, scale: float) -> float:
+    """``rate`` lowered by ``scale``, not below the floor unless it is there already."""
+    return max(rate * scale, min(rate, DECAY_FLOOR))
