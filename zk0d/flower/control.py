@@ -26,7 +26,6 @@ from flwr.supercore.error import FlowerError
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.flower.bundle import build_bundle
 from zk0d.flower.keys import public_pem
 
 FINISHED = "finished"
@@ -90,6 +89,9 @@ class Control:
 
     def start_run(self, settings: RunSettings, bundle: bytes | None = None) -> int:
         """Start a run of the apps that are installed, whatever the bundle names; its number."""
+        # Flower's bundling is for when there is a run to start: a service that looks need not hold it.
+        from zk0d.flower.bundle import build_bundle
+
         bundle = bundle if bundle is not None else build_bundle()
         defaults = RunSettings().to_flat()
         changed = {k: v for k, v in settings.to_flat().items() if v != defaults[k]}
