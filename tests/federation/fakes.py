@@ -33,7 +33,7 @@ from zk0d.federation.messages import (
     Train,
     TrainReply,
 )
-from zk0d.federation.update import Manifest, Payload, TensorEntry
+from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 
@@ -123,7 +123,7 @@ class FakeNode:
         return to_record(TrainReply.model_validate(reply), update)
 
 
-def raw_payload(arrays: dict[str, Any]) -> Payload:
+def raw_payload(arrays: dict[str, Any], kind: Kind = "delta") -> Payload:
     """A float32 payload that no encoder of ours would make: its values may be anything."""
     data = {name: np.asarray(array, "<f4").tobytes() for name, array in sorted(arrays.items())}
     entries = tuple(
@@ -135,7 +135,7 @@ def raw_payload(arrays: dict[str, Any]) -> Payload:
         )
         for name, content in data.items()
     )
-    manifest = Manifest(kind="delta", codec="fp32", tensors=entries)
+    manifest = Manifest(kind=kind, codec="fp32", tensors=entries)
     return Payload(manifest, [b"".join(data.values())])
 
 

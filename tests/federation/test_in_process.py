@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +16,12 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from tests.federation.fakes import _copied
+from tests.federation.fakes import _copied, raw_payload
 from tests.serving import served
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.federation import client_app, server_app
+from zk0d.federation import client_app, rounds, server_app
 from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
@@ -142,7 +144,13 @@ class Lab:
         self.sockets[name] = self._stack.enter_context(served(contributor, client.learner.socket))
         return client
 
-    def run(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[dict[str, Any]]:
+    def run(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        fails: type[Exception] | None = None,
+        **settings: Any,
+    ) -> list[dict[str, Any]]:
         config = self.folder / "server.toml"
         config.write_text(
             f'state = "{self.folder}"\npoll-interval = 0.05\n'
@@ -152,7 +160,8 @@ class Lab:
         flat = run_settings({**SETTINGS, **settings}).to_flat()
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
         try:
-            server_app.app(DirectGrid(self.sockets), context)
+            with pytest.raises(fails) if fails else nullcontext():
+                server_app.app(DirectGrid(self.sockets), context)
         finally:
             self.lines = list(read_journal(self.folder / "runs" / "1"))
         return self.lines
@@ -199,6 +208,113 @@ def test_a_run_repeats_bit_by_bit(
         rounds = lab.folder / "runs" / "1" / "rounds"
         weights.append((rounds / "00002" / "global.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
+def test_every_codec_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    lab.contribute("left")
+    lab.contribute("right")
+    lines = lab.run(monkeypatch, **{"uplink-codec": codec, "eval-rollouts": 0})
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    losses = [line["evaluation"]["loss"] for line in committed]
+    assert losses[2] < losses[1] < losses[0]
+    parameters = committed[1]["bytes_down"] / 2 / 2  # two nodes, two bytes a value
+    share = committed[1]["bytes_up"] / 2 / (4 * parameters)
+    limit = {"fp32": 1.0, "bf16": 0.5, "int8": 0.26, "int4": 0.14}[codec]
+    assert 0.9 * limit < share <= limit
+
+
+def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learners live on and keep moments and residuals for the round that is repeated."""
+    lab.contribute("left")
+    lab.contribute("right")
+    settings = {"num-server-rounds": 3, "local-steps": 6, "eval-rollouts": 0, "keep-rounds": 9}
+    runs = lab.folder / "runs"
+
+    def weights() -> list[bytes]:
+        return [path.read_bytes() for path in sorted(runs.glob("1/rounds/*/*.safetensors"))]
+
+    lab.run(monkeypatch, **settings)
+    whole = weights()
+    shutil.rmtree(runs)
+
+    class Killed(BaseException):
+        pass
+
+    real = rounds.aggregate
+
+    def deadly(*args: Any) -> float:
+        deadly.calls += 1  # type: ignore[attr-defined]
+        if deadly.calls == 2:  # type: ignore[attr-defined]
+            raise Killed  # round 2: both nodes have trained
+        return real(*args)
+
+    deadly.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(rounds, "aggregate", deadly)
+    # As it would be in another run: the learners have seen this one.
+    lab.run(monkeypatch, **{**settings, "num-server-rounds": 1, "local-steps": 1, "seed": 7})
+    shutil.rmtree(runs)
+    deadly.calls = 0  # type: ignore[attr-defined]
+    with pytest.raises(Killed):
+        lab.run(monkeypatch, **settings)
+    assert committed_rounds(runs / "1") == [0, 1]
+    lab.run(monkeypatch, resume="1")
+    assert [line["round"] for line in lab.lines if line["kind"] == "run.resumed"] == [1]
+    assert weights() == whole
+
+
+def test_nodes_evaluate_on_their_own_held_out_episodes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
+    lab.contribute("left", learner=held)
+    lab.contribute("right")
+    lines = lab.run(monkeypatch, **{"evaluate-on-nodes": True, "eval-rollouts": 0})
+    joined = {line["node"]: line["frames"] for line in lines if line["kind"] == "node.joined"}
+    assert joined["left"] < joined["right"], "held-out frames are not trained on"
+    first, second = [line for line in lines if line["kind"] == "round.committed"][1:]
+    figures = {node["node"]: node for node in first["nodes"]}
+    assert figures["left"]["holdout_frames"] == joined["right"] - joined["left"]
+    assert figures["right"]["holdout_loss"] is None
+    assert first["holdout_loss"] == figures["left"]["holdout_loss"], "the only one that has any"
+    assert second["holdout_loss"] < first["holdout_loss"], "of the weights the round began with"
+    shutil.rmtree(lab.folder / "runs")
+    lines = lab.run(monkeypatch, **{"eval-rollouts": 0, "num-server-rounds": 1})
+    assert [line for line in lines if line["kind"] == "round.committed"][1]["holdout_loss"] is None
+
+
+def test_more_episodes_are_held_out_than_there_are(lab: Lab, tmp_path: Path) -> None:
+    held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 999}
+    lab.contribute("left", learner=held)
+    with pytest.raises(LearnerError, match=r"learner\.holdout-episodes is 999") as error:
+        started(lab)
+    assert error.value.reason == "data_error"
+
+
+def test_a_node_reads_what_is_held_against_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab.contribute("left")
+    lab.contribute("right")
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    lines = lab.run(
+        monkeypatch,
+        **{
+            "max-update-ratio": 1e-9,
+            "max-strikes": 1,
+            "num-server-rounds": 1,
+            "node-wait": 2.0,
+            "local-steps": 1,
+        },
+        fails=RunFailed,
+    )
+    assert {line["reason"] for line in lines if line["kind"] == "update.refused"} == {"norm_cap"}
+    said = [record.message for record in caplog.records if "refused this node's" in record.message]
+    assert len(said) == 2
+    assert "update of round 1 (norm_cap, strike 1)" in said[0]
+    assert "sits out until round 11" in said[0]
 
 
 def test_act_trains_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,8 +502,8 @@ def test_a_dataset_that_cannot_be_evaluated_is_missing(lab: Lab) -> None:
     lab.contribute("left")
     spec, weights, statistics = started(lab)
     arrays = {name: array.copy() for name, array in weights.arrays().items()}
-    next(iter(arrays.values())).fill(1e15)
-    broken = Payload.of(arrays, "weights")
+    next(iter(arrays.values())).fill(float("nan"))
+    broken = raw_payload(arrays, "weights")
     task = Evaluate(
         run="1",
         round=1,

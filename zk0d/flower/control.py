@@ -89,7 +89,7 @@ class Control:
 
     def start_run(self, settings: RunSettings, bundle: bytes | None = None) -> int:
         """Start a run of the apps that are installed, whatever the bundle names; its number."""
-        # Flower's bundling is for when there is a run to start: a service that looks need not hold it.
+        # A service that only looks need not hold Flower's bundling.
         from zk0d.flower.bundle import build_bundle
 
         bundle = bundle if bundle is not None else build_bundle()
