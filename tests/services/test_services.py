@@ -85,6 +85,26 @@ def test_a_federation_of_services_trains(running: Lab) -> None:
     assert "WATCHDOG=1" in running.services["left-node"].told.sent
 
 
+def test_a_killed_server_app_is_gone_on_with_by_itself(running: Lab) -> None:
+    settings = {**TINY, "num-server-rounds": 3, "eval-frequency": 0, "keep-rounds": 9}
+    with running.control() as control:
+        run_id = control.start_run(RunSettings.parse(settings, where="test"))
+        folder = running.root / "server" / "runs" / str(run_id)
+        wait_until(lambda: 1 in committed_rounds(folder), "round 1", 120)
+        apps = psutil.Process(running.services["exec"].child.pid).children(recursive=True)
+        app = next(each for each in apps if "serverapp" in " ".join(each.cmdline()))
+        app.send_signal(signal.SIGKILL)
+        running.wait_for_status("superlink", "going on with it", 120)
+        running.wait_for_status("superlink", "finished, round 3/3", 180)
+    assert committed_rounds(folder) == [0, 1, 2, 3]
+    lines = list(read_journal(folder))
+    assert "run.failed" not in {line["kind"] for line in lines}, "a killed app says nothing"
+    resumed = next(line for line in lines if line["kind"] == "run.resumed")
+    assert resumed["flower_run"] != str(run_id)
+    numbers = [line["round"] for line in lines if line["kind"] == "round.committed"]
+    assert numbers == [0, 1, 2, 3], "each once"
+
+
 def zk0bot(running: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).parent / "zk0bot"), *arguments],

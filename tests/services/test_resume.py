@@ -1,0 +1,109 @@
+"""When a run that was interrupted goes on."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.services.test_autorun import Coordinator
+from zk0d.errors import UnavailableError
+from zk0d.federation.facts import RunFacts
+from zk0d.services.resume import FIRST_WAIT, LONGEST_WAIT, MOST_TRIES, Resume
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.coordinator = Coordinator()
+        self.resume = Resume(self.coordinator, lambda: self.now)
+        self.facts = RunFacts(run="7", state="running", round=3)
+
+    def pass_(self, seconds: float) -> str:
+        said = ""
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            said = self.resume.look(self.facts)
+        return said
+
+
+def test_a_run_whose_app_died_goes_on_after_a_moment() -> None:
+    bench = Bench()
+    assert bench.pass_(60) == ""
+    bench.facts.end("failed", "no heartbeat")
+    assert bench.pass_(3) == "going on with it in 3 s"
+    bench.pass_(FIRST_WAIT)
+    assert [run.resume for run in bench.coordinator.started] == ["7"]
+    assert bench.pass_(300) == "going on with it"
+    assert len(bench.coordinator.started) == 1, "one at a time"
+    bench.facts.take(
+        {"kind": "run.resumed", "run": "7", "round": 3, "flower_run": "1", "time": 0.0}
+    )
+    assert bench.pass_(60) == ""
+    assert bench.facts.flower == "1"
+    assert bench.facts.state == "running"
+
+
+def test_tries_grow_rarer_and_end() -> None:
+    bench = Bench()
+    bench.facts.end("failed", "no heartbeat")
+    times: list[float] = []
+    while len(times) < MOST_TRIES:
+        bench.pass_(1)
+        if len(bench.coordinator.started) > len(times):
+            times.append(bench.now)
+            bench.coordinator.end("failed")
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert waits == sorted(waits)
+    assert waits[0] == pytest.approx(2 * FIRST_WAIT, abs=2)
+    assert waits[-1] == pytest.approx(LONGEST_WAIT, abs=2)
+    assert "zk0bot run --resume 7 tries again" in bench.pass_(2000)
+    assert len(bench.coordinator.started) == MOST_TRIES
+    bench.facts.round = 4  # somebody went on with it
+    bench.facts.end("failed", "no heartbeat")
+    bench.pass_(20)
+    assert len(bench.coordinator.started) == MOST_TRIES + 1, "a commit begins the count anew"
+
+
+@pytest.mark.parametrize(
+    ("reason", "goes_on"),
+    [("disk_full", True), ("learner_gone", True), ("too_few_nodes", False), ("bug", False)],
+)
+def test_why_it_failed_decides(reason: str, goes_on: bool) -> None:
+    bench = Bench()
+    bench.facts.take({"kind": "run.failed", "run": "7", "reason": reason, "message": "m"})
+    bench.pass_(60)
+    assert bool(bench.coordinator.started) == goes_on
+
+
+def test_what_was_stopped_stays_stopped() -> None:
+    bench = Bench()
+    bench.facts.end("stopped", "")
+    bench.pass_(60)
+    assert bench.coordinator.started == []
+
+
+def test_no_run_and_a_refusal() -> None:
+    bench = Bench()
+    assert bench.resume.look(None) == ""
+    bench.coordinator.refuses = True
+    bench.facts.end("failed", "x")
+    bench.pass_(FIRST_WAIT)
+    assert "it cannot be gone on with: no." in {bench.pass_(1) for _ in range(12)}
+
+
+def test_a_superlink_that_is_away_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.facts.end("failed", "x")
+
+    def gone() -> list[object]:
+        raise UnavailableError("gone.")
+
+    bench.pass_(FIRST_WAIT)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.coordinator, "runs", gone)
+        bench.now += FIRST_WAIT
+        with pytest.raises(UnavailableError):
+            bench.resume.look(bench.facts)
+    bench.pass_(20)
+    assert len(bench.coordinator.started) == 1
