@@ -1,4 +1,4 @@
-"""``make bench [ARGS='step round memory idle']``."""
+"""``make bench [ARGS='codec step round exchange memory idle']``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-BENCHES = ("step", "round", "memory", "idle")
+BENCHES = ("codec", "step", "round", "exchange", "memory", "idle")
 
 
 def main() -> None:

@@ -13,13 +13,14 @@ from tests.bench.table import show
 
 PARAMETERS = 25_000_000
 ROUNDS = 2
+MOMENTUM = 0.5  # the default: one more copy of the weights
 COUNTS = (2, 8)
 STOCK_COUNTS = (2, 4)
 SERVER_APP, SUPERLINK = "serverapp", "flower-superlink"
 
 
 def main() -> None:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     ours: dict[int, dict[str, float]] = {}
     for nodes in COUNTS:
         with (
@@ -27,7 +28,7 @@ def main() -> None:
             fake_federation(Path(folder) / "lab", nodes, PARAMETERS) as running,
             PeakMemory((SERVER_APP, SUPERLINK)) as memory,
         ):
-            lines = run_ours(running, ROUNDS, nodes)
+            lines = run_ours(running, ROUNDS, nodes, server_momentum=MOMENTUM)
         ours[nodes] = memory.peaks
         last = [line for line in lines if line["kind"] == "round.committed"][-1]
         rows.append(_row("zk0d", nodes, memory.peaks, sum(last["seconds"].values())))

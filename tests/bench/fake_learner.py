@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import (
     DatasetResult,
     Evaluate,
@@ -25,7 +26,7 @@ from zk0d.federation.messages import (
     Train,
     TrainReply,
 )
-from zk0d.federation.update import Payload
+from zk0d.federation.update import Kind, Payload, PayloadEncoder
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
@@ -47,6 +48,7 @@ class FakeLearner(Learner):
     def __init__(self, name: str, parameters: int) -> None:
         self._name = name
         self._parameters = parameters
+        self._kept: NDArray[np.float32] | None = None
 
     def run(
         self, task: Message, payload: Payload | None, control: TaskControl
@@ -61,7 +63,7 @@ class FakeLearner(Learner):
                 action_width=2,
                 cameras={},
             )
-            return StartReply(spec=spec), Payload.encode(self._tensors(), "weights")
+            return StartReply(spec=spec), self._payload("weights", "fp32", 1)
         if isinstance(task, Query):
             values = np.arange(6.0).reshape(3, 2)
             return QueryReply(
@@ -93,16 +95,23 @@ class FakeLearner(Learner):
                 update_norm=1.0,
                 learning_rate=1e-3,
             )
-            return reply, Payload.encode(self._tensors(), "delta")
+            return reply, self._payload("delta", task.uplink_codec, task.round)
         return EvaluateReply(datasets=(DatasetResult(name="none", loss=1.0),)), None
 
-    def _tensors(self):  # type: ignore[no-untyped-def]
-        random = np.random.default_rng(time.time_ns())
-        left, number = self._parameters, 0
-        while left > 0:
-            size = min(TENSOR, left)
-            yield f"t{number:04d}", random.standard_normal(size, np.float32)
-            left, number = left - size, number + 1
+    def _payload(self, kind: Kind, codec: CodecName, round_: int) -> Payload:
+        """Values made once; a few are changed so that no chunk was sent before."""
+        encoder = PayloadEncoder(kind, codec)
+        random = np.random.default_rng(round_ + 1000 * sum(self._name.encode()))
+        for number, start in enumerate(range(0, self._parameters, TENSOR)):
+            tensor = self._values()[: min(TENSOR, self._parameters - start)]
+            tensor[: len(tensor) : 1000] = random.standard_normal(-(-len(tensor) // 1000)) * 1e-3
+            encoder.add(f"t{number:04d}", tensor)
+        return encoder.finish()
+
+    def _values(self) -> NDArray[np.float32]:
+        if self._kept is None:
+            self._kept = np.random.default_rng().standard_normal(TENSOR, np.float32) * 1e-3
+        return self._kept
 
 
 def main() -> None:

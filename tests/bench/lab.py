@@ -51,17 +51,25 @@ def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.
         demo._learner = before
 
 
-def run_ours(running: demo.Federation, rounds: int, nodes: int) -> list[dict[str, Any]]:
-    """The journal of a finished run."""
+def run_ours(
+    running: demo.Federation, rounds: int, nodes: int, **more: Any
+) -> list[dict[str, Any]]:
+    """The journal of a finished run; ``more`` are settings of the run."""
+    facts: dict[str, Any] = {
+        "server_momentum": 0.0,
+        # All values of the fake learner are of one size, weights and updates alike.
+        "max_update_ratio": 0.0,
+        **more,
+    }
     settings = RunSettings(
         model_name="tiny",
         policy="act",
         num_server_rounds=rounds,
         min_fit_clients=nodes,
         eval_frequency=0,
-        server_momentum=0.0,
         local_steps=1,
         keep_rounds=1,
+        **facts,
     )
     run_id = running.start_run(settings)
     _finish(running, run_id)

@@ -132,7 +132,7 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "all zeros": lambda: Attack(scaled(0.0), "zero_update"),
     "x1000": lambda: Attack(scaled(1000.0), "norm_outlier"),
     "x1000 with a hard cap": lambda: Attack(
-        scaled(1000.0), "norm_cap", {"max-update-ratio": 20.0, "norm-outlier-factor": 0.0}
+        scaled(1000.0), "norm_cap", {"max-update-ratio": 2.5, "norm-outlier-factor": 0.0}
     ),
     "sign flipped, trimmed mean": lambda: Attack(
         scaled(-1.0), "", {"aggregation": "trimmed-mean", "min-fit-clients": 3}
