@@ -232,6 +232,73 @@ def test_going_back() -> None:
     assert feed(schedule(), [0.1, 9.0, 9.0, 9.0]).wants_rollback() is None, "0 is never"
 
 
+def test_a_spike_halves_no_round_after_one_that_was_not_evaluated() -> None:
+    made = feed(schedule(), [1.0, 1.1, 1.6, None])  # 1.6 - 1.0 > 0.5, in round 2 only
+    assert made.plan(4).schedule.rate(0) == pytest.approx(1e-3)
+    assert made.plan(4).reasons == ()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cosine-warm-restarts", "reduce-on-plateau"])
+def test_guards_halve_below_the_floor_of_decay(kind: str) -> None:
+    slow = {"scheduler-type": kind, "initial-lr": 8e-6, "cosine-warm-restarts-t-0": 1}
+    slow["cosine-warm-restarts-t-mult"] = 1  # every round begins at the top
+    spiked = feed(schedule(**slow), [1.0, 1.1, 1.6])
+    assert spiked.plan(3).schedule.rate(0) == pytest.approx(4e-6)
+    made = schedule(**slow, **{"rollback-factor": 2.0, "eta-min": 3e-6})
+    made = feed(made, [0.5, 1.1, 1.1])
+    made.rolled_back(0)
+    assert made.plan(3).schedule.rate(0) == pytest.approx(4e-6)
+    made.rolled_back(0)
+    assert made.plan(3).schedule.rate(0) == pytest.approx(3e-6), "2e-6 is below eta-min"
+
+
+def test_a_rollback_takes_the_place_of_a_spike() -> None:
+    made = feed(schedule(**{"rollback-factor": 2.0}), [1.0, 0.5, 3.0, 3.0])  # 3.0 - 0.5 > 0.5
+    assert made.plan(4).reasons == ("spike",)
+    made.rolled_back(1)
+    assert made.plan(4).reasons == ("rollback",)
+    assert made.plan(4).schedule.rate(0) == pytest.approx(5e-4)
+
+
+def test_the_floor_of_decay_holds_to_the_end_of_the_cosine() -> None:
+    made = feed(schedule(**{"dynamic-training-decay": True}), [1.0] * 60)
+    assert made.plan(10).schedule.rate(39) == pytest.approx(1e-5), "the end, 1e-4, was above"
+
+
+def test_a_plateau_keeps_its_best_over_a_rollback() -> None:
+    made = schedule(
+        **{"scheduler-type": "reduce-on-plateau", "stall-patience": 2, "spike-threshold": 0.0}
+    )
+    feed(made, [0.5, 1.2, 1.2])  # two bad ones, within patience
+    made.rolled_back(0)  # 1e-3 / 2, and the count is 0
+    rates = []
+    for number, loss in enumerate([0.9, 0.8, 0.7], 3):
+        made.trained(number, {})
+        made.evaluated(number, loss)
+        rates.append(rate(made, number + 1))
+    assert rates == pytest.approx([5e-4, 5e-4, 2.5e-4]), "each is worse than 0.5"
+
+
+def test_mu_rises_from_its_floor_at_once() -> None:
+    made = schedule(
+        **{
+            "dynamic-training-decay": True,
+            "adaptive-mu-enabled": True,
+            "proximal-mu": 0.1,
+            "mu-min": 0.05,
+        }
+    )
+    feed(made, [1.0] * 60)  # 0.1 * 0.8**58 is far below 0.05
+    made.trained(60, {"a": 1.0, "b": 9.0})
+    assert made.plan(61).proximal_mu == pytest.approx(0.0525)  # 0.05 * 1.05
+
+
+def test_a_boost_of_one_is_none() -> None:
+    made = schedule(**{"adaptive-lr-enabled": True, "lr-boost-factor": 1.0})
+    made.trained(1, {"a": 0.1, "b": 0.1, "c": 9.0})
+    assert made.plan(2).boosts == {}
+
+
 def test_patience() -> None:
     made = feed(schedule(**{"early-stopping-patience": 3}), [1.0, 1.0, 1.1, 0.9, 1.0, 0.9])
     assert not made.should_stop(), "0.9 in round 3 began it anew; 1.0 and an equal 0.9 are two"

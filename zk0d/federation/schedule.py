@@ -49,7 +49,8 @@ class RunSchedule:
     def __init__(self, settings: RunSettings, steps: int) -> None:
         self._settings = settings
         self._steps = steps
-        self._scale = 1.0  #: of the learning rate, by decay and rollbacks
+        self._decay_scale = 1.0  #: of the learning rate, by stalls and divergences; has a floor
+        self._rollback_scale = 1.0
         self._mu_scale = 1.0
         self._node_losses: dict[str, float] = {}
         self._best: tuple[int, float] | None = None
@@ -57,6 +58,7 @@ class RunSchedule:
         self._plateau = _Plateau(settings.initial_lr, settings.eta_min, settings.stall_patience)
         self._reasons: list[str] = []
         self._seen: list[tuple[int, float]] = []  #: rounds and losses that still count
+        self._fresh = False  #: whether the last committed round was evaluated
 
     # --- what happened ----------------------------------------------------------------------------
 
@@ -64,11 +66,12 @@ class RunSchedule:
         """The nodes' policy losses of a committed round, by name."""
         del round_
         self._reasons = []
+        self._fresh = False
         self._node_losses = dict(losses)
         settings = self._settings
         adaptive = settings.adaptive_mu_enabled and settings.proximal_mu and len(losses) >= 2
         if adaptive and statistics.pstdev(losses.values()) > settings.loss_std_threshold:
-            self._mu_scale *= min(settings.mu_adjust_factor, settings.max_adjust_factor)
+            self._adjust_mu(min(settings.mu_adjust_factor, settings.max_adjust_factor))
             self._reasons.append("mu_spread")
 
     def evaluated(self, round_: int, loss: float | None) -> None:
@@ -76,6 +79,7 @@ class RunSchedule:
         if loss is None:
             return
         self._seen.append((round_, loss))
+        self._fresh = True
         if self._best is None or loss < self._best[1]:
             self._best = round_, loss
             self._not_better = 0
@@ -85,14 +89,12 @@ class RunSchedule:
             self._reasons.append("plateau")
         if self._settings.dynamic_training_decay:
             self._decay()
-        if self._spike:
-            self._reasons.append("spike")
 
     def rolled_back(self, to_round: int) -> None:
         """The weights went back to those of ``to_round``: what came after says nothing any more."""
         self._seen = [(number, loss) for number, loss in self._seen if number <= to_round]
-        self._scale *= HALF
-        self._plateau.forget()
+        self._rollback_scale *= HALF
+        self._plateau.forgive()
         self._reasons.append("rollback")
 
     # --- what follows -----------------------------------------------------------------------------
@@ -120,22 +122,21 @@ class RunSchedule:
     def plan(self, round_: int) -> RoundPlan:
         """What round ``round_`` is trained with; asking twice changes nothing."""
         spike = self._spike
-        scale = self._scale * (HALF if spike else 1.0)
         return RoundPlan(
-            self._rates(round_, scale),
+            self._rates(round_, self._rollback_scale * (HALF if spike else 1.0)),
             self._mu(round_),
             {} if spike else self._boosts(),
-            tuple(self._reasons),
+            (*self._reasons, "spike") if spike else tuple(self._reasons),
         )
 
     # --- rules ------------------------------------------------------------------------------------
 
-    def _rates(self, round_: int, scale: float) -> CosineSchedule | ConstantSchedule:
+    def _rates(self, round_: int, guard: float) -> CosineSchedule | ConstantSchedule:
         settings = self._settings
         if settings.scheduler_type == "cosine":
             return CosineSchedule(
-                peak=_scaled(settings.initial_lr, scale),
-                end=settings.initial_lr * settings.final_lr_fraction * scale,
+                peak=self._scaled(settings.initial_lr, guard),
+                end=self._scaled(settings.initial_lr * settings.final_lr_fraction, guard),
                 warmup_steps=settings.warmup_steps,
                 total_steps=settings.num_server_rounds * self._steps,
             )
@@ -143,7 +144,12 @@ class RunSchedule:
             base = self._warm_restarts(round_)
         else:
             base = self._plateau.rate
-        return ConstantSchedule(value=_scaled(base, scale), warmup_steps=settings.warmup_steps)
+        return ConstantSchedule(value=self._scaled(base, guard), warmup_steps=settings.warmup_steps)
+
+    def _scaled(self, rate: float, guard: float) -> float:
+        """``rate`` after decay, then after the guards. A floor raises nothing."""
+        decayed = max(rate * self._decay_scale, min(rate, DECAY_FLOOR))
+        return max(decayed * guard, min(decayed, self._settings.eta_min))
 
     def _warm_restarts(self, round_: int) -> float:
         """SGDR (Loshchilov, Hutter 2017), one step a round, as PyTorch's scheduler."""
@@ -164,7 +170,7 @@ class RunSchedule:
 
     def _boosts(self) -> dict[str, float]:
         settings, losses = self._settings, self._node_losses
-        if not settings.adaptive_lr_enabled or len(losses) < 2:
+        if not settings.adaptive_lr_enabled or settings.lr_boost_factor == 1.0 or len(losses) < 2:
             return {}
         far = settings.high_loss_multiplier * statistics.fmean(losses.values())
         return {name: settings.lr_boost_factor for name, loss in losses.items() if loss > far}
@@ -172,7 +178,7 @@ class RunSchedule:
     @property
     def _spike(self) -> bool:
         threshold = self._settings.spike_threshold
-        if not threshold or len(self._seen) < 3:
+        if not threshold or not self._fresh or len(self._seen) < 3:
             return False
         return self._seen[-1][1] - self._seen[-3][1] > threshold
 
@@ -183,13 +189,19 @@ class RunSchedule:
         before, now = self._seen[-3][1], self._seen[-1][1]
         better = (before - now) / max(before, 1e-8)
         if better < -DIVERGENCE_BELOW:
-            self._scale /= DIVERGENCE
-            self._mu_scale *= min(DIVERGENCE, self._settings.max_adjust_factor)
+            self._decay_scale /= DIVERGENCE
+            self._adjust_mu(min(DIVERGENCE, self._settings.max_adjust_factor))
             self._reasons.append("divergence")
         elif better < STALL_BELOW:
-            self._scale *= STALL
-            self._mu_scale *= STALL
+            self._decay_scale *= STALL
+            self._adjust_mu(STALL)
             self._reasons.append("stall")
+
+    def _adjust_mu(self, factor: float) -> None:
+        """Scale mu, but not below its floor: a later rise would first have to climb back to it."""
+        mu = self._settings.proximal_mu
+        floor = min(1.0, self._settings.mu_min / mu) if mu else 0.0
+        self._mu_scale = max(self._mu_scale * factor, floor)
 
 
 class _Plateau:
@@ -199,10 +211,11 @@ class _Plateau:
         self.rate = rate
         self._lowest = min(lowest, rate)
         self._patience = patience
-        self.forget()
-
-    def forget(self) -> None:
         self._best = math.inf
+        self._bad = 0
+
+    def forgive(self) -> None:
+        """Count anew; the best is kept, because its weights are those that are gone back to."""
         self._bad = 0
 
     def step(self, loss: float) -> bool:
@@ -217,8 +230,3 @@ class _Plateau:
         lowered = max(self._lowest, self.rate * PLATEAU_FACTOR)
         changed, self.rate = lowered < self.rate, lowered
         return changed
-
-
-def _scaled(rate: float, scale: float) -> float:
-    """``rate`` lowered by ``scale``, not below the floor unless it is there already."""
-    return max(rate * scale, min(rate, DECAY_FLOOR))
