@@ -24,18 +24,18 @@ def node(name: str, loss: float, samples: int) -> dict[str, Any]:
         "loss": loss,
         "policy_loss": loss - 0.1,
         "proximal_loss": 0.1,
-        "holdout_loss": None,
+        "holdout_loss": 0.7,
         "holdout_frames": 0,
         "grad_norm": 2.0 * loss,
         "update_norm": 0.5,
         "learning_rate": 1e-4,
-        "bad_batches": 0,
+        "bad_batches": 3,
         "dataset_frames": 300,
         "bytes_up": 40,
         "bytes_down": 80,
         "sha256": "f" * 64,
         "answer_seconds": 9.0,
-        "seconds": {"load": 1.0, "train": 5.0, "encode": 0.5, "evaluate": 0.0, "transfer": 2.5},
+        "seconds": {"load": 1.0, "train": 5.0, "encode": 0.5, "evaluate": 0.25, "transfer": 2.5},
     }
 
 
@@ -68,7 +68,7 @@ def line(
         "samples": 40,
         "train_loss": 1.4,
         "proximal_loss": 0.1,
-        "holdout_loss": None,
+        "holdout_loss": 0.7,
         "learning_rate": 2e-4,
         "proximal_mu": 0.01,
         "reasons": ["stall"],
@@ -78,7 +78,7 @@ def line(
         "weights_norm": 9.0,
         "mean_update_norm": 0.25,
         "bytes_down": 160,
-        "bytes_up": 80,
+        "bytes_up": 81,
         "seconds": {"send": 1.0, "collect": 9.0, "aggregate": 0.5, "evaluate": 2.0, "commit": 0.1},
         "evaluation": evaluation,
     }
@@ -128,6 +128,56 @@ def test_a_round(outputs: Outputs, tmp_path: Path) -> None:
     assert (first["dataset_name"], first["evaldata_id"], first["num_examples"]) == ("x", 0, 40)
     assert first["metrics"]["action_dim"] == 6
     assert read(tmp_path, "clients/left/round_1.json") == single[0]
+    assert single[0] == {
+        "schema_version": 1,
+        "run_id": "7",
+        "round": 1,
+        "client_id": "Left",
+        "dataset_name": None,
+        "loss": 1.0,
+        "policy_loss": 0.9,
+        "fedprox_loss": 0.1,
+        "grad_norm": 2.0,
+        "param_hash": "f" * 64,
+        "num_steps": 10,
+        "num_samples": 30,
+        "dataset_frames": 300,
+        "param_update_norm": 0.5,
+        "holdout_loss": 0.7,
+        "applied_lr": 1e-4,
+        "bad_batches": 3,
+        "bytes_up": 40,
+        "bytes_down": 80,
+        "seconds_load": 1.0,
+        "seconds_train": 5.0,
+        "seconds_encode": 0.5,
+        "seconds_evaluate": 0.25,
+        "seconds_transfer": 2.5,
+    }
+    assert (content["bytes_up"], content["bytes_down"]) == (81, 160)
+    assert content["seconds_commit"] == 0.1
+    assert together["weighted_holdout_loss"] == 0.7
+    assert read(tmp_path, "server/federated_metrics.json") == [
+        {
+            "schema_version": 1,
+            "run_id": "7",
+            "round": 1,
+            "num_clients": 2,
+            "avg_policy_loss": pytest.approx(1.9),
+            "avg_client_loss": 2.0,
+            "param_update_norm": 0.25,
+            "server_policy_loss": 0.4,
+            "applied_lr": 2e-4,
+            "applied_mu": 0.01,
+            "bytes_up": 81,
+            "bytes_down": 160,
+        }
+    ]
+
+
+def test_a_number_that_is_none_is_not_written(outputs: Outputs) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        outputs.committed(line(1, loss=float("nan")))
 
 
 def test_the_histories_have_every_round(outputs: Outputs, tmp_path: Path) -> None:
@@ -175,7 +225,18 @@ def test_a_run_that_is_taken_up(outputs: Outputs, tmp_path: Path) -> None:
         outputs.committed(each)
     (tmp_path / "server" / ".federated_metrics.json.partial").write_text('[{"half')
     again = Outputs(tmp_path, "7", run_settings({}))
+    (tmp_path / "server" / "round_1_server_eval.json").write_text('{"torn')
+    (tmp_path / "clients" / "left" / "round_1.json").unlink()
     again.replay(lines)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("round_*.json"))
+    assert files == [
+        "clients/left/round_1.json",
+        "clients/right/round_1.json",
+        "server/round_0_server_eval.json",
+        "server/round_1_server_eval.json",
+    ], "what is missing or torn is made again, what was given up is gone"
+    assert read(tmp_path, "server/round_1_server_eval.json")["round"] == 1
+    assert [each["round"] for each in read(tmp_path, "server/federated_metrics.json")] == [1]
     again.committed(line(2, loss=0.2))
     history = read(tmp_path, "server/federated_metrics.json")
     assert [(each["round"], each["server_policy_loss"]) for each in history] == [(1, 0.4), (2, 0.2)]

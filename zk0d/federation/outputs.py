@@ -211,32 +211,51 @@ class Outputs:
         self._action_dim = spec.get("action_width")
 
     def replay(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Take up the histories from a run's journal; writes nothing."""
+        """Take up a run from its journal, and make its files those of the rounds that count."""
+        rounds: dict[int, dict[str, Any]] = {}
         for line in lines:
             if line["kind"] == "model.ready":
                 self.model(line["spec"])
             elif line["kind"] == "run.resumed":
-                last = line["round"]
-                self._history = {n: m for n, m in self._history.items() if n <= last}
-                self._losses = {n: m for n, m in self._losses.items() if n <= last}
+                rounds = {n: kept for n, kept in rounds.items() if n <= line["round"]}
             elif line["kind"] == "round.committed":
                 for node in line.get("nodes", []):
                     self._slug(node["node"])
-                self._remember(line)
+                rounds[line["round"]] = line
+        self._history, self._losses = {}, {}
+        expected: set[Path] = set()
+        for line in rounds.values():
+            self._remember(line)
+            for name, content in self._of_round(line).items():
+                path = self._folder / name
+                expected.add(path)
+                if not _readable(path):
+                    self._write(name, content)
+        for pattern in ("server/round_*_server_eval.json", "clients/*/round_*.json"):
+            for path in self._folder.glob(pattern):
+                if path not in expected:
+                    path.unlink()  # of a round that was given up
+        if rounds:
+            self._write_histories()
 
     def committed(self, line: dict[str, Any]) -> None:
         """Write the files of a ``round.committed`` line."""
         self._remember(line)
-        clients = self._clients(line)
-        for client in clients:
-            self._write(
-                f"clients/{self._slug(client.client_id)}/round_{line['round']}.json",
-                client.model_dump(),
-            )
-        self._write(
-            f"server/round_{line['round']}_server_eval.json",
-            self._evaluation(line, clients).model_dump(),
-        )
+        for name, content in self._of_round(line).items():
+            self._write(name, content)
+        self._write_histories()
+
+    def _of_round(self, line: dict[str, Any]) -> dict[str, Any]:
+        """A round's own files and their contents."""
+        number, clients = line["round"], self._clients(line)
+        files: dict[str, Any] = {
+            f"clients/{self._slug(client.client_id)}/round_{number}.json": client.model_dump()
+            for client in clients
+        }
+        evaluation = self._evaluation(line, clients).model_dump()
+        return files | {f"server/round_{number}_server_eval.json": evaluation}
+
+    def _write_histories(self) -> None:
         self._write(
             "server/federated_metrics.json",
             [each.model_dump() for _, each in sorted(self._history.items())],
@@ -383,6 +402,14 @@ class Outputs:
                 " choose another folder. Every committed round is intact.",
                 reason="disk_full",
             ) from None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _composite(line: dict[str, Any]) -> float | None:
