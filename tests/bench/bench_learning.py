@@ -1,6 +1,6 @@
 """What an encoding costs in learning: the demo's federation at each codec, three seeds.
 
-The peer is float32 both ways. Measured is the held-out loss at the run's end, seeded, and success in
+The peer is float32 both ways. Measured: the seeded held-out loss at the end, and success in
 closed loop.
 """
 
