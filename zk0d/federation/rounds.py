@@ -10,8 +10,7 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ from zk0d.federation.messages import (
 from zk0d.federation.nodes import Node
 from zk0d.federation.outputs import Outputs, run_config
 from zk0d.federation.schedule import RoundPlan, RunSchedule
-from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
+from zk0d.federation.spool import NotAdmitted, Spool
+from zk0d.federation.tally import Accepted, RoundTally
 from zk0d.federation.update import Manifest, Payload
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics, merge
@@ -77,38 +77,6 @@ class RunFailed(Zk0dError):
     """The run cannot go on; its committed rounds stay."""
 
     default_reason = "run_failed"
-
-
-@dataclass
-class _Accepted:
-    """A node's update that may count."""
-
-    reply: TrainReply
-    update: SpooledUpdate
-    bytes: int
-    sha256: str
-    seconds: float  #: from the round's sending to the answer
-
-
-@dataclass
-class _Round:
-    """What one round has so far."""
-
-    task: Train
-    plan: RoundPlan
-    model: Manifest
-    weights_norm: float
-    sent: float
-    nodes: dict[str, Node]  #: those that were asked, by key
-    accepted: dict[str, _Accepted] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def open(self) -> list[str]:
-        """Keys of the nodes that have neither answered nor been given up."""
-        done = {*self.accepted, *self.refused, *self.lost}
-        return [key for key in self.nodes if key not in done]
 
 
 class Run:
@@ -169,7 +137,7 @@ class Run:
         self._statistics: Statistics
         self._weights: Arrays
         self._fleet: Fleet
-        self._state: _Round | None = None
+        self._state: RoundTally | None = None
         self._last: dict[str, Any] = {}  #: the last committed line
 
     def run(self) -> None:
@@ -367,11 +335,14 @@ class Run:
             "aggregate": aggregated - collected,
             "evaluate": self._clock() - aggregated,
         }
-        facts = self._facts(state) | {"mean_update_norm": mean_norm, "seconds": seconds}
+        facts = state.facts(self._settings, self._fleet) | {
+            "mean_update_norm": mean_norm,
+            "seconds": seconds,
+        }
         self._commit(number, facts, evaluation)
         return True
 
-    def _send(self, number: int, plan: RoundPlan, chosen: list[Node]) -> _Round:
+    def _send(self, number: int, plan: RoundPlan, chosen: list[Node]) -> RoundTally:
         """Send a round's message: weights once, and each node's boost."""
         payload = Payload.of(self._weights, "weights", self._settings.downlink_codec)
         manifest = payload.manifest
@@ -396,7 +367,7 @@ class Run:
                 own = task.model_copy(update={"boost": boost})
                 records.append((node, to_record(own, payload)))
         self._fleet.train(records)
-        return _Round(
+        return RoundTally(
             task,
             plan,
             manifest,
@@ -462,7 +433,7 @@ class Run:
             dataset_uri=settings.dataset_uri,
         )
 
-    def _aggregate(self, state: _Round) -> float:
+    def _aggregate(self, state: RoundTally) -> float:
         """Move the weights by the round's updates, in the order of the nodes' names."""
         settings = self._settings
         keys = sorted(state.accepted, key=self._fleet.name)
@@ -584,7 +555,7 @@ class Run:
             self._refuse(key, error)
             return
         seconds = self._clock() - state.sent
-        state.accepted[key] = _Accepted(reply, update, size, sha256, seconds)
+        state.accepted[key] = Accepted(reply, update, size, sha256, seconds)
         self._journal.write(
             "update.accepted",
             round=state.task.round,
@@ -643,62 +614,6 @@ class Run:
             "node.lost", round=state.task.round, node=self._fleet.name(key), reason=reason
         )
 
-    # --- facts ------------------------------------------------------------------------------------
-
-    def _facts(self, state: _Round) -> dict[str, Any]:
-        """What the journal says of a round."""
-        replies = [each.reply for each in state.accepted.values()]
-        task, settings = state.task, self._settings
-        return {
-            "nodes": [
-                self._node_facts(state, key) for key in sorted(state.accepted, key=self._fleet.name)
-            ],
-            "refused": self._fleet.named(state.refused),
-            "lost": self._fleet.named(state.lost),
-            "samples": sum(reply.samples for reply in replies),
-            "train_loss": _weighted(replies, "policy_loss"),
-            "proximal_loss": _weighted(replies, "proximal_loss"),
-            "holdout_loss": _holdout(replies),
-            "learning_rate": task.schedule.rate(task.first_step),
-            "proximal_mu": task.proximal_mu,
-            "reasons": list(state.plan.reasons),
-            "boosts": dict(state.plan.boosts),
-            "codec": {"uplink": settings.uplink_codec, "downlink": settings.downlink_codec},
-            "aggregation": settings.aggregation,
-            "weights_norm": state.weights_norm,
-            "bytes_down": state.model.size * len(state.nodes),
-            "bytes_up": sum(each.bytes for each in state.accepted.values()),
-        }
-
-    def _node_facts(self, state: _Round, key: str) -> dict[str, Any]:
-        each = state.accepted[key]
-        reply = each.reply
-        member = self._fleet.members.get(key)
-        return {
-            "node": self._fleet.name(key),
-            "key": key,
-            "samples": reply.samples,
-            "steps": reply.steps,
-            "loss": reply.loss,
-            "policy_loss": reply.policy_loss,
-            "proximal_loss": reply.proximal_loss,
-            "holdout_loss": reply.holdout_loss,
-            "holdout_frames": reply.holdout_frames,
-            "grad_norm": reply.grad_norm,
-            "update_norm": each.update.norm,
-            "learning_rate": reply.learning_rate,
-            "bad_batches": reply.bad_batches,
-            "dataset_frames": member.usable_frames if member else None,
-            "bytes_up": each.bytes,
-            "bytes_down": state.model.size,
-            "sha256": each.sha256,
-            "answer_seconds": each.seconds,
-            # What neither the learner nor anything else on the node has measured: the way there
-            # and back, and the wait for a poll.
-            "seconds": reply.seconds
-            | {"transfer": max(0.0, each.seconds - sum(reply.seconds.values()))},
-        }
-
 
 def _save(arrays: Arrays, path: Path) -> None:
     """Write tensors; a full disk is an ``OSError`` as everywhere, and none of safetensors' own."""
@@ -706,22 +621,3 @@ def _save(arrays: Arrays, path: Path) -> None:
         safetensors.numpy.save_file(arrays, path)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from None
-
-
-def _weighted(replies: Iterable[TrainReply], what: str) -> float:
-    """Mean of a number of the replies, weighted by samples."""
-    replies = list(replies)
-    total = sum(reply.samples for reply in replies)
-    return float(sum(getattr(reply, what) * reply.samples for reply in replies) / total)
-
-
-def _holdout(replies: Iterable[TrainReply]) -> float | None:
-    """Mean loss on the nodes' own held-out frames, weighted by their number."""
-    measured = [
-        (reply.holdout_loss, reply.holdout_frames)
-        for reply in replies
-        if reply.holdout_loss is not None and reply.holdout_frames
-    ]
-    if not measured:
-        return None
-    return sum(loss * frames for loss, frames in measured) / sum(n for _, n in measured)
