@@ -99,7 +99,10 @@ def _follow(link: Control, number: int, name: str) -> None:
             # Its ServerApp may have died without a last line.
             ended = ended or time.monotonic()
             if time.monotonic() - ended > LAST_LINE_SECONDS:
-                raise Zk0dError(f"run {number} {state.outcome}: {state.details}")
+                raise Zk0dError(
+                    f"run {name} {state.outcome}: {state.details}; if it was interrupted, the"
+                    " coordinator goes on with it (zk0bot status)."
+                )
         time.sleep(LOOK_SECONDS)
 
 
