@@ -1,7 +1,7 @@
 """One of four nodes poisons every round: what is left of success in closed loop. Prints a table.
 
-Real learners, policies and evaluation; messages go from hand to hand. All nodes record the same half
-of the table, other episodes each, so that what is measured is the poison and not the missing data.
+Real learners, policies and evaluation; messages go from hand to hand. All nodes record the same
+half of the table, other episodes each: what is measured is the poison and not the missing data.
 """
 
 from __future__ import annotations
