@@ -11,7 +11,8 @@ from zk0d.learner.tasks import Stopped
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.schedule import CosineSchedule
-from zk0d.learning.train import Moments, Proximal, StepPlan, TrainResult, train
+from zk0d.learning.step import Proximal
+from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
 PLAN = StepPlan(
     steps=12,
@@ -123,7 +124,7 @@ def test_the_proximal_gradient_is_that_of_the_term() -> None:
     proximal.add_gradient()
     for parameter, gradient in zip(parameters, expected, strict=True):
         assert torch.allclose(parameter.grad, 1 + gradient, atol=1e-6)
-    assert proximal.value() == pytest.approx(float(term.detach()), rel=1e-5)
+    assert float(proximal.value()) == pytest.approx(float(term.detach()), rel=1e-5)
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:

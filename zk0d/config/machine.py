@@ -47,6 +47,10 @@ class CacheSettings(Settings):
     )
 
 
+#: In what a policy computes; what trains is float32 in any case.
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
 class MetricsSettings(Settings):
     """Where Prometheus reads this machine's services."""
 
@@ -59,6 +63,10 @@ class EvaluatorSettings(Settings):
 
     socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket it is reached at.")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    precision: Precision = Field(
+        "auto",
+        description="'float32', 'bfloat16', or 'auto': bfloat16 on a GPU that computes in it.",
+    )
     cpu_threads: NonNegativeInt = Field(0, description="Threads of PyTorch; 0 leaves its default.")
     max_bad_frames: NonNegativeInt = Field(
         0, description="Frames that may be unreadable before it reports data_error."

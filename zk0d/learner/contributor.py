@@ -190,7 +190,12 @@ class Contributor(Learner):
             # One policy at a time: a run has one, and two do not fit on a GPU.
             self._prepared = None
             learner = self.settings.learner
-            policy = load_policy(spec, models=self.settings.models, device=learner.device)
+            policy = load_policy(
+                spec,
+                models=self.settings.models,
+                device=learner.device,
+                precision=learner.precision,
+            )
             data = PreparedRecordings(
                 recordings, policy, learner.cache, learner.max_bad_frames, learner.holdout_episodes
             )

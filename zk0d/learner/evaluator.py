@@ -77,11 +77,15 @@ class CoordinatorEvaluator(Learner):
     def _start(self, task: Start) -> tuple[StartReply, Payload]:
         like = self._datasets[0].recordings.summary if self._datasets else None
         spec = spec_for(task.policy, task.model_name, task.seed, like, self.settings.models)
-        policy = load_policy(
-            spec, models=self.settings.models, device=self.settings.evaluator.device
-        )
+        policy = self._load(spec)
         self._use(policy)
         return StartReply(spec=policy.spec), Payload.of(policy.weights(), "weights")
+
+    def _load(self, spec: PolicySpec) -> LoadedPolicy:
+        own = self.settings.evaluator
+        return load_policy(
+            spec, models=self.settings.models, device=own.device, precision=own.precision
+        )
 
     def _use(self, policy: LoadedPolicy) -> None:
         self._policy = policy
@@ -91,11 +95,7 @@ class CoordinatorEvaluator(Learner):
 
     def _policy_for(self, spec: PolicySpec) -> LoadedPolicy:
         if self._policy is None or self._policy.spec != spec:
-            self._use(
-                load_policy(
-                    spec, models=self.settings.models, device=self.settings.evaluator.device
-                )
-            )
+            self._use(self._load(spec))
         assert self._policy is not None
         return self._policy
 

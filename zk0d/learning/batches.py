@@ -116,6 +116,7 @@ class PolicyBatches:
         self._state, self._action = torch.cat(states), torch.cat(actions)
         self._tokens = torch.cat([_widen(block, width) for block in tokens])
         self._mask = torch.cat([_widen(block, width) for block in masks])
+        self._longest = int(self._mask.sum(1).max())
 
     def batch(self, indices: torch.Tensor) -> dict[str, Any]:
         """The frames at ``indices`` (int64, shape ``(batch,)``, on the CPU)."""
@@ -127,25 +128,30 @@ class PolicyBatches:
             prepared: dict[str, Any] = self._preprocess(raw)
             return prepared
         rows, padding = self.recorded.action_rows(indices)
-        # Instructions are padded on the right: what no row of this batch uses is cut off.
+        # Instructions are padded on the right: what no row uses is cut off. On a CPU that is no row
+        # of this batch; on a GPU no row at all, so that all batches have the same shapes.
         mask = self._mask[indices]
-        length = int(mask.sum(1).max())
-        device = self._device
-        on_device = indices.to(device)
+        length = int(mask.sum(1).max()) if self._device.type == "cpu" else self._longest
         batch = {
-            STATE: self._state[on_device],
-            ACTION: self._action[rows.to(device)],
-            f"{ACTION}_is_pad": padding.to(device),
-            TOKENS: self._tokens[indices, :length].to(device),
-            TOKEN_MASK: mask[:, :length].to(device),
+            STATE: self._state[self._sent(indices)],
+            ACTION: self._action[self._sent(rows)],
+            f"{ACTION}_is_pad": self._sent(padding),
+            TOKENS: self._sent(self._tokens[indices, :length]),
+            TOKEN_MASK: self._sent(mask[:, :length]),
         }
         if self.features is not None:
             for camera, values in self.features.batch(indices).items():
-                batch[IMAGES + camera] = values.to(device)
+                batch[IMAGES + camera] = self._sent(values)
         elif self.recorded.pixels is not None:
             for name, images in self.recorded.pixels.batch(indices).items():
-                batch[name] = images.to(device).float() / 255
+                batch[name] = self._sent(images).float() / 255
         return batch
+
+    def _sent(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` on the policy's device, without waiting for what that is doing."""
+        if self._device.type != "cuda":
+            return values.to(self._device)
+        return values.pin_memory().to(self._device, non_blocking=True)
 
     @property
     def bookkeeping(self) -> dict[str, torch.Tensor]:

@@ -89,7 +89,7 @@ def seeded_loss(
     policy.eval()
     total = 0.0
     try:
-        with images:
+        with images, loaded.autocast():
             for start in range(0, len(rows), EVAL_BATCH):
                 part = rows[start : start + EVAL_BATCH]
                 batch = batches.batch(part)
@@ -163,7 +163,9 @@ def roll_out(
             numbers = torch.tensor([seeds[i] for i in running])
             noise = frame_noise(numbers, arms[running[0]].frame, shape, seed=0)
             extra["noise"] = noise.to(loaded.device)
-        actions = postprocess(policy.predict_action_chunk(preprocess(batch), **extra))
+        with loaded.autocast():
+            planned = policy.predict_action_chunk(preprocess(batch), **extra)
+        actions = postprocess(planned)
         still = []
         for row, i in enumerate(running):
             for action in actions[row, :execute].cpu().numpy():

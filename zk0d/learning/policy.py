@@ -20,6 +20,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from zk0d.config.machine import Precision
 from zk0d.config.names import POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import tiny
@@ -39,6 +40,17 @@ class LoadedPolicy:
     spec: PolicySpec
     policy: PreTrainedPolicy
     device: torch.device
+    precision: torch.dtype = torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """Within it, products of matrices are computed in ``precision``; weights stay float32."""
+        # A cache of converted weights would be recorded in a CUDA graph, and be stale after a step.
+        return torch.autocast(
+            self.device.type,
+            dtype=self.precision if self.precision != torch.float32 else None,
+            enabled=self.precision != torch.float32,
+            cache_enabled=False,
+        )
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -169,7 +181,11 @@ def spec_for(
 
 
 def load_policy(
-    spec: PolicySpec, *, models: Mapping[str, Path] | None = None, device: str = "auto"
+    spec: PolicySpec,
+    *,
+    models: Mapping[str, Path] | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
 ) -> LoadedPolicy:
     """Build or load the policy that ``spec`` means.
 
@@ -177,6 +193,8 @@ def load_policy(
     ----------
     models
         Model names that this machine's settings map to folders.
+    precision
+        ``auto`` is bfloat16 on a GPU that computes in it, else float32.
 
     Raises
     ------
@@ -228,7 +246,7 @@ def load_policy(
         # AdamW's steps vanish in bfloat16: what trains is kept in float32.
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    loaded = LoadedPolicy(spec, policy, where)
+    loaded = LoadedPolicy(spec, policy, where, pick_precision(precision, where))
     found = policy_sha256(loaded)
     if spec.sha256 and spec.sha256 != found:
         raise Zk0dError(
@@ -268,6 +286,14 @@ def pick_device(device: str) -> torch.device:
             " the device to auto or cpu."
         )
     return picked
+
+
+def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """In what products of matrices are computed on ``device``."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if able else torch.float32
 
 
 def _model_folder(name: str, models: Mapping[str, Path]) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.schedule import Schedule
+from zk0d.learning.step import Outcome, Proximal, choose_step
 
 ADAM_BETAS = (0.9, 0.95)  # LeRobot's preset for SmolVLA
 ADAM_EPS = 1e-8
@@ -60,37 +62,6 @@ class TrainResult:
     seconds: float
 
 
-class Proximal:
-    """FedProx's pull towards the weights the round began with.
-
-    The term (mu/2) * ||w - w_global||^2 (Li et al. 2020, MLSys) is added as its gradient,
-    mu * (w - w_global), after backward and before clipping: no graph, a few fused kernels.
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], mu: float) -> None:
-        self._parameters = parameters
-        self._mu = mu
-        self._anchor = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def add_gradient(self) -> None:
-        """Add the pull to the gradients that are there."""
-        pulled = [
-            (parameter.grad, parameter.detach(), anchor)
-            for parameter, anchor in zip(self._parameters, self._anchor, strict=True)
-            if parameter.grad is not None
-        ]
-        grads, weights, anchors = (list(part) for part in zip(*pulled, strict=True))
-        torch._foreach_add_(grads, torch._foreach_sub(weights, anchors), alpha=self._mu)
-
-    @torch.no_grad()
-    def value(self) -> float:
-        """The term itself, for the log."""
-        weights = [parameter.detach() for parameter in self._parameters]
-        norms = torch._foreach_norm(torch._foreach_sub(weights, self._anchor))
-        return 0.5 * self._mu * float(torch.stack(norms).square().sum())
-
-
 class Moments:
     """Adam's moments, kept between rounds, with the state the newest round began from.
 
@@ -99,11 +70,15 @@ class Moments:
     """
 
     def __init__(self, loaded: LoadedPolicy) -> None:
+        on_gpu = loaded.device.type == "cuda"
         self._optimizer = torch.optim.AdamW(
             list(loaded.trainable().values()),
             lr=0.0,
             betas=ADAM_BETAS,
             eps=ADAM_EPS,
+            # One kernel, which a CUDA graph can hold and which can leave a step out.
+            fused=on_gpu or None,
+            capturable=on_gpu,
         )
         self._run: str | None = None
         self._round = 0
@@ -120,7 +95,7 @@ class Moments:
             self._optimizer.state.clear()
         elif round_ == self._round:
             self._optimizer.state.clear()
-            self._optimizer.state.update(_copied(self._before))
+            self._optimizer.state.update(_copied(self._before, to_its_device=True))
         self._run, self._round = run, round_
         self._before = _copied(self._optimizer.state)
         for group in self._optimizer.param_groups:
@@ -129,10 +104,14 @@ class Moments:
 
 
 def _copied(
-    state: Mapping[torch.Tensor, dict[str, Any]],
+    state: Mapping[torch.Tensor, dict[str, Any]], *, to_its_device: bool = False
 ) -> dict[torch.Tensor, dict[str, Any]]:
+    """A copy in main memory, where it takes no room from training; or one beside the weights."""
     return {
-        parameter: {name: value.clone() for name, value in values.items()}
+        parameter: {
+            name: value.to(parameter.device if to_its_device else "cpu", copy=True)
+            for name, value in values.items()
+        }
         for parameter, values in state.items()
     }
 
@@ -165,48 +144,50 @@ def train(
     DataError
         If more than ``plan.max_bad_batches`` batches give a loss that is not finite.
     """
-    policy, parameters = loaded.policy, list(loaded.trainable().values())
-    proximal = Proximal(parameters, plan.proximal_mu) if plan.proximal_mu else None
+    policy = loaded.policy
+    proximal = None
+    if plan.proximal_mu:
+        proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
     sampler = np.random.default_rng(plan.seed)
     torch.manual_seed(plan.seed)
     images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
     policy.train()
     optimizer.zero_grad()
+    take = choose_step(loaded, optimizer, proximal, plan.grad_clip_norm, batches)
+    under_way: deque[Outcome] = deque()
     loss_sum = norm_sum = 0.0
-    proximal_values: list[float] = []
+    proximal_values: list[torch.Tensor] = []
     bad = step = 0
     rate = 0.0
     started = time.perf_counter()
     with images:
-        while step < plan.steps:
+        while True:
+            while under_way and len(under_way) > min(take.ahead, plan.steps - step - 1):
+                value, norm = under_way.popleft().read()
+                if not np.isfinite(value):
+                    bad += 1
+                    if bad > plan.max_bad_batches:
+                        raise DataError(
+                            f"{batches.recorded.recordings.uri}: {bad} batches gave a loss that is"
+                            " no number; the recordings hold wild values or the learning rate is"
+                            " too high."
+                        )
+                    continue
+                step += 1
+                loss_sum += value
+                norm_sum += norm
+                on_step(step, value)
+            if step == plan.steps:
+                break
             check()
             chosen = usable[torch.from_numpy(sampler.integers(len(usable), size=plan.batch_size))]
-            loss, _ = policy.forward(batches.batch(chosen))
-            value = loss.item()
-            if not np.isfinite(value):
-                bad += 1
-                if bad > plan.max_bad_batches:
-                    raise DataError(
-                        f"{batches.recorded.recordings.uri}: {bad} batches gave a loss that is no"
-                        " number; the recordings hold wild values or the learning rate is too high."
-                    )
-                continue
-            loss.backward()
-            if proximal:
-                proximal.add_gradient()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip_norm)
-            rate = plan.boost * plan.schedule.rate(plan.first_step + step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            loss_sum += value
-            norm_sum += float(norm)
-            if proximal and (step % 10 == 0 or step == plan.steps):
+            rate = plan.boost * plan.schedule.rate(plan.first_step + step + len(under_way))
+            under_way.append(take(batches.batch(chosen), rate))
+            taken = step + len(under_way)
+            if proximal and (taken % 10 == 0 or taken == plan.steps):
                 proximal_values.append(proximal.value())
-            on_step(step, value)
-    proximal_loss = sum(proximal_values) / max(1, len(proximal_values))
+    optimizer.zero_grad()
+    proximal_loss = float(sum(proximal_values)) / max(1, len(proximal_values))
     return TrainResult(
         steps=step,
         samples=step * plan.batch_size,

@@ -1,0 +1,134 @@
+"""What differs on a GPU: the step is recorded once and replayed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zk0d.config.machine import CacheSettings
+from zk0d.errors import DataError
+from zk0d.learning import step as steps
+from zk0d.learning.policy import LoadedPolicy, load_policy
+from zk0d.learning.prepared import PreparedRecordings
+from zk0d.learning.recordings import Recordings
+from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.spec import PolicySpec
+from zk0d.learning.train import Moments, StepPlan, TrainResult, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+PLAN = StepPlan(
+    steps=20,
+    batch_size=8,
+    first_step=0,
+    schedule=CosineSchedule(peak=2e-3, end=1e-4, warmup_steps=4, total_steps=80),
+    seed=1,
+)
+
+
+@pytest.fixture
+def on_gpu(smolvla_spec: PolicySpec) -> LoadedPolicy:
+    return load_policy(smolvla_spec, device="cuda", precision="float32")
+
+
+@pytest.fixture
+def prepared(recordings: Recordings, on_gpu: LoadedPolicy) -> PreparedRecordings:
+    return PreparedRecordings(recordings, on_gpu, CacheSettings())
+
+
+def run(
+    prepared: PreparedRecordings,
+    plan: StepPlan,
+    moments: Moments | None = None,
+    round_: int = 1,
+    **how: Any,
+) -> tuple[TrainResult, list[float]]:
+    losses: list[float] = []
+    policy = prepared.policy
+    result = train(
+        policy,
+        prepared.batches(prepared.statistics()),
+        prepared.usable,
+        (moments or Moments(policy)).begin("run", round_, 0.01),
+        plan,
+        on_step=lambda step, loss: losses.append(loss),
+        **how,
+    )
+    return result, losses
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_replayed_steps_are_those_taken_kernel_by_kernel(
+    prepared: PreparedRecordings, monkeypatch: pytest.MonkeyPatch, mu: float
+) -> None:
+    start = prepared.policy.weights()
+    plan = replace(PLAN, proximal_mu=mu)
+    replayed, losses = run(prepared, plan)
+    weights = prepared.policy.weights()
+    prepared.policy.load_weights(start)
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "ReplayedStep", lambda plain: plain)
+        plain, expected = run(prepared, plan)
+    assert len(losses) == len(expected) == plan.steps
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)
+    assert replayed.proximal_loss == pytest.approx(plain.proximal_loss, rel=0.02)
+    assert replayed.grad_norm == pytest.approx(plain.grad_norm, rel=0.02)
+    assert replayed.learning_rate == plain.learning_rate
+    moved = {n: w - start[n] for n, w in prepared.policy.weights().items()}
+    apart = sum(float(np.square(weights[n] - start[n] - m).sum()) for n, m in moved.items())
+    assert apart < 0.02 * sum(float(np.square(m).sum()) for m in moved.values())
+
+
+def test_a_batch_that_gives_no_number_changes_nothing(
+    prepared: PreparedRecordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it falls: among the steps taken singly, or in the recorded ones."""
+    taken: list[int] = []
+    plain_draw = prepared.policy.policy.model.sample_time
+
+    def sometimes(rows: int, device: torch.device) -> torch.Tensor:
+        taken.append(len(taken))
+        drawn: torch.Tensor = plain_draw(rows, device)
+        return drawn * float("nan") if taken[-1] in (1, 9) else drawn
+
+    monkeypatch.setattr(prepared.policy.policy.model, "sample_time", sometimes)
+    result, losses = run(prepared, PLAN)
+    assert result.bad_batches == 2
+    assert result.steps == len(losses) == PLAN.steps == len(taken) - 2
+    assert np.isfinite(losses).all()
+    assert all(np.isfinite(w).all() for w in prepared.policy.weights().values())
+    monkeypatch.setattr(
+        prepared.policy.policy.model, "sample_time", lambda n, d: plain_draw(n, d) * float("nan")
+    )
+    before = prepared.policy.weights()
+    with pytest.raises(DataError, match="no number"):
+        run(prepared, PLAN)
+    assert all(np.array_equal(before[n], w) for n, w in prepared.policy.weights().items())
+
+
+def test_a_repeated_round_starts_from_the_same_moments(prepared: PreparedRecordings) -> None:
+    moments = Moments(prepared.policy)
+    run(prepared, PLAN, moments, 1)
+    start = prepared.policy.weights()
+    _, first = run(prepared, PLAN, moments, 2)
+    prepared.policy.load_weights(start)
+    _, again = run(prepared, PLAN, moments, 2)
+    np.testing.assert_allclose(first, again, rtol=2e-3)
+    prepared.policy.load_weights(start)
+    _, fresh = run(prepared, PLAN, Moments(prepared.policy), 2)
+    assert not np.allclose(first[5:], fresh[5:], rtol=2e-3)
+
+
+def test_bfloat16_learns_as_float32_does(smolvla_spec: PolicySpec, recordings: Recordings) -> None:
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        policy = load_policy(smolvla_spec, device="cuda", precision=precision)  # type: ignore[arg-type]
+        prepared = PreparedRecordings(recordings, policy, CacheSettings())
+        _, losses = run(prepared, replace(PLAN, steps=80, batch_size=16))
+        assert all(p.dtype == torch.float32 for p in policy.trainable().values())
+        ends[precision] = float(np.mean(losses[-8:]))
+    assert ends["bfloat16"] == pytest.approx(ends["float32"], rel=0.1)

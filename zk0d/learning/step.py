@@ -1,0 +1,269 @@
+"""One optimizer step: forward, backward, FedProx's pull, clip, AdamW.
+
+On a CPU kernel after kernel. On a GPU a step of SmolVLA is thousands of small kernels, and starting
+them takes longer than running them: there the step is recorded once as a CUDA graph and replayed,
+and the loop reads a loss only when the next steps are under way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.policy import LoadedPolicy
+
+log = logging.getLogger(__name__)
+
+#: Steps that run kernel by kernel first: libraries set themselves up in them, and AdamW its state.
+WARM_UP = 3
+#: Steps that a GPU has been given and has not finished.
+AHEAD = 2
+
+
+class Proximal:
+    """FedProx's pull towards the weights the round began with.
+
+    The term (mu/2) * ||w - w_global||^2 (Li et al. 2020, MLSys) is added as its gradient,
+    mu * (w - w_global), after backward and before clipping: no graph, a few fused kernels.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], mu: float) -> None:
+        self._parameters = parameters
+        self._mu = mu
+        self._anchor = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the pull to the gradients that are there."""
+        pulled = [
+            (parameter.grad, parameter.detach(), anchor)
+            for parameter, anchor in zip(self._parameters, self._anchor, strict=True)
+            if parameter.grad is not None
+        ]
+        grads, weights, anchors = (list(part) for part in zip(*pulled, strict=True))
+        torch._foreach_add_(grads, torch._foreach_sub(weights, anchors), alpha=self._mu)
+
+    @torch.no_grad()
+    def value(self) -> torch.Tensor:
+        """The term itself, for the log; a scalar on the weights' device."""
+        weights = [parameter.detach() for parameter in self._parameters]
+        norms = torch._foreach_norm(torch._foreach_sub(weights, self._anchor))
+        return 0.5 * self._mu * torch.stack(norms).square().sum()
+
+
+class Outcome(Protocol):
+    """What came of a step that may still be under way."""
+
+    def read(self) -> tuple[float, float]:
+        """Loss and norm of the gradient, waiting for them.
+
+        If the loss is not finite the step changed nothing.
+        """
+
+
+class Step(Protocol):
+    """Takes one step in place on the weights."""
+
+    ahead: int  #: How many steps may be under way when the next is begun.
+
+    def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
+        """Begin a step on ``batch`` with the learning rate ``rate``."""
+
+
+def choose_step(
+    loaded: LoadedPolicy,
+    optimizer: torch.optim.Optimizer,
+    proximal: Proximal | None,
+    clip: float,
+    batches: PolicyBatches,
+) -> Step:
+    """A replayed step where one is possible, else a plain one.
+
+    A vision encoder of transformers looks into its input and cannot be recorded; over cached
+    features SmolVLA can.
+    """
+    plain = PlainStep(loaded, optimizer, proximal, clip)
+    if loaded.device.type == "cuda" and batches.features is not None:
+        return ReplayedStep(plain)
+    return plain
+
+
+class _Known:
+    """The outcome of a step that is over."""
+
+    def __init__(self, loss: float, norm: float) -> None:
+        self._values = loss, norm
+
+    def read(self) -> tuple[float, float]:
+        return self._values
+
+
+class PlainStep:
+    """A step that runs kernel by kernel and is over when it returns."""
+
+    ahead = 0
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        optimizer: torch.optim.Optimizer,
+        proximal: Proximal | None,
+        clip: float,
+    ) -> None:
+        self.loaded = loaded
+        self.optimizer = optimizer
+        self._parameters = list(loaded.trainable().values())
+        self._proximal = proximal
+        self._clip = clip
+
+    def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
+        self.use_rate(rate)
+        loss = self.forward(batch)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            return _Known(value, float("nan"))
+        norm = self.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return _Known(value, float(norm))
+
+    def use_rate(self, rate: float | torch.Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def forward(self, batch: dict[str, Any], **given: Any) -> torch.Tensor:
+        with self.loaded.autocast():
+            loss: torch.Tensor = self.loaded.policy.forward(batch, **given)[0]
+        return loss
+
+    def backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Gradients, pulled and clipped; their norm before clipping."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._proximal:
+            self._proximal.add_gradient()
+        return torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+
+
+class _Promised:
+    """The outcome of a step that a GPU works on."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values.copy_(values, non_blocking=True)
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def read(self) -> tuple[float, float]:
+        self._done.synchronize()
+        loss, norm = self._values.tolist()
+        return loss, norm
+
+
+class ReplayedStep:
+    """A step of SmolVLA over cached features, recorded once and replayed.
+
+    Batches must all have the shapes of the first. The graph holds the addresses of weights, moments
+    and FedProx's anchor, and lives for one round.
+    """
+
+    ahead = AHEAD
+
+    def __init__(self, plain: PlainStep) -> None:
+        self._plain = plain
+        self._model = plain.loaded.policy.model
+        device = plain.loaded.device
+        self._rate = torch.zeros((), device=device)
+        self._outcome = torch.zeros(2, device=device)
+        self._skip = torch.zeros((), device=device)
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._begun = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._constants = _Constants()
+        plain.use_rate(self._rate)
+        # With these, as torch's GradScaler uses them, fused AdamW leaves a step out by itself.
+        plain.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        plain.optimizer.found_inf = self._skip  # type: ignore[attr-defined]
+
+    def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
+        self._rate.fill_(rate)
+        config = self._plain.loaded.config
+        rows = next(iter(batch.values())).shape[0]
+        shape = (rows, config.chunk_size, config.max_action_dim)
+        # Drawn as the policy itself would, in that order, but outside the graph.
+        noise = self._model.sample_noise(shape, self._rate.device)
+        time = self._model.sample_time(rows, self._rate.device)
+        self._take_in({**batch, "noise": noise, "time": time})
+        self._begun += 1
+        if self._begun <= WARM_UP:
+            self._beside(self._run)
+        else:
+            if self._graph is None:
+                self._graph = self._recorded()
+            self._graph.replay()
+        return _Promised(self._outcome)
+
+    def _take_in(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        if not self._inputs:
+            self._inputs = {name: value.clone() for name, value in inputs.items()}
+            return
+        for name, value in inputs.items():
+            self._inputs[name].copy_(value, non_blocking=True)
+
+    def _run(self) -> None:
+        with self._constants:
+            batch = dict(self._inputs)
+            noise, time = batch.pop("noise"), batch.pop("time")
+            loss = self._plain.forward(batch, noise=noise, time=time)
+            norm = self._plain.backward(loss)
+            self._skip.copy_(~(torch.isfinite(loss) & torch.isfinite(norm)))
+            self._plain.optimizer.step()
+            self._plain.optimizer.zero_grad()
+            # A step that is left out for its norm is as bad as one for its loss.
+            self._outcome[0] = torch.where(self._skip.bool(), torch.nan, loss.detach())
+            self._outcome[1] = norm
+
+    @staticmethod
+    def _beside(run: Any) -> None:
+        """On another stream, as a warm-up before a recording has to be."""
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            run()
+        torch.cuda.current_stream().wait_stream(beside)
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run()
+        log.debug("the step is recorded as a CUDA graph")
+        return graph
+
+
+class _Constants(TorchFunctionMode):
+    """Within it, SmolVLA's forward can be recorded.
+
+    It makes small tensors of numbers, which would wait for a copy to the GPU: each is made once and
+    kept. It reads back means of its losses for a log that nobody keeps: they are not read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[str, torch.Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.item:
+            return float("nan")
+        if func is torch.tensor:
+            key = repr((args, sorted(kwargs.items())))
+            if key not in self._made:
+                self._made[key] = func(*args, **kwargs)
+            return self._made[key]
+        return func(*args, **kwargs)
