@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zk0d.simulators.soreach import (
     FAR,
     HALF_ANGLE,
+    JOINTS,
     MAX_FRAMES,
     NEAR,
     Sector,
@@ -96,3 +97,12 @@ def test_an_unknown_camera_is_refused() -> None:
 def test_the_simulator_needs_no_torch() -> None:
     code = "import sys, zk0d.simulators.soreach; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_the_goal_only_images_tell_where_the_block_is() -> None:
+    arm = SoReach(size=32, goal_in_state=False)
+    first = arm.reset(1)
+    second = arm.reset(2)
+    assert first["observation.state"].shape == (len(JOINTS),)
+    assert features(size=32, goal_in_state=False)["observation.state"]["shape"] == (len(JOINTS),)
+    assert not np.array_equal(first["observation.images.top"], second["observation.images.top"])

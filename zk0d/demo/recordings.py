@@ -16,7 +16,12 @@ CAMERAS = ("top",)
 
 
 def make_recordings(
-    folder: Path, sector: Sector, episodes: int, first_seed: int, size: int = 96
+    folder: Path,
+    sector: Sector,
+    episodes: int,
+    first_seed: int,
+    size: int = 96,
+    goal_in_state: bool = True,
 ) -> int:
     """Record the scripted expert until ``episodes`` succeeded; returns the number of frames.
 
@@ -29,14 +34,14 @@ def make_recordings(
     """
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    arm = SoReach(sector, CAMERAS, size)
+    arm = SoReach(sector, CAMERAS, size, goal_in_state)
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         dataset = LeRobotDataset.create(
             repo_id=f"local/{folder.name}",
             root=draft,
             fps=FPS,
-            features=features(CAMERAS, size),
+            features=features(CAMERAS, size, goal_in_state),
             robot_type="so101_follower",
             use_videos=True,
             video_backend="pyav",

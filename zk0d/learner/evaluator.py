@@ -26,7 +26,7 @@ from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
-from zk0d.simulators.soreach import Sector, SoReach
+from zk0d.simulators.soreach import JOINTS, Sector, SoReach
 
 #: Closed-loop episodes begin from here, far from any seed that recordings are made with.
 ROLLOUT_SEED = 10_000_000
@@ -131,11 +131,13 @@ class CoordinatorEvaluator(Learner):
         loss = seeded_loss(policy, batches, rows, task.seed)
         rollouts = None
         if task.rollouts and data.settings.simulator:
-            sector, camera_names = Sector(*data.settings.sector), tuple(policy.spec.cameras)
+            sector, cameras = Sector(*data.settings.sector), data.recordings.summary.cameras
+            size = next(iter(cameras.values()), (3, 96, 96))[-1]
+            knows_goal = policy.spec.state_width > len(JOINTS)
             rollouts = roll_out(
                 policy,
                 task.statistics,
-                lambda: SoReach(sector, camera_names),
+                lambda: SoReach(sector, tuple(policy.spec.cameras), size, knows_goal),
                 list(range(ROLLOUT_SEED, ROLLOUT_SEED + task.rollouts)),
             )
         return DatasetResult(

@@ -138,6 +138,8 @@ class SoReach:
         Which of :data:`CAMERAS` an observation shows.
     size
         Pixels per side of a camera image.
+    goal_in_state
+        Whether the state tells where the block is. If not, only images do, which is much harder.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class SoReach:
         sector: Sector = Sector(),
         cameras: tuple[str, ...] = ("top",),
         size: int = 96,
+        goal_in_state: bool = True,
     ) -> None:
         unknown = set(cameras) - set(CAMERAS)
         if unknown:
@@ -152,6 +155,7 @@ class SoReach:
         self.sector = sector
         self.cameras = cameras
         self.size = size
+        self.goal_in_state = goal_in_state
 
     def reset(self, seed: int) -> dict[str, Any]:
         """Begin the episode that ``seed`` determines; returns the first observation."""
@@ -208,8 +212,9 @@ class SoReach:
         return self.joints + np.clip(target - self.joints, -SPEED_LIMIT, SPEED_LIMIT)
 
     def state(self) -> NDArray[np.float32]:
-        """Joints (degrees, gripper in percent) and the goal (metres), shape ``(9,)``."""
-        state: NDArray[np.float32] = np.concatenate([self.joints, self.goal]).astype(np.float32)
+        """Joints (degrees, gripper in percent), shape ``(6,)``; with the goal (m), ``(9,)``."""
+        known = [self.joints, self.goal] if self.goal_in_state else [self.joints]
+        state: NDArray[np.float32] = np.concatenate(known).astype(np.float32)
         return state
 
     def observe(self) -> dict[str, Any]:
@@ -278,10 +283,13 @@ def demonstrate(
         observation = arm.observe()
 
 
-def features(cameras: tuple[str, ...] = ("top",), size: int = 96) -> dict[str, dict[str, Any]]:
+def features(
+    cameras: tuple[str, ...] = ("top",), size: int = 96, goal_in_state: bool = True
+) -> dict[str, dict[str, Any]]:
     """LeRobot's description of a SoReach recording."""
+    state = [*JOINTS, *GOAL] if goal_in_state else list(JOINTS)
     return {
-        "observation.state": {"dtype": "float32", "shape": (9,), "names": [*JOINTS, *GOAL]},
+        "observation.state": {"dtype": "float32", "shape": (len(state),), "names": state},
         "action": {"dtype": "float32", "shape": (6,), "names": list(JOINTS)},
         **{
             f"observation.images.{camera}": {

@@ -1,0 +1,214 @@
+"""SoReach from images alone, federated, with a SmolVLA that trains whole: success by round.
+
+The state does not tell where the block is. Two contributors with a half of the table each, real
+processes, closed-loop success on both halves every few rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from transformers import (
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from tests.bench.lab import _finish
+from zk0d.config.run import RunSettings
+from zk0d.demo import federation as demo
+from zk0d.demo.layout import Layout, toml_string
+from zk0d.demo.recordings import make_recordings
+from zk0d.federation.journal import read_journal
+from zk0d.learning.tiny import _tokenizer
+
+IMAGE, PATCH, SHRINK = 96, 8, 2
+HIDDEN, LAYERS, HEADS = 256, 4, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--demonstrations", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--rollouts", type=int, default=50)
+    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=500)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout.make(Path(folder) / "lab", 2)
+        model = _save(Path(folder) / "model")
+        _record(layout, chosen.demonstrations)
+        with _configured(model, chosen.device), demo.federation(layout, cpu_threads=6) as running:
+            run_id = running.start_run(
+                RunSettings(
+                    model_name="whole",
+                    num_server_rounds=chosen.rounds,
+                    local_steps=chosen.steps,
+                    batch_size=chosen.batch,
+                    initial_lr=chosen.lr,
+                    warmup_steps=100,
+                    weight_decay=0.01,
+                    server_momentum=0.5,
+                    eval_frequency=chosen.every,
+                    eval_rollouts=chosen.rollouts,
+                )
+            )
+            _follow(running, run_id, chosen.seconds)
+
+
+def _follow(running: demo.Federation, run_id: int, seconds: float) -> None:
+    began, shown = time.monotonic(), 0
+    journal = running.layout.runs / str(run_id)
+    while True:
+        lines = [x for x in read_journal(journal) if x["kind"] == "round.committed"]
+        for line in lines[shown:]:
+            found = line.get("evaluation") or {}
+            print(
+                json.dumps(
+                    {
+                        "round": line["round"],
+                        "trained": [node["policy_loss"] for node in line.get("nodes", [])],
+                        "loss": found.get("loss"),
+                        "success": [d.get("success") for d in found.get("datasets", [])],
+                        "at": round(time.monotonic() - began),
+                    }
+                ),
+                flush=True,
+            )
+        shown = len(lines)
+        if running.state(run_id).status == "finished":
+            return _finish(running, run_id)
+        if time.monotonic() - began > seconds:
+            print("its time is over")
+            return None
+        running.check()
+        time.sleep(1.0)
+
+
+def _record(layout: Layout, demonstrations: int) -> None:
+    began = time.monotonic()
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        waiting = []
+        for number, contributor in enumerate(layout.contributors):
+            for path, episodes, seed in (
+                (layout.recordings(contributor), demonstrations, number * 1_000_000),
+                (layout.held_out(contributor), 15, number * 1_000_000 + 500_000),
+            ):
+                arguments = (path, contributor.sector, episodes, seed, IMAGE, False)
+                waiting.append(pool.submit(make_recordings, *arguments))
+        frames = [future.result() for future in waiting]
+    print(f"recorded {frames} frames in {time.monotonic() - began:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def _configured(model: Path, device: str) -> Iterator[None]:
+    """The demo's settings, with this model and this device."""
+    write = demo._Files.write
+
+    def changed(self: Any, cpu_threads: int) -> None:
+        write(self, cpu_threads)
+        models = f"\n[models]\nwhole = {toml_string(model)}\n"
+        server = self._layout.server_config
+        text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')
+        server.write_text(text + models)
+        for contributor in self._layout.contributors:
+            path = self._layout.client_config(contributor)
+            path.write_text(f'{path.read_text()}device = "{device}"\n{models}')
+
+    demo._Files.write = changed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        demo._Files.write = write  # type: ignore[method-assign]
+
+
+def _save(folder: Path) -> Path:
+    vlm = folder / "vlm"
+    tokenizer = _tokenizer()
+    SmolVLMConfig(
+        architectures=["SmolVLMForConditionalGeneration"],
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        scale_factor=SHRINK,
+        tie_word_embeddings=False,
+        vision_config={
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "image_size": IMAGE,
+            "patch_size": PATCH,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": HEADS // 2,
+            "head_dim": HIDDEN // HEADS,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    ).save_pretrained(vlm)
+    size = {"longest_edge": IMAGE}
+    SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(size=size, max_image_size=size),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(
+            size=size,
+            max_image_size=size,
+            fps=1,
+            num_frames=8,
+            video_sampling={"fps": 1, "max_frames": 8, "video_size": size},
+        ),
+        image_seq_len=(IMAGE // PATCH // SHRINK) ** 2,
+    ).save_pretrained(vlm)
+    config = SmolVLAConfig(
+        vlm_model_name=str(vlm),
+        load_vlm_weights=False,
+        device="cpu",
+        push_to_hub=False,
+        freeze_vision_encoder=False,
+        train_expert_only=False,
+        resize_imgs_with_padding=(IMAGE, IMAGE),
+        chunk_size=12,
+        n_action_steps=6,
+        num_vlm_layers=LAYERS,
+        num_expert_layers=0,
+        tokenizer_max_length=24,
+        num_steps=5,
+        input_features={
+            "observation.state": PolicyFeature(FeatureType.STATE, (6,)),
+            "observation.images.top": PolicyFeature(FeatureType.VISUAL, (3, IMAGE, IMAGE)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
+    )
+    policy = SmolVLAPolicy(config)
+    count = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    print(f"{count:,} trainable parameters", flush=True)
+    policy.save_pretrained(folder / "policy")
+    return folder / "policy"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Whole rounds of SmolVLA at its real size: a coordinator and contributors that share one GPU.
+
+Real Flower processes, TLS, a database on disk. The peer is Flower's stock FedAvg with weights of
+the same size and no training. Then a batch that the GPU cannot hold, and a run after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.bench.gpu import real
+from tests.bench.lab import PeakMemory, _finish, run_stock, stock_nodes
+from zk0d.config.run import RunSettings
+from zk0d.demo import federation as demo
+from zk0d.demo.layout import Layout, toml_string
+from zk0d.errors import Zk0dError
+from zk0d.federation.journal import read_journal
+
+TRAINABLE = 99_880_992
+SERVER_APP, SUPERLINK = "serverapp", "flower-superlink"
+VARIANTS = {"int8 up, bf16 down": "int8", "bf16 both ways": "bf16"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--too-large", type=int, default=8192, help="a batch for out of memory")
+    parser.add_argument("--no-peer", action="store_true")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = real.save_policy(Path(folder) / "model")
+        layout = Layout.make(Path(folder) / "lab", chosen.nodes)
+        recordings = real.record(Path(folder) / "recordings", 3, 60)
+        print("ready to start", flush=True)
+        with (
+            _configured(model, recordings, chosen.device),
+            demo.federation(layout, cpu_threads=2) as running,
+        ):
+            for name, codec in VARIANTS.items():
+                with PeakMemory((SERVER_APP, SUPERLINK)) as memory:
+                    lines = _run(running, chosen, uplink_codec=codec)
+                _tell(name, lines, memory.peaks)
+            if chosen.too_large:
+                try:
+                    _run(running, chosen, batch_size=chosen.too_large, num_server_rounds=1)
+                except (SystemExit, Zk0dError) as error:
+                    print(json.dumps({"too large a batch": str(error)[:600]}), flush=True)
+                lines = _run(running, chosen, num_server_rounds=1)
+                _tell("after it", lines, {})
+            if not chosen.no_peer:
+                with stock_nodes(running), PeakMemory((SERVER_APP, SUPERLINK)) as memory:
+                    ends = run_stock(running, 2, chosen.nodes, TRAINABLE)
+                seconds = [end - begin for begin, end in pairwise(ends)]
+                print(json.dumps({"Flower's FedAvg, no training": seconds, "peak": memory.peaks}))
+
+
+@contextlib.contextmanager
+def _configured(model: Path, recordings: Path, device: str) -> Iterator[None]:
+    """The demo's settings, with this model, these recordings and this device."""
+    write = demo._Files.write
+
+    def changed(self: Any, cpu_threads: int) -> None:
+        write(self, cpu_threads)
+        layout = self._layout
+        uri = toml_string(f"local:{recordings}")
+        models = f"\n[models]\nreal = {toml_string(model)}\n"
+        server = layout.server_config.read_text()
+        server = server[: server.index("\n[[evaluation]]")]
+        server += f'device = "{device}"\n\n[[evaluation]]\nname = "held-out"\ndataset-uri = {uri}\n'
+        layout.server_config.write_text(server + models)
+        for contributor in layout.contributors:
+            path = layout.client_config(contributor)
+            old = toml_string(f"local:{layout.recordings(contributor)}")
+            text = path.read_text().replace(old, uri)
+            path.write_text(f'{text}device = "{device}"\n{models}')
+
+    demo._Files.write = changed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        demo._Files.write = write  # type: ignore[method-assign]
+
+
+def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> list[dict[str, Any]]:
+    values: dict[str, Any] = {
+        "model_name": "real",
+        "num_server_rounds": chosen.rounds,
+        "min_fit_clients": chosen.nodes,
+        "local_steps": chosen.steps,
+        "batch_size": chosen.batch,
+        "eval_frequency": 1,
+        "eval_frames": 64,
+        "keep_rounds": 1,
+    }
+    began = time.monotonic()
+    run_id = running.start_run(RunSettings(**(values | more)))
+    journal = running.layout.runs / str(run_id)
+    try:
+        _finish(running, run_id)
+    except SystemExit:
+        refused = [line for line in read_journal(journal) if "refus" in json.dumps(line)]
+        print(json.dumps({"said": refused[-2:]})[:1500], flush=True)
+        raise
+    print(f"run of {time.monotonic() - began:.0f} s", flush=True)
+    return list(read_journal(journal))
+
+
+def _tell(name: str, lines: list[dict[str, Any]], peaks: dict[str, float]) -> None:
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    ends = [line["time"] for line in committed]
+    last = committed[-1]
+    print(
+        json.dumps(
+            {
+                "variant": name,
+                "seconds a round": [end - begin for begin, end in pairwise(ends)],
+                "phases of the last": last["seconds"],
+                "nodes": [node["seconds"] for node in last["nodes"]],
+                "loss": (last.get("evaluation") or {}).get("loss"),
+                "bytes up": last["bytes_up"],
+                "bytes down": last["bytes_down"],
+                "peak MB": peaks,
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
