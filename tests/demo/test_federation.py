@@ -279,6 +279,8 @@ def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> N
         stderr=subprocess.PIPE,
         text=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+        # A shell has what it starts in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
     def training() -> bool:

@@ -214,7 +214,7 @@ def _lerobot(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[
         def run(count: int) -> list[float]:
             meters = {
                 name: AverageMeter(name, ":.3f")
-                for name in ("loss", "grad_norm", "lr", "update_s", "dataloading_s")
+                for name in ("loss", "grad_norm", "lr", "update_s", "dataloading_s", "gpu_mem_gb")
             }
             tracker = MetricsTracker(
                 batch, dataset.num_frames, dataset.num_episodes, meters, accelerator=accelerator
