@@ -16,7 +16,7 @@ ROUNDS = 2
 MOMENTUM = 0.5  # the default: one more copy of the weights
 COUNTS = (2, 8)
 STOCK_COUNTS = (2, 4)
-SERVER_APP, SUPERLINK = "serverapp", "flower-superlink"
+SERVER_APP, SUPERLINK = "serverapp", "zk0d.flower.superlink"
 
 
 def main() -> None:

@@ -45,7 +45,8 @@ def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.
 
     before, demo._learner = demo._learner, learner
     try:
-        with demo.federation(layout, cpu_threads=1) as running:
+        # Flower's own program starts the peer's runs.
+        with demo.federation(layout, cpu_threads=1, open_control=True) as running:
             yield running
     finally:
         demo._learner = before

@@ -26,7 +26,7 @@ from zk0d.demo.layout import Layout
 from zk0d.errors import ChildError, Zk0dError
 from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.flower.bundle import CLIENT_APP, SERVER_APP, bundle_toml
-from zk0d.flower.control import COMPLETED, FINISHED
+from zk0d.flower.control import COMPLETED, FINISHED, Control
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -88,6 +88,7 @@ def zk0bot_run(running: Federation, *more: str) -> int:
             *("-c", settings),
             *("--superlink", running.control.address),
             *("--ca", str(running.certificates.ca)),
+            *("--secret", str(running.layout.coordinator / "control.secret")),
             *more,
         ],
         capture_output=True,
@@ -110,28 +111,47 @@ def test_zk0bot_run_trains_on_real_processes(running: Federation) -> None:
     assert [dataset["name"] for dataset in committed[0]["evaluation"]["datasets"]] == ["a", "b"]
 
 
-def test_flwr_run_from_a_checkout_means_the_same(running: Federation, tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text(
+def flwr_run(running: Federation, home: Path) -> subprocess.CompletedProcess[str]:
+    (home / "config.toml").write_text(
         "[superlink.lab]\n"
         f'address = "{running.control.address}"\n'
         f'root-certificates = "{running.certificates.ca}"\n'
     )
     overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in TINY.items())
-    said = subprocess.run(
+    return subprocess.run(
         [str(BIN / "flwr"), "run", ".", "lab", "--run-config", overrides, "--format", "json"],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "FLWR_HOME": str(tmp_path),
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        },
+        env={**os.environ, "FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stdout + said.stderr
-    run_id = int(json.loads(said.stdout)["run-id"])
-    assert finished(running, run_id).outcome == COMPLETED
-    assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
+
+
+def test_who_does_not_know_the_control_secret_starts_nothing(
+    running: Federation, tmp_path: Path
+) -> None:
+    """Any other user of the coordinator, a worker of its gateway included."""
+    before = len(running.control.runs())
+    said = flwr_run(running, tmp_path)
+    assert "403" in said.stdout + said.stderr
+    wrong = tmp_path / "wrong.secret"
+    wrong.write_text("f" * 64)
+    with (
+        Control(running.control.address, running.certificates.ca, wrong) as control,
+        pytest.raises(Zk0dError, match="this is not its control secret; run zk0bot on"),
+    ):
+        control.nodes()
+    assert len(running.control.runs()) == before
+
+
+def test_flwr_run_from_a_checkout_means_the_same(tmp_path: Path, recordings_folder: Path) -> None:
+    made = layout(tmp_path / "lab", recordings_folder)
+    with federation(made, cpu_threads=1, open_control=True) as running:
+        said = flwr_run(running, tmp_path)
+        assert said.returncode == 0, said.stdout + said.stderr
+        run_id = int(json.loads(said.stdout)["run-id"])
+        assert finished(running, run_id).outcome == COMPLETED
+        assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
 
 
 def test_a_bundles_code_never_runs(running: Federation, tmp_path: Path) -> None:

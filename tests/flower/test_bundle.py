@@ -41,7 +41,9 @@ def test_children_get_little_of_our_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_command_is_there_and_closed_by_default(tmp_path: Path) -> None:
     files = make_certificates(tmp_path, ["127.0.0.1"])
-    superlink = commands.superlink(8000, files, tmp_path / "db", tmp_path / "s", tmp_path)
+    superlink = commands.superlink(
+        8000, files, tmp_path / "db", tmp_path / "s", tmp_path, control_secret=tmp_path / "c"
+    )
     node = commands.supernode(
         "c:1", files.ca, tmp_path / "k", tmp_path / "s", 9, tmp_path / "n.toml", tmp_path
     )

@@ -162,7 +162,7 @@ def full_disk(hub: Guest) -> None:
 
 #: What happens on the coordinator while a run goes on.
 COORDINATOR: dict[str, Callable[[Guest], object]] = {
-    "flower-superlink killed": lambda g: kill_process(g, "flower-superlink"),
+    "flower-superlink killed": lambda g: kill_process(g, "zk0d.flower.superlink"),
     "zk0d superlink killed": lambda g: kill_process(g, "zk0d superlink"),
     "coordinator's SuperExec killed": lambda g: kill_process(g, "zk0d.flower.superexec"),
     "ServerApp killed": lambda g: kill_process(g, "zk0d.flower.apps serverapp"),

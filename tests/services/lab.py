@@ -55,6 +55,7 @@ class Lab:
         self.link, self.presence, self.gateway = _free_ports(3)
         self.certificates = make_certificates(self.root / "tls", ["127.0.0.1", "localhost"])
         make_secret(self.root / "server.secret")
+        make_secret(self.root / "control.secret")
         (self.root / "roster.d").mkdir()
         self.server_toml = self.root / "server.toml"
         self.server_toml.write_text(
@@ -64,13 +65,14 @@ class Lab:
             f'state = "{self.root}/superlink"\nroster = "{self.root}/roster.d"\n'
             f'ca = "{self.certificates.ca}"\ncertificate = "{self.certificates.certificate}"\n'
             f'key = "{self.certificates.key}"\nsecret = "{self.root}/server.secret"\n'
+            f'control-secret = "{self.root}/control.secret"\n'
             f'[superexec]\nstate = "{self.root}/server-exec"\n'
             f'[evaluator]\nsocket = "{self.root}/evaluator.sock"\ncpu-threads = 1\n'
             f'[[evaluation]]\nname = "held-out"\ndataset-uri = "local:{self.recordings}"\n'
         )
 
     def control(self) -> Control:
-        return Control(f"127.0.0.1:{self.link}", self.certificates.ca)
+        return Control(f"127.0.0.1:{self.link}", self.certificates.ca, self.root / "control.secret")
 
     def add_node(self, name: str, *, enrolled: bool = True) -> Path:
         """Settings and keys of a node; its settings file."""

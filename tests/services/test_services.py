@@ -194,11 +194,11 @@ def test_a_node_that_is_not_enrolled_says_so_and_comes_in_once_it_is(running: La
 
 
 def test_a_killed_superlink_comes_back_with_its_nodes(running: Lab) -> None:
-    before = child_of(running, "superlink", "flower-superlink")
+    before = child_of(running, "superlink", "zk0d.flower.superlink")
     before.send_signal(signal.SIGKILL)
     running.wait_for_status("superlink", "ended (signal 9)")
     running.wait_for_status("superlink", "nodes online", 60)
-    after = child_of(running, "superlink", "flower-superlink")
+    after = child_of(running, "superlink", "zk0d.flower.superlink")
     assert after.pid != before.pid
     for name in NAMES:
         running.wait_for_status(f"{name}-node", "online", 120)

@@ -78,8 +78,9 @@ def _init_server(folder: Path, hosts: list[str]) -> None:
     (folder / "roster.d").mkdir(exist_ok=True)
     if _is_new(folder / "tls" / "ca.key"):
         make_certificates(folder / "tls", [*hosts, "localhost", "127.0.0.1"])
-    if _is_new(folder / "superexec.secret"):
-        make_secret(folder / "superexec.secret")
+    for name in ("superexec.secret", "control.secret"):
+        if _is_new(folder / name):
+            make_secret(folder / name)
     if _is_new(folder / "server.toml"):
         (folder / "server.toml").write_text(
             "# docs/settings.md has every key. Held-out recordings to evaluate on:\n"

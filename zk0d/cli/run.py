@@ -22,6 +22,8 @@ Ca = Annotated[
     Path | None, typer.Option(help="CA certificate of that SuperLink (server.toml says).")
 ]
 
+Secret = Annotated[Path | None, typer.Option(help="Its control secret's file (server.toml says).")]
+
 
 def run(
     config: Annotated[
@@ -37,6 +39,7 @@ def run(
     ] = False,
     superlink: Superlink = "",
     ca: Ca = None,
+    secret: Secret = None,
 ) -> None:
     """Start a run on this coordinator; its bundle holds settings and no code."""
     from zk0d.config.run import parse_overrides, run_settings
@@ -53,7 +56,7 @@ def run(
             )
         values["resume"] = resume
     settings = run_settings(values)
-    with control(superlink, ca) as link:
+    with control(superlink, ca, secret) as link:
         number = link.start_run(settings)
         typer.echo(number)
         if follow:
@@ -63,7 +66,7 @@ def run(
                 typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
 
 
-def control(superlink: str, ca: Path | None) -> Control:
+def control(superlink: str, ca: Path | None, secret: Path | None) -> Control:
     """The SuperLink of this coordinator, by ``server.toml`` where nothing else is said."""
     from zk0d.config.machine import DEFAULT_CA, DEFAULT_SERVER_CONFIG, ServerSettings
     from zk0d.flower.control import Control
@@ -71,7 +74,11 @@ def control(superlink: str, ca: Path | None) -> Control:
     link = ServerSettings().superlink
     if DEFAULT_SERVER_CONFIG.exists() and not (superlink and ca):
         link = ServerSettings.load(DEFAULT_SERVER_CONFIG).superlink
-    return Control(superlink or f"127.0.0.1:{link.port}", ca or link.ca or DEFAULT_CA)
+    return Control(
+        superlink or f"127.0.0.1:{link.port}",
+        ca or link.ca or DEFAULT_CA,
+        None if link.open_control else secret or link.control_secret,
+    )
 
 
 def _follow(link: Control, number: int, name: str) -> None:

@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.run import Ca, Superlink
+from zk0d.cli.run import Ca, Secret, Superlink
 
 
 def stop(
     run: Annotated[int, typer.Argument(help="The number that zk0bot run printed.")],
     superlink: Superlink = "",
     ca: Ca = None,
+    secret: Secret = None,
 ) -> None:
     """Stop a run on this coordinator; every committed round stays."""
     from zk0d.cli.run import control
 
-    with control(superlink, ca) as link:
+    with control(superlink, ca, secret) as link:
         link.stop_run(_flowers(run))
     typer.echo(f"run {run} is stopped")
 

@@ -17,6 +17,7 @@ DEFAULT_SERVER_CONFIG = Path("/etc/zk0d/server.toml")
 DEFAULT_SOCKET = Path("/run/zk0d/learner.sock")
 DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
 DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
+DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
@@ -203,6 +204,12 @@ class SuperlinkSettings(Settings):
     certificate: Path = Field(Path("/etc/zk0d/tls/server.crt"), description="Its certificate.")
     key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
+    control_secret: Path = Field(
+        DEFAULT_CONTROL_SECRET, description="Secret that Flower's Control API asks for."
+    )
+    open_control: bool = Field(
+        False, description="Let every user of this machine use it, with flwr too: for development."
+    )
     presence_port: Port = Field(9480, description="The presence page, on loopback.")
     auto_resume: bool = Field(
         True, description="Go on by itself with a run that was interrupted: a reboot, a killed app."

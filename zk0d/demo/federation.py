@@ -58,13 +58,17 @@ class Federation:
 
 
 @contextmanager
-def federation(layout: Layout, *, cpu_threads: int) -> Iterator[Federation]:
+def federation(
+    layout: Layout, *, cpu_threads: int, open_control: bool = False
+) -> Iterator[Federation]:
     """Start every service, let the nodes in, and stop every process at the end, however it comes.
 
     Parameters
     ----------
     cpu_threads
         Threads of each learner.
+    open_control
+        Let Flower's own program start runs, too.
 
     Raises
     ------
@@ -73,11 +77,13 @@ def federation(layout: Layout, *, cpu_threads: int) -> Iterator[Federation]:
     """
     check_version()
     files = _Files(layout)
-    files.write(cpu_threads)
+    files.write(cpu_threads, open_control)
     try:
         with (
             Foreground(layout.root, lambda name: layout.logs / f"{name}.log", restart=False) as run,
-            Control(f"127.0.0.1:{files.link_port}", files.certificates.ca) as control,
+            Control(
+                f"127.0.0.1:{files.link_port}", files.certificates.ca, files.control_secret
+            ) as control,
         ):
             # Learners load torch for seconds: they start first, the rest meanwhile.
             run.start([_learner("evaluator", "evaluator", layout.server_config)])
@@ -135,6 +141,8 @@ class _Files:
         self.server_secret = layout.coordinator / "superexec.secret"
         self.certificates = make_certificates(layout.tls, ["127.0.0.1", "localhost"])
         make_secret(self.server_secret)
+        self.control_secret = layout.coordinator / "control.secret"
+        make_secret(self.control_secret)
         for contributor in layout.contributors:
             make_node_key(self.key(contributor))
             public = self.key(contributor).with_suffix(".pub")
@@ -147,7 +155,7 @@ class _Files:
     def node_secret(self, contributor: Contributor) -> Path:
         return self._layout.home(contributor) / "superexec.secret"
 
-    def write(self, cpu_threads: int) -> None:
+    def write(self, cpu_threads: int, open_control: bool) -> None:
         """``server.toml`` and each ``client.toml``, as an operator would write them."""
         layout = self._layout
         evaluations = "".join(
@@ -164,12 +172,14 @@ class _Files:
             f"[superlink]\n"
             f"port = {self.link_port}\n"
             f"presence-port = {self._presence_port}\n"
+            f"open-control = {str(open_control).lower()}\n"
             f"state = {toml_string(home / 'superlink')}\n"
             f"roster = {toml_string(layout.roster)}\n"
             f"ca = {toml_string(tls.ca)}\n"
             f"certificate = {toml_string(tls.certificate)}\n"
             f"key = {toml_string(tls.key)}\n"
-            f"secret = {toml_string(self.server_secret)}\n\n"
+            f"secret = {toml_string(self.server_secret)}\n"
+            f"control-secret = {toml_string(self.control_secret)}\n\n"
             f"[superexec]\n"
             f"state = {toml_string(home / 'superexec')}\n"
             f"poll-interval = {SUPEREXEC_POLL}\n\n"

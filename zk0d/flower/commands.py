@@ -46,12 +46,23 @@ def child_environment(flwr_home: Path | None = None, **more: str) -> dict[str, s
 
 
 def superlink(
-    port: int, certificates: Certificates, database: Path, secret: Path, home: Path
+    port: int,
+    certificates: Certificates,
+    database: Path,
+    secret: Path,
+    home: Path,
+    *,
+    control_secret: Path | None,
 ) -> Command:
-    """The SuperLink, on loopback, with TLS, node keys and a database on disk."""
+    """The SuperLink, on loopback, with TLS, node keys and a database on disk.
+
+    Without ``control_secret`` every user of this machine may use its Control API.
+    """
+    guard = {"ZK0D_CONTROL_SECRET_FILE": str(control_secret)} if control_secret else {}
     return Command(
         [
-            program("flower-superlink"),
+            sys.executable,
+            *("-m", "zk0d.flower.superlink"),
             *("--host", "127.0.0.1"),
             *("--port", str(port)),
             *("--isolation", "process"),
@@ -62,7 +73,7 @@ def superlink(
             "--enable-supernode-auth",
             *("--superexec-auth-secret-file", str(secret)),
         ],
-        child_environment(home, **_LEAN),
+        child_environment(home, **_LEAN, **guard),
     )
 
 

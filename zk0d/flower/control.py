@@ -1,6 +1,7 @@
 """A SuperLink's Control API: nodes and runs.
 
-It has no authentication (Flower 1.41), so it is on loopback only.
+Flower 1.41 has no authentication there: it is on loopback only, and ours asks for a secret
+(:mod:`zk0d.flower.superlink`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flwr.supercore.error import FlowerError
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.flower.keys import public_pem
+from zk0d.flower.superlink import SECRET_HEADER, read_secret
 
 FINISHED = "finished"
 COMPLETED = "completed"
@@ -47,6 +49,8 @@ class RunState:
 class Control:
     """One SuperLink, at ``host:port``, with the CA certificate that its own is signed by.
 
+    ``secret`` is the file with its control secret; ``None`` for one that asks for none.
+
     Raises
     ------
     UnavailableError
@@ -55,14 +59,17 @@ class Control:
         If it refuses; with Flower's sentence.
     """
 
-    def __init__(self, address: str, ca: Path) -> None:
+    def __init__(self, address: str, ca: Path, secret: Path | None = None) -> None:
         self.address = address
         try:
             certificates = ca.read_bytes()
         except OSError as error:
             raise ConfigError(f"{ca}: the CA certificate cannot be read ({error}).") from None
         self._client = ControlHttpClient.from_server_address(
-            address, insecure=False, root_certificates=certificates, interceptors=[]
+            address,
+            insecure=False,
+            root_certificates=certificates,
+            interceptors=[_Secret(read_secret(secret))] if secret else [],
         )
 
     def close(self) -> None:
@@ -123,6 +130,11 @@ class Control:
         try:
             return method(request)
         except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.FORBIDDEN:
+                raise Zk0dError(
+                    f"the SuperLink at {self.address} refuses: this is not its control secret; run"
+                    " zk0bot on the coordinator, as root."
+                ) from None
             refusal = FlowerError.from_json(error.response.text)
             said = (refusal.public_details or refusal.message) if refusal else str(error)
             raise Zk0dError(f"the SuperLink at {self.address} refuses: {said}") from None
@@ -131,6 +143,18 @@ class Control:
                 f"the SuperLink at {self.address} cannot be reached ({type(error).__name__}:"
                 f" {error}); is it running?"
             ) from None
+
+
+class _Secret:
+    """Sends the control secret with every call."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        context.request.headers[SECRET_HEADER] = self._secret.decode()
+        response: httpx.Response = call_next(context)
+        return response
 
 
 def _state(run: Any) -> RunState:

@@ -79,9 +79,14 @@ class SuperlinkService(Service):
             credential("server.key", link.key, "superlink.key"),
         )
         secret = credential("superexec.secret", link.secret, "superlink.secret")
+        control_secret = None
+        if not link.open_control:
+            control_secret = credential(
+                "control.secret", link.control_secret, "superlink.control-secret"
+            )
         require_free_port(link.port, "superlink.port")
         self._address = f"127.0.0.1:{link.port}"
-        self._control = Control(self._address, certificates.ca)
+        self._control = Control(self._address, certificates.ca, control_secret)
         self._page = PresencePage(self._presence, link.presence_port)
         if link.auto_resume:
             self._resume = Resume(self._control)
@@ -89,7 +94,12 @@ class SuperlinkService(Service):
             self._autorun = Autorun(self._settings.autorun, self._control)
         link.state.mkdir(parents=True, exist_ok=True)
         command = commands.superlink(
-            link.port, certificates, self._database, secret, link.state / "flower"
+            link.port,
+            certificates,
+            self._database,
+            secret,
+            link.state / "flower",
+            control_secret=control_secret,
         )
         self._child = Supervised(
             "flower-superlink",

@@ -122,8 +122,8 @@ def _configured(model: Path, device: str) -> Iterator[None]:
     """The demo's settings, with this model and this device."""
     write = demo._Files.write
 
-    def changed(self: Any, cpu_threads: int) -> None:
-        write(self, cpu_threads)
+    def changed(self: Any, cpu_threads: int, open_control: bool) -> None:
+        write(self, cpu_threads, open_control)
         models = f"\n[models]\nwhole = {toml_string(model)}\n"
         server = self._layout.server_config
         text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')

@@ -25,7 +25,7 @@ from zk0d.errors import Zk0dError
 from zk0d.federation.journal import read_journal
 
 TRAINABLE = 99_880_992
-SERVER_APP, SUPERLINK = "serverapp", "flower-superlink"
+SERVER_APP, SUPERLINK = "serverapp", "zk0d.flower.superlink"
 VARIANTS = {"int8 up, bf16 down": "int8", "bf16 both ways": "bf16"}
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         print("ready to start", flush=True)
         with (
             _configured(model, recordings, chosen.device),
-            demo.federation(layout, cpu_threads=2) as running,
+            demo.federation(layout, cpu_threads=2, open_control=True) as running,
         ):
             for name, codec in VARIANTS.items():
                 with PeakMemory((SERVER_APP, SUPERLINK)) as memory:
@@ -71,8 +71,8 @@ def _configured(model: Path, recordings: Path, device: str) -> Iterator[None]:
     """The demo's settings, with this model, these recordings and this device."""
     write = demo._Files.write
 
-    def changed(self: Any, cpu_threads: int) -> None:
-        write(self, cpu_threads)
+    def changed(self: Any, cpu_threads: int, open_control: bool) -> None:
+        write(self, cpu_threads, open_control)
         layout = self._layout
         uri = toml_string(f"local:{recordings}")
         models = f"\n[models]\nreal = {toml_string(model)}\n"

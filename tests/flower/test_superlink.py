@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from flwr.superlink import extensions
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from zk0d.errors import ConfigError
+from zk0d.flower import superlink
+from zk0d.flower.superlink import SECRET_HEADER, ControlGuard, read_secret
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+async def _answer(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(request.url.path)
+
+
+@pytest.fixture
+def guarded() -> httpx.AsyncClient:
+    app = Starlette(
+        routes=[Route("/{path:path}", _answer, methods=["GET", "POST"])],
+        middleware=[Middleware(ControlGuard, secret=SECRET)],
+    )
+    transport = httpx.ASGITransport(app)
+    return httpx.AsyncClient(transport=transport, base_url="http://link")
+
+
+async def _status(client: httpx.AsyncClient, path: str, secret: str = "") -> int:
+    headers = {SECRET_HEADER: secret} if secret else {}
+    return (await client.post(path, headers=headers)).status_code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/list-nodes",
+        "/v1/control/start-run",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleetx",
+        "/V1/FLEET/x",
+        "//v1/fleet/x",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/",
+    ],
+)
+def test_without_the_secret_only_nodes_and_superexecs_get_through(
+    guarded: httpx.AsyncClient, path: str
+) -> None:
+    import asyncio
+
+    async def statuses() -> list[int]:
+        wrong = [await _status(guarded, path, s) for s in ("", "x", SECRET.decode()[:-1])]
+        return [*wrong, await _status(guarded, path, SECRET.decode())]
+
+    assert asyncio.run(statuses()) == [403, 403, 403, 200]
+
+
+def test_nodes_and_superexecs_need_no_control_secret(guarded: httpx.AsyncClient) -> None:
+    import asyncio
+
+    for path in ("/v1/fleet/pull-messages", "/v1/runtime/pull-task"):
+        assert asyncio.run(_status(guarded, path)) == 200
+
+
+def test_flowers_hook_is_where_we_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its own app has the guard outside of everything else."""
+    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
+    monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")
+    superlink.install(SECRET)
+    from flwr.superlink import main
+
+    app = main.create_app()
+    assert app.user_middleware[0].cls is ControlGuard
+
+
+@pytest.mark.parametrize("content", ["", "short\n"])
+def test_what_is_no_secret_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "s").write_text(content)
+    with pytest.raises(ConfigError, match="is no control secret; zk0bot server init"):
+        read_secret(tmp_path / "s")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_secret(tmp_path / "missing")
