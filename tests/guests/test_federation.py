@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 BOT = "/opt/zk0d/current/bin/zk0bot"
 NODES = ("left", "right")
-GATEWAY = Path(__file__).parents[2] / "systemd" / "nginx" / "zk0d-gateway.conf"
 RUN = "model-name=tiny num-server-rounds=3 local-steps={} batch-size=8 eval-frames=40"
 
 
@@ -28,15 +27,14 @@ class Fleet:
         self._mounts = {recordings: "/srv/recordings"}
         self._lab = lab
         self.hub = self._machine("hub", "server")
-        self.hub.run([BOT, "config", "init", "server", "--host", "hub"])
         self.hub.write(
             "/etc/zk0d/server.toml",
             "[[evaluation]]\nname = 'held-out'\ndataset-uri = 'local:/srv/recordings'\n",
         )
-        self.hub.write("/etc/nginx/conf.d/zk0d-gateway.conf", GATEWAY.read_text())
+        self.hub.run([BOT, "server", "init", "--host", "hub"])
+        self.invite = self.hub.run([BOT, "server", "invite"]).stdout.strip()
         self.nodes = [self._contributor(name) for name in NODES]
         self.hub.run([BOT, "server", "start"])
-        self.hub.systemctl("enable", "--now", "nginx")
         for node in self.nodes:
             node.run([BOT, "client", "start"])
 
@@ -51,14 +49,10 @@ class Fleet:
 
     def _contributor(self, name: str) -> Guest:
         node = self._machine(name, "client")
-        node.write("/tmp/ca.crt", self.hub.read("/etc/zk0d/tls/ca.crt"))
-        node.run(
-            [
-                *(BOT, "config", "init", "client", "--name", name, "--coordinator", "hub:9443"),
-                *("--ca", "/tmp/ca.crt", "--dataset", "local:/srv/recordings"),
-            ]
-        )
-        self.hub.write(f"/etc/zk0d/roster.d/{name}.pub", node.read("/etc/zk0d/node.pub"))
+        join = [BOT, "client", "join", self.invite, "--name", name]
+        asked = node.run([*join, "--dataset", "local:/srv/recordings"]).stdout
+        self.hub.write("/tmp/request", asked)
+        self.hub.run([BOT, "node", "approve", "/tmp/request", "--yes"])
         return node
 
     def status(self, guest: Guest, unit: str) -> str:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.services.listener import NotifyListener
+from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.flower import commands
 from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.control import Control
+from zk0d.flower.gateway import configuration
 from zk0d.flower.keys import make_node_key, make_secret
-
-GATEWAY = Path(__file__).parents[2] / "systemd" / "nginx" / "zk0d-gateway.conf"
 
 
 def nginx() -> str | None:
@@ -66,6 +66,7 @@ class Lab:
             f'ca = "{self.certificates.ca}"\ncertificate = "{self.certificates.certificate}"\n'
             f'key = "{self.certificates.key}"\nsecret = "{self.root}/server.secret"\n'
             f'control-secret = "{self.root}/control.secret"\n'
+            f"[gateway]\nport = {self.gateway}\n"
             f'[superexec]\nstate = "{self.root}/server-exec"\n'
             f'[evaluator]\nsocket = "{self.root}/evaluator.sock"\ncpu-threads = 1\n'
             f'[[evaluation]]\nname = "held-out"\ndataset-uri = "local:{self.recordings}"\n'
@@ -113,24 +114,18 @@ class Lab:
         return running
 
     def start_gateway(self) -> Child:
-        """The real nginx with the project's own file, its ports and paths replaced by ours."""
-        text = GATEWAY.read_text()
-        for before, after in (
-            ("listen 9443 ssl", f"listen 127.0.0.1:{self.gateway} ssl"),
-            ("    listen [::]:9443 ssl;\n", ""),
-            ("/etc/zk0d/tls/server.crt", str(self.certificates.certificate)),
-            ("/etc/zk0d/tls/server.key", str(self.certificates.key)),
-            ("127.0.0.1:8000", f"127.0.0.1:{self.link}"),
-            ("127.0.0.1:9480", f"127.0.0.1:{self.presence}"),
-        ):
-            assert before in text, before
-            text = text.replace(before, after)
+        """The real nginx with the configuration that zk0bot writes."""
         config = self.root / "nginx.conf"
         config.write_text(
-            f"daemon off; pid {self.root}/nginx.pid; error_log {self.root}/nginx-error.log;\n"
-            f"events {{}}\nhttp {{ access_log off;\nclient_body_temp_path {self.root}/body;\n"
-            f"proxy_temp_path {self.root}/proxy; fastcgi_temp_path {self.root}/f;"
-            f" uwsgi_temp_path {self.root}/u; scgi_temp_path {self.root}/s;\n{text}}}\n"
+            configuration(
+                ServerSettings.load(self.server_toml),
+                certificate=self.certificates.certificate,
+                key=self.certificates.key,
+                ca=self.certificates.ca,
+                runtime=self.root,
+                log=str(self.root / "access.log"),
+                loopback=True,
+            )
         )
         program = nginx()
         assert program

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
-SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))
+GATEWAY, RENEW = "zk0d-gateway.service", "zk0d-renew.service"
+#: Those that run a program of ours as a user of their own.
+SERVICES = sorted(
+    path.name for path in FOLDER.glob("*.service") if path.name not in (GATEWAY, RENEW)
+)
 DAEMONS = [name for name in SERVICES if name != "zk0d-fetch.service"]
 UNITS = sorted(
     path.name
     for path in FOLDER.iterdir()
-    if path.suffix in (".service", ".socket", ".target", ".slice")
+    if path.suffix in (".service", ".socket", ".target", ".slice", ".timer")
 )
 SANDBOXED_MOST = ("zk0d-learner.service", "zk0d-evaluator.service")
 NETWORKED = ("zk0d-client.service", "zk0d-fetch.service")
@@ -128,8 +132,11 @@ def test_all_units_are_there() -> None:
         "zk0d-evaluator.service",
         "zk0d-evaluator.socket",
         "zk0d-fetch.service",
+        "zk0d-gateway.service",
         "zk0d-learner.service",
         "zk0d-learner.socket",
+        "zk0d-renew.service",
+        "zk0d-renew.timer",
         "zk0d-server-superexec.service",
         "zk0d-server.service",
         "zk0d-server.target",
@@ -153,7 +160,23 @@ def test_common_hardening(name: str) -> None:
     assert {key: has[key] for key in wanted} == wanted
 
 
-@pytest.mark.parametrize("name", SERVICES)
+def test_the_gateway_is_hardened_as_well() -> None:
+    has = directives(GATEWAY)
+    wanted = {key: value for key, value in ALWAYS.items() if key != "StateDirectoryMode"}
+    assert {key: has[key] for key in wanted} == wanted
+    assert (has["User"], has["Restart"]) == (["zk0d-gateway"], ["always"])
+    assert has["RuntimeDirectoryMode"] == ["0700"]
+
+
+def test_renewing_may_write_the_certificates_and_nothing_else() -> None:
+    has = directives(RENEW)
+    assert has["ReadWritePaths"] == ["/etc/zk0d/tls"]
+    assert has["ProtectSystem"] == ["strict"]
+    assert (has["PrivateNetwork"], has["CapabilityBoundingSet"]) == (["yes"], [""])
+    assert directives("zk0d-renew.timer")["OnCalendar"] == ["daily"]
+
+
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
 def test_what_is_looser_has_its_reason(name: str) -> None:
     has, reasons = directives(name), commented(name)
     looser = {key for key, value in UNLESS_SAID.items() if has[key] != value}
@@ -221,6 +244,9 @@ def test_programs_are_those_of_zk0d(name: str) -> None:
 def test_users_and_groups_exist(name: str) -> None:
     users, groups, _ = accounts()
     has = directives(name)
+    if name == RENEW:
+        assert has["User"] == ["root"], "the authority's key is root's"
+        return
     assert set(has["User"]) <= users
     wanted = " ".join(has["Group"] + has["SocketGroup"] + has["SupplementaryGroups"])
     assert set(wanted.split()) <= groups
@@ -285,7 +311,7 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
 def test_exposure(name: str) -> None:
     threshold = 10 if name in SANDBOXED_MOST else 15  # of 100
     judged = subprocess.run(

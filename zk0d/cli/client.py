@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zk0d.cli import node, setup, units, verbs
 from zk0d.cli import status as status_verb
-from zk0d.cli import units, verbs
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
@@ -22,6 +24,57 @@ _UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 app = typer.Typer(no_args_is_help=True, help="The contributor's services on this host.")
 
 Timeout = Annotated[str, typer.Option(help="Give up after so long (30s, 20m, 2h).")]
+
+
+Name = Annotated[str, typer.Option(help="What this node is called: a-z, 0-9 and '-'.")]
+Dataset = Annotated[str | None, typer.Option(help="local:/folder or user/name; start asks else.")]
+Contact = Annotated[str, typer.Option(help="How the operator reaches you, a mail address.")]
+
+
+@app.command()
+def join(
+    invite: Annotated[str, typer.Argument(help="The line from zk0bot server invite; - reads it.")],
+    name: Name = "",
+    dataset: Dataset = None,
+    contact: Contact = "",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Make this node's settings and key from an invite, and print its request to join."""
+    from zk0d.flower.enrolment import Invite
+
+    read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
+    with setup.writing(folder):
+        setup.init_client(
+            folder,
+            name or _host_name(),
+            read.address,
+            read.ca.encode() if read.ca else None,
+            dataset,
+        )
+    node.show_request(folder, contact)
+
+
+@app.command()
+def init(
+    name: Name = "",
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT of its gateway.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="The coordinator's ca.crt.")] = None,
+    dataset: Dataset = None,
+    contact: Contact = "",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """The same without an invite, for who has the coordinator's address and ca.crt."""
+    from zk0d.errors import ConfigError, UsageError
+
+    if not coordinator or ca is None:
+        raise UsageError("--coordinator and --ca are needed; with an invite, zk0bot client join.")
+    try:
+        certificate = ca.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--ca: {ca} cannot be read ({error.strerror}).") from None
+    with setup.writing(folder):
+        setup.init_client(folder, name or _host_name(), coordinator, certificate, dataset)
+    node.show_request(folder, contact)
 
 
 @app.command()
@@ -148,6 +201,12 @@ def _seconds(text: str, option: str) -> float:
     if not found or not float(found[1]):
         raise UsageError(f"{option}: {text!r} is no duration; write 45s, 30m, 2h or 1d.")
     return float(found[1]) * _UNITS_OF_TIME[found[2]]
+
+
+def _host_name() -> str:
+    """The name of this machine, as a node may be called."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower())
+    return name.strip("-")[:32] or "node"
 
 
 def _settings(folder: Path) -> ClientSettings:

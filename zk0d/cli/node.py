@@ -1,51 +1,184 @@
-"""``zk0bot node``: this node's key."""
+"""``zk0bot node``: this node's key, and on the coordinator the nodes that may join."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-DEFAULT_KEY = Path("/etc/zk0d/node.key")
+from zk0d.cli import units, verbs
 
-app = typer.Typer(no_args_is_help=True, help="This node's key.")
+if TYPE_CHECKING:
+    from zk0d.flower.roster import Entry
+
+DEFAULT_KEY = Path("/etc/zk0d/node.key")
+NEXT_KEY = "node.next.key"
+
+app = typer.Typer(
+    no_args_is_help=True, help="This node's key; on the coordinator, which nodes may join."
+)
 
 Key = Annotated[Path, typer.Option(help="The private key's file; the public one lies beside it.")]
+Name = Annotated[str, typer.Argument(help="What the node is called.")]
 
 
 @app.command()
-def keygen(key: Key = DEFAULT_KEY) -> None:
-    """Make this node's key, and show what to send to the coordinator."""
+def keygen(
+    key: Key = DEFAULT_KEY,
+    next_: Annotated[
+        bool, typer.Option("--next", help="Another key beside it, to change to.")
+    ] = False,
+) -> None:
+    """Make this node's key; it never leaves this machine."""
     from zk0d.errors import TryAgainError, UsageError
     from zk0d.flower.keys import make_node_key
 
+    path = key.with_name(NEXT_KEY) if next_ else key
     try:
-        fingerprint = make_node_key(key)
+        fingerprint = make_node_key(path)
     except FileExistsError:
         raise UsageError(
-            f"{key} is there already: this node has a key (zk0bot node key shows it); a new one"
-            " would have to be enrolled again."
+            f"{path} is there already: this node has a key (zk0bot node request shows it); to"
+            " change it: zk0bot node keygen --next."
         ) from None
     except OSError as error:
-        raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
-    _show(key, fingerprint)
+        raise TryAgainError(
+            f"{path}: cannot be written ({error.strerror}); are you root?"
+        ) from None
+    typer.echo(f"fingerprint {fingerprint}")
+    more = " --next" if next_ else ""
+    typer.echo(f"Next: zk0bot node request{more}", err=True)
 
 
-@app.command(name="key")
-def show(key: Key = DEFAULT_KEY) -> None:
-    """Show the public key, to send to the coordinator."""
-    from zk0d.flower.keys import fingerprint
+@app.command()
+def request(
+    contact: Annotated[str, typer.Option(help="How the operator reaches you.")] = "",
+    next_: Annotated[bool, typer.Option("--next", help="For the key to change to.")] = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Print this node's request to join, to send to the coordinator's operator."""
+    show_request(folder, contact, next_=next_)
 
-    _show(key, fingerprint(key.with_suffix(".pub")))
 
+def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
+    """Print the request of the node whose settings lie in ``folder``."""
+    from zk0d.config.machine import ClientSettings
+    from zk0d.flower.enrolment import Request
 
-def _show(key: Path, fingerprint: str) -> None:
-    public = key.with_suffix(".pub")
-    typer.echo(public.read_text(encoding="utf-8").strip())
-    typer.echo(f"fingerprint {fingerprint}", err=True)
+    name = ClientSettings.load(folder / "client.toml").name
+    key = folder / (NEXT_KEY if next_ else "node.key")
+    made = Request.of(name, key.with_suffix(".pub"), contact)
+    typer.echo(made.to_text(key))
+    verb = "zk0bot node approve --rotate" if next_ else "zk0bot node approve"
     typer.echo(
-        f"Send {public} to the coordinator's operator, who puts it into /etc/zk0d/roster.d as"
-        " NAME.pub.",
-        err=True,
+        f"Send this block to the coordinator's operator ({verb}); it holds no secret.", err=True
     )
+
+
+@app.command()
+def switch(key: Key = DEFAULT_KEY) -> None:
+    """Change to the key that zk0bot node keygen --next made and the operator approved."""
+    from zk0d.errors import TryAgainError, UsageError
+
+    newer = key.with_name(NEXT_KEY)
+    if not newer.exists():
+        raise UsageError(f"{newer}: there is no key to change to; zk0bot node keygen --next.")
+    try:
+        for suffix in (".key", ".pub"):
+            newer.with_suffix(suffix).replace(key.with_suffix(suffix))
+    except OSError as error:
+        raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
+    if units.has_systemd():
+        units.systemctl("try-restart", "zk0d-client.service")
+    typer.echo("this node has its new key; the operator ends the old one: zk0bot node rotate NAME")
+
+
+@app.command()
+def approve(
+    file: Annotated[str, typer.Argument(help="The request's file; - reads it.")] = "-",
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="It is a node's new key, beside its old one.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """On the coordinator: let a node in that asks for it; within ten seconds it may join."""
+    from zk0d.errors import ConfigError, UsageError
+    from zk0d.flower import roster
+    from zk0d.flower.enrolment import Request
+
+    if file == "-" and sys.stdin.isatty():
+        typer.echo("Paste the request, then Ctrl-D:", err=True)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+    asked = Request.from_text(text)
+    typer.echo(f"name        {asked.name}\nfingerprint {asked.fingerprint}", err=True)
+    typer.echo(f"contact     {asked.contact or 'none said'}", err=True)
+    if not yes:
+        if file == "-" or not sys.stdin.isatty():
+            raise UsageError(
+                "nobody can be asked here whether this is who you think it is; compare the"
+                " fingerprint with the node's owner and add --yes."
+            )
+        typer.confirm("Is this the fingerprint that the node's owner sees?", abort=True, err=True)
+    entry = roster.approve(_roster(folder), asked, rotate=rotate)
+    typer.echo(f"{entry.name} may join: {entry.path}")
+
+
+@app.command(name="list")
+def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """On the coordinator: the nodes that may join."""
+    from zk0d.flower import roster
+
+    for entry in roster.entries(_roster(folder)):
+        newer = "  (new key)" if entry.next else ""
+        typer.echo(f"{entry.name:32}  {entry.key[:16]}  {entry.approved or '-':10}{newer}")
+
+
+@app.command()
+def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """On the coordinator: one node's keys, and whom to ask about it."""
+    from zk0d.errors import UsageError
+    from zk0d.flower import roster
+
+    found = [entry for entry in roster.entries(_roster(folder)) if entry.name == name]
+    if not found:
+        raise UsageError(f"there is no node '{name}'; zk0bot node list has them.")
+    for entry in found:
+        _tell(entry)
+
+
+@app.command()
+def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """On the coordinator: let a node in no more; it is cut off within a minute."""
+    from zk0d.flower import roster
+
+    for entry in roster.remove(_roster(folder), name):
+        typer.echo(f"{entry.name} may join no more (key {entry.key[:16]})")
+
+
+@app.command()
+def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """On the coordinator: end a node's old key, once it came with its new one."""
+    from zk0d.flower import roster
+
+    entry = roster.rotate(_roster(folder), name)
+    typer.echo(f"{entry.name} has one key: {entry.key[:16]}")
+
+
+def _roster(folder: Path) -> Path:
+    from zk0d.config.machine import ServerSettings
+
+    return ServerSettings.load(folder / "server.toml").superlink.roster
+
+
+def _tell(entry: Entry) -> None:
+    typer.echo(f"name        {entry.name}{' (new key)' if entry.next else ''}")
+    typer.echo(f"fingerprint {entry.key}")
+    typer.echo(f"approved    {entry.approved or 'by hand'}")
+    typer.echo(f"contact     {entry.contact or 'none said'}")
+    typer.echo(f"file        {entry.path}")

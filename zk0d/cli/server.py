@@ -2,18 +2,83 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from zk0d.cli import setup, units, verbs
 from zk0d.cli import status as status_verb
-from zk0d.cli import units, verbs
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's services on this host.")
 
 
 @app.command()
+def init(
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or address that nodes reach it by; may be repeated."),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The gateway's own certificate, instead of one of ours.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="That certificate's key.")] = None,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Make certificates, secrets, settings and the gateway's configuration; keeps what is there."""
+    from zk0d.config.machine import ServerSettings
+    from zk0d.errors import UsageError
+
+    if not host:
+        raise UsageError("--host is missing: a name or address that nodes reach it by.")
+    with setup.writing(folder):
+        setup.init_server(folder, host, certificate, key)
+        setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
+    typer.echo("Next: zk0bot server start, then zk0bot server invite for those who may join.")
+
+
+@app.command()
+def invite(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Print the line that a contributor gives to zk0bot client join."""
+    from zk0d.config.machine import ServerSettings
+
+    made = setup.invite(ServerSettings.load(folder / "server.toml"))
+    typer.echo(made.to_line())
+    known = f"CA fingerprint {made.fingerprint}" if made.ca else "certificate of a public CA"
+    typer.echo(f"{made.address}, {known}", err=True)
+
+
+@app.command()
+def renew(
+    force: Annotated[bool, typer.Option("--force", help="However long it is valid.")] = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Renew the gateway's certificate if it ends within 30 days; a timer does this each day."""
+    from zk0d.flower import certificates
+
+    with setup.writing(folder):
+        renewed = certificates.renew(folder / "tls", force=force)
+    if not renewed:
+        typer.echo("the certificate is valid for more than 30 days")
+        return
+    if units.has_systemd():
+        # Nodes connect again; the SuperLink and its run are not touched.
+        units.systemctl("try-restart", "zk0d-gateway.service")
+    typer.echo("the certificate is renewed")
+
+
+@app.command()
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
+    from zk0d.config.machine import ServerSettings
+
+    with setup.writing(folder):
+        changed = setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
+        if units.has_systemd():
+            setup.hand_over_certificate(ServerSettings.load(folder / "server.toml"))
     verbs.start("server", folder)
+    if changed and units.has_systemd():
+        units.systemctl("restart", "zk0d-gateway.service")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -99,8 +100,13 @@ class CoordinatorSettings(Settings):
     @field_validator("presence")
     @classmethod
     def _is_url(cls, value: str) -> str:
+        host = urlsplit(value).hostname or ""
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"{value!r} does not begin with http:// or https://")
+        if value.startswith("http://") and host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(
+                f"{value!r} has no TLS: what it says could be anybody's; only loopback may do so"
+            )
         return value.rstrip("/")
 
     @property
@@ -201,8 +207,10 @@ class SuperlinkSettings(Settings):
         Path("/etc/zk0d/roster.d"), description="Folder of NAME.pub: the nodes that may join."
     )
     ca: Path = Field(DEFAULT_CA, description="CA certificate.")
-    certificate: Path = Field(Path("/etc/zk0d/tls/server.crt"), description="Its certificate.")
-    key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
+    certificate: Path = Field(
+        Path("/etc/zk0d/tls/link.crt"), description="Its certificate, for loopback."
+    )
+    key: Path = Field(Path("/etc/zk0d/tls/link.key"), description="That certificate's key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
     control_secret: Path = Field(
         DEFAULT_CONTROL_SECRET, description="Secret that Flower's Control API asks for."
@@ -217,6 +225,24 @@ class SuperlinkSettings(Settings):
     database_limit_mib: PositiveFloat = Field(
         512.0, description="A larger database is made anew from the roster while no run goes on."
     )
+
+
+class GatewaySettings(Settings):
+    """nginx before the SuperLink: the only port that nodes reach."""
+
+    port: Port = Field(9443, description="Where it listens, on every address.")
+    address: str = Field(
+        "", description="HOST:PORT that nodes reach it by, for invites; else the certificate's."
+    )
+    certificate: Path = Field(
+        Path("/etc/zk0d/tls/server.crt"), description="What nodes see; your own, or zk0d's."
+    )
+    key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
+    body_limit_mib: PositiveInt = Field(64, description="Larger requests are refused (413).")
+    requests_per_second: PositiveInt = Field(
+        200, description="More from one address are delayed, then refused (429)."
+    )
+    connections: PositiveInt = Field(64, description="More at once from one address are refused.")
 
 
 class AutorunSettings(Settings):
@@ -257,6 +283,7 @@ class ServerSettings(Settings):
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()
+    gateway: GatewaySettings = GatewaySettings()
     superexec: ServerSuperexecSettings = ServerSuperexecSettings()
     autorun: AutorunSettings | None = Field(
         None, description="Runs that begin by themselves; none do without this table."

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from zk0d.errors import ConfigError
+
 ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -16,6 +18,20 @@ def _alias(value: str) -> str:
     if not ALIAS_PATTERN.fullmatch(value):
         raise ValueError(f"a name is 1 to 32 of a-z, 0-9 and '-', not {value!r}")
     return value
+
+
+def check_alias(value: str) -> str:
+    """``value``, if a node may be called so.
+
+    Raises
+    ------
+    ConfigError
+        If not; says what names look like.
+    """
+    try:
+        return _alias(value)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
 
 
 #: What a node is called wherever it is shown: nothing else about its owner travels.

@@ -1,4 +1,9 @@
-"""A coordinator's TLS: a small certificate authority and the server's certificate."""
+"""A coordinator's TLS: a small certificate authority and what it signs.
+
+``server.crt`` is what nodes see, at the gateway; it is renewed. ``link.crt`` is the SuperLink's
+own, for loopback, and never leaves the host: it lives as long as the authority, so that renewing
+interrupts no run.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from zk0d.errors import ConfigError
 from zk0d.flower.keys import write_private
 
 CA_DAYS = 3650
 SERVER_DAYS = 397
+RENEW_DAYS = 30  #: renewed when it is valid for less
+LOOPBACK = ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,74 @@ def make_certificates(folder: Path, names: list[str]) -> Certificates:
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(ca_key, hashes.SHA384())
     )
+    files = Certificates(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    write_private(folder / "ca.key", _pem(ca_key))
+    _write(files.ca, ca)
+    for name, alternatives, days in (
+        ("server", names, SERVER_DAYS),
+        ("link", list(LOOPBACK), CA_DAYS),
+    ):
+        key, certificate = _signed(ca_key, ca, alternatives, now, days)
+        write_private(folder / f"{name}.key", _pem(key))
+        _write(folder / f"{name}.crt", certificate)
+    return files
+
+
+def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = None) -> bool:
+    """A new ``server.crt`` and key for the same names, if the old one ends soon; whether it did.
+
+    Raises
+    ------
+    ConfigError
+        If the authority or the certificate cannot be read.
+    """
+    now = now or datetime.datetime.now(datetime.UTC)
+    try:
+        old = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+        ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        ca_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: the certificates cannot be read ({error}); zk0bot server init makes them."
+        ) from None
+    if not force and old.not_valid_after_utc - now > datetime.timedelta(days=RENEW_DAYS):
+        return False
+    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    key, certificate = _signed(ca_key, ca, names_of(old), now, SERVER_DAYS)
+    # Each by a rename; who starts in between finds a pair that does not fit, and is restarted.
+    for name, content, private in (
+        ("server.key", _pem(key), True),
+        ("server.crt", certificate.public_bytes(serialization.Encoding.PEM), False),
+    ):
+        draft = folder / f".{name}.draft"
+        draft.unlink(missing_ok=True)
+        if private:
+            write_private(draft, content)
+        else:
+            draft.write_bytes(content)
+        draft.replace(folder / name)
+    return True
+
+
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """The hosts and addresses that a certificate is for."""
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
+
+
+def _signed(
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    names: list[str],
+    now: datetime.datetime,
+    days: int,
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0d coordinator")])
+    days = min(days, (ca.not_valid_after_utc - now).days)
     certificate = (
-        _builder(subject, ca_name, key.public_key(), now, SERVER_DAYS)
+        _builder(subject, ca.subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -55,12 +127,11 @@ def make_certificates(folder: Path, names: list[str]) -> Certificates:
         )
         .sign(ca_key, hashes.SHA384())
     )
-    files = Certificates(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    write_private(folder / "ca.key", _pem(ca_key))
-    write_private(files.key, _pem(key))
-    files.ca.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return files
+    return key, certificate
+
+
+def _write(path: Path, certificate: x509.Certificate) -> None:
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _builder(

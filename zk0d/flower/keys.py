@@ -11,6 +11,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -35,6 +36,40 @@ def make_node_key(path: Path) -> str:
     return fingerprint(path.with_suffix(".pub"))
 
 
+def load_public_key(content: bytes, where: Path | str) -> ec.EllipticCurvePublicKey:
+    """A public key as OpenSSH writes it.
+
+    Raises
+    ------
+    ConfigError
+        If it is no P-256, P-384 or P-521 public key; names ``where``.
+    """
+    try:
+        key = serialization.load_ssh_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{where}: no public key can be read ({error}).") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{where}: is no elliptic-curve key; make one with zk0bot node keygen.")
+    return key
+
+
+def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds none.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path}: no private key can be read ({error}).") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
+    return key
+
+
 def public_pem(path: Path) -> bytes:
     """A public key file (OpenSSH) as the PEM that Flower registers.
 
@@ -44,17 +79,20 @@ def public_pem(path: Path) -> bytes:
         If the file holds no P-256, P-384 or P-521 public key.
     """
     try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path}: no public key can be read ({error}).") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
-    return _public_pem(key)
+    return _public_pem(load_public_key(content, path))
 
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of the registered public key: how a node is known everywhere."""
     return hashlib.sha256(public_pem(path)).hexdigest()
+
+
+def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
+    """The same, of a key in memory."""
+    return hashlib.sha256(_public_pem(key)).hexdigest()
 
 
 def private_fingerprint(path: Path) -> str:
@@ -65,13 +103,7 @@ def private_fingerprint(path: Path) -> str:
     ConfigError
         If the file holds no such key.
     """
-    try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: no private key can be read ({error}).") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
-    return hashlib.sha256(_public_pem(key.public_key())).hexdigest()
+    return fingerprint_of(load_private_key(path).public_key())
 
 
 def make_secret(path: Path) -> None:

@@ -85,7 +85,7 @@ def _present() -> tuple[Path | None, Path | None]:
     if client is None and server is None:
         raise ConfigError(
             f"neither {DEFAULT_CLIENT_CONFIG} nor {DEFAULT_SERVER_CONFIG} is there, so nothing"
-            " names what to fetch; zk0bot config init makes one."
+            " names what to fetch; zk0bot client join or server init makes one."
         )
     return client, server
 

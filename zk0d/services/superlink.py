@@ -17,14 +17,14 @@ from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
-from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
+from zk0d.errors import TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
 from zk0d.flower.certificates import Certificates
 from zk0d.flower.control import FINISHED, STOPPED, Control
-from zk0d.flower.keys import fingerprint
 from zk0d.flower.logs import relay
+from zk0d.flower.roster import node_name, read_roster
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
 from zk0d.services.hold import STATE, write_json
@@ -75,8 +75,8 @@ class SuperlinkService(Service):
         link = self._link
         certificates = Certificates(
             credential("ca.crt", link.ca, "superlink.ca"),
-            credential("server.crt", link.certificate, "superlink.certificate"),
-            credential("server.key", link.key, "superlink.key"),
+            credential("link.crt", link.certificate, "superlink.certificate"),
+            credential("link.key", link.key, "superlink.key"),
         )
         secret = credential("superexec.secret", link.secret, "superlink.secret")
         control_secret = None
@@ -249,8 +249,8 @@ class SuperlinkService(Service):
         present = {node.key: node for node in nodes}
         for key, path in roster.items():
             if key not in present:
-                self._control.register(path, path.stem)
-                log.info("node %s may join (key %s)", path.stem, key[:12])
+                self._control.register(path, node_name(path))
+                log.info("node %s may join (key %s)", node_name(path), key[:12])
         for key, node in present.items():
             if key not in roster:
                 self._control.unregister(node.id)
@@ -263,17 +263,6 @@ class SuperlinkService(Service):
         if run is None:
             return f"{here}; no run yet" + ("" if self._autorun else ": start one with zk0bot run")
         return f"{run.sentence()}; {here}"
-
-
-def read_roster(folder: Path) -> dict[str, Path]:
-    """Key files by fingerprint; a file that holds no key is said and left out."""
-    roster: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.pub")):
-        try:
-            roster[fingerprint(path)] = path
-        except ConfigError as error:
-            log.error("roster: %s", error.message)
-    return roster
 
 
 def probe_database(path: Path) -> None:

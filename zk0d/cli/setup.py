@@ -1,0 +1,255 @@
+"""What a machine needs before its services start: settings, keys, certificates, secrets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from zk0d.config.machine import ServerSettings
+    from zk0d.flower.enrolment import Invite
+
+DEFAULT_FOLDER = Path("/etc/zk0d")
+GATEWAY = "gateway.conf"
+DROP_IN = Path("/etc/systemd/system/zk0d-gateway.service.d/50-certificate.conf")
+SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder; what cannot be written in there is a sentence."""
+    from zk0d.errors import TryAgainError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise TryAgainError(
+            f"{folder}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
+
+
+def init_server(folder: Path, hosts: list[str], certificate: Path | None, key: Path | None) -> None:
+    """Everything of a coordinator; what is there already is kept.
+
+    Parameters
+    ----------
+    hosts
+        Names and addresses that nodes reach it by.
+    certificate, key
+        Files of the gateway's own certificate, from Let's Encrypt for example.
+    """
+    from zk0d.errors import UsageError
+    from zk0d.flower.certificates import LOOPBACK, make_certificates
+    from zk0d.flower.keys import make_secret
+
+    if bool(certificate) != bool(key):
+        raise UsageError("--certificate and --key belong together; give both or none.")
+    (folder / "roster.d").mkdir(exist_ok=True)
+    if is_new(folder / "tls" / "ca.key"):
+        make_certificates(folder / "tls", [*hosts, *LOOPBACK])
+    for name in ("superexec.secret", "control.secret"):
+        if is_new(folder / name):
+            make_secret(folder / name)
+    if is_new(folder / "server.toml"):
+        tables = _server_paths(folder)
+        if certificate and key:
+            tables["gateway"] = {
+                "certificate": certificate.absolute(),
+                "key": key.absolute(),
+                "address": f"{hosts[0]}:9443",
+            }
+        (folder / "server.toml").write_text(
+            "# docs/settings.md has every key. Held-out recordings to evaluate on:\n"
+            '# [[evaluation]]\n# name = "held-out"\n# dataset-uri = "local:/data/held-out"\n'
+            + _toml(tables),
+            encoding="utf-8",
+        )
+
+
+def _server_paths(folder: Path) -> dict[str, dict[str, object]]:
+    """Where a coordinator's files are, if not where the settings' defaults say."""
+    if folder.absolute() == DEFAULT_FOLDER:
+        return {}
+    home = folder.absolute()
+    return {
+        "superlink": {
+            "roster": home / "roster.d",
+            "ca": home / "tls/ca.crt",
+            "certificate": home / "tls/link.crt",
+            "key": home / "tls/link.key",
+            "secret": home / "superexec.secret",
+            "control-secret": home / "control.secret",
+        },
+        "gateway": {"certificate": home / "tls/server.crt", "key": home / "tls/server.key"},
+    }
+
+
+def _client_paths(folder: Path) -> dict[str, dict[str, object]]:
+    if folder.absolute() == DEFAULT_FOLDER:
+        return {}
+    home = folder.absolute()
+    return {
+        "coordinator": {"ca": home / "tls/ca.crt"},
+        "supernode": {"key": home / "node.key", "secret": home / "superexec.secret"},
+    }
+
+
+def _toml(tables: dict[str, dict[str, object]]) -> str:
+    return "".join(
+        f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(str(v))}\n" for key, v in values.items())
+        for name, values in tables.items()
+    )
+
+
+def hand_over_certificate(settings: ServerSettings) -> None:
+    """Have the gateway's unit load the certificate that the settings name."""
+    from zk0d.cli import units
+    from zk0d.config.machine import GatewaySettings
+
+    own, usual = settings.gateway, GatewaySettings()
+    text = ""
+    if (own.certificate, own.key) != (usual.certificate, usual.key):
+        text = (
+            "# Written by zk0bot server start: a certificate of your own.\n[Service]\n"
+            f"LoadCredential=server.crt:{own.certificate}\nLoadCredential=server.key:{own.key}\n"
+        )
+    if (DROP_IN.read_text(encoding="utf-8") if DROP_IN.exists() else "") == text:
+        return
+    if text:
+        DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+        DROP_IN.write_text(text, encoding="utf-8")
+    else:
+        DROP_IN.unlink()
+    units.systemctl("daemon-reload")
+
+
+def write_gateway(folder: Path, settings: ServerSettings) -> bool:
+    """Write nginx's configuration, after nginx has read it; whether it changed.
+
+    Raises
+    ------
+    ConfigError
+        With nginx's words, if it refuses.
+    """
+    import shutil
+    import subprocess
+    import tempfile
+
+    from zk0d.errors import ConfigError
+    from zk0d.flower.gateway import configuration
+
+    text, path = configuration(settings), folder / GATEWAY
+    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    gateway, link = settings.gateway, settings.superlink
+    if program:
+        with tempfile.TemporaryDirectory() as draft:
+            (Path(draft) / "nginx.conf").write_text(
+                configuration(
+                    settings,
+                    certificate=gateway.certificate,
+                    key=gateway.key,
+                    ca=link.ca,
+                    runtime=Path(draft),
+                    log="off",
+                ).replace("access_log off zk0d;", "access_log off;"),
+                encoding="utf-8",
+            )
+            said = subprocess.run(
+                [program, "-t", "-q", "-e", "stderr", "-c", f"{draft}/nginx.conf"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if said.returncode:
+            lines = said.stderr.strip().splitlines() or ["it says nothing"]
+            raise ConfigError(f"[gateway]: nginx refuses what these settings give ({lines[0]}).")
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.write_text(text, encoding="utf-8")
+    return True
+
+
+def invite(settings: ServerSettings) -> Invite:
+    """What a contributor needs to find this coordinator and to know it."""
+    from cryptography import x509
+
+    from zk0d.errors import ConfigError
+    from zk0d.flower.certificates import LOOPBACK, names_of
+    from zk0d.flower.enrolment import Invite
+
+    gateway = settings.gateway
+    try:
+        seen = x509.load_pem_x509_certificate(gateway.certificate.read_bytes())
+        ca = settings.superlink.ca.read_text(encoding="utf-8")
+        ours = _is_issued_by(seen, x509.load_pem_x509_certificate(ca.encode()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"gateway.certificate: {gateway.certificate} cannot be read ({error}); zk0bot server"
+            " init makes it."
+        ) from None
+    address = gateway.address
+    if not address:
+        names = [name for name in names_of(seen) if name not in LOOPBACK] or ["localhost"]
+        host = f"[{names[0]}]" if ":" in names[0] else names[0]
+        address = f"{host}:{gateway.port}"
+    return Invite(address, ca if ours else "")
+
+
+def _is_issued_by(certificate: Certificate, ca: Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def init_client(
+    folder: Path, name: str, coordinator: str, ca: bytes | None, dataset: str | None
+) -> None:
+    """Everything of a contributor; what is there already is kept, but for the CA.
+
+    ``ca`` is the coordinator's certificate; ``None`` for the system's authorities.
+    """
+    from zk0d.config.machine import ClientSettings
+    from zk0d.flower.keys import make_node_key, make_secret
+
+    values = {"name": name, "dataset-uri": dataset, "coordinator": {"address": coordinator}}
+    ClientSettings.parse(values, where="this node")
+    (folder / "tls").mkdir(exist_ok=True)
+    path = folder / "tls" / "ca.crt"
+    path.unlink(missing_ok=True)
+    if ca is None:
+        path.symlink_to(SYSTEM_CA)
+    else:
+        path.write_bytes(ca)
+    if is_new(folder / "node.key"):
+        make_node_key(folder / "node.key")
+    if is_new(folder / "superexec.secret"):
+        make_secret(folder / "superexec.secret")
+    if is_new(folder / "client.toml"):
+        lines = f"name = {json.dumps(name)}\n"
+        if dataset:
+            lines += f"dataset-uri = {json.dumps(dataset)}\n"
+        tables = _client_paths(folder)
+        tables["coordinator"] = {"address": coordinator, **tables.get("coordinator", {})}
+        (folder / "client.toml").write_text(
+            f"# docs/settings.md has every key.\n{lines}{_toml(tables)}", encoding="utf-8"
+        )
+
+
+def is_new(path: Path) -> bool:
+    """Whether nothing is there; says so if something is."""
+    if path.exists():
+        typer.echo(f"{path} is there already and kept", err=True)
+        return False
+    return True
