@@ -446,6 +446,8 @@ def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: A
         ({"statistics_sha256": "0"}, "statistics_mismatch"),
         ({"base": "0"}, "manifest_mismatch"),
         ({"deadline_seconds": 1e-6}, "deadline"),
+        ({"steps": 10_001}, "limit_exceeded"),
+        ({"batch_size": 1025}, "limit_exceeded"),
     ],
 )
 def test_a_learner_checks_its_task(lab: Lab, changes: dict[str, Any], reason: str) -> None:

@@ -11,20 +11,27 @@ from tests.guests.lab import Guest, Lab, Unavailable, ensure_image
 LAB = pytest.StashKey[Lab]()
 #: Rows of the table of faults: what happened, seconds to recover, rounds lost.
 FAULTS = pytest.StashKey[list[tuple[str, float, str]]]()
+#: Rows of the table of attacks: what was tried, and what was said to it.
+ATTACKS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAULTS] = []
+    config.stash[ATTACKS] = []
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table of faults, if one was injected."""
+    """Print the tables of faults and attacks, if there were any."""
     if rows := config.stash[FAULTS]:
         terminalreporter.section("faults")
         for fault, seconds, lost in rows:
             terminalreporter.write_line(f"{fault:45} {seconds:6.0f} s   rounds lost: {lost}")
+    if attacks := config.stash[ATTACKS]:
+        terminalreporter.section("attacks")
+        for attack, said in attacks:
+            terminalreporter.write_line(f"{attack.replace('_', ' '):50} {said}")
 
 
 @pytest.fixture(scope="session")

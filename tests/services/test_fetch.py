@@ -171,7 +171,7 @@ from zk0d.learning.recordings import open_recordings
 recordings = open_recordings("hf:ann/cubes")
 print(len(recordings.dataset), recordings.dataset[3]["action"].shape)
 from zk0d.learning.policy import _model_folder
-print(sorted(path.name for path in _model_folder("ann/policy", {}).iterdir()))
+print(sorted(path.name for path in _model_folder("ann/policy", {}, {}).iterdir()))
 from pathlib import Path
 from lerobot.utils.constants import HF_LEROBOT_HOME
 try:

@@ -12,14 +12,12 @@ import typer
 
 from zk0d.cli import units
 
-DROP_IN = Path("/etc/systemd/system/zk0d-learner.service.d/50-recordings.conf")
+NAME = "50-recordings"  #: of the drop-ins
+#: Units that reach beyond the machine, or run what speaks to the coordinator.
+NETWORKED = ("zk0d-client.service", "zk0d-client-superexec.service", "zk0d-fetch.service")
 LEARNER_USER = "zk0d-learner"
 #: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
-_DROP_IN_TEXT = """\
-# Written by zk0bot client start: recordings in a home, which is else hidden.
-[Service]
-"""
 _LINE = re.compile(r"^\s*dataset-uri\s*=.*$", re.MULTILINE)
 
 
@@ -62,6 +60,7 @@ def choose(dataset: str | None, folder: Path) -> None:
         _write(path, str(uri))
     if not units.has_systemd():
         return
+    _hide(local)
     if _bind(local if hidden else None) or changed:
         if uri.scheme == "hf":
             typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
@@ -122,23 +121,17 @@ def _write(path: Path, uri: str) -> None:
 
 def _bind(folder: Path | None) -> bool:
     """Bind a folder of a home into the learner's view, or take that back; whether it changed."""
-    from zk0d.errors import TryAgainError
+    lines = [] if folder is None else [f"BindReadOnlyPaths={_quoted(folder)}"]
+    why = "recordings in a home, which is else hidden"
+    return units.write_drop_in("zk0d-learner.service", NAME, why, lines)
 
-    text = "" if folder is None else f"{_DROP_IN_TEXT}BindReadOnlyPaths={_quoted(folder)}\n"
-    try:
-        if text == (DROP_IN.read_text(encoding="utf-8") if DROP_IN.exists() else ""):
-            return False
-        if text:
-            DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-            DROP_IN.write_text(text, encoding="utf-8")
-        else:
-            DROP_IN.unlink()
-    except OSError as error:
-        raise TryAgainError(
-            f"{DROP_IN}: cannot be written ({error.strerror or error}); are you root?"
-        ) from None
-    units.systemctl("daemon-reload")
-    return True
+
+def _hide(folder: Path | None) -> None:
+    """Hide a folder from the processes that have a network, or show what was hidden."""
+    lines = [] if folder is None else [f"InaccessiblePaths=-{_quoted(folder)}"]
+    for unit in NETWORKED:
+        if units.write_drop_in(unit, NAME, "recordings are not for the network", lines):
+            units.systemctl("try-restart", "--no-block", unit)
 
 
 def _check_readable(folder: Path, hidden: bool) -> None:

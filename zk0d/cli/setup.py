@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("/etc/zk0d")
 GATEWAY = "gateway.conf"
-DROP_IN = Path("/etc/systemd/system/zk0d-gateway.service.d/50-certificate.conf")
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -115,20 +114,13 @@ def hand_over_certificate(settings: ServerSettings) -> None:
     from zk0d.config.machine import GatewaySettings
 
     own, usual = settings.gateway, GatewaySettings()
-    text = ""
+    lines: list[str] = []
     if (own.certificate, own.key) != (usual.certificate, usual.key):
-        text = (
-            "# Written by zk0bot server start: a certificate of your own.\n[Service]\n"
-            f"LoadCredential=server.crt:{own.certificate}\nLoadCredential=server.key:{own.key}\n"
-        )
-    if (DROP_IN.read_text(encoding="utf-8") if DROP_IN.exists() else "") == text:
-        return
-    if text:
-        DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-        DROP_IN.write_text(text, encoding="utf-8")
-    else:
-        DROP_IN.unlink()
-    units.systemctl("daemon-reload")
+        lines = [
+            f"LoadCredential=server.{kind}:{path}"
+            for kind, path in (("crt", own.certificate), ("key", own.key))
+        ]
+    units.write_drop_in("zk0d-gateway.service", "50-certificate", "your own certificate", lines)
 
 
 def write_gateway(folder: Path, settings: ServerSettings) -> bool:

@@ -46,6 +46,31 @@ def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProces
     return said
 
 
+def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
+    """Add directives of the ``[Service]`` section to a unit, or with none take them back.
+
+    Whether something changed; systemd has then read it.
+    """
+    from zk0d.errors import TryAgainError
+
+    path = Path(f"/etc/systemd/system/{unit}.d/{name}.conf")
+    text = "\n".join([f"# Written by zk0bot: {why}.", "[Service]", *lines, ""]) if lines else ""
+    try:
+        if text == (path.read_text(encoding="utf-8") if path.exists() else ""):
+            return False
+        if text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        else:
+            path.unlink()
+    except OSError as error:
+        raise TryAgainError(
+            f"{path}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
+    systemctl("daemon-reload")
+    return True
+
+
 def enabled_roles() -> list[str]:
     """The roles whose target is enabled."""
     return [role for role in ROLES if _is_enabled(f"zk0d-{role}.target")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -147,6 +148,56 @@ class SuperexecSettings(Settings):
     )
 
 
+class LimitsSettings(Settings):
+    """What a run may ask of this machine; no run can widen it."""
+
+    max_steps: PositiveInt = Field(
+        10_000, description="Optimizer steps a round; a round that asks for more is refused."
+    )
+    max_batch_size: PositiveInt = Field(1024, description="Frames per optimizer step.")
+    policies: list[Literal["smolvla", "act"]] = Field(
+        default=["smolvla", "act"], description="Policies that may be trained here."
+    )
+    models: list[str] = Field(
+        default_factory=list,
+        description="Base models that may be; empty: those under models and fetch-models, and"
+        " 'tiny'.",
+    )
+    hours: str = Field(
+        "", description="When it may train, local time, such as '22:00-07:00'; empty is always."
+    )
+    gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Part of the GPU's memory that the learner may take."
+    )
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, value: str) -> str:
+        if value:
+            _parse_hours(value)
+        return value
+
+    def may_train_at(self, minute: int) -> bool:
+        """Whether it may train at this minute of the day, local time."""
+        if not self.hours:
+            return True
+        begin, end = _parse_hours(self.hours)
+        if begin <= end:
+            return begin <= minute < end
+        return minute >= begin or minute < end
+
+
+_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+
+def _parse_hours(text: str) -> tuple[int, int]:
+    found = _HOURS.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} are no hours; write them as '22:00-07:00'")
+    a, b, c, d = (int(part) for part in found.groups())
+    return 60 * a + b, 60 * c + d
+
+
 class ClientSettings(Settings):
     """``client.toml``: what a contributor lends and how it is called."""
 
@@ -165,8 +216,10 @@ class ClientSettings(Settings):
     )
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
-        description="Models that zk0d fetch downloads from the hub; those under models are not.",
+        description="Models that zk0d fetch downloads from the hub, pinned as user/name@REVISION;"
+        " those under models are not.",
     )
+    limits: LimitsSettings = LimitsSettings()
     learner: LearnerSettings = LearnerSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
     supernode: SupernodeSettings = SupernodeSettings()
@@ -279,7 +332,8 @@ class ServerSettings(Settings):
     )
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
-        description="Models that zk0d fetch downloads from the hub; those under models are not.",
+        description="Models that zk0d fetch downloads from the hub, pinned as user/name@REVISION;"
+        " those under models are not.",
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()

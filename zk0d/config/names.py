@@ -81,5 +81,11 @@ def _dataset_uri(value: str) -> str:
 DatasetUriText = Annotated[str, AfterValidator(_dataset_uri)]
 
 
+def split_revision(model: str) -> tuple[str, str | None]:
+    """A model's name and, where it is pinned (``user/name@REVISION``), its revision."""
+    name, at, revision = model.partition("@")
+    return name, revision if at else None
+
+
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.
 POLICY_FILES = ("*.json", "*.safetensors")

@@ -46,7 +46,7 @@ def load_public_key(content: bytes, where: Path | str) -> ec.EllipticCurvePublic
     """
     try:
         key = serialization.load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(f"{where}: no public key can be read ({error}).") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{where}: is no elliptic-curve key; make one with zk0bot node keygen.")
@@ -63,7 +63,7 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(f"{path}: no private key can be read ({error}).") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")

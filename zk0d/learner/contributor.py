@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from zk0d.config.machine import ClientSettings
+from zk0d.config.names import split_revision
 from zk0d.errors import ConfigError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import CodecName
@@ -21,7 +22,7 @@ from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
-from zk0d.learning.policy import LoadedPolicy, load_policy
+from zk0d.learning.policy import TINY, LoadedPolicy, limit_gpu_memory, load_policy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -50,6 +51,7 @@ class Contributor(Learner):
         self.settings = settings
         if settings.learner.cpu_threads:
             torch.set_num_threads(settings.learner.cpu_threads)
+        limit_gpu_memory(settings.learner.device, settings.limits.gpu_memory_share)
         self._recordings: dict[str, Recordings] = {}
         self._prepared: _Prepared | None = None
 
@@ -94,6 +96,7 @@ class Contributor(Learner):
         self, task: Train, payload: Payload, control: TaskControl
     ) -> tuple[TrainReply, Payload]:
         control.set_deadline(task.deadline_seconds)
+        self._check_limits(task)
         began = time.perf_counter()
         if task.statistics.sha256 != task.statistics_sha256:
             raise UpdateError(
@@ -163,6 +166,43 @@ class Contributor(Learner):
             update,
         )
 
+    def _check_allowed(self, spec: PolicySpec) -> None:
+        """Refuse what this site does not train."""
+        limits, settings = self.settings.limits, self.settings
+        if spec.policy not in limits.policies:
+            raise ConfigError(
+                f"the run trains '{spec.policy}', this node trains {' and '.join(limits.policies)}"
+                " only (limits.policies).",
+                reason="policy_not_allowed",
+            )
+        listed = {split_revision(name)[0] for name in settings.fetch_models}
+        allowed = set(limits.models) or {TINY, *settings.models, *listed}
+        if spec.model_name not in allowed:
+            raise ConfigError(
+                f"the run begins with model '{spec.model_name}', which is not in this node's list"
+                " (models, fetch-models or limits.models).",
+                reason="model_not_allowed",
+            )
+
+    def _check_limits(self, task: Train) -> None:
+        """Refuse more than this machine's owner lends."""
+        limits = self.settings.limits
+        for what, asked, most, key in (
+            ("optimizer steps", task.steps, limits.max_steps, "max-steps"),
+            ("frames per step", task.batch_size, limits.max_batch_size, "max-batch-size"),
+        ):
+            if asked > most:
+                raise ConfigError(
+                    f"the round asks for {asked} {what}, this node does at most {most}"
+                    f" (limits.{key}).",
+                    reason="limit_exceeded",
+                )
+        now = time.localtime()
+        if not limits.may_train_at(60 * now.tm_hour + now.tm_min):
+            raise ConfigError(
+                f"this node trains at {limits.hours} only (limits.hours).", reason="outside_hours"
+            )
+
     def _uri(self, from_run: str) -> str:
         """The dataset to use: the node's own, or the run's where this node accepts that."""
         if from_run and self.settings.learner.accept_run_dataset:
@@ -184,6 +224,7 @@ class Contributor(Learner):
 
     def _prepare(self, spec: PolicySpec, uri: str) -> _Prepared:
         key = (spec.model_dump_json(), uri)
+        self._check_allowed(spec)
         if self._prepared is None or self._prepared.key != key:
             recordings = self._recordings_at(uri)
             check_fit(recordings.summary, spec, where=uri)
@@ -193,6 +234,7 @@ class Contributor(Learner):
             policy = load_policy(
                 spec,
                 models=self.settings.models,
+                revisions=dict(map(split_revision, self.settings.fetch_models)),
                 device=learner.device,
                 precision=learner.precision,
             )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from zk0d.config.machine import EvaluationDataset, ServerSettings
+from zk0d.config.names import split_revision
 from zk0d.errors import Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
@@ -50,6 +51,7 @@ class CoordinatorEvaluator(Learner):
             torch.set_num_threads(settings.evaluator.cpu_threads)
         self._datasets: list[_Dataset] = []
         self._policy: LoadedPolicy | None = None
+        self._revisions = dict(map(split_revision, settings.fetch_models))
 
     def open(self) -> None:
         """Open and check the evaluation datasets."""
@@ -76,7 +78,9 @@ class CoordinatorEvaluator(Learner):
 
     def _start(self, task: Start) -> tuple[StartReply, Payload]:
         like = self._datasets[0].recordings.summary if self._datasets else None
-        spec = spec_for(task.policy, task.model_name, task.seed, like, self.settings.models)
+        spec = spec_for(
+            task.policy, task.model_name, task.seed, like, self.settings.models, self._revisions
+        )
         policy = self._load(spec)
         self._use(policy)
         return StartReply(spec=policy.spec), Payload.of(policy.weights(), "weights")
@@ -84,7 +88,11 @@ class CoordinatorEvaluator(Learner):
     def _load(self, spec: PolicySpec) -> LoadedPolicy:
         own = self.settings.evaluator
         return load_policy(
-            spec, models=self.settings.models, device=own.device, precision=own.precision
+            spec,
+            models=self.settings.models,
+            revisions=self._revisions,
+            device=own.device,
+            precision=own.precision,
         )
 
     def _use(self, policy: LoadedPolicy) -> None:

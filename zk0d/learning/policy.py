@@ -27,6 +27,7 @@ from zk0d.learning import tiny
 from zk0d.learning.recordings import ACTION, IMAGES, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
+from zk0d.learning.untrusted import refuse_code
 
 TINY = "tiny"
 # ACT's vision backbone is made for images of this mean and spread (torchvision's ImageNet values).
@@ -148,6 +149,7 @@ def spec_for(
     seed: int,
     like: RecordingsSummary | None,
     models: Mapping[str, Path],
+    revisions: Mapping[str, str | None] | None = None,
 ) -> PolicySpec:
     """The shape of a run's policy.
 
@@ -162,7 +164,9 @@ def spec_for(
             )
         cameras, state, action = like.cameras, like.state_width, like.action_width
     else:
-        config = _pretrained_config(policy, _model_folder(model_name, models))
+        folder = _model_folder(model_name, models, revisions or {})
+        refuse_code(folder, model_name)
+        config = _pretrained_config(policy, folder)
         cameras = {
             key.removeprefix(IMAGES): tuple(feature.shape)
             for key, feature in config.image_features.items()
@@ -184,6 +188,7 @@ def load_policy(
     spec: PolicySpec,
     *,
     models: Mapping[str, Path] | None = None,
+    revisions: Mapping[str, str | None] | None = None,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> LoadedPolicy:
@@ -193,6 +198,8 @@ def load_policy(
     ----------
     models
         Model names that this machine's settings map to folders.
+    revisions
+        The hub's revisions that model names are pinned to.
     precision
         ``auto`` is bfloat16 on a GPU that computes in it, else float32.
 
@@ -218,7 +225,8 @@ def load_policy(
         with _quiet():
             policy = get_policy_class(spec.policy)(config)
     else:
-        folder = _model_folder(spec.model_name, models or {})
+        folder = _model_folder(spec.model_name, models or {}, revisions or {})
+        refuse_code(folder, spec.model_name)
         config = _pretrained_config(spec.policy, folder)
         config.device = str(where)
         # These would be fetched, gigabytes, only to be overwritten by the policy's own file.
@@ -288,6 +296,13 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+def limit_gpu_memory(device: str, share: float) -> None:
+    """Let this process take at most ``share`` of the GPU's memory."""
+    where = pick_device(device)
+    if where.type == "cuda" and share < 1.0:
+        torch.cuda.set_per_process_memory_fraction(share, where)
+
+
 def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """In what products of matrices are computed on ``device``."""
     if precision != "auto":
@@ -296,7 +311,9 @@ def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if able else torch.float32
 
 
-def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
+def _model_folder(
+    name: str, models: Mapping[str, Path], revisions: Mapping[str, str | None]
+) -> Path:
     if name in models:
         folder = Path(models[name]).expanduser()
         if not (folder / "config.json").is_file():
@@ -311,13 +328,13 @@ def _model_folder(name: str, models: Mapping[str, Path]) -> Path:
             " name such as lerobot/smolvla_base.",
             reason="model_unavailable",
         )
-    files = list(POLICY_FILES)
+    what: dict[str, Any] = {"revision": revisions.get(name), "allow_patterns": list(POLICY_FILES)}
     try:
-        return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True, **what))
     except (OSError, ValueError):
         pass  # not fetched before
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        return Path(snapshot_download(name, **what))
     except Exception as error:  # the hub's errors are of many kinds
         raise UnavailableError(
             f"model '{name}' is not on this machine and could not be fetched from the hub"

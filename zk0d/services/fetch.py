@@ -24,7 +24,7 @@ from zk0d.config.machine import (
     ClientSettings,
     ServerSettings,
 )
-from zk0d.config.names import POLICY_FILES, DatasetUri
+from zk0d.config.names import POLICY_FILES, DatasetUri, split_revision
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, TryAgainError, Zk0dError
 
@@ -97,14 +97,14 @@ def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[s
     if client is not None:
         node = ClientSettings.load(client)
         uris += [node.dataset_uri] if node.dataset_uri else []
-        models += [name for name in node.fetch_models if name not in node.models]
+        models += [name for name in node.fetch_models if split_revision(name)[0] not in node.models]
     if server is not None:
         coordinator = ServerSettings.load(server)
         uris += [evaluation.dataset_uri for evaluation in coordinator.evaluation]
         named = list(coordinator.fetch_models)
         if coordinator.autorun and (model := coordinator.autorun.run.get("model-name")):
             named.append(str(model))
-        models += [name for name in named if name not in coordinator.models]
+        models += [name for name in named if split_revision(name)[0] not in coordinator.models]
     parsed = [DatasetUri.parse(uri) for uri in uris]
     datasets = [address.location for address in parsed if address.scheme == "hf"]
     on_the_hub = [name for name in models if name.count("/") == 1]
@@ -179,20 +179,22 @@ def _is_policy(folder: Path) -> bool:
 
 
 def _snapshot(
-    name: str, files: tuple[str, ...], whole: Callable[[Path], bool]
+    model: str, files: tuple[str, ...], whole: Callable[[Path], bool]
 ) -> tuple[bool, Path]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    name, revision = split_revision(model)
+    what: dict[str, Any] = {"revision": revision, "allow_patterns": list(files)}
     try:
-        here = Path(snapshot_download(name, allow_patterns=list(files), local_files_only=True))
+        here = Path(snapshot_download(name, local_files_only=True, **what))
         if whole(here):
             _let_the_group_read(Path(HF_HUB_CACHE))
             return False, here
     except LocalEntryNotFoundError:
         pass  # it was never fetched
-    folder = Path(snapshot_download(name, allow_patterns=list(files)))
+    folder = Path(snapshot_download(name, **what))
     if not whole(folder):
         raise ConfigError(f"model {name}: holds no config.json with weights; take another name.")
     _let_the_group_read(Path(HF_HUB_CACHE))

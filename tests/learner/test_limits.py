@@ -1,0 +1,70 @@
+"""What a node's owner allows, no run can widen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zk0d.config.machine import ClientSettings, LimitsSettings
+from zk0d.errors import ConfigError
+from zk0d.learner.contributor import Contributor
+from zk0d.learning.spec import PolicySpec
+
+SPEC = PolicySpec(
+    policy="smolvla",
+    model_name="tiny",
+    seed=0,
+    fps=30,
+    state_width=9,
+    action_width=6,
+    cameras={"top": (3, 96, 96)},
+)
+
+
+def node(**settings: Any) -> Contributor:
+    return Contributor(ClientSettings(name="left", **settings))
+
+
+@pytest.mark.parametrize("model", ["tiny", "mine", "lerobot/smolvla_base", "a/b"])
+def test_models_are_those_of_the_nodes_list(model: str) -> None:
+    listed = node(
+        models={"mine": Path("/models/mine")},
+        fetch_models=["lerobot/smolvla_base", "a/b@0123456789abcdef"],
+    )
+    listed._check_allowed(SPEC.model_copy(update={"model_name": model}))
+    narrowed = node(limits={"models": ["other"]})
+    with pytest.raises(ConfigError, match="which is not in this node's list") as caught:
+        narrowed._check_allowed(SPEC.model_copy(update={"model_name": model}))
+    assert caught.value.reason == "model_not_allowed"
+
+
+def test_a_model_that_only_the_server_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'evil/model', which is not in this node's list"):
+        node()._check_allowed(SPEC.model_copy(update={"model_name": "evil/model"}))
+
+
+def test_policies_are_those_of_the_nodes_list() -> None:
+    with pytest.raises(ConfigError, match="the run trains 'smolvla', this node trains act only"):
+        node(limits={"policies": ["act"]})._check_allowed(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("hours", "may", "may_not"),
+    [
+        ("", (0, 720, 1439), ()),
+        ("22:00-07:00", (1320, 0, 419), (420, 720, 1319)),
+        ("09:30-17:00", (570, 1019), (569, 1020, 0)),
+    ],
+)
+def test_hours(hours: str, may: tuple[int, ...], may_not: tuple[int, ...]) -> None:
+    limits = LimitsSettings(hours=hours)
+    assert all(limits.may_train_at(minute) for minute in may)
+    assert not any(limits.may_train_at(minute) for minute in may_not)
+
+
+@pytest.mark.parametrize("hours", ["22-7", "24:00-07:00", "7:00-8:00", "always"])
+def test_what_is_no_hours_is_an_error(hours: str) -> None:
+    with pytest.raises(ConfigError, match="are no hours; write them as"):
+        ClientSettings.parse({"name": "left", "limits": {"hours": hours}}, where="x")

@@ -1,0 +1,76 @@
+"""A model comes from elsewhere: what could run code is refused before it is read.
+
+LeRobot's pipelines import and call the class that a JSON names, and transformers runs a folder's
+own Python if asked to. zk0d builds processors itself and loads safetensors only: nothing of that is
+needed; a folder that has it was made to be loaded by something less careful.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import UnavailableError
+
+#: Steps of the pipelines that LeRobot saves with SmolVLA and ACT.
+STEPS = {
+    "device_processor",
+    "normalizer_processor",
+    "rename_observations_processor",
+    "smolvla_new_line_processor",
+    "to_batch_processor",
+    "tokenizer_processor",
+    "unnormalizer_processor",
+}
+#: Keys whose value is code to be found and run.
+_CODE_KEYS = ("class", "auto_map", "custom_pipelines")
+#: Formats that run what they hold when they are loaded, and code itself.
+_UNSAFE = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so")
+
+
+def refuse_code(folder: Path, name: str) -> None:
+    """Refuse a model's folder that could run code.
+
+    Raises
+    ------
+    UnavailableError
+        With reason ``model_unsafe``: names the file and what in it.
+    """
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.suffix in _UNSAFE:
+            raise _refused(name, relative, "such a file can run code; weights are safetensors")
+        if path.suffix != ".json" or not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # who reads it says so
+        for key, value in _pairs(content):
+            if key in _CODE_KEYS:
+                raise _refused(name, relative, f"its '{key}' names code to run")
+            if key == "trust_remote_code" and value:
+                raise _refused(name, relative, "it asks for remote code to be trusted")
+            if key == "registry_name" and value not in STEPS:
+                raise _refused(name, relative, f"its step '{value}' is none that zk0d knows")
+
+
+def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, however deep."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield from part.items()
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+
+
+def _refused(name: str, path: Path, why: str) -> UnavailableError:
+    return UnavailableError(
+        f"model '{name}' is refused: {path}: {why}; take the model from whom you trust.",
+        reason="model_unsafe",
+    )
