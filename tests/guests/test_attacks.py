@@ -85,7 +85,7 @@ def curl(guest: Guest, path: str, *more: str) -> str:
 def test_an_unregistered_key(fleet: Fleet, outsider: Guest, told: list[str]) -> None:  # noqa: F811
     fleet.wait_online()
     outsider.run([BOT, "client", "start", "/srv/recordings"])
-    told.append(_status_with(fleet, outsider, "roster"))
+    told.append(_status_with(fleet, outsider, "not enrolled"))
     assert "outsider" not in fleet.hub.run([BOT, "node", "list"]).stdout
 
 
@@ -113,7 +113,7 @@ def test_a_coordinator_with_another_authority(fleet: Fleet, told: list[str]) -> 
     node.run([BOT, "server", "init", "--host", "hub", "--folder", "/tmp/other"])
     node.write("/etc/zk0d/tls/ca.crt", node.read("/tmp/other/tls/ca.crt"))
     node.systemctl("restart", "zk0d-client")
-    node.wait_until(lambda: "certificate" in fleet.status(node, "zk0d-client"), 90)
+    node.wait_until(lambda: "our CA did not sign" in fleet.status(node, "zk0d-client"), 90)
     told.append(fleet.status(node, "zk0d-client"))
     node.write("/etc/zk0d/tls/ca.crt", right)
     node.systemctl("restart", "zk0d-client")
@@ -233,7 +233,7 @@ def test_a_node_that_was_removed(fleet: Fleet, told: list[str]) -> None:  # noqa
     """Last: it is cut off within a minute."""
     node = fleet.nodes[1]
     fleet.hub.run([BOT, "node", "remove", "right"])
-    seconds = fleet.wait_for(node, "zk0d-client", "roster", 90)
+    seconds = fleet.wait_for(node, "zk0d-client", "not enrolled", 90)
     assert seconds < 60
     told.append(f"after {seconds:.0f} s: {fleet.status(node, 'zk0d-client')}")
 

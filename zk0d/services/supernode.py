@@ -39,6 +39,7 @@ log = logging.getLogger("zk0d")
 #: How far a node's clock may be off before the coordinator refuses its signatures.
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
 #: A new process has so long to come online.
+UNTRUSTED = "its certificate is not signed by our CA"
 CONNECT_SECONDS = 45.0
 PRESENCE_SECONDS = 5.0
 #: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
@@ -168,6 +169,13 @@ class SupernodeService(Service):
         if word.failure:
             self._offline_since = None
             at = time.strftime("%H:%M", time.localtime(word.since))
+            if word.failure == UNTRUSTED:
+                self._todo = "ask the operator; if the CA changed, zk0bot client join a new invite"
+                return Condition(
+                    f"the coordinator {self._settings.coordinator.address} shows a certificate that"
+                    " our CA did not sign: nothing is sent to it; ask its operator, and if its CA"
+                    " changed, zk0bot client join with a new invite"
+                )
             return Condition(
                 f"waiting for the coordinator {self._settings.coordinator.address} since {at}"
                 f" ({word.failure}): nothing to do here"
@@ -218,10 +226,10 @@ class SupernodeService(Service):
     def _offline(self, word: Word) -> Condition:
         if not word.answer.get("enrolled"):
             self._offline_since = None
-            self._todo = "send the coordinator's operator the key that zk0bot node key shows"
+            self._todo = "send the coordinator's operator what zk0bot node request prints"
             return Condition(
-                f"this node is not enrolled: send its public key (fingerprint {self._key[:16]}) to"
-                " the coordinator's operator; zk0bot node key shows it"
+                f"this node is not enrolled (fingerprint {self._key[:16]}): send what zk0bot node"
+                " request prints to the coordinator's operator"
             )
         ahead = word.clock_ahead
         if ahead > CLOCK_AHEAD or ahead < -CLOCK_BEHIND:
@@ -314,7 +322,7 @@ def _plain(error: Exception) -> str:
     if "refused" in text:
         return "connection refused"
     if "certificate" in text:
-        return "its certificate is not signed by our CA"
+        return UNTRUSTED
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
