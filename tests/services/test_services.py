@@ -178,9 +178,7 @@ def test_a_node_that_is_not_enrolled_says_so_and_comes_in_once_it_is(running: La
     config = running.add_node("late", enrolled=False)
     running.start("late-node", "supernode", "--config", str(config))
     key = fingerprint(running.root / "late" / "node.pub")
-    running.wait_for_status(
-        "late-node", f"not enrolled: send its public key (fingerprint {key[:16]}"
-    )
+    running.wait_for_status("late-node", f"not enrolled (fingerprint {key[:16]}")
     assert running.services["late-node"].told.ready, "waiting is no failed start"
     (running.root / "roster.d" / "late.pub").write_bytes(
         (running.root / "late" / "node.pub").read_bytes()

@@ -38,8 +38,8 @@ log = logging.getLogger("zk0d")
 
 #: How far a node's clock may be off before the coordinator refuses its signatures.
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
-#: A new process has so long to come online.
 UNTRUSTED = "its certificate is not signed by our CA"
+#: A new process has so long to come online.
 CONNECT_SECONDS = 45.0
 PRESENCE_SECONDS = 5.0
 #: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
