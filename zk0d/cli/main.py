@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from zk0d.cli import client, config, data, demo, logs, node, run, server, status, stop, version
+from zk0d.cli import (
+    client,
+    config,
+    data,
+    demo,
+    doctor,
+    logs,
+    node,
+    run,
+    server,
+    status,
+    stop,
+    version,
+)
 from zk0d.daemon.program import guarded
 from zk0d.errors import ExitCode
 
@@ -21,6 +34,7 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,21 @@ class PresenceWatch:
                 return
 
     def _ask(self) -> Word:
-        try:
-            # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
-            with urlopen(  # noqa: S310
-                self._url, timeout=PRESENCE_SECONDS, context=self._trust
-            ) as response:
-                content = json.load(response)
-                return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
-        except (OSError, HTTPException, ValueError) as error:
-            before = self.word
-            since = before.since if before is not None and before.failure else time.time()
-            return Word(failure=_plain(error), since=since)
+        word, before = ask_presence(self._url, self._trust), self.word
+        if word.failure and before is not None and before.failure:
+            return replace(word, since=before.since)
+        return word
+
+
+def ask_presence(url: str, trust: ssl.SSLContext) -> Word:
+    """What a presence page says at this moment."""
+    try:
+        # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
+        with urlopen(url, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
+            content = json.load(response)
+            return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
+    except (OSError, HTTPException, ValueError) as error:
+        return Word(failure=_plain(error))
 
 
 class SupernodeService(Service):

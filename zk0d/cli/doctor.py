@@ -1,0 +1,61 @@
+"""``zk0bot doctor``: what is wrong with this machine, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zk0d.cli import units
+from zk0d.cli.config import Role
+from zk0d.cli.status import Folder, Json
+
+if TYPE_CHECKING:
+    from zk0d.doctor.finding import Finding
+
+SCHEMA_VERSION = 1
+
+
+def doctor(
+    role: Annotated[
+        Role | None, typer.Argument(help="By default what this host has settings for.")
+    ] = None,
+    as_json: Json = False,
+    folder: Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Check this machine; says what is wrong, by which evidence, and what to do (exit code 1)."""
+    from zk0d.doctor.finding import Host
+    from zk0d.doctor.main import examine
+
+    host = Host(systemd=units.has_systemd(), services=units.UNITS)
+    findings = []
+    for finding in examine([role.value] if role else [], folder, host):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    ok = all(finding.ok is not False for finding in findings)
+    if as_json:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "ok": ok,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        typer.echo(json.dumps(content, indent=1))
+    elif os.geteuid() != 0:
+        typer.echo("(root sees keys and who holds a port, too)", err=True)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _print(finding: Finding) -> None:
+    if finding.ok is None:
+        typer.echo(f"?     {finding.rule}: {finding.problem}")
+    elif finding.ok:
+        typer.echo(f"ok    {finding.rule}: {finding.evidence}")
+    else:
+        typer.echo(f"WRONG {finding.rule}: {finding.problem}")
+        typer.echo(f"      evidence: {finding.evidence}")
+        typer.echo(f"      what to do: {finding.cure}")

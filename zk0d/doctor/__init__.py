@@ -1,0 +1,1 @@
+"""What is wrong with this machine, with evidence and cure: one small function per rule."""

@@ -1,0 +1,177 @@
+"""Rules about recordings: their folder first, then, in a process with LeRobot, every number."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zk0d.config.names import DatasetUri
+from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.machine import fetch_command
+
+FORMAT = "v3.0"
+READ_SECONDS = 300.0
+
+
+@rule("dataset")
+def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
+    """The recordings are here, in the format that this needs; says what they are."""
+    if uri is None:
+        raise Wrong(
+            f"{key} is missing: this node lends no recordings.",
+            "the settings name no dataset",
+            "zk0bot client start FOLDER names them",
+        )
+    folder = folder_of(host, uri)
+    info = folder / "meta" / "info.json"
+    if not os.path.exists(info):
+        at_hub = DatasetUri.parse(uri).scheme == "hf"
+        raise Wrong(
+            f"{key}: {uri} is not on this machine."
+            if at_hub
+            else f"{key}: {folder} is no LeRobot dataset.",
+            f"there is no {info}",
+            f"fetch it: {fetch_command(host)}"
+            if at_hub
+            else f"give {key} the folder that holds meta, data and videos",
+        )
+    try:
+        facts = json.loads(info.read_text(encoding="utf-8"))
+        version, fps = str(facts["codebase_version"]), int(facts["fps"])
+        episodes, features = int(facts["total_episodes"]), dict(facts["features"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Wrong(
+            f"{key}: {info} is damaged.",
+            f"{type(error).__name__}: {error}",
+            "restore it or record it again",
+        ) from None
+    if version != FORMAT:
+        raise Wrong(
+            f"{key}: the recordings are not of LeRobot's format {FORMAT}.",
+            f"{info} says codebase_version {version}",
+            f"make a converted copy: zk0bot data convert {folder}",
+        )
+    if episodes < 1 or fps < 1:
+        raise Wrong(
+            f"{key}: {folder} holds nothing to learn from.",
+            f"{info} says {episodes} episodes at {fps} frames per second",
+            "record some first",
+        )
+    cameras = sorted(name for name in features if name.startswith("observation.images."))
+    if not cameras:
+        raise Wrong(
+            f"{key}: {folder} has no camera, and a policy needs one.",
+            f"{info} names no observation.images feature",
+            "record with a camera",
+        )
+    names = ", ".join(name.removeprefix("observation.images.") for name in cameras)
+    return (
+        f"{folder}: {version}, {episodes} episodes, {fps} frames per second, cameras {names},"
+        f" {_license(folder, facts)}"
+    )
+
+
+@rule("dataset-values")
+def dataset_values(
+    host: Host,
+    uri: str,
+    cameras: Mapping[str, str],
+    most_bad: int = 0,
+    *,
+    key: str = "dataset-uri",
+    seconds: float = READ_SECONDS,
+) -> str:
+    """The recordings open as the learner opens them, and every state and action is a number."""
+    # Another's folder, in which this is typed, must not decide what is imported.
+    command = [sys.executable, "-P", "-m", "zk0d.doctor.recordings"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if _is_systemds(host):
+        environment["HF_LEROBOT_HOME"] = str(host.hub / "lerobot")
+    try:
+        said = subprocess.run(
+            command,
+            input=json.dumps([uri, dict(cameras)]),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unchecked(f"{uri} was not read within {seconds:.0f} s") from None
+    try:
+        found: dict[str, Any] = json.loads(said.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise Unchecked(f"reading {uri} ended with status {said.returncode}") from None
+    if "unchecked" in found:
+        raise Unchecked(found["unchecked"])
+    if "problem" in found:
+        raise Wrong(
+            f"{key}: the learner cannot open the recordings.",
+            found["problem"],
+            "do what this says; until then the node answers data_error",
+        )
+    if found["bad"] > most_bad:
+        raise Wrong(
+            f"{key}: state or action of some frames is NaN or infinity.",
+            f"{found['bad']} of {found['frames']} frames, first {found['first']}",
+            "record those episodes again, or raise max-bad-frames to leave such frames out",
+        )
+    return f"{found['frames']} frames in {found['episodes']} episodes, {found['bad']} not finite"
+
+
+def folder_of(host: Host, uri: str) -> Path:
+    """Where a dataset is, or would be once it is fetched."""
+    from zk0d.services.fetch import datasets_folder
+
+    address = DatasetUri.parse(uri)
+    if address.scheme == "local":
+        return address.folder
+    return (host.hub / "lerobot" if _is_systemds(host) else datasets_folder()) / address.location
+
+
+def _is_systemds(host: Host) -> bool:
+    return host.systemd and "HF_LEROBOT_HOME" not in os.environ
+
+
+def _license(folder: Path, facts: Mapping[str, Any]) -> str:
+    """The license by info.json or by the head of README.md, as the hub has it."""
+    if facts.get("license"):
+        return f"license {in_one_line(str(facts['license']))}"
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        card = ""
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(r"^license:\s*(\S.*)$", head[1], re.MULTILINE) if head else None
+    return f"license {found[1].strip()}" if found else "no license is named"
+
+
+def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
+    from zk0d.errors import Zk0dError
+
+    try:
+        from zk0d.learning.recordings import open_recordings
+    except ImportError as error:
+        return {"unchecked": f"the numbers are read by LeRobot, which does not load ({error})"}
+    try:
+        recordings = open_recordings(uri, cameras=cameras)
+    except Zk0dError as error:
+        return {"problem": error.message}
+    bad = recordings.not_finite()
+    return {
+        "frames": len(recordings),
+        "episodes": len(recordings.episodes),
+        "bad": int(bad.sum()),
+        "first": recordings.place(int(bad.nonzero()[0])) if bad.any() else "",
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_read(*json.load(sys.stdin))))

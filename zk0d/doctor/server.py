@@ -1,0 +1,212 @@
+"""Rules about a coordinator."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zk0d.config.machine import SuperlinkSettings
+from zk0d.doctor.finding import Unchecked, Wrong, rule
+from zk0d.errors import ConfigError, Zk0dError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+LEAST_DAYS = 30
+_ANEW = (
+    "move the folder away, run zk0bot config init server --host NAME, give the new ca.crt to the"
+    " nodes, and restart zk0d-server and the gateway"
+)
+
+
+@rule("ca")
+def ca(link: SuperlinkSettings) -> str:
+    """The CA certificate is one, and good for a while."""
+    from cryptography import x509
+
+    certificate = _load(link.ca, "superlink.ca")
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        is_ca = constraints.value.ca
+    except x509.ExtensionNotFound:
+        is_ca = False
+    if not is_ca:
+        raise Wrong(
+            f"superlink.ca: {link.ca} is not the certificate of a certificate authority.",
+            "its basic constraints do not say CA",
+            "put the CA's certificate there, not the server's",
+        )
+    return f"{link.ca}: {_days(certificate, link.ca, 'superlink.ca')}"
+
+
+@rule("certificate")
+def certificate(link: SuperlinkSettings) -> str:
+    """The server's certificate is good for a while and names where nodes reach it."""
+    from cryptography import x509
+
+    loaded = _load(link.certificate, "superlink.certificate")
+    days = _days(loaded, link.certificate, "superlink.certificate")
+    try:
+        alternatives = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        alternatives = x509.SubjectAlternativeName([])
+    names = [
+        *alternatives.get_values_for_type(x509.DNSName),
+        *map(str, alternatives.get_values_for_type(x509.IPAddress)),
+    ]
+    if "127.0.0.1" not in names:
+        raise Wrong(
+            f"superlink.certificate: {link.certificate} is not for 127.0.0.1, where the services of"
+            " this machine reach the SuperLink.",
+            f"it names {', '.join(names) or 'nobody'}",
+            _ANEW,
+        )
+    return f"{link.certificate}: for {', '.join(names)}; {days}"
+
+
+@rule("chain")
+def chain(link: SuperlinkSettings) -> str:
+    """The CA signed the server's certificate."""
+    from cryptography.exceptions import InvalidSignature
+
+    authority = _load(link.ca, "superlink.ca")
+    loaded = _load(link.certificate, "superlink.certificate")
+    try:
+        loaded.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise Wrong(
+            f"superlink.certificate: {link.certificate} is not signed by {link.ca}.",
+            str(error) or "the signature is another's",
+            f"put the pair that belongs together there, or make one: {_ANEW}",
+        ) from None
+    return f"{link.certificate} is signed by {link.ca}"
+
+
+@rule("certificate-key")
+def certificate_key(link: SuperlinkSettings) -> str:
+    """The server's key belongs to its certificate."""
+    from cryptography.hazmat.primitives import serialization
+
+    loaded = _load(link.certificate, "superlink.certificate")
+    try:
+        key = serialization.load_pem_private_key(link.key.read_bytes(), password=None)
+    except (FileNotFoundError, ValueError, TypeError):
+        raise Wrong(
+            f"superlink.key: {link.key} is missing or no private key.",
+            "it cannot be loaded",
+            f"put the key of {link.certificate} there, or make a pair: {_ANEW}",
+        ) from None
+    if key.public_key() != loaded.public_key():
+        raise Wrong(
+            f"superlink.key: {link.key} is not the key of {link.certificate}.",
+            "their public halves differ",
+            f"put the pair that belongs together there, or make one: {_ANEW}",
+        )
+    return f"{link.key} is the key of {link.certificate}"
+
+
+@rule("roster")
+def roster(folder: Path) -> str:
+    """Each file of the roster is a node's key, and none is there twice."""
+    from zk0d.flower.keys import fingerprint
+
+    if not folder.is_dir():
+        raise Wrong(
+            f"superlink.roster: there is no folder {folder}.",
+            "nobody may join",
+            f"mkdir {folder}, and put the nodes' public keys into it as NAME.pub",
+        )
+    seen: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.pub")):
+        try:
+            key = fingerprint(path)
+        except ConfigError as error:
+            path.open("rb").close()
+            raise Wrong(
+                f"superlink.roster: {path} is no node's key, and is passed over.",
+                error.message,
+                "replace it by what zk0bot node key shows on that node, or remove it",
+            ) from None
+        if key in seen:
+            raise Wrong(
+                f"superlink.roster: {seen[key].name} and {path.name} are the same key.",
+                f"both have the fingerprint {key[:16]}",
+                "two nodes cannot share a key: remove one, and let the other node make its own with"
+                " zk0bot node keygen",
+            )
+        seen[key] = path
+    names = ", ".join(path.stem for path in seen.values())
+    return f"{len(seen)} keys in {folder}{f': {names}' if names else '; nobody may join yet'}"
+
+
+@rule("nodes")
+def nodes(link: SuperlinkSettings) -> str:
+    """The SuperLink answers, and its nodes are those of the roster."""
+    try:
+        from zk0d.flower.control import Control
+    except ImportError as error:
+        raise Unchecked(f"Flower does not load ({error.name})") from None
+    from zk0d.federation.nodes import Node
+    from zk0d.services.superlink import UNREGISTERED, read_roster
+
+    try:
+        with Control(f"127.0.0.1:{link.port}", link.ca) as control:
+            found = [Node.of(info) for info in control.nodes() if info.status != UNREGISTERED]
+    except Zk0dError as error:
+        raise Wrong(
+            f"superlink.port: the SuperLink does not answer at 127.0.0.1:{link.port}.",
+            error.message,
+            "zk0bot server start starts it; zk0bot server logs says why it ends",
+        ) from None
+    wanted, present = read_roster(link.roster), {node.key: node for node in found}
+    missing = [path.stem for key, path in wanted.items() if key not in present]
+    more = [node.name for key, node in present.items() if key not in wanted]
+    if missing or more:
+        raise Wrong(
+            "the SuperLink's nodes are not those of the roster.",
+            "; ".join(
+                f"{what}: {', '.join(names)}"
+                for what, names in (("not let in", missing), ("let in all the same", more))
+                if names
+            ),
+            "zk0d superlink mends this within ten seconds while it runs: zk0bot server start",
+        )
+    online = sum(node.online for node in found)
+    return f"{len(found)} nodes as in {link.roster}, {online} online"
+
+
+def _load(path: Path, key: str) -> x509.Certificate:
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        said = "there is no such file"
+    except ValueError:
+        said = "it holds no certificate"
+    raise Wrong(
+        f"{key}: {path} is missing or no certificate.",
+        said,
+        "zk0bot config init server --host NAME makes a CA and a certificate",
+    )
+
+
+def _days(loaded: x509.Certificate, path: Path, key: str) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    if loaded.not_valid_before_utc > now:
+        raise Wrong(
+            f"{key}: {path} is not valid yet.",
+            f"it begins at {loaded.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, this machine's clock"
+            f" says {now:%Y-%m-%d %H:%M}",
+            "set the clock: timedatectl set-ntp true",
+        )
+    days = (loaded.not_valid_after_utc - now).total_seconds() / 86400
+    if days < LEAST_DAYS:
+        over = "has expired" if days < 0 else f"expires in {days:.0f} days"
+        raise Wrong(
+            f"{key}: {path} {over}; then no node gets in.",
+            f"it ends at {loaded.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+            _ANEW,
+        )
+    return f"good for {days:.0f} days"
