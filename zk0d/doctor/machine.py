@@ -367,8 +367,8 @@ def _holder(port: int, processes: Path) -> tuple[str, str] | None:
             continue
         try:
             if any(os.readlink(handle) in sockets for handle in (process / "fd").iterdir()):
-                words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-                return process.name, b" ".join(words).decode(errors="replace")
+                typed = (process / "cmdline").read_bytes().rstrip(b"\0")
+                return process.name, typed.replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # another user's, or it ended
             continue
     return None

@@ -153,6 +153,8 @@ def nodes(link: SuperlinkSettings) -> str:
     try:
         with Control(f"127.0.0.1:{link.port}", link.ca) as control:
             found = [Node.of(info) for info in control.nodes() if info.status != UNREGISTERED]
+    except ConfigError as error:  # for which there is a rule of its own
+        raise Unchecked(error.message) from None
     except Zk0dError as error:
         raise Wrong(
             f"superlink.port: the SuperLink does not answer at 127.0.0.1:{link.port}.",

@@ -1,0 +1,813 @@
+"""What the doctor says: each rule on a machine where it holds and on one where it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.cli.test_cli import typed
+from tests.learner.test_metrics import FakeNvml
+from tests.learning.test_recordings import change_info, set_value
+from tests.services.lab import lab
+from zk0d.config.machine import ClientSettings, ServerSettings, SuperlinkSettings
+from zk0d.daemon.child import wait_until
+from zk0d.demo.federation import _free_ports
+from zk0d.doctor import client, machine, recordings, server
+from zk0d.doctor.finding import Finding, Host, Unchecked, Wrong, rule
+from zk0d.errors import ConfigError
+from zk0d.federation.nodes import Node
+from zk0d.flower import certificates
+from zk0d.flower.certificates import Certificates, make_certificates
+from zk0d.flower.keys import fingerprint, make_node_key, make_secret, write_private
+from zk0d.services.presence import PREFIX, Presence
+
+BARE = Host(systemd=False)
+SERVICES = {"server": ("zk0d-server",), "client": ("zk0d-client", "zk0d-learner")}
+
+
+def is_right(finding: Finding, *words: str) -> None:
+    assert finding.ok is True, finding
+    for word in words:
+        assert word in finding.evidence, finding
+
+
+def is_wrong(finding: Finding, *words: str) -> None:
+    """It says what is wrong, by which evidence, and what to do, each in one line."""
+    assert finding.ok is False, finding
+    for part in (finding.problem, finding.evidence, finding.cure):
+        assert part.strip(), finding
+        assert "\n" not in part, finding
+    for word in words:
+        assert word in f"{finding.problem} {finding.evidence} {finding.cure}", finding
+
+
+def is_unchecked(finding: Finding, *words: str) -> None:
+    assert finding.ok is None, finding
+    for word in words:
+        assert word in finding.problem, finding
+
+
+# --- a rule --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "ok", "words"),
+    [
+        (Wrong("a", "b", "c"), False, "a"),
+        (Unchecked("not here"), None, "not here"),
+        (ConfigError("node: is wrong."), False, "node: is wrong."),
+        (PermissionError(13, "Permission denied", "/a/key"), None, "/a/key may not be read"),
+        (IsADirectoryError(21, "Is a directory", "/a"), None, "/a: Is a directory"),
+        (ValueError("hush"), None, "ValueError"),
+    ],
+)
+def test_whatever_a_rule_raises_is_a_finding(error: Exception, ok: bool | None, words: str) -> None:
+    @rule("fragile")
+    def fragile() -> str:
+        raise error
+
+    found = fragile()
+    assert (found.rule, found.ok) == ("fragile", ok)
+    assert words in found.problem
+    assert "hush" not in str(found)
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def test_python() -> None:
+    is_right(machine.python(), sys.executable)
+    is_wrong(machine.python((3, 11, 9)), "older than 3.12", "3.11.9")
+
+
+def test_packages() -> None:
+    is_right(machine.packages(), f"flwr {metadata.version('flwr')}", "lerobot 0.6.1", "torch")
+
+
+@pytest.mark.parametrize("package", ["flwr", "torch", "lerobot"])
+def test_a_package_of_another_version(package: str) -> None:
+    def installed(name: str) -> str:
+        return "0.0.1" if name == package else metadata.version(name)
+
+    is_wrong(machine.packages(installed), f"{package} 0.0.1 is installed", "constraints.txt")
+
+
+def test_a_package_that_is_missing() -> None:
+    def installed(name: str) -> str:
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    is_wrong(machine.packages(installed), "torch is not installed")
+
+
+def test_memory(write: Callable[[str, str], Path]) -> None:
+    is_right(machine.memory(write("large", "MemTotal:  8388608 kB\n")), "8.0 GiB")
+    is_wrong(machine.memory(write("small", "MemTotal:  2097152 kB\n")), "2.0 GiB in all")
+    is_unchecked(machine.memory(write("none", "MemFree: 1 kB\n")))
+
+
+def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    seen = []
+
+    def a_disk(free: int) -> Callable[[Path], Any]:
+        return lambda at: seen.append(at) or usage._replace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", a_disk(6 * machine.GIB))
+    is_right(machine.disk(tmp_path / "not" / "yet"), "6.0 GiB", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", a_disk(4 * machine.GIB))
+    is_wrong(machine.disk(tmp_path / "not" / "yet"), "nearly full", "4.0 GiB")
+    assert set(seen) == {tmp_path}
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Put a program in the place of one of systemd's, which may not be here."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def put(name: str, text: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+    return put
+
+
+def test_clock(program: Callable[[str, str], None]) -> None:
+    host = Host(systemd=True)
+    program("timedatectl", '[ "$*" = "show -p NTPSynchronized" ] && echo NTPSynchronized=yes')
+    is_right(machine.clock(host), "NTPSynchronized=yes")
+    program("timedatectl", "echo NTPSynchronized=no")
+    is_wrong(machine.clock(host), "not synchronized", "timedatectl set-ntp true")
+    program("timedatectl", "exit 1")
+    is_unchecked(machine.clock(host))
+    is_unchecked(machine.clock(BARE), "systemd does not run")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A machine with systemd and zk0d's units."""
+    shipped, changed = tmp_path / "usr", tmp_path / "etc"
+    shipped.mkdir()
+    changed.mkdir()
+    for name in SERVICES["client"]:
+        (shipped / f"{name}.service").write_text("[Service]\n")
+    return Host(True, SERVICES, shipped, changed, tmp_path / "hub")
+
+
+def test_units(host: Host) -> None:
+    (host.changed / "zk0d-learner.service.d").mkdir()
+    wants = host.changed / "zk0d-client.target.wants"
+    wants.mkdir()
+    alias = host.changed / "zk0d-client.service"
+    alias.symlink_to(host.shipped / "zk0d-client.service")
+    is_right(machine.units(host, ["client"]), "2 services")
+    is_wrong(machine.units(host, ["client", "server"]), "zk0d-server.service is not installed")
+    is_unchecked(machine.units(BARE, ["client"]), "systemd does not run")
+
+
+def test_a_unit_that_replaces_the_shipped_one(host: Host) -> None:
+    shutil.copy(host.shipped / "zk0d-learner.service", host.changed)
+    found = machine.units(host, ["client"])
+    is_wrong(found, f"{host.changed}/zk0d-learner.service replaces", "systemctl edit zk0d-learner")
+    (host.changed / "zk0d-learner.service").unlink()
+    (host.changed / "zk0d-client.service").symlink_to("/dev/null")
+    is_wrong(machine.units(host, ["client"]), "zk0d-client.service (masked)")
+
+
+def test_exposure(host: Host, program: Callable[[str, str], None]) -> None:
+    said = "→ Overall exposure level for $3: {} OK :-)"
+    program("systemd-analyze", f'echo "{said.format(0.9)}"')
+    is_right(machine.exposure(host, ["client"]), "zk0d-learner.service 0.9")
+    program(
+        "systemd-analyze",
+        f'case "$3" in *learner*) echo "{said.format(4.2)}";; *) echo "{said.format(0.9)}";; esac',
+    )
+    is_wrong(machine.exposure(host, ["client"]), "zk0d-learner.service is less", "4.2")
+    program("systemd-analyze", "echo Unit not found. >&2; exit 1")
+    is_unchecked(machine.exposure(host, ["client"]), "Unit not found.")
+    is_unchecked(machine.exposure(BARE, ["client"]), "systemd does not run")
+
+
+_LISTEN = (
+    "import socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
+    " print('listens', flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def listening(port: int, *words: str) -> Iterator[None]:
+    """A process that listens at a port and whose command line has these words."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTEN, str(port), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listens\n"
+        yield
+        process.kill()
+
+
+def test_ports() -> None:
+    (port,) = _free_ports(1)
+    uses = [("superlink.port", port, "flower-superlink")]
+    is_right(machine.ports(uses), f"superlink.port {port} is free")
+    with listening(port, "/opt/bin/flower-superlink", "--host"):
+        is_right(machine.ports(uses), f"{port} is held by our service")
+    with listening(port, "--password", "planted-secret"):
+        found = machine.ports(uses)
+    is_wrong(found, f"127.0.0.1:{port} is held by another program", "python")
+    assert "planted-secret" not in str(found)
+
+
+def test_a_holder_that_only_root_sees(tmp_path: Path) -> None:
+    (port,) = _free_ports(1)
+    with listening(port):
+        found = machine.ports([("supernode.port", port, "zk0d")], processes=tmp_path)
+    is_unchecked(found, f"who holds supernode.port {port} shows only to root")
+
+
+def test_ports_are_those_of_the_role() -> None:
+    keys = {key: port for key, port, _ in machine.port_uses(ServerSettings())}
+    assert keys == {
+        "superlink.port": 8000,
+        "superlink.presence-port": 9480,
+        "metrics of superlink": 9470,
+        "metrics of server-superexec": 9471,
+    }
+    quiet = ClientSettings.parse({"name": "a", "metrics": {"enabled": False}}, where="test")
+    assert [key for key, _, _ in machine.port_uses(quiet)] == ["supernode.port"]
+
+
+def test_a_real_service_holds_its_port(tmp_path: Path) -> None:
+    """The command line that the supervisor's own commands give is the rightful one."""
+    from zk0d.flower import commands
+
+    made = commands.supernode("h:1", tmp_path, tmp_path, tmp_path, 1, tmp_path, tmp_path)
+    rightful = machine.port_uses(ClientSettings(name="a"))[0][2]
+    (port,) = _free_ports(1)
+    with listening(port, *made.argv):
+        is_right(machine.ports([("supernode.port", port, rightful)]), "held by our service")
+
+
+def test_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "superexec.secret"
+    files = {"supernode.secret": path}
+    is_wrong(machine.secrets(BARE, files), "supernode.secret", "is missing")
+    make_secret(path)
+    is_right(machine.secrets(BARE, files), "0600")
+    path.chmod(0o640)
+    is_wrong(machine.secrets(BARE, files), "its mode is 0640", f"chmod 600 {path}")
+    path.chmod(0o600)
+    path.write_text("")
+    is_wrong(machine.secrets(BARE, files), "is empty")
+
+
+def test_a_secret_of_another_user(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    make_node_key(path)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 12345)
+    found = machine.secrets(Host(systemd=True), {"supernode.key": path})
+    is_wrong(found, "belongs to another user", f"chown root:root {path}")
+
+
+def in_the_hub_cache(cache: Path, name: str, *files: str) -> None:
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    for file in files:
+        path = folder / "snapshots" / "abc" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+
+def test_models(tmp_path: Path, write: Callable[[str, str], Path]) -> None:
+    cache, name = tmp_path / "cache", "who/model"
+    is_wrong(machine.models(BARE, {}, [name], cache), name, "zk0d fetch")
+    in_the_hub_cache(cache, name, "config.json")
+    is_wrong(machine.models(BARE, {}, [name], cache), "no config.json with weights")
+    in_the_hub_cache(tmp_path / "whole", name, "config.json", "model.safetensors")
+    is_right(machine.models(BARE, {}, [name, "tiny"], tmp_path / "whole"), name)
+    is_wrong(machine.models(BARE, {"mine": tmp_path / "mine"}, [], cache), "models.mine")
+    write("mine/config.json", "{}")
+    is_right(machine.models(BARE, {"mine": tmp_path / "mine"}, ["mine"], cache), "mine in")
+
+
+def test_under_systemd_models_are_where_fetch_puts_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    is_wrong(machine.models(host, {}, ["who/model"]), "systemctl start zk0d-fetch")
+    in_the_hub_cache(host.hub / "models", "who/model", "config.json", "model.safetensors")
+    is_right(machine.models(host, {}, ["who/model"]), str(host.hub))
+
+
+def test_settings(write: Callable[[str, str], Path], tmp_path: Path) -> None:
+    right = machine.settings(write("client.toml", 'name = "a"\n'), ClientSettings)
+    is_right(right, "is valid")
+    missing = machine.settings(tmp_path / "server.toml", ServerSettings)
+    is_wrong(missing, "is missing", "zk0bot config init server")
+    typo = machine.settings(write("client.toml", 'name = "a"\nmodles = 1\n'), ClientSettings)
+    is_wrong(typo, "unknown key 'modles'", "did you mean 'models'", "zk0bot config check client")
+
+
+# --- recordings ----------------------------------------------------------------------------------
+
+
+def test_dataset(recordings_folder: Path) -> None:
+    found = recordings.dataset(BARE, f"local:{recordings_folder}")
+    is_right(found, "v3.0", "6 episodes", "30 frames per second", "top", "no license is named")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda info: info.update(codebase_version="v2.1"), "zk0bot data convert"),
+        (lambda info: info.update(total_episodes=0), "0 episodes"),
+        (lambda info: info.pop("fps"), "KeyError: 'fps'"),
+        (
+            lambda info: [info["features"].pop(k) for k in [*info["features"]] if "images" in k],
+            "has no camera",
+        ),
+    ],
+)
+def test_a_dataset_that_is_wrong(
+    copied_recordings: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    change_info(copied_recordings, change)
+    is_wrong(recordings.dataset(BARE, f"local:{copied_recordings}"), "dataset-uri", words)
+
+
+def test_a_dataset_that_is_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
+    is_wrong(recordings.dataset(BARE, "local:/nothing"), "/nothing is no LeRobot dataset")
+    is_wrong(recordings.dataset(BARE, None), "dataset-uri is missing")
+    found = recordings.dataset(host, "who/what", "evaluation.a.dataset-uri")
+    is_wrong(found, "evaluation.a.dataset-uri", str(host.hub), "systemctl start zk0d-fetch")
+
+
+def test_a_license(copied_recordings: Path) -> None:
+    uri = f"local:{copied_recordings}"
+    (copied_recordings / "README.md").write_text("---\nlicense: apache-2.0\n---\nArm.\n")
+    is_right(recordings.dataset(BARE, uri), "license apache-2.0")
+    change_info(copied_recordings, lambda info: info.update(license="cc-by-4.0"))
+    is_right(recordings.dataset(BARE, uri), "license cc-by-4.0")
+
+
+def test_values(copied_recordings: Path) -> None:
+    uri = f"local:{copied_recordings}"
+    is_right(recordings.dataset_values(BARE, uri, {}), "in 6 episodes, 0 not finite")
+    is_wrong(recordings.dataset_values(BARE, uri, {"wrist": "top"}), "[cameras] names 'wrist'")
+    set_value(copied_recordings, "action", 3, float("nan"))
+    is_wrong(recordings.dataset_values(BARE, uri, {}), "1 of", "first episode 0, frame 3")
+    is_right(recordings.dataset_values(BARE, uri, {}, 1), "1 not finite")
+    is_unchecked(recordings.dataset_values(BARE, uri, {}, seconds=0.01), "was not read within")
+
+
+def test_without_lerobot_values_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zk0d.learning.recordings", None)
+    assert "does not load" in recordings._read("local:/nothing", {})["unchecked"]
+
+
+# --- a contributor -------------------------------------------------------------------------------
+
+
+def test_key(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    is_wrong(client.key(path), "has no key", "zk0bot node keygen")
+    own = make_node_key(path)
+    is_right(client.key(path), "P-384", own)
+    make_node_key(tmp_path / "other.key")
+    shutil.copy(tmp_path / "other.pub", tmp_path / "node.pub")
+    is_wrong(client.key(path), "is not the public half", own[:16])
+
+
+def test_a_key_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    path.write_text("planted-secret")
+    is_wrong(client.key(path), "cannot be used")
+    assert "planted-secret" not in str(client.key(path))
+    path.unlink()
+    write_private(
+        path,
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        ),
+    )
+    is_wrong(client.key(path), "is no P-384 key", "secp256r1")
+
+
+class GpuThatIsNotHere(FakeNvml):
+    """Stands for NVIDIA's library on a machine with two GPUs."""
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return f"NVIDIA Example {handle}"
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.1"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
+        return 13020
+
+
+def torch_sees(count: int) -> Callable[[], dict[str, Any]]:
+    return lambda: {"version": "2.11.0", "cuda": "13.0", "count": count}
+
+
+def test_gpu() -> None:
+    found = client.gpu("auto", GpuThatIsNotHere, torch_sees(2))
+    is_right(found, "NVIDIA Example 1", "driver 580.1", "CUDA 13.2", "torch 2.11.0 for CUDA 13.0")
+    is_right(client.gpu("cuda:1", GpuThatIsNotHere, torch_sees(2)))
+    is_right(client.gpu("cpu", GpuThatIsNotHere), "not used")
+    is_wrong(client.gpu("auto", GpuThatIsNotHere, torch_sees(0)), "PyTorch cannot use the GPU")
+    is_wrong(client.gpu("cuda:2", GpuThatIsNotHere, torch_sees(2)), "PyTorch sees 2 GPU(s)")
+
+
+def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
+    is_right(client.gpu("auto", lambda: None), "no NVIDIA GPU")
+    is_wrong(client.gpu("cuda", lambda: None), "learner.device is 'cuda'", "driver")
+
+
+def test_what_torch_sees_is_asked_of_torch() -> None:
+    import torch
+
+    found = client._ask_torch()
+    assert found["version"] == torch.__version__
+    assert found["count"] == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def test_name() -> None:
+    is_right(client.coordinator_name("localhost:9443"), "127.0.0.1")
+    is_wrong(client.coordinator_name("nobody.invalid:9443"), "nobody.invalid is not known")
+    is_wrong(client.coordinator_name(""), "coordinator.address is missing")
+
+
+@contextmanager
+def serving(
+    files: Certificates | None, presence: Presence | None = None, ahead: float = 0.0
+) -> Iterator[str]:
+    """A gateway with a presence page, over TLS if there are certificates; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            key = self.path.removeprefix(f"{PREFIX}/nodes/")
+            body = json.dumps((presence or Presence()).of(key)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(time.time() - ahead)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    class Gateway(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that does not trust it goes away."""
+
+    gateway = Gateway(("127.0.0.1", 0), Handler)
+    if files:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files.certificate, files.key)
+        gateway.socket = context.wrap_socket(
+            gateway.socket, server_side=True, do_handshake_on_connect=False
+        )
+    thread = threading.Thread(target=gateway.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{gateway.server_port}"
+    finally:
+        gateway.shutdown()
+        gateway.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Certificates:
+    return make_certificates(tmp_path / "tls", ["127.0.0.1", "localhost"])
+
+
+def test_gateway(tls: Certificates, tmp_path: Path) -> None:
+    other = make_certificates(tmp_path / "other", ["127.0.0.1"])
+    elsewhere = make_certificates(tmp_path / "elsewhere", ["hub"])
+    with serving(tls) as address:
+        is_right(client.gateway(address, tls.ca), "TLSv1.3", "good for 397 days")
+        is_wrong(client.gateway(address, other.ca), "is not trusted", "ca.crt")
+        is_wrong(client.gateway(address, tmp_path / "none"), f"{tmp_path / 'none'} is missing")
+        is_wrong(client.gateway(address, tls.key), "no certificate")
+    is_wrong(client.gateway(address, tls.ca), f"{address} cannot be reached", "refused")
+    with serving(elsewhere) as address:
+        is_wrong(client.gateway(address, elsewhere.ca), "not valid for '127.0.0.1'")
+    with serving(None) as address:
+        is_wrong(client.gateway(address, tls.ca), "does not speak TLS")
+    is_unchecked(client.gateway("", tls.ca), "coordinator.address is missing")
+
+
+def test_a_gateway_that_never_answers(tls: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        is_wrong(client.gateway(address, tls.ca, seconds=0.1), "cannot be reached")
+
+
+def test_a_gateway_whose_certificate_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
+    over = make_certificates(tmp_path / "over", ["127.0.0.1"])
+    with serving(over) as address:
+        is_wrong(client.gateway(address, over.ca), "certificate has expired")
+
+
+def node_settings(folder: Path, address: str, ca: Path) -> ClientSettings:
+    return ClientSettings.parse(
+        {
+            "name": "left",
+            "coordinator": {"address": address, "ca": ca},
+            "supernode": {"key": folder / "node.key"},
+        },
+        where="test",
+    )
+
+
+def test_enrolled(tls: Certificates, tmp_path: Path) -> None:
+    own = make_node_key(tmp_path / "node.key")
+    presence = Presence()
+    with serving(tls, presence) as address:
+        settings = node_settings(tmp_path, address, tls.ca)
+        is_wrong(client.enrolled(settings), "does not know this node's key", "zk0bot node key")
+        presence.update([Node(1, own, "left", True, 0.0)], None)
+        is_right(client.enrolled(settings), own[:16], "online")
+        # The public half says whom to ask for where the key may not be read.
+        (tmp_path / "node.key").unlink()
+        is_right(client.enrolled(settings), own[:16])
+        (tmp_path / "node.pub").unlink()
+        is_unchecked(client.enrolled(settings), "which key to ask for")
+    make_node_key(tmp_path / "node.key")
+    is_unchecked(client.enrolled(settings), "does not answer (connection refused)")
+    is_unchecked(client.enrolled(node_settings(tmp_path, "", tls.ca)), "address is missing")
+
+
+def test_clock_at_coordinator(tls: Certificates, tmp_path: Path) -> None:
+    make_node_key(tmp_path / "node.key")
+    for ahead, wrong in ((0, False), (60, True), (-100, False), (-600, True)):
+        with serving(tls, ahead=ahead) as address:
+            found = client.clock_at_coordinator(node_settings(tmp_path, address, tls.ca))
+        if wrong:
+            way = "ahead of" if ahead > 0 else "behind"
+            is_wrong(found, f"s {way} the coordinator's", "set-ntp")
+        else:
+            is_right(found)
+
+
+# --- a coordinator -------------------------------------------------------------------------------
+
+
+def link(files: Certificates, **more: Any) -> SuperlinkSettings:
+    return SuperlinkSettings(ca=files.ca, certificate=files.certificate, key=files.key, **more)
+
+
+def test_certificates(tls: Certificates) -> None:
+    is_right(server.ca(link(tls)), "good for 3650 days")
+    is_right(server.certificate(link(tls)), "for localhost, 127.0.0.1", "good for 397 days")
+    is_right(server.chain(link(tls)), "is signed by")
+    is_right(server.certificate_key(link(tls)))
+
+
+@pytest.mark.parametrize(
+    ("look", "broken", "key"),
+    [
+        (server.ca, "ca", "superlink.ca"),
+        (server.certificate, "certificate", "superlink.certificate"),
+        (server.certificate_key, "key", "superlink.key"),
+    ],
+)
+def test_a_certificate_that_is_missing_or_none(
+    tls: Certificates, look: Callable[[SuperlinkSettings], Finding], broken: str, key: str
+) -> None:
+    path: Path = getattr(tls, broken)
+    path.write_text("planted-secret")
+    is_wrong(look(link(tls)), key, str(path))
+    assert "planted-secret" not in str(look(link(tls)))
+    path.unlink()
+    is_wrong(look(link(tls)), key, str(path))
+
+
+def test_a_ca_that_is_none(tls: Certificates) -> None:
+    settings = SuperlinkSettings(ca=tls.certificate)
+    is_wrong(server.ca(settings), "is not the certificate of a certificate authority")
+
+
+@pytest.mark.parametrize(("days", "words"), [(0, "has expired"), (10, "expires in 10 days")])
+def test_certificates_that_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, words: str
+) -> None:
+    monkeypatch.setattr(certificates, "SERVER_DAYS", days)
+    monkeypatch.setattr(certificates, "CA_DAYS", days)
+    made = make_certificates(tmp_path / "tls", ["127.0.0.1"])
+    is_wrong(server.ca(link(made)), "superlink.ca", words)
+    is_wrong(server.certificate(link(made)), "superlink.certificate", words)
+
+
+def test_a_certificate_for_somebody_else(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path / "tls", ["hub"])
+    is_wrong(server.certificate(link(made)), "is not for 127.0.0.1", "it names hub")
+
+
+def test_certificates_that_do_not_belong_together(tls: Certificates, tmp_path: Path) -> None:
+    other = make_certificates(tmp_path / "other", ["127.0.0.1"])
+    is_wrong(server.chain(link(Certificates(other.ca, tls.certificate, tls.key))), "not signed by")
+    mixed = link(Certificates(tls.ca, tls.certificate, other.key))
+    is_wrong(server.certificate_key(mixed), "is not the key of", "superlink.key")
+
+
+def test_roster(tmp_path: Path) -> None:
+    folder = tmp_path / "roster.d"
+    is_wrong(server.roster(folder), "there is no folder", "mkdir")
+    folder.mkdir()
+    is_right(server.roster(folder), "0 keys", "nobody may join yet")
+    make_node_key(tmp_path / "node.key")
+    shutil.copy(tmp_path / "node.pub", folder / "left.pub")
+    is_right(server.roster(folder), "1 keys", "left")
+    shutil.copy(tmp_path / "node.pub", folder / "right.pub")
+    is_wrong(server.roster(folder), "left.pub and right.pub are the same key")
+    (folder / "right.pub").write_text("ssh-nonsense")
+    is_wrong(server.roster(folder), "right.pub is no node's key")
+
+
+def test_a_superlink_that_does_not_answer(tls: Certificates, tmp_path: Path) -> None:
+    (port,) = _free_ports(1)
+    found = server.nodes(link(tls, port=port, roster=tmp_path))
+    is_wrong(found, f"does not answer at 127.0.0.1:{port}", "zk0bot server start")
+    is_unchecked(server.nodes(SuperlinkSettings(ca=tmp_path / "none")), "CA certificate")
+
+
+@pytest.mark.slow
+def test_nodes_of_a_superlink(recordings_folder: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="zk0d-") as root,
+        lab(Path(root), recordings_folder) as made,
+    ):
+        made.add_node("left")
+        running = made.start("superlink", "superlink", "--config", str(made.server_toml))
+        wait_until(lambda: "0 of 1 nodes" in running.told.status, "the roster", 60, [running.child])
+        settings = ServerSettings.load(made.server_toml)
+        is_right(server.nodes(settings.superlink), "1 nodes", "0 online")
+        is_right(machine.ports(machine.port_uses(settings)), "superlink.port", "our service")
+        another = Path(root) / "another"
+        another.mkdir()
+        make_node_key(another / "right.key")
+        changed = settings.superlink.model_copy(update={"roster": another})
+        is_wrong(server.nodes(changed), "not let in: right", "let in all the same: left")
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
+    """Settings of both roles, with keys, in one folder, and nothing that runs."""
+    node, secret = tmp_path / "node.key", tmp_path / "superexec.secret"
+    make_node_key(node)
+    make_secret(secret)
+    (tmp_path / "roster.d").mkdir()
+    uri, metrics = f'dataset-uri = "local:{recordings_folder}"', "[metrics]\nenabled = false\n"
+    link_port, presence_port, node_port, gateway_port = _free_ports(4)
+    (tmp_path / "server.toml").write_text(
+        f'state = "{tmp_path}/state"\nfetch-models = []\n{metrics}'
+        f"[superlink]\nport = {link_port}\npresence-port = {presence_port}\n"
+        f'roster = "{tmp_path}/roster.d"\nca = "{tls.ca}"\ncertificate = "{tls.certificate}"\n'
+        f'key = "{tls.key}"\nsecret = "{secret}"\n[[evaluation]]\nname = "held-out"\n{uri}\n'
+    )
+    (tmp_path / "client.toml").write_text(
+        f'name = "left"\nfetch-models = []\n{uri}\n{metrics}[learner]\ndevice = "cpu"\n'
+        f'[coordinator]\naddress = "127.0.0.1:{gateway_port}"\nca = "{tls.ca}"\n'
+        f'[supernode]\nport = {node_port}\nkey = "{node}"\nsecret = "{secret}"\n'
+        f'state = "{tmp_path}/node"\n'
+    )
+    return tmp_path
+
+
+def wrong_rules(said: subprocess.CompletedProcess[str]) -> set[str]:
+    return {f["rule"] for f in json.loads(said.stdout)["findings"] if f["ok"] is False}
+
+
+#: What depends on the machine that tests run on.
+OF_THE_MACHINE = {"memory", "clock", "units", "exposure", "server.disk", "client.disk"}
+
+
+def test_both_roles_as_json(folder: Path) -> None:
+    said = typed("zk0bot", "doctor", "--json", "--folder", str(folder))
+    assert said.returncode == 1, said.stderr
+    content = json.loads(said.stdout)
+    assert (content["schema_version"], content["ok"]) == (1, False)
+    rules = [finding["rule"] for finding in content["findings"]]
+    assert len(rules) == len(set(rules))
+    assert {"server.evaluation.held-out.dataset-values", "client.dataset-values"} <= {*rules}
+    assert set(content["findings"][0]) == {"rule", "ok", "problem", "evidence", "cure"}
+    assert wrong_rules(said) - OF_THE_MACHINE == {"server.nodes", "client.gateway"}
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in rules:
+        assert f"`{name}`" in page or f".{name.rpartition('.')[2]}`" in page, name
+
+
+def test_one_role_in_lines(folder: Path) -> None:
+    (folder / "node.key").chmod(0o644)
+    said = typed("zk0bot", "doctor", "client", "--folder", str(folder))
+    assert said.returncode == 1
+    lines = said.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("WRONG client.secrets: "))
+    assert lines[at + 1] == "      evidence: its mode is 0644, not 0600"
+    assert lines[at + 2] == f"      what to do: chmod 600 {folder / 'node.key'}"
+    assert any(line.startswith("ok    client.key: ") for line in lines)
+    assert any(line.startswith("?     client.enrolled: ") for line in lines)
+    assert "server." not in said.stdout
+    assert {line[:6] for line in lines} <= {"ok    ", "WRONG ", "?     ", "      "}
+
+
+def test_nothing_wrong_is_0(folder: Path, tls: Certificates) -> None:
+    presence = Presence()
+    presence.update([Node(1, fingerprint(folder / "node.pub"), "left", True, 0.0)], None)
+    with serving(tls, presence) as address:
+        path = folder / "client.toml"
+        text = path.read_text()
+        before = ClientSettings.load(path).coordinator.address
+        path.write_text(text.replace(before, address))
+        said = typed("zk0bot", "doctor", "client", "--json", "--folder", str(folder))
+    wrong = wrong_rules(said)
+    assert wrong <= OF_THE_MACHINE
+    assert said.returncode == bool(wrong)
+    assert json.loads(said.stdout)["ok"] is not bool(wrong)
+
+
+def test_a_secret_is_never_said(folder: Path) -> None:
+    secrets = [
+        *(folder / "superexec.secret").read_text().split(),
+        *(folder / "tls" / "server.key").read_text().splitlines()[1:-1],
+        *(folder / "tls" / "ca.key").read_text().splitlines()[1:-1],
+        *(folder / "node.key").read_text().splitlines()[1:-1],
+    ]
+    for mode in (0o600, 0o666):
+        (folder / "node.key").chmod(mode)
+        (folder / "superexec.secret").chmod(mode)
+        for how in ([], ["--json"]):
+            said = typed("zk0bot", "doctor", *how, "--folder", str(folder))
+            assert not [secret for secret in secrets if secret in said.stdout + said.stderr]
+    for name in ("node.key", "superexec.secret", "tls/server.key", "tls/ca.crt"):
+        (folder / name).write_text("planted-secret")
+    for how in ([], ["--json"]):
+        said = typed("zk0bot", "doctor", *how, "--folder", str(folder))
+        assert said.returncode == 1
+        assert "planted-secret" not in said.stdout + said.stderr
+        assert "Traceback" not in said.stdout + said.stderr
+
+
+def test_before_anything_is_set_up(tmp_path: Path) -> None:
+    said = typed("zk0bot", "doctor", "--json", "--folder", str(tmp_path))
+    assert said.returncode == 1
+    assert wrong_rules(said) - OF_THE_MACHINE == {"server.settings", "client.settings"}
+    (tmp_path / "client.toml").write_text("name = 3\n")
+    said = typed("zk0bot", "doctor", "--json", "--folder", str(tmp_path))
+    assert wrong_rules(said) - OF_THE_MACHINE == {"client.settings"}
+    assert "'name' is wrong" in said.stdout
+    assert not said.stderr or os.geteuid() != 0
+    assert [*tmp_path.iterdir()] == [tmp_path / "client.toml"], "nothing is left behind"
+    assert typed("zk0bot", "doctor", "nobody").returncode == 64
+
+
+def test_it_works_without_torch(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'lerobot', 'transformers'): sys.modules[name] = None\n"
+        f"sys.argv = ['zk0bot', 'doctor', '--json', '--folder', {str(folder)!r}]\n"
+        "from zk0d.cli.main import main\nmain()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 1, said.stderr
+    assert wrong_rules(said) - OF_THE_MACHINE == {"server.nodes", "client.gateway"}
