@@ -153,3 +153,26 @@ def test_a_certificate_is_renewed_in_time(hub: Path) -> None:
     assert said.stdout == "the certificate is renewed\n", said.stderr
     assert serial() != before
     assert (hub / "tls/server.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_done_is_in_the_audit_log(hub: Path, node: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    toml = hub / "server.toml"
+    toml.write_text(toml.read_text().replace("[superlink]", f"[superlink]\nstate = '{state}'"))
+    on_hub = ("--folder", str(hub))
+    typed("zk0bot", "node", "approve", str(tmp_path / "request"), "--yes", *on_hub)
+    typed("zk0bot", "node", "remove", "left", *on_hub)
+    shown = typed("zk0bot", "audit", "show", *on_hub).stdout
+    assert "node.approved" in shown
+    assert "node.removed" in shown
+    fine = typed("zk0bot", "audit", "verify", *on_hub)
+    assert (fine.returncode, fine.stdout.startswith("2 entries, nothing wrong; head 2:")) == (
+        0,
+        True,
+    )
+    log = state / "audit.jsonl"
+    log.write_text(log.read_text().replace("node.removed", "node.praised"))
+    wrong = typed("zk0bot", "audit", "verify", *on_hub)
+    assert wrong.returncode == 1
+    assert "line 2 was edited" in wrong.stderr

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from zk0d.cli import (
+    audit,
     client,
     config,
     data,
@@ -39,6 +40,7 @@ app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(node.app, name="node")
+app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.command("version")(version.version)

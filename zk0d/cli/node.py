@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import units, verbs
+from zk0d.cli import audit, units, verbs
 
 if TYPE_CHECKING:
     from zk0d.flower.roster import Entry
@@ -126,6 +126,8 @@ def approve(
             )
         typer.confirm("Is this the fingerprint that the node's owner sees?", abort=True, err=True)
     entry = roster.approve(_roster(folder), asked, rotate=rotate)
+    kind = "key.approved" if rotate else "node.approved"
+    audit.note(folder, kind, node=entry.name, key=entry.key, contact=entry.contact)
     typer.echo(f"{entry.name} may join: {entry.path}")
 
 
@@ -158,6 +160,7 @@ def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     from zk0d.flower import roster
 
     for entry in roster.remove(_roster(folder), name):
+        audit.note(folder, "node.removed", node=entry.name, key=entry.key)
         typer.echo(f"{entry.name} may join no more (key {entry.key[:16]})")
 
 
@@ -167,6 +170,7 @@ def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     from zk0d.flower import roster
 
     entry = roster.rotate(_roster(folder), name)
+    audit.note(folder, "key.rotated", node=entry.name, key=entry.key)
     typer.echo(f"{entry.name} has one key: {entry.key[:16]}")
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zk0d.cli import audit, units
+
 if TYPE_CHECKING:
     from zk0d.flower.control import Control
 
@@ -58,6 +60,8 @@ def run(
     settings = run_settings(values)
     with control(superlink, ca, secret) as link:
         number = link.start_run(settings)
+        changed = {"resume": resume} if resume else values
+        audit.note(units.CONFIG_FOLDER, "run.requested", run=str(number), settings=changed)
         typer.echo(number)
         if follow:
             try:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zk0d.cli import audit, units
 from zk0d.cli.run import Ca, Secret, Superlink
 
 
@@ -21,6 +22,7 @@ def stop(
 
     with control(superlink, ca, secret) as link:
         link.stop_run(_flowers(run))
+        audit.note(units.CONFIG_FOLDER, "stop.requested", run=str(run))
     typer.echo(f"run {run} is stopped")
 
 

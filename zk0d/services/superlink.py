@@ -18,6 +18,7 @@ from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
 from zk0d.errors import TryAgainError, UnavailableError, Zk0dError
+from zk0d.federation.audit import AuditLog
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
@@ -37,6 +38,16 @@ RECONCILE_SECONDS = 10.0
 STUCK_SECONDS = 20.0
 STATE_VERSION = 1
 REBUILD_LOOK_SECONDS, END_LOOK_SECONDS = 60.0, 5.0
+#: Lines of a run's journal that the audit log has as well.
+AUDITED = {
+    "run.started",
+    "run.resumed",
+    "run.finished",
+    "run.failed",
+    "update.refused",
+    "node.left_out",
+    "node.sits_out",
+}
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
 
@@ -63,6 +74,8 @@ class SuperlinkService(Service):
             self._nodes.labels(state).set(0)
         self.metrics.collect(RunCollector(self._run))
         self._state: dict[str, Any] = {}
+        self._audit = AuditLog(self._link.state)
+        self._online: dict[str, str] = {}  #: names by key
         self._last_reconcile = 0.0
         self._last_good = time.monotonic()
         self._started = time.time()
@@ -151,6 +164,10 @@ class SuperlinkService(Service):
         for line in self._run.fresh:
             if line["time"] >= self._started:
                 log_event(line)
+                if line["kind"] in AUDITED:
+                    facts = {k: line[k] for k in ("run", "round", "node", "reason") if k in line}
+                    self._note(line["kind"], **facts)
+        self._tell_who_came(nodes)
         self._presence.update(nodes, run)
         self._nodes.labels("online").set(online)
         self._nodes.labels("offline").set(len(nodes) - online)
@@ -162,6 +179,22 @@ class SuperlinkService(Service):
 
     def reload(self) -> None:
         self._last_reconcile = 0.0
+
+    def _note(self, kind: str, **facts: Any) -> None:
+        """Write to the audit log; each head goes to systemd's journal, too."""
+        try:
+            head = self._audit.append(kind, "zk0d-server", **facts)
+            log.debug("audit head %s", head)
+        except TryAgainError as error:  # a full disk is no reason to end
+            log.error("%s", error.message)
+
+    def _tell_who_came(self, nodes: list[Node]) -> None:
+        online = {node.key: node.name for node in nodes if node.online}
+        for key in online.keys() - self._online.keys():
+            self._note("node.online", node=online[key], key=key)
+        for key in self._online.keys() - online.keys():
+            self._note("node.offline", node=self._online[key], key=key)
+        self._online = online
 
     def _look_for_its_end(self, run: RunFacts) -> None:
         """A ServerApp that was killed wrote no last line: Flower knows that its run is over."""
@@ -251,10 +284,12 @@ class SuperlinkService(Service):
             if key not in present:
                 self._control.register(path, node_name(path))
                 log.info("node %s may join (key %s)", node_name(path), key[:12])
+                self._note("node.admitted", node=node_name(path), key=key)
         for key, node in present.items():
             if key not in roster:
                 self._control.unregister(node.id)
                 log.info("node %s may not join any more", node.name)
+                self._note("node.cut_off", node=node.name, key=key)
 
     def _sentence(self, nodes: list[Node], online: int, run: RunFacts | None) -> str:
         if not nodes:
