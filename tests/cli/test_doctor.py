@@ -27,7 +27,7 @@ from tests.cli.test_cli import typed
 from tests.learner.test_metrics import FakeNvml
 from tests.learning.test_recordings import change_info, set_value
 from tests.services.lab import lab
-from zk0d.config.machine import ClientSettings, ServerSettings, SuperlinkSettings
+from zk0d.config.machine import ClientSettings, GatewaySettings, ServerSettings, SuperlinkSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.doctor import client, machine, recordings, server
@@ -254,6 +254,7 @@ def test_ports_are_those_of_the_role() -> None:
     assert keys == {
         "superlink.port": 8000,
         "superlink.presence-port": 9480,
+        "gateway.port": 9443,
         "metrics of superlink": 9470,
         "metrics of server-superexec": 9471,
     }
@@ -329,7 +330,7 @@ def test_settings(write: Callable[[str, str], Path], tmp_path: Path) -> None:
     right = machine.settings(write("client.toml", 'name = "a"\n'), ClientSettings)
     is_right(right, "is valid")
     missing = machine.settings(tmp_path / "server.toml", ServerSettings)
-    is_wrong(missing, "is missing", "zk0bot config init server")
+    is_wrong(missing, "is missing", "zk0bot server init")
     typo = machine.settings(write("client.toml", 'name = "a"\nmodles = 1\n'), ClientSettings)
     is_wrong(typo, "unknown key 'modles'", "did you mean 'models'", "zk0bot config check client")
 
@@ -377,6 +378,7 @@ def test_a_license(copied_recordings: Path) -> None:
     is_right(recordings.dataset(BARE, uri), "license cc-by-4.0")
 
 
+@pytest.mark.slow
 def test_values(copied_recordings: Path) -> None:
     uri = f"local:{copied_recordings}"
     is_right(recordings.dataset_values(BARE, uri, {}), "in 6 episodes, 0 not finite")
@@ -561,7 +563,7 @@ def test_enrolled(tls: Certificates, tmp_path: Path) -> None:
     presence = Presence()
     with serving(tls, presence) as address:
         settings = node_settings(tmp_path, address, tls.ca)
-        is_wrong(client.enrolled(settings), "does not know this node's key", "zk0bot node key")
+        is_wrong(client.enrolled(settings), "does not know this node's key", "zk0bot node request")
         presence.update([Node(1, own, "left", True, 0.0)], None)
         is_right(client.enrolled(settings), own[:16], "online")
         # The public half says whom to ask for where the key may not be read.
@@ -596,7 +598,7 @@ def link(files: Certificates, **more: Any) -> SuperlinkSettings:
 def test_certificates(tls: Certificates) -> None:
     is_right(server.ca(link(tls)), "good for 3650 days")
     is_right(server.certificate(link(tls)), "for localhost, 127.0.0.1", "good for 397 days")
-    is_right(server.chain(link(tls)), "is signed by")
+    is_right(server.chain(link(tls), link(tls)), "is signed by")
     is_right(server.certificate_key(link(tls)))
 
 
@@ -625,14 +627,20 @@ def test_a_ca_that_is_none(tls: Certificates) -> None:
 
 
 @pytest.mark.parametrize(("days", "words"), [(0, "has expired"), (10, "expires in 10 days")])
-def test_certificates_that_end(
+def test_a_certificate_that_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, words: str
 ) -> None:
     monkeypatch.setattr(certificates, "SERVER_DAYS", days)
-    monkeypatch.setattr(certificates, "CA_DAYS", days)
     made = make_certificates(tmp_path / "tls", ["127.0.0.1"])
-    is_wrong(server.ca(link(made)), "superlink.ca", words)
-    is_wrong(server.certificate(link(made)), "superlink.certificate", words)
+    is_wrong(server.certificate(link(made)), "superlink.certificate", words, "server init")
+    theirs = GatewaySettings(certificate=made.certificate, key=made.key)
+    is_wrong(server.certificate(theirs), "gateway.certificate", words, "zk0bot server renew")
+
+
+def test_a_ca_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "CA_DAYS", 10)
+    made = make_certificates(tmp_path / "tls", ["127.0.0.1"])
+    is_wrong(server.ca(link(made)), "superlink.ca", "expires in 10 days")
 
 
 def test_a_certificate_for_somebody_else(tmp_path: Path) -> None:
@@ -642,9 +650,23 @@ def test_a_certificate_for_somebody_else(tmp_path: Path) -> None:
 
 def test_certificates_that_do_not_belong_together(tls: Certificates, tmp_path: Path) -> None:
     other = make_certificates(tmp_path / "other", ["127.0.0.1"])
-    is_wrong(server.chain(link(Certificates(other.ca, tls.certificate, tls.key))), "not signed by")
+    strange = link(Certificates(other.ca, tls.certificate, tls.key))
+    is_wrong(server.chain(strange, strange), "not signed by")
     mixed = link(Certificates(tls.ca, tls.certificate, other.key))
     is_wrong(server.certificate_key(mixed), "is not the key of", "superlink.key")
+
+
+def test_the_gateways_certificate(tls: Certificates, tmp_path: Path) -> None:
+    own = GatewaySettings(certificate=tls.certificate, key=tls.key)
+    is_right(server.certificate(own), "localhost")
+    is_right(server.certificate_key(own))
+    is_right(server.chain(link(tls), own), "is signed by")
+    forged = make_certificates(tmp_path / "forged", ["hub"])
+    theirs = GatewaySettings(certificate=forged.certificate, key=tls.key)
+    is_right(server.certificate(theirs), "for hub")
+    is_wrong(server.certificate_key(theirs), "gateway.key")
+    # By a CA of the same name.
+    is_wrong(server.chain(link(tls), theirs), "gateway.certificate", "not signed by")
 
 
 def test_roster(tmp_path: Path) -> None:
@@ -663,8 +685,10 @@ def test_roster(tmp_path: Path) -> None:
 
 def test_a_superlink_that_does_not_answer(tls: Certificates, tmp_path: Path) -> None:
     (port,) = _free_ports(1)
-    found = server.nodes(link(tls, port=port, roster=tmp_path))
-    is_wrong(found, f"does not answer at 127.0.0.1:{port}", "zk0bot server start")
+    secret = tmp_path / "control.secret"
+    make_secret(secret)
+    found = server.nodes(link(tls, port=port, roster=tmp_path, control_secret=secret))
+    is_wrong(found, f"127.0.0.1:{port} does not answer", "zk0bot server start")
     is_unchecked(server.nodes(SuperlinkSettings(ca=tmp_path / "none")), "CA certificate")
 
 
@@ -696,6 +720,7 @@ def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
     node, secret = tmp_path / "node.key", tmp_path / "superexec.secret"
     make_node_key(node)
     make_secret(secret)
+    make_secret(tmp_path / "control.secret")
     (tmp_path / "roster.d").mkdir()
     uri, metrics = f'dataset-uri = "local:{recordings_folder}"', "[metrics]\nenabled = false\n"
     link_port, presence_port, node_port, gateway_port = _free_ports(4)
@@ -703,7 +728,10 @@ def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
         f'state = "{tmp_path}/state"\nfetch-models = []\n{metrics}'
         f"[superlink]\nport = {link_port}\npresence-port = {presence_port}\n"
         f'roster = "{tmp_path}/roster.d"\nca = "{tls.ca}"\ncertificate = "{tls.certificate}"\n'
-        f'key = "{tls.key}"\nsecret = "{secret}"\n[[evaluation]]\nname = "held-out"\n{uri}\n'
+        f'key = "{tls.key}"\nsecret = "{secret}"\n'
+        f'control-secret = "{tmp_path}/control.secret"\n[gateway]\nport = {gateway_port}\n'
+        f'certificate = "{tls.certificate}"\nkey = "{tls.key}"\n'
+        f'[[evaluation]]\nname = "held-out"\n{uri}\n'
     )
     (tmp_path / "client.toml").write_text(
         f'name = "left"\nfetch-models = []\n{uri}\n{metrics}[learner]\ndevice = "cpu"\n'
@@ -714,6 +742,18 @@ def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def bare(folder: Path) -> Path:
+    """The same without recordings, whose numbers take seconds to read."""
+    text = (folder / "server.toml").read_text()
+    (folder / "server.toml").write_text(text[: text.index("[[evaluation]]")])
+    text = (folder / "client.toml").read_text()
+    text = text.replace("[learner]\n", "[learner]\naccept-run-dataset = true\n")
+    lines = [line for line in text.splitlines() if not line.startswith("dataset-uri")]
+    (folder / "client.toml").write_text("\n".join(lines))
+    return folder
+
+
 def wrong_rules(said: subprocess.CompletedProcess[str]) -> set[str]:
     return {f["rule"] for f in json.loads(said.stdout)["findings"] if f["ok"] is False}
 
@@ -722,6 +762,7 @@ def wrong_rules(said: subprocess.CompletedProcess[str]) -> set[str]:
 OF_THE_MACHINE = {"memory", "clock", "units", "exposure", "server.disk", "client.disk"}
 
 
+@pytest.mark.slow
 def test_both_roles_as_json(folder: Path) -> None:
     said = typed("zk0bot", "doctor", "--json", "--folder", str(folder))
     assert said.returncode == 1, said.stderr
@@ -737,52 +778,52 @@ def test_both_roles_as_json(folder: Path) -> None:
         assert f"`{name}`" in page or f".{name.rpartition('.')[2]}`" in page, name
 
 
-def test_one_role_in_lines(folder: Path) -> None:
-    (folder / "node.key").chmod(0o644)
-    said = typed("zk0bot", "doctor", "client", "--folder", str(folder))
+def test_one_role_in_lines(bare: Path) -> None:
+    (bare / "node.key").chmod(0o644)
+    said = typed("zk0bot", "doctor", "client", "--folder", str(bare))
     assert said.returncode == 1
     lines = said.stdout.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("WRONG client.secrets: "))
     assert lines[at + 1] == "      evidence: its mode is 0644, not 0600"
-    assert lines[at + 2] == f"      what to do: chmod 600 {folder / 'node.key'}"
+    assert lines[at + 2] == f"      what to do: chmod 600 {bare / 'node.key'}"
     assert any(line.startswith("ok    client.key: ") for line in lines)
     assert any(line.startswith("?     client.enrolled: ") for line in lines)
     assert "server." not in said.stdout
     assert {line[:6] for line in lines} <= {"ok    ", "WRONG ", "?     ", "      "}
 
 
-def test_nothing_wrong_is_0(folder: Path, tls: Certificates) -> None:
+def test_nothing_wrong_is_0(bare: Path, tls: Certificates) -> None:
     presence = Presence()
-    presence.update([Node(1, fingerprint(folder / "node.pub"), "left", True, 0.0)], None)
+    presence.update([Node(1, fingerprint(bare / "node.pub"), "left", True, 0.0)], None)
     with serving(tls, presence) as address:
-        path = folder / "client.toml"
+        path = bare / "client.toml"
         text = path.read_text()
         before = ClientSettings.load(path).coordinator.address
         path.write_text(text.replace(before, address))
-        said = typed("zk0bot", "doctor", "client", "--json", "--folder", str(folder))
+        said = typed("zk0bot", "doctor", "client", "--json", "--folder", str(bare))
     wrong = wrong_rules(said)
     assert wrong <= OF_THE_MACHINE
     assert said.returncode == bool(wrong)
     assert json.loads(said.stdout)["ok"] is not bool(wrong)
 
 
-def test_a_secret_is_never_said(folder: Path) -> None:
+def test_a_secret_is_never_said(bare: Path) -> None:
     secrets = [
-        *(folder / "superexec.secret").read_text().split(),
-        *(folder / "tls" / "server.key").read_text().splitlines()[1:-1],
-        *(folder / "tls" / "ca.key").read_text().splitlines()[1:-1],
-        *(folder / "node.key").read_text().splitlines()[1:-1],
+        *(bare / "superexec.secret").read_text().split(),
+        *(bare / "tls" / "server.key").read_text().splitlines()[1:-1],
+        *(bare / "tls" / "ca.key").read_text().splitlines()[1:-1],
+        *(bare / "node.key").read_text().splitlines()[1:-1],
     ]
     for mode in (0o600, 0o666):
-        (folder / "node.key").chmod(mode)
-        (folder / "superexec.secret").chmod(mode)
+        (bare / "node.key").chmod(mode)
+        (bare / "superexec.secret").chmod(mode)
         for how in ([], ["--json"]):
-            said = typed("zk0bot", "doctor", *how, "--folder", str(folder))
+            said = typed("zk0bot", "doctor", *how, "--folder", str(bare))
             assert not [secret for secret in secrets if secret in said.stdout + said.stderr]
     for name in ("node.key", "superexec.secret", "tls/server.key", "tls/ca.crt"):
-        (folder / name).write_text("planted-secret")
+        (bare / name).write_text("planted-secret")
     for how in ([], ["--json"]):
-        said = typed("zk0bot", "doctor", *how, "--folder", str(folder))
+        said = typed("zk0bot", "doctor", *how, "--folder", str(bare))
         assert said.returncode == 1
         assert "planted-secret" not in said.stdout + said.stderr
         assert "Traceback" not in said.stdout + said.stderr
@@ -801,11 +842,11 @@ def test_before_anything_is_set_up(tmp_path: Path) -> None:
     assert typed("zk0bot", "doctor", "nobody").returncode == 64
 
 
-def test_it_works_without_torch(folder: Path) -> None:
+def test_it_works_without_torch(bare: Path) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'lerobot', 'transformers'): sys.modules[name] = None\n"
-        f"sys.argv = ['zk0bot', 'doctor', '--json', '--folder', {str(folder)!r}]\n"
+        f"sys.argv = ['zk0bot', 'doctor', '--json', '--folder', {str(bare)!r}]\n"
         "from zk0d.cli.main import main\nmain()\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -168,7 +168,7 @@ def enrolled(settings: ClientSettings) -> str:
         raise Wrong(
             "the coordinator does not know this node's key.",
             f"{settings.coordinator.presence_page} says that {own[:16]} is not enrolled",
-            "send the coordinator's operator the key that zk0bot node key shows",
+            "send the coordinator's operator what zk0bot node request prints",
         )
     here = "online" if word.answer.get("online") else "not online"
     return f"key {own[:16]} is enrolled, {here}"

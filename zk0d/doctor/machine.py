@@ -179,8 +179,9 @@ def port_uses(settings: ClientSettings | ServerSettings) -> list[PortUse]:
     if isinstance(settings, ServerSettings):
         link = settings.superlink
         uses = [
-            ("superlink.port", link.port, r"flower-superlink"),
+            ("superlink.port", link.port, r"zk0d\.flower\.superlink|flower-superlink"),
             ("superlink.presence-port", link.presence_port, r"zk0d superlink\b"),
+            ("gateway.port", settings.gateway.port, r"^nginx\b|/nginx\b"),
         ]
         services = {"superlink": "superlink", "server-superexec": "superexec server"}
     else:
@@ -234,13 +235,13 @@ def secrets(host: Host, files: Mapping[str, Path]) -> str:
             raise Wrong(
                 f"{key}: {path} is missing.",
                 "there is no such file",
-                "zk0bot config init makes what is missing and keeps what is there",
+                "zk0bot server init or zk0bot client init makes what is missing and keeps the rest",
             ) from None
         if not facts.st_size:
             raise Wrong(
                 f"{key}: {path} is empty.",
                 "it has 0 bytes",
-                f"remove {path}; zk0bot config init makes it anew",
+                f"remove {path}; zk0bot server init or zk0bot client init makes it anew",
             )
         if facts.st_mode & 0o077:
             raise Wrong(
@@ -297,9 +298,7 @@ def settings(path: Path, model: type[ClientSettings] | type[ServerSettings]) -> 
     """The settings file can be read, and every key in it is right."""
     role = path.stem
     if not path.exists():
-        raise Wrong(
-            f"{path} is missing.", "there is no such file", f"zk0bot config init {role} makes it"
-        )
+        raise Wrong(f"{path} is missing.", "there is no such file", f"zk0bot {role} init makes it")
     try:
         model.load(path)
     except ConfigError as error:

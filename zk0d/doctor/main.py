@@ -67,16 +67,27 @@ def _server(path: Path, host: Host) -> Iterator[Finding]:
         return
     settings = ServerSettings.load(path)
     link = settings.superlink
-    files = {"superlink.key": link.key, "superlink.secret": link.secret}
+    gateway = settings.gateway
+    files = {
+        "superlink.key": link.key,
+        "superlink.secret": link.secret,
+        "gateway.key": gateway.key,
+    }
+    if not link.open_control:
+        files["superlink.control-secret"] = link.control_secret
     authority = link.ca.with_name("ca.key")
     if authority.exists():  # it may as well be kept elsewhere
         files["the CA's key"] = authority
     yield machine.disk(settings.state)
     yield machine.secrets(host, files)
     yield server.ca(link)
-    yield server.certificate(link)
-    yield server.chain(link)
-    yield server.certificate_key(link)
+    for section, holder in (("superlink", link), ("gateway", gateway)):
+        for finding in (
+            server.certificate(holder),
+            server.chain(link, holder),
+            server.certificate_key(holder),
+        ):
+            yield replace(finding, rule=f"{section}.{finding.rule}")
     yield machine.ports(machine.port_uses(settings))
     named = [*settings.fetch_models]
     if settings.autorun and (model := settings.autorun.run.get("model-name")):

@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zk0d.config.machine import SuperlinkSettings
+from zk0d.config.machine import GatewaySettings, SuperlinkSettings
 from zk0d.doctor.finding import Unchecked, Wrong, rule
 from zk0d.errors import ConfigError, Zk0dError
 
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 LEAST_DAYS = 30
 _ANEW = (
-    "move the folder away, run zk0bot config init server --host NAME, give the new ca.crt to the"
-    " nodes, and restart zk0d-server and the gateway"
+    "move the folder away, run zk0bot server init --host NAME, give the new ca.crt to the nodes,"
+    " and restart zk0d-server and zk0d-gateway"
 )
+_RENEW = "zk0bot server renew makes a new one; your own you replace yourself"
+
+#: Who has a certificate: the SuperLink for loopback, the gateway for nodes.
+Holder = SuperlinkSettings | GatewaySettings
 
 
 @rule("ca")
@@ -37,16 +41,17 @@ def ca(link: SuperlinkSettings) -> str:
             "its basic constraints do not say CA",
             "put the CA's certificate there, not the server's",
         )
-    return f"{link.ca}: {_days(certificate, link.ca, 'superlink.ca')}"
+    return f"{link.ca}: {_days(certificate, link.ca, 'superlink.ca', _ANEW)}"
 
 
 @rule("certificate")
-def certificate(link: SuperlinkSettings) -> str:
-    """The server's certificate is good for a while and names where nodes reach it."""
+def certificate(holder: Holder) -> str:
+    """A certificate is good for a while and names where it is reached."""
     from cryptography import x509
 
-    loaded = _load(link.certificate, "superlink.certificate")
-    days = _days(loaded, link.certificate, "superlink.certificate")
+    path, key = holder.certificate, f"{_section(holder)}.certificate"
+    loaded = _load(path, key)
+    days = _days(loaded, path, key, _ANEW if isinstance(holder, SuperlinkSettings) else _RENEW)
     try:
         alternatives = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -55,55 +60,64 @@ def certificate(link: SuperlinkSettings) -> str:
         *alternatives.get_values_for_type(x509.DNSName),
         *map(str, alternatives.get_values_for_type(x509.IPAddress)),
     ]
-    if "127.0.0.1" not in names:
+    if isinstance(holder, SuperlinkSettings) and "127.0.0.1" not in names:
         raise Wrong(
-            f"superlink.certificate: {link.certificate} is not for 127.0.0.1, where the services of"
-            " this machine reach the SuperLink.",
+            f"{key}: {path} is not for 127.0.0.1, where this machine's services reach it.",
             f"it names {', '.join(names) or 'nobody'}",
             _ANEW,
         )
-    return f"{link.certificate}: for {', '.join(names)}; {days}"
+    if not names:
+        raise Wrong(
+            f"{key}: {path} names no host, so no node trusts it.",
+            "it has no subject alternative names",
+            _RENEW,
+        )
+    return f"{path}: for {', '.join(names)}; {days}"
 
 
 @rule("chain")
-def chain(link: SuperlinkSettings) -> str:
-    """The CA signed the server's certificate."""
+def chain(link: SuperlinkSettings, holder: Holder) -> str:
+    """The CA signed a certificate; the gateway's may be of another CA, which nodes then need."""
     from cryptography.exceptions import InvalidSignature
 
     authority = _load(link.ca, "superlink.ca")
-    loaded = _load(link.certificate, "superlink.certificate")
+    path, key = holder.certificate, f"{_section(holder)}.certificate"
+    loaded = _load(path, key)
+    if holder is not link and loaded.issuer != authority.subject:
+        return f"{path} is of another CA ({loaded.issuer.rfc4514_string()}), which nodes need"
     try:
         loaded.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError) as error:
         raise Wrong(
-            f"superlink.certificate: {link.certificate} is not signed by {link.ca}.",
+            f"{key}: {path} is not signed by {link.ca}.",
             str(error) or "the signature is another's",
             f"put the pair that belongs together there, or make one: {_ANEW}",
         ) from None
-    return f"{link.certificate} is signed by {link.ca}"
+    return f"{path} is signed by {link.ca}"
 
 
 @rule("certificate-key")
-def certificate_key(link: SuperlinkSettings) -> str:
-    """The server's key belongs to its certificate."""
+def certificate_key(holder: Holder) -> str:
+    """A certificate's key belongs to it."""
     from cryptography.hazmat.primitives import serialization
 
-    loaded = _load(link.certificate, "superlink.certificate")
+    section = _section(holder)
+    loaded = _load(holder.certificate, f"{section}.certificate")
     try:
-        key = serialization.load_pem_private_key(link.key.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(holder.key.read_bytes(), password=None)
     except (FileNotFoundError, ValueError, TypeError):
         raise Wrong(
-            f"superlink.key: {link.key} is missing or no private key.",
+            f"{section}.key: {holder.key} is missing or no private key.",
             "it cannot be loaded",
-            f"put the key of {link.certificate} there, or make a pair: {_ANEW}",
+            f"put the key of {holder.certificate} there, or make a pair: {_ANEW}",
         ) from None
     if key.public_key() != loaded.public_key():
         raise Wrong(
-            f"superlink.key: {link.key} is not the key of {link.certificate}.",
+            f"{section}.key: {holder.key} is not the key of {holder.certificate}.",
             "their public halves differ",
             f"put the pair that belongs together there, or make one: {_ANEW}",
         )
-    return f"{link.key} is the key of {link.certificate}"
+    return f"{holder.key} is the key of {holder.certificate}"
 
 
 @rule("roster")
@@ -115,7 +129,7 @@ def roster(folder: Path) -> str:
         raise Wrong(
             f"superlink.roster: there is no folder {folder}.",
             "nobody may join",
-            f"mkdir {folder}, and put the nodes' public keys into it as NAME.pub",
+            f"mkdir {folder}, and zk0bot node approve puts nodes' keys into it",
         )
     seen: dict[str, Path] = {}
     for path in sorted(folder.glob("*.pub")):
@@ -126,7 +140,7 @@ def roster(folder: Path) -> str:
             raise Wrong(
                 f"superlink.roster: {path} is no node's key, and is passed over.",
                 error.message,
-                "replace it by what zk0bot node key shows on that node, or remove it",
+                "remove it, and let zk0bot node approve take that node's request",
             ) from None
         if key in seen:
             raise Wrong(
@@ -148,21 +162,23 @@ def nodes(link: SuperlinkSettings) -> str:
     except ImportError as error:
         raise Unchecked(f"Flower does not load ({error.name})") from None
     from zk0d.federation.nodes import Node
-    from zk0d.services.superlink import UNREGISTERED, read_roster
+    from zk0d.flower.roster import node_name, read_roster
+    from zk0d.services.superlink import UNREGISTERED
 
     try:
-        with Control(f"127.0.0.1:{link.port}", link.ca) as control:
+        secret = None if link.open_control else link.control_secret
+        with Control(f"127.0.0.1:{link.port}", link.ca, secret) as control:
             found = [Node.of(info) for info in control.nodes() if info.status != UNREGISTERED]
     except ConfigError as error:  # for which there is a rule of its own
         raise Unchecked(error.message) from None
     except Zk0dError as error:
         raise Wrong(
-            f"superlink.port: the SuperLink does not answer at 127.0.0.1:{link.port}.",
+            f"superlink.port: the SuperLink at 127.0.0.1:{link.port} does not answer as it should.",
             error.message,
             "zk0bot server start starts it; zk0bot server logs says why it ends",
         ) from None
     wanted, present = read_roster(link.roster), {node.key: node for node in found}
-    missing = [path.stem for key, path in wanted.items() if key not in present]
+    missing = [node_name(path) for key, path in wanted.items() if key not in present]
     more = [node.name for key, node in present.items() if key not in wanted]
     if missing or more:
         raise Wrong(
@@ -190,11 +206,15 @@ def _load(path: Path, key: str) -> x509.Certificate:
     raise Wrong(
         f"{key}: {path} is missing or no certificate.",
         said,
-        "zk0bot config init server --host NAME makes a CA and a certificate",
+        "zk0bot server init --host NAME makes a CA and a certificate",
     )
 
 
-def _days(loaded: x509.Certificate, path: Path, key: str) -> str:
+def _section(holder: Holder) -> str:
+    return "superlink" if isinstance(holder, SuperlinkSettings) else "gateway"
+
+
+def _days(loaded: x509.Certificate, path: Path, key: str, cure: str) -> str:
     now = datetime.datetime.now(datetime.UTC)
     if loaded.not_valid_before_utc > now:
         raise Wrong(
@@ -209,6 +229,6 @@ def _days(loaded: x509.Certificate, path: Path, key: str) -> str:
         raise Wrong(
             f"{key}: {path} {over}; then no node gets in.",
             f"it ends at {loaded.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-            _ANEW,
+            cure,
         )
     return f"good for {days:.0f} days"
