@@ -12,7 +12,7 @@ from typing import Any
 
 ROLES = ("server", "client")
 UNITS = {
-    "server": ("zk0d-server", "zk0d-server-superexec", "zk0d-evaluator"),
+    "server": ("zk0d-gateway", "zk0d-server", "zk0d-server-superexec", "zk0d-evaluator"),
     "client": ("zk0d-client", "zk0d-client-superexec", "zk0d-learner"),
 }
 CONFIG_FOLDER = Path("/etc/zk0d")
