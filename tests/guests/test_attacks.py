@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 
@@ -122,6 +123,22 @@ def test_a_coordinator_with_another_authority(fleet: Fleet, told: list[str]) -> 
     told.append(fleet.status(node, "zk0d-client"))
     node.write("/etc/zk0d/tls/ca.crt", right)
     node.systemctl("restart", "zk0d-client")
+    fleet.wait_online(180)
+
+
+def test_a_certificate_that_has_expired(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
+    node, hub = fleet.nodes[0], fleet.hub
+    old = (
+        "import datetime; from pathlib import Path; from zk0d.flower.certificates import renew\n"
+        "then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=800)\n"
+        "renew(Path('/etc/zk0d/tls'), force=True, now=then)"
+    )
+    hub.run([PYTHON, "-c", old])
+    hub.systemctl("restart", "zk0d-gateway")
+    node.systemctl("restart", "zk0d-client")
+    node.wait_until(lambda: "has expired" in fleet.status(node, "zk0d-client"), 90)
+    told.append(fleet.status(node, "zk0d-client"))
+    assert "renewed" in hub.run([BOT, "server", "renew"]).stdout
     fleet.wait_online(180)
 
 
@@ -263,6 +280,31 @@ def test_secrets_are_nowhere_but_in_their_files(fleet: Fleet, told: list[str]) -
                 looked += 1
             guest.run("rm /tmp/canary")
     told.append(f"{looked} places looked into")
+
+
+def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
+    hub, log = fleet.hub, "/var/lib/zk0d/superlink/audit.jsonl"
+    assert "nothing wrong" in hub.run([BOT, "audit", "verify"]).stdout
+    shown = hub.run([BOT, "audit", "show"]).stdout
+    for kind in ("node.approved", "node.admitted", "node.online"):
+        assert kind in shown
+    assert hub.run(f"stat -c '%U %a' {log}").stdout.strip() == "zk0d-link 640"
+    hub.run(f"cp -p {log} /tmp/kept && sed -i '2s/left/evil/;2s/right/evil/' {log}")
+    said = hub.run([BOT, "audit", "verify"], check=False)
+    assert said.returncode == 1
+    told.append(said.stderr)
+    hub.run(f"cp -p /tmp/kept {log}")
+    assert "nothing wrong" in hub.run([BOT, "audit", "verify"]).stdout
+
+
+def test_the_doctor_finds_nothing_wrong(fleet: Fleet) -> None:  # noqa: F811
+    for guest in (fleet.hub, fleet.nodes[0]):
+        said = guest.run([BOT, "doctor", "--json"], check=False, timeout=180)
+        found = json.loads(said.stdout)["findings"]
+        wrong = [finding for finding in found if finding["ok"] is False]
+        # Here are no base models, and a container's clock is its host's.
+        assert {finding["rule"].split(".")[-1] for finding in wrong} <= {"models", "clock"}, wrong
+        assert len([finding for finding in found if finding["ok"]]) > 10
 
 
 def test_a_node_that_was_removed(fleet: Fleet, told: list[str]) -> None:  # noqa: F811

@@ -70,7 +70,13 @@ class Contributor(Learner):
         prepared, recordings = self._prepared, dict(self._recordings)
         return {
             "name": self.settings.name,
-            "datasets": {uri: each.summary.model_dump() for uri, each in recordings.items()},
+            # By the name that the owner chose: a path or a hub's name is nobody else's business.
+            "datasets": {
+                self.settings.name if uri == self.settings.dataset_uri else "of-the-run": (
+                    each.summary.model_dump()
+                )
+                for uri, each in recordings.items()
+            },
             "policy": prepared.policy.spec.model_name if prepared else None,
         }
 

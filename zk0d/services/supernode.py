@@ -325,6 +325,8 @@ def _plain(error: Exception) -> str:
     text = str(cause).lower()
     if "refused" in text:
         return "connection refused"
+    if "expired" in text:
+        return "its certificate has expired; its operator renews it"
     if "certificate" in text:
         return UNTRUSTED
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
