@@ -156,10 +156,7 @@ def test_a_certificate_is_renewed_in_time(hub: Path) -> None:
 
 
 def test_what_was_done_is_in_the_audit_log(hub: Path, node: Path, tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    state.mkdir()
-    toml = hub / "server.toml"
-    toml.write_text(toml.read_text().replace("[superlink]", f"[superlink]\nstate = '{state}'"))
+    state = hub / "state/superlink"
     on_hub = ("--folder", str(hub))
     typed("zk0bot", "node", "approve", str(tmp_path / "request"), "--yes", *on_hub)
     typed("zk0bot", "node", "remove", "left", *on_hub)

@@ -46,12 +46,17 @@ def show(
 
 
 def note(folder: Path, kind: str, **facts: Any) -> None:
-    """Write what the caller of this program did."""
+    """Write what the caller of this program did, if ``folder`` is a coordinator's."""
+    from zk0d.cli import setup
     from zk0d.federation.audit import AuditLog
 
+    if not (folder / "server.toml").exists():
+        return
     state = _state(folder)
-    if state.is_dir():  # else no coordinator runs here
-        AuditLog(state).append(kind, caller(), **facts)
+    # Before the first start it is not there; systemd then gives it to the SuperLink's user.
+    with setup.writing(state):
+        state.chmod(0o700)
+    AuditLog(state).append(kind, caller(), **facts)
 
 
 def caller() -> str:

@@ -80,6 +80,7 @@ def _server_paths(folder: Path) -> dict[str, dict[str, object]]:
     home = folder.absolute()
     return {
         "superlink": {
+            "state": home / "state/superlink",
             "roster": home / "roster.d",
             "ca": home / "tls/ca.crt",
             "certificate": home / "tls/link.crt",
