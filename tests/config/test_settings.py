@@ -149,3 +149,23 @@ def test_settings_survive_flowers_flat_form() -> None:
 def test_a_partly_given_evaluator_keeps_its_own_socket(write: Write) -> None:
     path = write("server.toml", '[evaluator]\ndevice = "cpu"\n')
     assert ServerSettings.load(path).evaluator.socket == Path("/run/zk0d/evaluator.sock")
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
+        ("http://127.0.0.1:9480/zk0d/v1", True),
+        ("http://localhost:9480/zk0d/v1", True),
+        ("https://hub.example:9443/zk0d/v1", True),
+        ("http://hub.example:9480/zk0d/v1", False),
+        ("http://127.0.0.1.evil.example/zk0d/v1", False),
+        ("http://192.0.2.1/zk0d/v1", False),
+    ],
+)
+def test_without_tls_only_loopback_is_asked(url: str, fine: bool) -> None:
+    values = {"name": "left", "coordinator": {"presence": url}}
+    if fine:
+        ClientSettings.parse(values, where="x")
+        return
+    with pytest.raises(ConfigError, match="has no TLS: what it says could be anybody's"):
+        ClientSettings.parse(values, where="x")

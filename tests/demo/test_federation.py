@@ -157,12 +157,21 @@ def test_flwr_run_from_a_checkout_means_the_same(tmp_path: Path, recordings_fold
 def test_a_bundles_code_never_runs(running: Federation, tmp_path: Path) -> None:
     """Neither in a known place nor through a task type that Flower would start for it."""
     proof = tmp_path / "it-ran"
-    code = f"open({str(proof)!r}, 'w').close()\napp = None\n"
+    code = (
+        f"import socket, subprocess\nopen({str(proof)!r}, 'w').close()\n"
+        f"subprocess.run(['touch', {str(proof)!r}])\n"
+        "socket.create_server(('127.0.0.1', 0))\napp = None\n"
+    )
     alien = bundle_toml().replace('fab-include = ["pyproject.toml"]', 'fab-include = ["*.*"]')
     for ours in (SERVER_APP, CLIENT_APP):
         alien = alien.replace(ours, "alien:app")
-    bundle, _ = build_fab_from_files({"pyproject.toml": alien.encode(), "alien.py": code.encode()})
-    assert b"alien.py" in bundle
+    # And a way to run while it is installed, or in the place of modules that we import.
+    alien += '\n[build-system]\nrequires = []\nbuild-backend = "alien"\nbackend-path = ["."]\n'
+    names = ("alien.py", "setup.py", "sitecustomize.py", "conftest.py", "zk0d/__init__.py")
+    bundle, _ = build_fab_from_files(
+        {"pyproject.toml": alien.encode(), **dict.fromkeys(names, code.encode())}
+    )
+    assert all(name.encode() in bundle for name in names)
     settings = RunSettings.parse(TINY, where="test")
     run_id = running.control.start_run(settings, bundle)
     assert finished(running, run_id).outcome == COMPLETED, "the installed apps ran in its place"

@@ -60,9 +60,9 @@ def run(
     settings = run_settings(values)
     with control(superlink, ca, secret) as link:
         number = link.start_run(settings)
+        typer.echo(number)
         changed = {"resume": resume} if resume else values
         audit.note(units.CONFIG_FOLDER, "run.requested", run=str(number), settings=changed)
-        typer.echo(number)
         if follow:
             try:
                 _follow(link, number, resume or str(number))

@@ -22,8 +22,8 @@ def stop(
 
     with control(superlink, ca, secret) as link:
         link.stop_run(_flowers(run))
+        typer.echo(f"run {run} is stopped")
         audit.note(units.CONFIG_FOLDER, "stop.requested", run=str(run))
-    typer.echo(f"run {run} is stopped")
 
 
 def _flowers(run: int) -> int:

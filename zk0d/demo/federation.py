@@ -6,7 +6,6 @@ evaluator of the coordinator; SuperNode, SuperExec and learner of each contribut
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,9 @@ from zk0d.demo.layout import Contributor, Layout, toml_string
 from zk0d.errors import Zk0dError
 from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.control import COMPLETED, FINISHED, Control, RunState
+from zk0d.flower.enrolment import Request
 from zk0d.flower.keys import make_node_key, make_secret
+from zk0d.flower.roster import approve
 from zk0d.flower.version import check_version
 from zk0d.services.foreground import ROLES, Foreground, Program
 
@@ -144,9 +145,11 @@ class _Files:
         self.control_secret = layout.coordinator / "control.secret"
         make_secret(self.control_secret)
         for contributor in layout.contributors:
-            make_node_key(self.key(contributor))
-            public = self.key(contributor).with_suffix(".pub")
-            shutil.copy(public, layout.roster / f"{contributor.name}.pub")
+            # As on many machines: a node asks, signed with its key, and is approved.
+            key = self.key(contributor)
+            make_node_key(key)
+            asked = Request.of(contributor.name, key.with_suffix(".pub")).to_text(key)
+            approve(layout.roster, Request.from_text(asked))
             make_secret(self.node_secret(contributor))
 
     def key(self, contributor: Contributor) -> Path:
