@@ -177,6 +177,12 @@ def test_a_bundles_code_never_runs(running: Federation, tmp_path: Path) -> None:
     assert finished(running, run_id).outcome == COMPLETED, "the installed apps ran in its place"
     assert committed_rounds(running.layout.runs / str(run_id)) == [0, 1, 2]
     assert not proof.exists()
+    for name in ("superexec", "contributor-a-superexec"):
+        said = (running.layout.logs / f"{name}.log").read_text()
+        assert "this run's bundle brings code (alien.py, alien:app" in said
+        assert "none of it runs, the installed app does" in said
+    server = (running.layout.logs / "superexec.log").read_text()
+    assert server.count("bundle brings code") == 1, "not of our own bundle"
 
 
 def test_no_token_is_on_a_command_line(running: Federation) -> None:

@@ -19,7 +19,7 @@ def run_clientapp() -> None:
 
     _replace(
         process,
-        install_from_fab=lambda *_, **__: None,
+        install_from_fab=lambda content, *_, **__: _tell_if_foreign(content),
         get_load_client_app_fn=lambda *_, **__: _installed_clientapp,
     )
     from flwr.supernode.cli import flwr_clientapp
@@ -39,6 +39,7 @@ def run_serverapp() -> None:
 
     def read_bundle(content: bytes, **_: Any) -> None:
         bundle.update(get_fab_config(content))
+        _tell_if_foreign(content)
 
     def settings(_: Any, overrides: dict[str, Any]) -> dict[str, Any]:
         from zk0d.config.run import run_settings
@@ -70,6 +71,33 @@ def _installed_clientapp(*_: Any) -> Any:
     from zk0d.federation.client_app import app
 
     return app
+
+
+def _tell_if_foreign(bundle: bytes) -> None:
+    """Say in the log that a bundle names apps other than the installed ones, or holds more."""
+    import io
+    import logging
+    import zipfile
+
+    from flwr.cli.config_utils import get_fab_config
+    from flwr.supercore import log
+
+    from zk0d.flower.bundle import CLIENT_APP, SERVER_APP
+
+    try:
+        app = get_fab_config(bundle)["tool"]["flwr"]["app"]
+        named = {str(name) for name in app["components"].values()}
+        files = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
+    except (KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile):
+        named, files = {"nothing that can be read"}, set()
+    code = {name for name in files if name.endswith(".py")}
+    if not named <= {SERVER_APP, CLIENT_APP} or code:
+        what = ", ".join(sorted(named | code))[:200]
+        log(
+            logging.WARNING,
+            "zk0d: this run's bundle brings code (%s): none of it runs, the installed app does",
+            what.encode("ascii", "replace").decode(),
+        )
 
 
 def _replace(module: Any, **functions: Any) -> None:
