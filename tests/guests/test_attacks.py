@@ -282,6 +282,20 @@ def test_secrets_are_nowhere_but_in_their_files(fleet: Fleet, told: list[str]) -
     told.append(f"{looked} places looked into")
 
 
+def test_a_stolen_copy_of_a_sealed_key(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
+    node, other = fleet.nodes[1], fleet.nodes[0]
+    asked = node.run([BOT, "node", "request"]).stdout.splitlines()[:4]
+    node.run([BOT, "node", "seal"])
+    assert node.run("ls /etc/zk0d | grep node").stdout.split() == ["node.key.cred", "node.pub"]
+    fleet.wait_online(180)
+    assert node.run([BOT, "node", "request"]).stdout.splitlines()[:4] == asked
+    copy = node.run("base64 -w0 /etc/zk0d/node.key.cred").stdout
+    other.run(f"echo {copy} | base64 -d >/tmp/stolen.cred")
+    said = other.run("systemd-creds --name=node.key decrypt /tmp/stolen.cred -", check=False)
+    assert said.returncode
+    told.append(said.stderr.splitlines()[-1])
+
+
 def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
     hub, log = fleet.hub, "/var/lib/zk0d/superlink/audit.jsonl"
     assert "nothing wrong" in hub.run([BOT, "audit", "verify"]).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = Path("/etc/zk0d/node.key")
 NEXT_KEY = "node.next.key"
+SEALED = ".cred"  #: added to the name of a key that systemd-creds encrypted
+KEY_CREDENTIAL = "node.key"
 
 app = typer.Typer(
     no_args_is_help=True, help="This node's key; on the coordinator, which nodes may join."
@@ -70,7 +73,14 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
     name = ClientSettings.load(folder / "client.toml").name
     key = folder / (NEXT_KEY if next_ else "node.key")
     made = Request.of(name, key.with_suffix(".pub"), contact)
-    typer.echo(made.to_text(key))
+    sealed = key.with_name(key.name + SEALED)
+    if sealed.exists() and not key.exists():
+        with tempfile.TemporaryDirectory() as folder_:
+            plain = Path(folder_) / "key"
+            plain.write_bytes(_systemd_creds("decrypt", str(sealed), "-"))
+            typer.echo(made.to_text(plain))
+    else:
+        typer.echo(made.to_text(key))
     verb = "zk0bot node approve --rotate" if next_ else "zk0bot node approve"
     typer.echo(
         f"Send this block to the coordinator's operator ({verb}); it holds no secret.", err=True
@@ -90,9 +100,59 @@ def switch(key: Key = DEFAULT_KEY) -> None:
             newer.with_suffix(suffix).replace(key.with_suffix(suffix))
     except OSError as error:
         raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
+    key.with_name(key.name + SEALED).unlink(missing_ok=True)
     if units.has_systemd():
+        why = "the key is sealed"
+        units.write_drop_in("zk0d-client.service", "50-sealed-key", why, [])
         units.systemctl("try-restart", "zk0d-client.service")
     typer.echo("this node has its new key; the operator ends the old one: zk0bot node rotate NAME")
+
+
+@app.command()
+def seal(key: Key = DEFAULT_KEY) -> None:
+    """Encrypt this node's key for this machine alone (systemd-creds); the plain file goes."""
+    import shutil
+
+    from zk0d.errors import UnavailableError, UsageError
+
+    sealed = key.with_name(key.name + SEALED)
+    if not key.exists():
+        raise UsageError(
+            f"{key}: there is no plain key; {sealed} is its sealed form."
+            if sealed.exists()
+            else f"{key}: there is no key; zk0bot node keygen makes one."
+        )
+    if not units.has_systemd() or shutil.which("systemd-creds") is None:
+        raise UnavailableError(
+            "systemd-creds is not here (systemd 250 and newer have it); the key stays a file that"
+            " only root can read."
+        )
+    _systemd_creds("encrypt", str(key), str(sealed))
+    # The plain file goes only if the sealed one gives it back.
+    if _systemd_creds("decrypt", str(sealed), "-") != key.read_bytes():
+        sealed.unlink()
+        raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
+    lines = [f"LoadCredentialEncrypted=node.key:{sealed}"]
+    units.write_drop_in("zk0d-client.service", "50-sealed-key", "the key is sealed", lines)
+    key.unlink()
+    units.systemctl("try-restart", "zk0d-client.service")
+    typer.echo(f"the key is sealed for this machine: {sealed}; {key} is gone")
+
+
+def _systemd_creds(verb: str, *files: str) -> bytes:
+    import subprocess
+
+    from zk0d.errors import UnavailableError
+
+    said = subprocess.run(
+        ["systemd-creds", f"--name={KEY_CREDENTIAL}", verb, *files],
+        capture_output=True,
+        check=False,
+    )
+    if said.returncode:
+        why = said.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise UnavailableError(f"systemd-creds cannot {verb} {files[0]} ({why[-1]}).")
+    return said.stdout
 
 
 @app.command()
