@@ -291,9 +291,14 @@ def test_a_stolen_copy_of_a_sealed_key(fleet: Fleet, told: list[str]) -> None:  
     assert node.run([BOT, "node", "request"]).stdout.splitlines()[:4] == asked
     copy = node.run("base64 -w0 /etc/zk0d/node.key.cred").stdout
     other.run(f"echo {copy} | base64 -d >/tmp/stolen.cred")
+    other.run("systemd-creds setup")  # it has a key of its own
     said = other.run("systemd-creds --name=node.key decrypt /tmp/stolen.cred -", check=False)
     assert said.returncode
     told.append(said.stderr.splitlines()[-1])
+    found = json.loads(node.run([BOT, "doctor", "--json"], check=False, timeout=180).stdout)
+    by_rule = {finding["rule"]: finding for finding in found["findings"]}
+    assert "sealed for this machine" in by_rule["client.key"]["evidence"]
+    assert by_rule["client.secrets"]["ok"], by_rule["client.secrets"]
 
 
 def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = Path("/etc/zk0d/node.key")
 NEXT_KEY = "node.next.key"
-SEALED = ".cred"  #: added to the name of a key that systemd-creds encrypted
 KEY_CREDENTIAL = "node.key"
 
 app = typer.Typer(
@@ -69,11 +68,12 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
     """Print the request of the node whose settings lie in ``folder``."""
     from zk0d.config.machine import ClientSettings
     from zk0d.flower.enrolment import Request
+    from zk0d.flower.keys import sealed_form
 
     name = ClientSettings.load(folder / "client.toml").name
     key = folder / (NEXT_KEY if next_ else "node.key")
     made = Request.of(name, key.with_suffix(".pub"), contact)
-    sealed = key.with_name(key.name + SEALED)
+    sealed = sealed_form(key)
     if sealed.exists() and not key.exists():
         with tempfile.TemporaryDirectory() as folder_:
             plain = Path(folder_) / "key"
@@ -91,6 +91,7 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
 def switch(key: Key = DEFAULT_KEY) -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
     from zk0d.errors import TryAgainError, UsageError
+    from zk0d.flower.keys import sealed_form
 
     newer = key.with_name(NEXT_KEY)
     if not newer.exists():
@@ -100,7 +101,7 @@ def switch(key: Key = DEFAULT_KEY) -> None:
             newer.with_suffix(suffix).replace(key.with_suffix(suffix))
     except OSError as error:
         raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
-    key.with_name(key.name + SEALED).unlink(missing_ok=True)
+    sealed_form(key).unlink(missing_ok=True)
     if units.has_systemd():
         why = "the key is sealed"
         units.write_drop_in("zk0d-client.service", "50-sealed-key", why, [])
@@ -114,8 +115,9 @@ def seal(key: Key = DEFAULT_KEY) -> None:
     import shutil
 
     from zk0d.errors import UnavailableError, UsageError
+    from zk0d.flower.keys import sealed_form
 
-    sealed = key.with_name(key.name + SEALED)
+    sealed = sealed_form(key)
     if not key.exists():
         raise UsageError(
             f"{key}: there is no plain key; {sealed} is its sealed form."

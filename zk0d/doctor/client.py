@@ -35,8 +35,12 @@ def key(path: Path) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from zk0d.errors import ConfigError
-    from zk0d.flower.keys import fingerprint, private_fingerprint
+    from zk0d.flower.keys import fingerprint, private_fingerprint, sealed_form
 
+    sealed = sealed_form(path)
+    if sealed.exists() and not path.exists():
+        own = fingerprint(path.with_suffix(".pub"))
+        return f"{sealed}: sealed for this machine, fingerprint {own}"
     anew = f"move {path} away, then zk0bot node keygen makes one, which has to be enrolled"
     try:
         own = private_fingerprint(path)
@@ -190,7 +194,7 @@ def clock_at_coordinator(settings: ClientSettings) -> str:
 
 def _ask_coordinator(settings: ClientSettings) -> tuple[str, Word]:
     from zk0d.errors import ConfigError
-    from zk0d.flower.keys import fingerprint, private_fingerprint
+    from zk0d.flower.keys import fingerprint, private_fingerprint, sealed_form
 
     path, coordinator = settings.supernode.key, settings.coordinator
     if not (coordinator.address or coordinator.presence):

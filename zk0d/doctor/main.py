@@ -44,7 +44,11 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     settings = ClientSettings.load(path)
     node, coordinator = settings.supernode, settings.coordinator
     yield machine.disk(node.state)
-    yield machine.secrets(host, {"supernode.key": node.key, "supernode.secret": node.secret})
+    from zk0d.flower.keys import sealed_form
+
+    sealed = sealed_form(node.key)
+    key = sealed if sealed.exists() and not node.key.exists() else node.key
+    yield machine.secrets(host, {"supernode.key": key, "supernode.secret": node.secret})
     yield client.key(node.key)
     yield machine.ports(machine.port_uses(settings))
     yield client.gpu(settings.learner.device)

@@ -106,6 +106,11 @@ def private_fingerprint(path: Path) -> str:
     return fingerprint_of(load_private_key(path).public_key())
 
 
+def sealed_form(key: Path) -> Path:
+    """Where a key lies that systemd-creds encrypted."""
+    return key.with_name(f"{key.name}.cred")
+
+
 def make_secret(path: Path) -> None:
     """A secret that two local processes share."""
     write_private(path, secrets.token_hex(32).encode())
