@@ -130,6 +130,7 @@ def seal(key: Key = DEFAULT_KEY) -> None:
             " only root can read."
         )
     _systemd_creds("encrypt", str(key), str(sealed))
+    sealed.chmod(0o600)
     # The plain file goes only if the sealed one gives it back.
     if _systemd_creds("decrypt", str(sealed), "-") != key.read_bytes():
         sealed.unlink()

@@ -194,7 +194,7 @@ def clock_at_coordinator(settings: ClientSettings) -> str:
 
 def _ask_coordinator(settings: ClientSettings) -> tuple[str, Word]:
     from zk0d.errors import ConfigError
-    from zk0d.flower.keys import fingerprint, private_fingerprint, sealed_form
+    from zk0d.flower.keys import fingerprint, private_fingerprint
 
     path, coordinator = settings.supernode.key, settings.coordinator
     if not (coordinator.address or coordinator.presence):

@@ -36,6 +36,8 @@ def examine(roles: Sequence[str], folder: Path, host: Host) -> Iterator[Finding]
 
 
 def _client(path: Path, host: Host) -> Iterator[Finding]:
+    from zk0d.flower.keys import sealed_form
+
     found = machine.settings(path, ClientSettings)
     yield found
     if not found.ok:
@@ -44,8 +46,6 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     settings = ClientSettings.load(path)
     node, coordinator = settings.supernode, settings.coordinator
     yield machine.disk(node.state)
-    from zk0d.flower.keys import sealed_form
-
     sealed = sealed_form(node.key)
     key = sealed if sealed.exists() and not node.key.exists() else node.key
     yield machine.secrets(host, {"supernode.key": key, "supernode.secret": node.secret})
