@@ -71,7 +71,13 @@ def renew(
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
     from zk0d.config.machine import ServerSettings
+    from zk0d.errors import UnavailableError
 
+    if units.has_systemd() and not setup.nginx():
+        raise UnavailableError(
+            "nginx is not installed, so no node would reach this coordinator; apt-get install"
+            " nginx-light, then start again."
+        )
     with setup.writing(folder):
         changed = setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
         if units.has_systemd():

@@ -132,7 +132,6 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     ConfigError
         With nginx's words, if it refuses.
     """
-    import shutil
     import subprocess
     import tempfile
 
@@ -140,7 +139,7 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     from zk0d.flower.gateway import configuration
 
     text, path = configuration(settings), folder / GATEWAY
-    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    program = nginx()
     gateway, link = settings.gateway, settings.superlink
     if program:
         with tempfile.TemporaryDirectory() as draft:
@@ -168,6 +167,13 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
         return False
     path.write_text(text, encoding="utf-8")
     return True
+
+
+def nginx() -> str | None:
+    """The gateway's program, if it is installed."""
+    import shutil
+
+    return shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
 def invite(settings: ServerSettings) -> Invite:
