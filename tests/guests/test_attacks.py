@@ -301,6 +301,23 @@ def test_a_stolen_copy_of_a_sealed_key(fleet: Fleet, told: list[str]) -> None:  
     assert by_rule["client.secrets"]["ok"], by_rule["client.secrets"]
 
 
+def test_a_key_that_was_changed(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
+    """Both keys are valid for a while; afterwards the old one, stolen meanwhile, is no use."""
+    node, hub = fleet.nodes[1], fleet.hub
+    old = node.read("/etc/zk0d/node.pub")
+    node.run([BOT, "node", "keygen", "--next"])
+    hub.write("/tmp/next", node.run([BOT, "node", "request", "--next"]).stdout)
+    hub.run([BOT, "node", "approve", "--rotate", "/tmp/next", "--yes"])
+    assert len(hub.run([BOT, "node", "list"]).stdout.splitlines()) == 3
+    node.run([BOT, "node", "switch"])
+    assert node.read("/etc/zk0d/node.pub") != old
+    fleet.wait_for(node, "zk0d-client", "online;", 180)
+    hub.run([BOT, "node", "rotate", "right"])
+    assert len(hub.run([BOT, "node", "list"]).stdout.splitlines()) == 2
+    hub.wait_until(lambda: "2 of 2 nodes online" in fleet.status(hub, "zk0d-server"), 60)
+    told.append(fleet.status(hub, "zk0d-server"))
+
+
 def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
     hub, log = fleet.hub, "/var/lib/zk0d/superlink/audit.jsonl"
     assert "nothing wrong" in hub.run([BOT, "audit", "verify"]).stdout
