@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.setup.releases import PROGRAM, make_release, write_sums
+
+type Release = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    return tmp_path / "opt"
+
+
+@pytest.fixture
+def release(tmp_path: Path, prefix: Path) -> Release:
+    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        env = {
+            **os.environ,
+            "ZK0D_PREFIX": str(prefix),
+            "ZK0D_BIN": str(tmp_path / "bin"),
+            "UV_OFFLINE": "1",
+        }
+        return subprocess.run(
+            [PROGRAM, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120
+        )
+
+    return call
+
+
+@pytest.fixture
+def installed(tmp_path: Path, release: Release) -> Release:
+    for version in ("0.1.0", "0.2.0"):
+        folder = make_release(tmp_path / f"release-{version}", version)
+        assert release("install", folder, "--python", sys.executable).returncode == 0
+    return release
+
+
+def test_install_switch_and_back(installed: Release, tmp_path: Path, prefix: Path) -> None:
+    assert installed("switch", "0.1.0").returncode == 0
+    program = tmp_path / "bin/zk0bot"
+    assert subprocess.run([program], capture_output=True, text=True).stdout == "0.1.0\n"
+    assert installed("switch", "0.2.0").returncode == 0
+    assert subprocess.run([program], capture_output=True, text=True).stdout == "0.2.0\n"
+    assert installed("list").stdout == "  0.1.0\n* 0.2.0\n"
+    assert installed("rollback").returncode == 0
+    assert installed("list").stdout == "* 0.1.0\n  0.2.0\n"
+
+
+def test_same_again_is_nothing_to_do(installed: Release, tmp_path: Path, prefix: Path) -> None:
+    installed("switch", "0.2.0")
+    before = {path: path.lstat().st_mtime_ns for path in prefix.rglob("*")}
+    again = installed("install", tmp_path / "release-0.2.0", "--python", sys.executable)
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    again = installed("switch", "0.2.0")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    assert before == {path: path.lstat().st_mtime_ns for path in prefix.rglob("*")}
+
+
+def test_an_older_one_only_when_asked(installed: Release) -> None:
+    installed("switch", "0.2.0")
+    refused = installed("switch", "0.1.0")
+    assert refused.returncode == 64
+    assert "0.1.0 is older than 0.2.0" in refused.stderr
+    assert installed("switch", "0.1.0", "--downgrade").returncode == 0
+
+
+def test_the_one_in_use_stays(installed: Release, prefix: Path) -> None:
+    installed("switch", "0.2.0")
+    assert installed("remove", "0.2.0").returncode == 64
+    assert installed("remove", "0.1.0").returncode == 0
+    assert not (prefix / "0.1.0").exists()
+
+
+def test_uninstall_leaves_nothing(installed: Release, tmp_path: Path, prefix: Path) -> None:
+    installed("switch", "0.2.0")
+    assert installed("uninstall").returncode == 0
+    assert not prefix.exists()
+    assert list((tmp_path / "bin").iterdir()) == []
+
+
+def test_a_torn_installation_is_made_again(
+    installed: Release, tmp_path: Path, prefix: Path
+) -> None:
+    (prefix / "0.2.0/.zk0d-complete").unlink()
+    (prefix / "0.2.0/bin/zk0bot").unlink()
+    assert installed("switch", "0.2.0").returncode == 69
+    assert (
+        installed("install", tmp_path / "release-0.2.0", "--python", sys.executable).returncode == 0
+    )
+    assert installed("switch", "0.2.0").returncode == 0
+
+
+def test_one_that_does_not_run_leaves_nothing(
+    tmp_path: Path, release: Release, prefix: Path
+) -> None:
+    folder = make_release(tmp_path / "broken", "0.3.0", program="raise SystemExit(1)")
+    done = release("install", folder, "--python", sys.executable)
+    assert done.returncode == 75
+    assert "zk0bot does not run" in done.stderr
+    assert not (prefix / "0.3.0").exists()
+
+
+def _change(folder: Path, name: str) -> None:
+    path = next(folder.glob(name))
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: _change(folder, "*.whl"), "is not what SHA256SUMS says"),
+        (lambda folder: _change(folder, "constraints.txt"), "is not what SHA256SUMS says"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS: is missing"),
+        (lambda folder: (folder / "SHA256SUMS").write_text(""), "has no line for zk0d-0.1.0"),
+        (lambda folder: next(folder.glob("*.whl")).unlink(), "this is no release's folder"),
+    ],
+)
+def test_what_is_not_right_is_not_installed(
+    tmp_path: Path, release: Release, prefix: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    folder = make_release(tmp_path / "release", "0.1.0")
+    spoil(folder)
+    done = release("install", folder, "--python", sys.executable)
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert not prefix.exists()
+
+
+def test_other_files_under_the_version_in_use(installed: Release, tmp_path: Path) -> None:
+    installed("switch", "0.2.0")
+    folder = tmp_path / "release-0.2.0"
+    _change(folder, "constraints.txt")
+    write_sums(folder)
+    done = installed("install", folder, "--python", sys.executable)
+    assert done.returncode == 78
+    assert "a changed release needs a new version" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["install"],
+        ["nonsense"],
+        ["list", "x"],
+        ["install", "x", "--torch", "rocm"],
+        ["switch", "--x"],
+    ],
+)
+def test_wrong_usage(release: Release, arguments: list[str]) -> None:
+    assert release(*arguments).returncode == 64
+
+
+def test_cut_short_it_does_nothing(tmp_path: Path) -> None:
+    lines = PROGRAM.read_text().splitlines(keepends=True)
+    assert lines[-1].startswith('main "$@"')
+    program = tmp_path / "cut"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
+    for count in range(0, len(lines), 7):
+        program.write_text("".join(lines[:count]))
+        done = subprocess.run(
+            ["bash", program, "uninstall"], env=env, capture_output=True, text=True
+        )
+        assert done.stdout == ""
+        assert not (tmp_path / "home").exists()
+
+
+def test_hashes_of_another_index_are_not_asked_for(tmp_path: Path) -> None:
+    """PyTorch's own index has other files of the same version: only the version is held there."""
+    text = PROGRAM.read_text()
+    function = text[text.index("write_constraints() {") : text.index("build() {")]
+    script = (
+        f"FOLDER={PROGRAM.parents[1]} TORCH=cu126\n{function}\nwrite_constraints {tmp_path}/out"
+    )
+    subprocess.run(["bash", "-c", script], check=True)
+    kept = (tmp_path / "out").read_text()
+    assert "\ntorch==2.11.0\n" in kept
+    assert "nvidia-cublas" not in kept
+    assert "nvidia-ml-py==" in kept
+    assert "numpy==" in kept
+    assert "--hash=sha256" in kept
