@@ -134,6 +134,11 @@ def test_a_machine_is_set_up_without_an_invite(tmp_path: Path) -> None:
         assert typed("zk0bot", "config", "check", role, "--folder", str(folder)).returncode == 0
     shown = typed("zk0bot", "config", "show", "client", "--folder", str(client)).stdout
     assert '"address": "hub:9443"' in shown
+    draft = tmp_path / "draft"
+    draft.write_text("naem = 'left'\n")
+    checked = typed("zk0bot", "config", "check", "client", "--file", str(draft))
+    assert checked.returncode == 78
+    assert f"{draft}: " in checked.stderr
     key = (client / "node.key").read_bytes()
     again = typed(*init)
     assert "is there already and kept" in again.stderr

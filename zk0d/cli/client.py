@@ -88,11 +88,11 @@ def start(
     from zk0d.cli import recordings
     from zk0d.services.hold import read_hold
 
-    recordings.choose(dataset, folder)
+    changed = recordings.choose(dataset, folder)
     hold = read_hold(_settings(folder).supernode.state)
     if hold is not None:
         typer.echo(f"this node is {hold.sentence()}", err=True)
-    verbs.start("client", folder)
+    verbs.start("client", folder, changed=changed)
 
 
 @app.command()

@@ -27,20 +27,27 @@ Folder = Annotated[Path, typer.Option(help="Where settings and keys lie.")]
 
 
 @app.command()
-def check(role: Role, folder: Folder = FOLDER) -> None:
+def check(
+    role: Role,
+    folder: Folder = FOLDER,
+    file: Annotated[
+        Path | None, typer.Option(help="This file, before it is put in place, instead.")
+    ] = None,
+) -> None:
     """Check the settings file; says the first mistake and ends with 78, or says nothing wrong."""
-    _load(role, folder)
-    typer.echo(f"{folder / f'{role}.toml'}: nothing wrong")
+    path = file or folder / f"{role}.toml"
+    _load(role, path)
+    typer.echo(f"{path}: nothing wrong")
 
 
 @app.command()
 def show(role: Role, folder: Folder = FOLDER) -> None:
     """Show every setting as it counts, defaults included, as JSON."""
-    typer.echo(_load(role, folder).model_dump_json(by_alias=True, indent=1))
+    typer.echo(_load(role, folder / f"{role}.toml").model_dump_json(by_alias=True, indent=1))
 
 
-def _load(role: Role, folder: Path) -> Settings:
+def _load(role: Role, path: Path) -> Settings:
     from zk0d.config.machine import ClientSettings, ServerSettings
 
     model: type[Settings] = ServerSettings if role is Role.server else ClientSettings
-    return model.load(folder / f"{role}.toml")
+    return model.load(path)

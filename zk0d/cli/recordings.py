@@ -21,8 +21,8 @@ HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 _LINE = re.compile(r"^\s*dataset-uri\s*=.*$", re.MULTILINE)
 
 
-def choose(dataset: str | None, folder: Path) -> None:
-    """Write the dataset to the settings and let the learner see it.
+def choose(dataset: str | None, folder: Path) -> bool:
+    """Write the dataset to the settings and let the learner see it; whether something changed.
 
     Parameters
     ----------
@@ -59,14 +59,16 @@ def choose(dataset: str | None, folder: Path) -> None:
     if changed:
         _write(path, str(uri))
     if not units.has_systemd():
-        return
-    _hide(local)
+        return changed
+    hides = _hide(local)
     if _bind(local if hidden else None) or changed:
         if uri.scheme == "hf":
             typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
             units.systemctl("start", "zk0d-fetch.service")
         # Reading large recordings takes minutes; wait-online waits for it.
         units.systemctl("try-restart", "--no-block", "zk0d-learner.service")
+        changed = True
+    return changed or hides
 
 
 def _ask() -> str:
@@ -126,12 +128,15 @@ def _bind(folder: Path | None) -> bool:
     return units.write_drop_in("zk0d-learner.service", NAME, why, lines)
 
 
-def _hide(folder: Path | None) -> None:
-    """Hide a folder from the processes that have a network, or show what was hidden."""
+def _hide(folder: Path | None) -> bool:
+    """Hide a folder from the processes that have a network; whether that changed."""
     lines = [] if folder is None else [f"InaccessiblePaths=-{_quoted(folder)}"]
+    changed = False
     for unit in NETWORKED:
         if units.write_drop_in(unit, NAME, "recordings are not for the network", lines):
             units.systemctl("try-restart", "--no-block", unit)
+            changed = True
+    return changed
 
 
 def _check_readable(folder: Path, hidden: bool) -> None:

@@ -82,7 +82,7 @@ def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
         changed = setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
         if units.has_systemd():
             setup.hand_over_certificate(ServerSettings.load(folder / "server.toml"))
-    verbs.start("server", folder)
+    verbs.start("server", folder, changed=changed)
     if changed and units.has_systemd():
         units.systemctl("restart", "zk0d-gateway.service")
 

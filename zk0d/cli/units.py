@@ -76,6 +76,13 @@ def enabled_roles() -> list[str]:
     return [role for role in ROLES if _is_enabled(f"zk0d-{role}.target")]
 
 
+def runs_at_every_boot(role: str) -> bool:
+    """Whether the role's target is enabled, and it and each of its services run now."""
+    names = [f"zk0d-{role}.target", *(f"{name}.service" for name in UNITS[role])]
+    runs = systemctl("is-active", *names, check=False).stdout.split() == ["active"] * len(names)
+    return runs and _is_enabled(f"zk0d-{role}.target")
+
+
 def look(role: str) -> list[Unit]:
     """The services of a role, as systemd sees them."""
     return [_unit(role, name) for name in UNITS[role]]

@@ -22,10 +22,17 @@ Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="The last ones.")]
 
 
-def start(role: str, folder: Path) -> None:
-    """Start the services: by systemd, now and at every boot, or here, until Ctrl-C."""
+def start(role: str, folder: Path, *, changed: bool = False) -> None:
+    """Start the services: by systemd, now and at every boot, or here, until Ctrl-C.
+
+    ``changed`` says that the caller changed something, for the line that is printed.
+    """
     if units.has_systemd():
+        if units.runs_at_every_boot(role) and not changed:
+            typer.echo("it runs already: nothing to do")
+            return
         units.systemctl("enable", "--now", f"zk0d-{role}.target")
+        typer.echo(f"started; zk0bot {role} status tells how it goes")
     else:
         _run_here(role, folder)
 
