@@ -453,6 +453,8 @@ def test_gpu() -> None:
 def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
     is_right(client.gpu("auto", lambda: None), "no NVIDIA GPU")
     is_wrong(client.gpu("cuda", lambda: None), "learner.device is 'cuda'", "driver")
+    evaluator = client.gpu("cuda", lambda: None, user="evaluator")
+    is_wrong(evaluator, "evaluator.device is 'cuda'", "set evaluator.device to 'auto'")
 
 
 def test_what_torch_sees_is_asked_of_torch() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from starlette.routing import Route
 
 from zk0d.errors import ConfigError
 from zk0d.flower import superlink
+from zk0d.flower.replay import KEPT_SECONDS, ReplayGuard
 from zk0d.flower.superlink import SECRET_HEADER, ControlGuard, read_secret
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -80,7 +82,7 @@ def test_flowers_hook_is_where_we_look_for_it(monkeypatch: pytest.MonkeyPatch) -
     from flwr.superlink import main
 
     app = main.create_app()
-    assert app.user_middleware[0].cls is ControlGuard
+    assert [part.cls for part in app.user_middleware[:2]] == [ControlGuard, ReplayGuard]
 
 
 @pytest.mark.parametrize("content", ["", "short\n"])
@@ -90,3 +92,53 @@ def test_what_is_no_secret_is_refused(tmp_path: Path, content: str) -> None:
         read_secret(tmp_path / "s")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_secret(tmp_path / "missing")
+
+
+@pytest.fixture
+def replayed() -> httpx.AsyncClient:
+    async def answer(request: Request) -> PlainTextResponse:
+        wrong = request.headers.get("flwr-public-key") == "wrong"
+        return PlainTextResponse("", status_code=401 if wrong else 200)
+
+    app = Starlette(
+        routes=[Route("/{path:path}", answer, methods=["GET", "POST"])],
+        middleware=[Middleware(ReplayGuard)],
+    )
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://link")
+
+
+def _ask(client: httpx.AsyncClient, key: str, at: str) -> tuple[int, str]:
+    import asyncio
+
+    headers = {"flwr-public-key": key, "flwr-timestamp": at}
+    answer = asyncio.run(client.post("/v1/fleet/pull-messages", headers=headers))
+    return answer.status_code, answer.text
+
+
+def test_a_signed_request_counts_once(
+    replayed: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _ask(replayed, "left", "10:00") == (200, "")
+    assert _ask(replayed, "left", "10:00") == (401, "this request was seen before\n")
+    assert _ask(replayed, "left", "10:01") == (200, "")
+    assert _ask(replayed, "right", "10:00") == (200, "")
+    # Flower itself takes none that is as old as what is forgotten.
+    from flwr.common import constant
+
+    longest = constant.TIMESTAMP_TOLERANCE + 2 * constant.SYSTEM_TIME_TOLERANCE
+    assert longest < KEPT_SECONDS
+    now = time.monotonic()
+    monkeypatch.setattr("zk0d.flower.replay.time.monotonic", lambda: now + KEPT_SECONDS + 1)
+    assert _ask(replayed, "left", "10:00") == (200, "")
+
+
+def test_what_flower_refuses_is_not_remembered(replayed: httpx.AsyncClient) -> None:
+    assert _ask(replayed, "wrong", "10:00") == (401, "")
+    assert _ask(replayed, "wrong", "10:00") == (401, "")
+
+
+def test_who_signs_nothing_is_flowers_matter(replayed: httpx.AsyncClient) -> None:
+    import asyncio
+
+    for _ in range(2):
+        assert asyncio.run(replayed.post("/v1/fleet/x")).status_code == 200

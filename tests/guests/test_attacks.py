@@ -55,6 +55,30 @@ except OSError:
     pass
 print(int(time.monotonic() - began))
 """
+#: A node's request, signed once and sent twice.
+TWICE = """
+import base64, httpx
+from pathlib import Path
+from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from zk0d.flower.keys import load_private_key
+key = load_private_key(Path("/etc/zk0d/node.key"))
+public, at = public_key_to_bytes(key.public_key()), now().isoformat()
+headers = {
+    "content-type": "application/protobuf",
+    "flwr-public-key": base64.b64encode(public).decode(),
+    "flwr-timestamp": at,
+    "flwr-signature": base64.b64encode(sign_message(key, at.encode())).decode(),
+}
+body = RegisterNodeFleetRequest(public_key=public).SerializeToString()
+for _ in range(2):
+    answer = httpx.post(
+        "https://hub:9443/v1/fleet/register-node",
+        headers=headers, content=body, verify="/etc/zk0d/tls/ca.crt",
+    )
+    print(answer.status_code, answer.text.strip())
+"""
 #: Each stops in the middle.
 UNFINISHED = {
     "header": r"POST /v1/fleet/x HTTP/1.1\r\nHost: hub",
@@ -316,6 +340,14 @@ def test_a_key_that_was_changed(fleet: Fleet, told: list[str]) -> None:  # noqa:
     assert len(hub.run([BOT, "node", "list"]).stdout.splitlines()) == 2
     hub.wait_until(lambda: "2 of 2 nodes online" in fleet.status(hub, "zk0d-server"), 60)
     told.append(fleet.status(hub, "zk0d-server"))
+
+
+def test_a_replayed_request(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
+    said = fleet.nodes[0].run([PYTHON, "-c", TWICE]).stdout.splitlines()
+    assert not said[0].startswith("401"), said
+    assert said[1] == "401 this request was seen before"
+    told.append(said[1])
+    assert "sent again: refused" in fleet.hub.journal("zk0d-server")
 
 
 def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811

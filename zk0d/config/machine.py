@@ -169,6 +169,11 @@ class LimitsSettings(Settings):
     gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Part of the GPU's memory that the learner may take."
     )
+    power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
+        1.0,
+        description="Part of the time that it computes; it rests between steps, so that the mean"
+        " power is about that part. A cap of the driver (nvidia-smi -pl) is root's to set.",
+    )
 
     @field_validator("hours")
     @classmethod

@@ -71,35 +71,36 @@ def gpu(
     device: str,
     load: Callable[[], Any] = nvml,
     ask_torch: Callable[[], dict[str, Any]] | None = None,
+    user: str = "learner",
 ) -> str:
-    """The GPU that the learner is to use is there, and PyTorch can use it."""
+    """The GPU that ``user`` is to use is there, and PyTorch can use it."""
     seen = _gpus(load)
     wants = device.startswith("cuda")
     if not seen:
         if wants:
             raise Wrong(
-                f"learner.device is '{device}', but this machine shows no NVIDIA GPU.",
+                f"{user}.device is '{device}', but this machine shows no NVIDIA GPU.",
                 "NVIDIA's library finds no driver or no GPU",
-                "install NVIDIA's driver until nvidia-smi lists the GPU, or set learner.device to"
-                " 'auto'",
+                "install NVIDIA's driver until nvidia-smi lists the GPU, or set"
+                f" {user}.device to 'auto'",
             )
-        return f"no NVIDIA GPU; the learner computes on the CPU (learner.device is '{device}')"
+        return f"no NVIDIA GPU; the {user} computes on the CPU ({user}.device is '{device}')"
     if device == "cpu":
-        return f"{seen}; not used, since learner.device is 'cpu'"
+        return f"{seen}; not used, since {user}.device is 'cpu'"
     torch = (ask_torch or _ask_torch)()
     said = f"{seen}; torch {torch['version']} for CUDA {torch['cuda'] or 'none'}"
     if not torch["count"]:
         raise Wrong(
             "PyTorch cannot use the GPU of this machine.",
             said,
-            "install a driver that is as new as PyTorch's CUDA, or set learner.device to 'cpu'",
+            f"install a driver that is as new as PyTorch's CUDA, or set {user}.device to 'cpu'",
         )
     index = device.partition(":")[2]
     if index.isdigit() and int(index) >= torch["count"]:
         raise Wrong(
-            f"learner.device is '{device}', but PyTorch sees {torch['count']} GPU(s).",
+            f"{user}.device is '{device}', but PyTorch sees {torch['count']} GPU(s).",
             said,
-            f"set learner.device to one of cuda:0 to cuda:{torch['count'] - 1}",
+            f"set {user}.device to one of cuda:0 to cuda:{torch['count'] - 1}",
         )
     return said
 

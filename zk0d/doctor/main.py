@@ -97,6 +97,7 @@ def _server(path: Path, host: Host) -> Iterator[Finding]:
     if settings.autorun and (model := settings.autorun.run.get("model-name")):
         named.append(str(model))
     yield machine.models(host, settings.models, named)
+    yield client.gpu(settings.evaluator.device, user="evaluator")
     for each in settings.evaluation:
         for finding in _recordings(
             host,

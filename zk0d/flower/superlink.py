@@ -82,12 +82,14 @@ def install(secret: bytes) -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
+    from zk0d.flower.replay import ReplayGuard
+
     if not hasattr(extensions, "get_middleware"):
         raise UnavailableError("this Flower's SuperLink has no get_middleware; install 1.41.")
     before = extensions.get_middleware
 
     def guarded() -> tuple[Any, ...]:
-        return (Middleware(ControlGuard, secret=secret), *before())
+        return (Middleware(ControlGuard, secret=secret), Middleware(ReplayGuard), *before())
 
     extensions.get_middleware = guarded
 

@@ -19,6 +19,7 @@ from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.residual import Residual
+from zk0d.learner.rest import Rest
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
@@ -142,7 +143,7 @@ class Contributor(Learner):
                 proximal_mu=task.proximal_mu,
             ),
             on_step=_reporter(control, task.steps),
-            check=control.check,
+            check=Rest(control, self.settings.limits.power_share, policy.device),
         )
         trained = time.perf_counter()
         update, update_norm = _encode(policy, base, task.uplink_codec, prepared.residual)

@@ -44,6 +44,10 @@ class TaskControl:
     def should_stop(self) -> bool:
         return self._stop.is_set() or time.monotonic() > self._deadline
 
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until the task should end."""
+        self._stop.wait(max(0.0, min(seconds, self._deadline - time.monotonic())))
+
     def check(self) -> None:
         """Raise :class:`Stopped` if the task should end."""
         if self._stop.is_set():
