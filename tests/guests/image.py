@@ -14,10 +14,11 @@ from filelock import FileLock
 from tests.guests.podman import CACHE, call, podman, prepare_host
 
 SUITE = "bookworm"
-# The last line is what a Python from the host loads.
+# python3 is for Ansible; the last line is what a Python from the host loads.
 PACKAGES = """
     systemd systemd-sysv dbus procps iproute2 iptables
     nginx-light curl ca-certificates openssh-client
+    python3 python3-apt sudo
     libssl3 libsqlite3-0 libffi8 libreadline8 libncursesw6 libuuid1 libbz2-1.0 liblzma5 zlib1g
 """
 # Units that need hardware, a console, or the outside.
@@ -33,7 +34,7 @@ FILES = {
     # Persistent, so that a test can read what happened before a reboot.
     "etc/systemd/journald.conf.d/guest.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=64M\n"
     "RateLimitIntervalSec=0\n",
-    "etc/ld.so.conf.d/zk0d.conf": "/opt/zk0d/python/lib\n",
+    "etc/ld.so.conf.d/zk0d.conf": "/opt/zk0d/python/lib\n/srv/zk0d-packages/python/lib\n",
     "etc/machine-id": "",  # each guest makes its own
 }
 UNWANTED = (

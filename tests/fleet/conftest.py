@@ -1,0 +1,127 @@
+"""Bare guests for Ansible: what it copies to them, and how it reaches them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.guests.conftest import pytest_runtest_makereport as pytest_runtest_makereport
+from tests.guests.environment import REPOSITORY, make_version, shared_mounts
+from tests.guests.lab import Guest, Lab, Unavailable, ensure_image
+from tests.guests.podman import CONFIGURATION
+from tests.setup.releases import make_release
+
+LAB = pytest.StashKey[Lab]()
+ANSIBLE = REPOSITORY / "ansible"
+VERSIONS = ("0.1.0", "0.1.1")
+
+
+def ansible_environment() -> dict[str, str]:
+    """For Ansible and Molecule: this environment's programs, and podman as the guests have it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {
+        **os.environ,
+        "PATH": path,
+        "CONTAINERS_CONF": str(CONFIGURATION),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_HOST_KEY_CHECKING": "0",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+class Releases:
+    """Folders of releases on this machine, and each one installed, ready to be copied to a guest.
+
+    A guest then finds a version installed and takes it: the packages' 5 GB are mounted, not copied.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def release(self, version: str) -> Path:
+        folder = self._folder / f"zk0d-{version}"
+        if not folder.exists():
+            make_release(folder, version)
+            shutil.copy(REPOSITORY / "systemd/zk0d-release", folder)
+        return folder
+
+    def installed(self, version: str) -> Path:
+        """The version as it lies in /opt/zk0d, with the marker that zk0d-release leaves."""
+        folder = self._folder / "installed" / version
+        if not folder.exists():
+            make_version(folder, version)
+            release = self.release(version)
+            files = (release / f"zk0d-{version}-py3-none-any.whl", release / "constraints.txt")
+            hashes = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()} " for f in files)
+            (folder / ".zk0d-complete").write_text(f"{hashes}pypi\n")
+        return folder
+
+    def give(self, guest: Guest, *versions: str) -> None:
+        for version in versions:
+            guest.run(["mkdir", "-p", f"/opt/zk0d/{version}"])
+            guest.copy_in(self.installed(version), f"/opt/zk0d/{version}")
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    return Releases(tmp_path_factory.mktemp("releases"))
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    try:
+        return ensure_image()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def lab(image: str, pytestconfig: pytest.Config) -> Iterator[Lab]:
+    with Lab(image) as opened:
+        yield opened
+
+
+class Playbooks:
+    """ansible-playbook with an inventory of guests."""
+
+    def __init__(self, folder: Path, inventory: str) -> None:
+        self._inventory = folder / "hosts.yml"
+        self._inventory.write_text(inventory)
+
+    def run(
+        self, playbook: str, *more: str, check: bool = True, timeout: float = 900
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", "-i", str(self._inventory), playbook, *more]
+        return run_ansible(command, ANSIBLE, check=check, timeout=timeout)
+
+
+def run_ansible(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    check: bool = True,
+    timeout: float = 900,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**ansible_environment(), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr}")
+    return done
+
+
+def mounts() -> dict[Path, str]:
+    return shared_mounts()

@@ -1,0 +1,206 @@
+"""Three bare guests and the playbooks: a finished run, an upgrade within one, and away again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.conftest import Playbooks, Releases, mounts
+from tests.guests.lab import Guest, Lab
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
+
+BOT = "/opt/zk0d/current/bin/zk0bot"
+NODES = ("left", "right")
+INVENTORY = """\
+all:
+  vars:
+    ansible_connection: containers.podman.podman
+    ansible_python_interpreter: /usr/bin/python3
+    cuda_torch_release: {release}
+    cuda_torch_backend: pypi
+    cuda_torch_python: /srv/zk0d-packages/python/bin/python3.12
+    lerobot_datasets: [{{name: soreach, folder: {recordings}}}]
+  children:
+    coordinator:
+      hosts:
+        hub:
+          ansible_host: {lab}-hub
+          zk0d_server_hosts: [hub]
+          zk0d_server_settings:
+            evaluation: [{{name: held-out, dataset-uri: "local:/var/lib/zk0d/recordings/soreach"}}]
+    contributors:
+      vars:
+        zk0d_client_coordinator: hub:9443
+        zk0d_client_dataset: local:/var/lib/zk0d/recordings/soreach
+        zk0d_client_settings: {{limits: {{max-steps: 500}}}}
+      hosts:
+        left: {{ansible_host: {lab}-left}}
+        right: {{ansible_host: {lab}-right}}
+"""
+#: Folders whose files a machine has before zk0d and shall have after it.
+SYSTEM = "/etc /usr /opt /root /home /srv /var/lib /var/cache"
+#: What is no part of zk0d: packages that the roles had apt install, and what systemd and apt keep.
+NOT_OURS = re.compile(
+    r"^/(etc/(\.pwd|passwd|group|shadow|gshadow|subuid|subgid|ld\.so|alternatives|rc\d|init\.d|default|"
+    r"systemd/system/[^/]*\.wants|apt|python3|ssl|mailcap|pci|ansible)"
+    r"|usr/(share|lib|bin|sbin|local/lib/python|local/share)|var/(lib/(apt|dpkg|systemd|private|pci|ucf|python)"
+    r"|cache/(apt|ldconfig|debconf|man|private))|root/(\.ansible|\.cache)|home/|srv/zk0d-packages)"
+)
+
+
+class Hosts:
+    def __init__(self, lab: Lab) -> None:
+        self.hub, *self.nodes = (
+            lab.guest(name, mounts=mounts(), environment=False) for name in ("hub", *NODES)
+        )
+        for guest in self.all:
+            guest.run("ldconfig")
+
+    @property
+    def all(self) -> list[Guest]:
+        return [self.hub, *self.nodes]
+
+    def files(self) -> dict[str, set[str]]:
+        listed = f"find {SYSTEM} -xdev \\( -type f -o -type l -o -type d \\) 2>/dev/null"
+        return {
+            guest.name: {
+                line for line in guest.run(listed).stdout.splitlines() if not NOT_OURS.match(line)
+            }
+            for guest in self.all
+        }
+
+
+@pytest.fixture(scope="module")
+def hosts(lab: Lab) -> Hosts:
+    return Hosts(lab)
+
+
+@pytest.fixture(scope="module")
+def before(hosts: Hosts) -> dict[str, set[str]]:
+    return hosts.files()
+
+
+@pytest.fixture(scope="module")
+def recordings(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(recordings_folder, tmp_path_factory.mktemp("fleet") / "soreach"))
+
+
+@pytest.fixture(scope="module")
+def playbooks(
+    lab: Lab,
+    hosts: Hosts,
+    releases: Releases,
+    recordings: Path,
+    before: dict[str, set[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Playbooks:
+    for guest in hosts.all:
+        releases.give(guest, "0.1.0")
+    inventory = INVENTORY.format(
+        lab=lab.name, release=releases.release("0.1.0"), recordings=recordings
+    )
+    return Playbooks(tmp_path_factory.mktemp("inventory"), inventory)
+
+
+def changed(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """By host, what the recap counts as changed."""
+    recap = done.stdout[done.stdout.index("PLAY RECAP") :]
+    return {host: int(count) for host, count in re.findall(r"^(\S+) .*changed=(\d+)", recap, re.M)}
+
+
+def journal(hub: Guest, run: str) -> list[dict[str, object]]:
+    path = f"/var/lib/zk0d/server/runs/{run}/journal.jsonl"
+    text = hub.run(["cat", path], check=False).stdout
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def kinds(hub: Guest, run: str) -> list[object]:
+    return [line["kind"] for line in journal(hub, run)]
+
+
+def test_check_mode_works_from_nothing(playbooks: Playbooks, hosts: Hosts) -> None:
+    there = hosts.files()
+    playbooks.run("site.yml", "--check")
+    assert hosts.files() == there
+
+
+def test_from_bare_machines_to_a_finished_run(playbooks: Playbooks, hosts: Hosts) -> None:
+    playbooks.run("site.yml")
+    for unit in ("zk0d-gateway", "zk0d-server", "zk0d-evaluator"):
+        assert hosts.hub.unit_state(f"{unit}.service")["ActiveState"] == "active"
+    for node in hosts.nodes:
+        process = node.unit_state("zk0d-client.service")["MainPID"]
+        command = node.run(["cat", f"/proc/{process}/cmdline"]).stdout
+        assert "zk0d\0supernode" in command
+        assert "zk0d_build_info" in node.run("curl -s http://127.0.0.1:9472/metrics").stdout
+        assert node.read("/etc/zk0d/client.toml").count("max-steps = 500") == 1
+    assert hosts.hub.run([BOT, "node", "list"]).stdout.count("online") >= 2
+    settings = "model-name=tiny num-server-rounds=3 local-steps=20 batch-size=8 eval-frames=40"
+    run = hosts.hub.run([BOT, "run", "-c", settings]).stdout.strip()
+    hosts.hub.wait_until(lambda: "run.finished" in kinds(hosts.hub, run), 300, "the run's end")
+    assert kinds(hosts.hub, run).count("round.committed") == 3
+
+
+def test_a_second_time_nothing_changes(playbooks: Playbooks) -> None:
+    assert set(changed(playbooks.run("site.yml")).values()) == {0}
+
+
+def test_an_upgrade_within_a_run_loses_no_round(
+    playbooks: Playbooks, hosts: Hosts, releases: Releases
+) -> None:
+    for guest in hosts.all:
+        releases.give(guest, "0.1.1")
+    settings = "model-name=tiny num-server-rounds=8 local-steps=40 batch-size=8 eval-frames=40"
+    run = hosts.hub.run([BOT, "run", "-c", settings]).stdout.strip()
+    hosts.hub.wait_until(lambda: "round.committed" in kinds(hosts.hub, run), 240, "a round")
+    playbooks.run("upgrade.yml", "-e", f"cuda_torch_release={releases.release('0.1.1')}")
+    for guest in hosts.all:
+        assert "0.1.1" in guest.run([BOT, "version"]).stdout
+    hosts.hub.wait_until(lambda: "run.finished" in kinds(hosts.hub, run), 600, "the run's end")
+    lines = journal(hosts.hub, run)
+    rounds = [line["round"] for line in lines if line["kind"] == "round.committed"]
+    assert rounds == sorted(set(rounds))
+    assert rounds[-1] == 8
+
+
+def test_a_version_that_does_not_run_goes_back_by_itself(
+    playbooks: Playbooks, hosts: Hosts, releases: Releases
+) -> None:
+    node = hosts.nodes[0]
+    releases.give(node, "0.1.2")
+    node.run(
+        "printf 'raise SystemExit(70)\\n' >"
+        " /opt/zk0d/0.1.2/lib/python3.12/site-packages/zk0d/services/supernode.py"
+    )
+    release = releases.release("0.1.2")
+    done = playbooks.run(
+        "upgrade.yml",
+        *("-e", f"cuda_torch_release={release}", "-e", "zk0d_client_health_timeout=40"),
+        *("--limit", "left"),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "0.1.1 is in use again and healthy" in done.stdout
+    assert "0.1.1" in node.run([BOT, "version"]).stdout
+    node.run([BOT, "client", "wait-online", "--timeout", "2m"], timeout=150)
+
+
+def test_uninstall_leaves_what_was_there_before(
+    playbooks: Playbooks, hosts: Hosts, before: dict[str, set[str]]
+) -> None:
+    playbooks.run("uninstall.yml")
+    for guest in hosts.all:
+        assert guest.run("ls /etc/zk0d").stdout, "keys and settings stay"
+    playbooks.run("uninstall.yml", "-e", "purge=true")
+    after = hosts.files()
+    for guest in hosts.all:
+        left = sorted(after[guest.name] - before[guest.name])
+        assert left == [], guest.name
+        assert "zk0d" not in guest.read("/etc/passwd")
+        assert guest.run("systemctl list-units --all --no-legend 'zk0d*'").stdout == ""
