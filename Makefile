@@ -29,11 +29,18 @@ test: lint ## Lint and run the tests, with coverage
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
-	$(BIN)/python -m pytest -m guest -k three_rounds tests/guests
+	$(BIN)/python -m pytest -m guest -k "three_rounds or air_gap" tests/guests tests/fleet
 
 .PHONY: test-fleet
-test-fleet: venv ## Run the suites that boot systemd guests (needs root and podman)
+test-fleet: test-guests test-ansible ## Run every suite that boots systemd guests (needs root and podman)
+
+.PHONY: test-guests
+test-guests: venv ## Federations, faults and attacks in guests
 	$(BIN)/python -m pytest -m guest tests/guests $(ARGS)
+
+.PHONY: test-ansible
+test-ansible: venv ## Run the roles' Molecule scenarios and a whole fleet (needs root and podman)
+	$(BIN)/python -m pytest -m guest tests/fleet $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
@@ -58,7 +65,7 @@ format: venv ## Format the code
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
 	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
-	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet \
 	  pyproject.toml -o constraints.txt
 
 .PHONY: settings-page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def ansible_environment() -> dict[str, str]:
         "PATH": path,
         "CONTAINERS_CONF": str(CONFIGURATION),
         "ANSIBLE_NOCOLOR": "1",
+        "NO_COLOR": "1",
+        "PY_COLORS": "0",
         "ANSIBLE_HOST_KEY_CHECKING": "0",
         "LC_ALL": "C.UTF-8",
     }
@@ -119,7 +122,10 @@ def run_ansible(
         timeout=timeout,
     )
     if check and done.returncode:
-        pytest.fail(f"{' '.join(command)}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr}")
+        said = f"{done.stdout}\n{done.stderr}"
+        wrong = [m.start() for m in re.finditer("fatal:|FAILED!|\\[ERROR\\]|CRITICAL", said)]
+        first = max(0, wrong[0] - 500) if wrong else -3000
+        pytest.fail(f"{' '.join(command)}: {done.returncode}\n{said[first:][:5000]}")
     return done
 
 

@@ -18,7 +18,9 @@ def find_uv() -> Path:
     return Path(found) if found else REPOSITORY / ".venv.tools/bin/uv"
 
 
-def make_release(folder: Path, version: str, *, program: str = "") -> Path:
+def make_release(
+    folder: Path, version: str, *, program: str = "", constraints: str = "nothing==1.0\n"
+) -> Path:
     """A release's folder whose ``zk0bot`` runs ``program`` (by default it prints its version)."""
     folder.mkdir(parents=True)
     wheel = folder / f"zk0d-{version}-py3-none-any.whl"
@@ -38,7 +40,7 @@ def make_release(folder: Path, version: str, *, program: str = "") -> Path:
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, text in {**files, record: "\n".join(rows) + "\n"}.items():
             archive.writestr(name, text)
-    (folder / "constraints.txt").write_text("nothing==1.0\n")
+    (folder / "constraints.txt").write_text(constraints)
     write_sums(folder)
     (folder / "uv").symlink_to(find_uv())
     return folder

@@ -1,0 +1,135 @@
+"""Each role's Molecule scenario, and what ansible-lint says of the collection."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fleet.conftest import ANSIBLE, Releases, run_ansible
+from tests.fleet.readmes import readme
+from tests.guests.environment import REPOSITORY
+from tests.guests.guest import INIT, INIT_INSIDE
+from tests.guests.podman import podman
+from tests.setup.releases import make_release
+from zk0d.flower.certificates import make_certificates
+from zk0d.flower.keys import make_node_key
+
+MOLECULE = ANSIBLE / "extensions"
+SCENARIOS = sorted(path.parent.name for path in MOLECULE.glob("molecule/*/molecule.yml"))
+ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
+
+
+@pytest.fixture(scope="module")
+def materials(
+    releases: Releases, recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the scenarios find on the controller."""
+    folder = tmp_path_factory.mktemp("materials")
+    (folder / "zk0d-0.1.0").symlink_to(releases.release("0.1.0"))
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text('{"type": "a stand-in"}\n')
+    for name in ("node", "stranger"):
+        make_node_key(folder / name)
+    make_certificates(folder / "tls", ["own.example.org"])
+    for suffix in ("crt", "key"):
+        shutil.copy(folder / f"tls/server.{suffix}", folder / f"own.{suffix}")
+    _make_air_gap(folder / "air-gap")
+    return folder
+
+
+def _make_air_gap(folder: Path) -> None:
+    """A release with a wheelhouse that holds uv, as ``make release WHEELHOUSE=1`` fills it."""
+    make_release(folder, "0.3.0", constraints=_pin_of_uv())
+    (folder / "uv").unlink()
+    shutil.copy(REPOSITORY / "systemd/zk0d-release", folder)
+    wheels = folder / "wheelhouse"
+    pins = folder / "pins.txt"
+    pins.write_text(_pin_of_uv())
+    tools = folder / "tools"  # an environment that uv made has no pip
+    subprocess.run([sys.executable, "-m", "venv", tools], check=True, timeout=120)
+    command = [tools / "bin/pip", "download", "-q", "--no-deps", "--require-hashes"]
+    subprocess.run([*command, "-d", wheels, "-r", pins], check=True, timeout=300)
+
+
+def _pin_of_uv() -> str:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines(keepends=True)
+    start = next(at for at, line in enumerate(lines) if line.startswith("uv=="))
+    end = next(at for at in range(start + 1, len(lines)) if lines[at][0] not in " ")
+    return "".join(line for line in lines[start:end] if "#" not in line)
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(
+    scenario: str, image: str, releases: Releases, materials: Path, recordings_folder: Path
+) -> None:
+    releases.installed("0.1.0")
+    env = {
+        "MOLECULE_IMAGE": image,
+        "MOLECULE_INIT": INIT_INSIDE,
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(materials / f"molecule-{scenario}"),
+        "ZK0D_INIT": str(INIT),
+        "ZK0D_PYTHON": sys.base_prefix,
+        "ZK0D_PACKAGES": sysconfig.get_path("purelib"),
+        "ZK0D_INSTALLED": str(releases.installed("0.1.0").parent),
+        "ZK0D_RELEASES": str(materials),
+        "ZK0D_RECORDINGS": str(recordings_folder),
+    }
+    config = MOLECULE / "molecule/config.yml"
+    command = ["molecule", "--base-config", str(config), "test", "--scenario-name", scenario]
+    try:
+        run_ansible(command, MOLECULE, env=env, timeout=1100)
+    finally:
+        text = (MOLECULE / f"molecule/{scenario}/molecule.yml").read_text()
+        for platform in yaml.safe_load(text)["platforms"]:
+            podman("rm", "--force", "--ignore", "--time=2", platform["name"], check=False)
+
+
+def test_ansible_lint_finds_nothing() -> None:
+    done = run_ansible(
+        ["ansible-lint", "--offline", "--profile", "production", "--nocolor"], ANSIBLE, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_specs_are_the_defaults(role: str) -> None:
+    folder = ANSIBLE / "roles" / role
+    defaults = yaml.safe_load((folder / "defaults/main.yml").read_text())
+    specs = yaml.safe_load((folder / "meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
+    assert list(options) == list(defaults) or set(options) == set(defaults)
+    for name, option in options.items():
+        assert option.get("default") == defaults[name], name
+        assert option["description"]
+
+
+@pytest.mark.parametrize("playbook", ["site", "upgrade", "drain", "uninstall"])
+@pytest.mark.parametrize("inventory", ["lab", "fleet"])
+def test_the_examples_are_understood(playbook: str, inventory: str) -> None:
+    command = ["ansible-playbook", "-i", f"inventory/{inventory}", f"{playbook}.yml"]
+    run_ansible([*command, "--syntax-check"], ANSIBLE)
+
+
+def test_only_variables_of_roles_are_in_the_examples() -> None:
+    known = {
+        name
+        for role in ROLES
+        for name in yaml.safe_load((ANSIBLE / f"roles/{role}/defaults/main.yml").read_text())
+    }
+    for path in (ANSIBLE / "inventory").rglob("group_vars/*.yml"):
+        for name in yaml.safe_load(path.read_text()):
+            assert name in known or name.startswith("ansible_"), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_readmes_are_fresh(role: str) -> None:
+    folder = ANSIBLE / "roles" / role
+    assert (folder / "README.md").read_text() == readme(folder)
