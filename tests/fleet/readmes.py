@@ -39,9 +39,7 @@ def _row(name: str, option: dict[str, Any]) -> str:
     inner = option.get("options", {})
     more = f" Keys: {', '.join(f'`{key}`' for key in inner)}." if inner else ""
     default = option.get("default")
-    shown = (
-        "unset" if default is None else f"`{yaml.safe_dump(default, width=1000).splitlines()[0]}`"
-    )
+    shown = "unset" if default is None else f"`{json.dumps(default)}`".replace("|", "\\|")
     return f"| `{name}` | {kind} | {shown} | {option['description']}{more} |"
 
 
