@@ -161,6 +161,18 @@ def test_a_pause_outlives_a_reboot_and_ends_by_itself(fleet: Fleet) -> None:
     assert online.stdout.strip() == "online"
 
 
+def test_a_drain_lasts_until_it_is_ended_or_the_next_boot(fleet: Fleet) -> None:
+    node = fleet.nodes[0]
+    fleet.wait_online()
+    node.run([BOT, "client", "drain", "--timeout", "60s"], timeout=90)
+    assert "drained" in fleet.status(node, "zk0d-client")
+    node.run([BOT, "client", "resume"])
+    fleet.wait_for(node, "zk0d-client", "online;")
+    node.run([BOT, "client", "drain", "--timeout", "60s"], timeout=90)
+    node.restart()
+    fleet.wait_for(node, "zk0d-client", "online;")
+
+
 def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
     node = fleet.nodes[0]
     node.run(

@@ -54,3 +54,17 @@ def test_a_file_that_means_nothing_holds_nobody(tmp_path: Path, text: str) -> No
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TryAgainError, match="are you root"):
         Hold.drain().write(tmp_path / "nothing")
+
+
+def test_a_service_that_does_not_see_the_file_knows_the_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd's %b writes it: without dashes."""
+    made = Hold.drain()
+    made.write(tmp_path)
+    monkeypatch.setattr(hold, "BOOT_ID", tmp_path / "hidden")
+    assert read_hold(tmp_path) == made, "nothing tells the boot"
+    monkeypatch.setenv(hold.BOOT_VARIABLE, made.boot)
+    assert read_hold(tmp_path) == made
+    monkeypatch.setenv(hold.BOOT_VARIABLE, "0" * 32)
+    assert read_hold(tmp_path) is None

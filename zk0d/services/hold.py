@@ -18,6 +18,8 @@ from zk0d.errors import TryAgainError
 
 HOLD, STATE = "hold.json", "state.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: The same, by systemd, for a service that does not see that file (ProcSubset=pid).
+BOOT_VARIABLE = "ZK0D_BOOT_ID"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Hold:
     def over(self) -> bool:
         if self.until is not None:
             return time.time() >= self.until
-        return self.boot != boot_id()
+        now = boot_id()
+        return bool(now) and self.boot != now
 
     def sentence(self) -> str:
         """What it means, for a status line."""
@@ -91,8 +94,12 @@ def end_hold(state: Path) -> bool:
 
 
 def boot_id() -> str:
-    """Names this boot."""
-    return BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else ""
+    """Names this boot; empty where nothing tells."""
+    try:
+        found = BOOT_ID.read_text(encoding="utf-8")
+    except OSError:
+        found = os.environ.get(BOOT_VARIABLE, "")
+    return found.strip().replace("-", "")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
