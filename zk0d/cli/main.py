@@ -17,8 +17,10 @@ from zk0d.cli import (
     node,
     run,
     server,
+    simulate,
     status,
     stop,
+    train,
     version,
 )
 from zk0d.daemon.program import guarded
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("simulate")(simulate.simulate)
+app.command("train")(train.train)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
