@@ -9,6 +9,7 @@ import typer
 from zk0d.cli import (
     audit,
     client,
+    compare,
     config,
     data,
     demo,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("simulate")(simulate.simulate)
+app.command("compare")(compare.compare)
 app.command("train")(train.train)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)

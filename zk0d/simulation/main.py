@@ -110,7 +110,7 @@ def run_simulation(options: Options, console: Console) -> Path:
     Zk0dError
         If anything fails.
     """
-    _check(options)
+    check(options)
     folder = new_folder(options.folder, "simulations")
     progress = Progress(console, f"zk0d simulate · seed {options.seed}", [RECORDINGS, ROUNDS])
     with progress.shown():
@@ -193,7 +193,14 @@ def new_folder(wanted: Path | None, parent: str) -> Path:
     return folder
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
+    """Refuse what cannot be meant.
+
+    Raises
+    ------
+    UsageError
+        Naming the option.
+    """
     if options.by not in SCHEMES:
         raise UsageError(f"--by: {options.by!r} is none of {', '.join(SCHEMES)}.")
     if not 0.0 <= options.drop < 1.0:
