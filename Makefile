@@ -4,6 +4,7 @@
 #   make test                   everything but the guests' suites; what CI runs
 #   make test-fast              unit tests, under three minutes
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
+#   make results                what helps a federation to learn, as tables in docs/results.md
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 VENV ?= .venv
@@ -42,6 +43,10 @@ test-fast: venv ## Run the unit tests
 .PHONY: bench
 bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 	$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: results
+results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
+	$(BIN)/python -m tests.bench.learning_results $(ARGS)
 
 .PHONY: lint
 lint: venv ## Check style, types and imports
