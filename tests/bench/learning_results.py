@@ -12,7 +12,9 @@ import argparse
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.learning.recordings import open_recordings
 from zk0d.simulation.alone import ALONE
-from zk0d.simulation.arms import Arm, Outcome, merged_statistics, run_arms, with_plan, with_settings
+from zk0d.simulation.arms import Arm, Outcome, merged_statistics, run_arm, with_plan, with_settings
 from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
 from zk0d.simulation.engine import Simulation
 from zk0d.simulation.main import SOREACH
@@ -61,7 +63,8 @@ class Line:
 
 def base(scheme: str, count: int, seed: int, **settings: Any) -> Simulation:
     """So many contributors of SoReach; recordings are made once for each seed."""
-    folder = FOLDER / f"seed-{seed}"
+    folder = FOLDER.absolute() / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
     with worker_pool(2, FOLDER / "recordings.log") as pool:
         source = of_soreach(
             folder,
@@ -90,8 +93,6 @@ def main_lines(seeds: range) -> Iterator[Line]:
     for seed in seeds:
         yield Line("main", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
         for count in (2, 4, 8):
-            if count == 8 and seed:
-                continue
             for scheme in ("iid", "region"):
                 title = f"{count} {scheme}"
                 yield Line(
@@ -100,7 +101,7 @@ def main_lines(seeds: range) -> Iterator[Line]:
                     seed,
                     lambda a=scheme, n=count, s=seed: base(a, n, s),  # type: ignore[misc]
                 )
-                if count == 2 or (count == 4 and not seed):
+                if count == 2:
                     for index in range(count):
                         yield Line(
                             "main",
@@ -113,7 +114,9 @@ def main_lines(seeds: range) -> Iterator[Line]:
 def lone(simulation: Simulation, seed: int, index: int | None = None) -> Simulation:
     """One contributor, or all in one place, with the federation's statistics."""
     nodes = simulation.plan.nodes
-    node = in_one_place(nodes, FOLDER / f"seed-{seed}") if index is None else nodes[index]
+    node = (
+        in_one_place(nodes, FOLDER.absolute() / f"seed-{seed}") if index is None else nodes[index]
+    )
     made = with_settings(simulation, simulation.folder, **ALONE)
     return with_plan(made, nodes=[node], forced_statistics=merged_statistics(nodes))
 
@@ -128,7 +131,7 @@ def normalization_lines(seeds: range) -> Iterator[Line]:
             seed,
             lambda s=seed: with_plan(base("region", 2, s), statistics="own"),  # type: ignore[misc]
         )
-        for title, part in (("contributor 0's for all", 0), ("contributor 1's for all", 1)):
+        for title, part in (("contributor 0's for all", 0),):
 
             def forced(s: int = seed, i: int = part) -> Simulation:
                 made = base("region", 2, s)
@@ -226,15 +229,14 @@ def participation_lines(seeds: range) -> Iterator[Line]:
 
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
-#: In the order in which they are made; the later ones are the first to be left out.
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
-    "normalization": lambda: normalization_lines(range(2)),
+    "normalization": lambda: normalization_lines(range(3)),
     "main": lambda: main_lines(range(3)),
-    "poison": lambda: poison_lines(range(1)),
-    "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(2)),
-    "rules": lambda: lines_of("rules", RULES, "region", 4, range(1)),
-    "participation": lambda: participation_lines(range(2)),
-    "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(2)),
+    "poison": lambda: poison_lines(range(3)),
+    "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(3)),
+    "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
+    "participation": lambda: participation_lines(range(3)),
+    "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
 }
 
 
@@ -252,37 +254,39 @@ def kept() -> dict[tuple[str, str, int], Outcome]:
 
 
 def run(names: list[str], minutes: float) -> None:
-    """Make what is not there yet, two at a time, until the time is up."""
+    """Make what is not there yet, one on each core, until the time is up.
+
+    First everything with seed 0, then with 1, so that no table is empty when the time is up.
+    """
     until = time.monotonic() + 60 * minutes
     there = kept()
     lines = [line for name in names for line in EXPERIMENTS[name]() if line.key not in there]
+    waiting = deque(sorted(lines, key=lambda line: (line.seed, line.title.startswith("8 "))))
     OUTCOMES.parent.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
     cores = os.cpu_count() or 1
-    for start in range(0, len(lines), 4 * cores):
-        if time.monotonic() > until:
-            print(f"the time is up: {len(lines) - start} trainings are left")
-            return
-        batch = lines[start : start + 4 * cores]
-        arms, experiments = [], {}
-        for number, line in enumerate(batch):
-            made = line.make()
-            folder = FOLDER / "runs" / f"{start + number:03d}"
-            arm = Arm(line.title, line.seed, with_settings(made, folder))
-            experiments[line.title, line.seed] = line.experiment
-            arms.append((line.experiment, arm))
-        for experiment in dict.fromkeys(name for name, _ in arms):
+    under_way: dict[Future[Outcome], Line] = {}
+    with worker_pool(cores, FOLDER / "log") as pool:
+        while under_way or (waiting and time.monotonic() < until):
+            while waiting and len(under_way) <= cores and time.monotonic() < until:
+                line = waiting.popleft()
+                folder = FOLDER.absolute() / "runs" / "-".join(map(str, line.key)).replace(" ", "-")
+                arm = Arm(line.title, line.seed, with_settings(line.make(), folder))
+                under_way[pool.submit(run_arm, arm)] = line
+            finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in finished:
+                _write(under_way.pop(future), future.result())
+    print(f"{len(waiting)} trainings are left")
 
-            def done(outcome: Outcome, experiment: str = experiment) -> None:
-                with OUTCOMES.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"experiment": experiment, **asdict(outcome)}) + "\n")
-                print(
-                    f"{time.strftime('%H:%M:%S')} {experiment}: {outcome.title}, seed"
-                    f" {outcome.seed}: loss {outcome.loss:.4f}, success {outcome.success},"
-                    f" {outcome.seconds:.0f} s",
-                    flush=True,
-                )
 
-            run_arms([arm for name, arm in arms if name == experiment], FOLDER / "log", done)
+def _write(line: Line, outcome: Outcome) -> None:
+    with OUTCOMES.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"experiment": line.experiment, **asdict(outcome)}) + "\n")
+    print(
+        f"{time.strftime('%H:%M:%S')} {line.experiment}: {outcome.title}, seed {outcome.seed}:"
+        f" loss {outcome.loss:.4f}, success {outcome.success}, {outcome.seconds:.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
