@@ -4,6 +4,7 @@
 #   make test                   everything but the guests' suites; what CI runs
 #   make test-fast              unit tests, under three minutes
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
+#   make results                what helps a federation to learn, as tables in docs/results.md
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 VENV ?= .venv
@@ -50,6 +51,10 @@ test-fast: venv ## Run the unit tests
 bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 	$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: results
+results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
+	$(BIN)/python -m tests.bench.learning_results $(ARGS)
+
 .PHONY: lint
 lint: venv ## Check style, types and imports
 	$(BIN)/ruff check .
@@ -65,7 +70,7 @@ format: venv ## Format the code
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
 	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
-	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation \
 	  pyproject.toml -o constraints.txt
 
 .PHONY: settings-page

@@ -2,17 +2,198 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zk0d.cli.recordings import full_uri
+
+if TYPE_CHECKING:
+    from zk0d.learning.inspection import Inspection
+    from zk0d.learning.recordings import Recordings
+
 app = typer.Typer(no_args_is_help=True, help="Recordings on this machine.")
+
+Datasets = Annotated[
+    list[str], typer.Argument(metavar="DATASET...", help="Folders, or user/name on the hub.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 @app.callback()
 def data() -> None:
     """Recordings on this machine."""
+
+
+@app.command()
+def check(
+    datasets: Datasets,
+    videos: Annotated[bool, typer.Option(help="Decode every frame, too (slow).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether a federation can train on these; several must also fit each other."""
+    from zk0d.doctor.finding import Host
+    from zk0d.doctor.recordings import dataset as dataset_rule
+    from zk0d.errors import ExitCode
+    from zk0d.learning.inspection import inspect_together
+
+    opened = []
+    report = []
+    wrong = False
+    for name in datasets:
+        uri = full_uri(name)
+        found = dataset_rule(Host(systemd=False), uri, key=name)
+        if found.ok is not True:
+            wrong = True
+            text = (
+                f"{found.problem} {found.evidence}; {found.cure}" if found.cure else found.problem
+            )
+            report.append({"dataset": uri, "wrong": [text], "notices": []})
+            continue
+        recordings, inspection = _inspected(uri)
+        opened.append((recordings, inspection))
+        texts: dict[str, list[str]] = {"wrong": [], "notice": []}
+        for remark in inspection.remarks:
+            texts[remark.severity].append(f"{remark.check}: {remark.text}")
+        if videos and (broken := _undecodable(recordings)):
+            texts["wrong"].append(f"videos: {broken}")
+        wrong = wrong or bool(texts["wrong"])
+        report.append(
+            {
+                "dataset": uri,
+                "is": found.evidence,
+                **recordings.summary.model_dump(),
+                "wrong": texts["wrong"],
+                "notices": texts["notice"],
+            }
+        )
+    together = inspect_together(opened) if len(opened) > 1 else []
+    wrong = wrong or any(remark.severity == "wrong" for remark in together)
+    if as_json:
+        typer.echo(json.dumps({"datasets": report, "together": [asdict(r) for r in together]}))
+    else:
+        for entry in report:
+            typer.echo(entry.get("is", entry["dataset"]))
+            for kind, key in (("wrong", "wrong"), ("notice", "notices")):
+                for text in entry[key]:
+                    typer.echo(f"  {kind:6} {text}")
+            if not entry["wrong"]:
+                typer.echo("  a federation can train on it")
+        for remark in together:
+            typer.echo(f"together {remark.severity}: {remark.text}")
+    if wrong:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+@app.command()
+def stats(datasets: Datasets, as_json: Json = False) -> None:
+    """Show every episode in numbers, and the statistics that a node shares."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for name in datasets:
+        recordings, inspection = _inspected(full_uri(name))
+        usable = ~recordings.not_finite()
+        shared = recordings.statistics(usable) if usable.any() else None
+        if as_json:
+            content = {
+                "dataset": inspection.uri,
+                **recordings.summary.model_dump(),
+                "episodes_in_numbers": [asdict(each) for each in inspection.episodes],
+                "statistics": shared.model_dump(mode="json")["features"] if shared else None,
+            }
+            typer.echo(json.dumps(content))
+            continue
+        summary = recordings.summary
+        table = Table(
+            title=f"{inspection.uri}: {summary.episodes} episodes, {summary.frames} frames at"
+            f" {summary.fps} per second"
+        )
+        for column in ("episode", "frames", "seconds", "travel", "not finite", "wild", "same as"):
+            table.add_column(column, justify="right")
+        table.add_column("task")
+        for each in inspection.episodes:
+            table.add_row(
+                str(each.episode),
+                str(each.frames),
+                f"{each.seconds:.1f}",
+                f"{each.travel:.1f}",
+                str(each.not_finite or ""),
+                str(each.wild or ""),
+                "" if each.same_as is None else str(each.same_as),
+                each.task,
+            )
+        console = Console()
+        console.print(table)
+        for feature, values in sorted(shared.features.items()) if shared else []:
+            for label in ("mean", "std", "min", "max"):
+                numbers = " ".join(f"{value:9.3f}" for value in getattr(values, label))
+                console.print(f"{feature:18} {label:4} {numbers}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the dataset.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to record.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
+    sector: Annotated[
+        str, typer.Option(metavar="I/N", help="Slice I (from 0) of the table, cut into N.")
+    ] = "0/1",
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels per side.")] = 96,
+    goal: Annotated[bool, typer.Option(help="Tell in the state where the block is.")] = True,
+) -> None:
+    """Let SoReach's scripted expert record a LeRobot dataset."""
+    from zk0d.demo.recordings import make_recordings
+    from zk0d.errors import UsageError
+    from zk0d.simulators.soreach import Sector
+
+    index, slash, of = sector.partition("/")
+    if not (slash and index.isdigit() and of.isdigit() and int(index) < int(of)):
+        raise UsageError(f"--sector: {sector!r} is no slice; write 0/2 or 1/2, for example.")
+    _check_new(folder, "FOLDER")
+    slice_ = Sector(int(index), int(of))
+    frames = _aside(make_recordings, folder, slice_, episodes, seed, size, goal)
+    typer.echo(f"{folder}: {episodes} episodes, {frames} frames")
+
+
+@app.command()
+def fetch(datasets: Datasets) -> None:
+    """Download datasets of the hub to this machine, each whole or not at all."""
+    from zk0d.config.names import DatasetUri
+    from zk0d.errors import UsageError
+    from zk0d.services.fetch import datasets_folder, fetch_dataset
+
+    for uri in datasets:
+        address = DatasetUri.parse(uri)
+        if address.scheme != "hf":
+            raise UsageError(f"DATASET: {uri} is a folder of this machine; name one of the hub.")
+        name = address.location
+        new = fetch_dataset(name)
+        folder = datasets_folder() / name
+        typer.echo(f"{folder}{'' if new else ' (was here)'}")
+
+
+@app.command()
+def split(
+    source: Annotated[str, typer.Argument(metavar="DATASET", help="A folder, or user/name.")],
+    output: Annotated[Path, typer.Argument(help="A new folder, with a dataset for each part.")],
+    parts: Annotated[int, typer.Option("-n", "--parts", min=1, help="How many.")] = 2,
+    by: Annotated[str, typer.Option(help="iid, dirichlet, task or region.")] = "iid",
+    alpha: Annotated[float, typer.Option(help="Dirichlet's; small is uneven.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes who gets what.")] = 0,
+) -> None:
+    """Deal a dataset's episodes out into several datasets."""
+    from zk0d.learning.split import split_dataset
+
+    _check_new(output, "OUTPUT")
+    made = _aside(split_dataset, full_uri(source), output, scheme(by), parts, seed, alpha)
+    for folder, count in made:
+        typer.echo(f"{folder}: {count} episodes")
 
 
 @app.command()
@@ -27,3 +208,54 @@ def convert(
 
     made = make_copy(folder, output or folder.with_name(f"{folder.name}-v3.0"))
     typer.echo(made)
+
+
+def scheme(text: str):  # type: ignore[no-untyped-def]
+    """The way to deal out that ``--by`` names."""
+    from zk0d.errors import UsageError
+    from zk0d.learning.partition import SCHEMES
+
+    if text not in SCHEMES:
+        raise UsageError(f"--by: {text!r} is none of {', '.join(SCHEMES)}.")
+    return text
+
+
+def _aside[**P, R](work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do it in a process whose output goes to a file: video encoders talk a lot."""
+    from zk0d.daemon.workers import worker_pool
+
+    with (
+        tempfile.NamedTemporaryFile(prefix="zk0bot-data-", suffix=".log") as log,
+        worker_pool(1, Path(log.name)) as pool,
+    ):
+        return pool.submit(work, *args, **kwargs).result()
+
+
+def _inspected(uri: str) -> tuple[Recordings, Inspection]:
+    from zk0d.learning.inspection import inspect
+    from zk0d.learning.recordings import open_recordings
+
+    recordings = open_recordings(uri)
+    return recordings, inspect(recordings)
+
+
+def _undecodable(recordings: Recordings) -> str:
+    """Decode every frame; what is broken, in a sentence."""
+    from zk0d.learning.frames import BadFrames, decode
+
+    bad = BadFrames(recordings, len(recordings))
+    numbers = bad.count
+    for _ in decode(recordings, bad):
+        pass
+    if bad.count == numbers:
+        return ""
+    return (
+        f"{bad.count - numbers} frames cannot be decoded ({bad.examples[-1]}); record them again."
+    )
+
+
+def _check_new(folder: Path, what: str) -> None:
+    from zk0d.errors import UsageError
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{what}: {folder} is not empty; name a new folder.")

@@ -9,6 +9,7 @@ import typer
 from zk0d.cli import (
     audit,
     client,
+    compare,
     config,
     data,
     demo,
@@ -17,8 +18,10 @@ from zk0d.cli import (
     node,
     run,
     server,
+    simulate,
     status,
     stop,
+    train,
     version,
 )
 from zk0d.daemon.program import guarded
@@ -33,6 +36,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("simulate")(simulate.simulate)
+app.command("compare")(compare.compare)
+app.command("train")(train.train)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)

@@ -44,7 +44,7 @@ def choose(dataset: str | None, folder: Path) -> bool:
     if dataset is None and settings.dataset_uri is None:
         dataset = _ask()
     try:
-        uri = DatasetUri.parse(_full(dataset) if dataset else settings.dataset_uri or "")
+        uri = DatasetUri.parse(full_uri(dataset) if dataset else settings.dataset_uri or "")
     except ValueError as error:
         raise ConfigError(f"the dataset: {error}.") from None
     if uri.scheme == "local" and not uri.folder.is_dir():
@@ -83,7 +83,7 @@ def _ask() -> str:
     return answer
 
 
-def _full(dataset: str) -> str:
+def full_uri(dataset: str) -> str:
     """A dataset's address; a path on this machine needs no ``local:``."""
     plain = dataset.removeprefix("local:")
     path = Path(plain).expanduser()

@@ -248,6 +248,9 @@ class EvaluationDataset(Settings):
     cameras: dict[str, str] = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
+    episodes: list[NonNegativeInt] = Field(
+        default_factory=list, description="Evaluate on these episodes only; empty: on all."
+    )
 
 
 class ServerSuperexecSettings(SuperexecSettings):

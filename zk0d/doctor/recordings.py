@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.config.names import DatasetUri
-from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.finding import Host, Unchecked, Wrong, rule
 from zk0d.doctor.machine import fetch_command
+from zk0d.learning.license import license_of
 
 FORMAT = "v3.0"
 READ_SECONDS = 300.0
@@ -73,7 +73,7 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
     names = ", ".join(name.removeprefix("observation.images.") for name in cameras)
     return (
         f"{folder}: {version}, {episodes} episodes, {fps} frames per second, cameras {names},"
-        f" {_license(folder, facts)}"
+        f" {_license(license_of(folder, facts))}"
     )
 
 
@@ -123,7 +123,17 @@ def dataset_values(
             f"{found['bad']} of {found['frames']} frames, first {found['first']}",
             "record those episodes again, or raise max-bad-frames to leave such frames out",
         )
-    return f"{found['frames']} frames in {found['episodes']} episodes, {found['bad']} not finite"
+    if found["wrong"]:
+        raise Wrong(
+            f"{key}: the recordings cannot be learned from as they are.",
+            found["wrong"][0],
+            f"zk0bot data check {uri} says all that is wrong",
+        )
+    notices = f"; {found['notices']} notices: zk0bot data check {uri}" if found["notices"] else ""
+    return (
+        f"{found['frames']} frames in {found['episodes']} episodes, {found['bad']} not"
+        f" finite{notices}"
+    )
 
 
 def folder_of(host: Host, uri: str) -> Path:
@@ -140,23 +150,15 @@ def _is_systemds(host: Host) -> bool:
     return host.systemd and "HF_LEROBOT_HOME" not in os.environ
 
 
-def _license(folder: Path, facts: Mapping[str, Any]) -> str:
-    """The license by info.json or by the head of README.md, as the hub has it."""
-    if facts.get("license"):
-        return f"license {in_one_line(str(facts['license']))}"
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        card = ""
-    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    found = re.search(r"^license:\s*(\S.*)$", head[1], re.MULTILINE) if head else None
-    return f"license {found[1].strip()}" if found else "no license is named"
+def _license(named: str | None) -> str:
+    return f"license {named}" if named else "no license is named"
 
 
 def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
     from zk0d.errors import Zk0dError
 
     try:
+        from zk0d.learning.inspection import inspect
         from zk0d.learning.recordings import open_recordings
     except ImportError as error:
         return {"unchecked": f"the numbers are read by LeRobot, which does not load ({error})"}
@@ -165,7 +167,11 @@ def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
     except Zk0dError as error:
         return {"problem": error.message}
     bad = recordings.not_finite()
+    remarks = inspect(recordings).remarks
     return {
+        # Frames that are no numbers have a limit of their own (max-bad-frames).
+        "wrong": [r.text for r in remarks if r.severity == "wrong" and r.check != "not-finite"],
+        "notices": sum(remark.severity == "notice" for remark in remarks),
         "frames": len(recordings),
         "episodes": len(recordings.episodes),
         "bad": int(bad.sum()),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from flwr.app import Context, Message
@@ -16,7 +18,7 @@ from flwr.clientapp import ClientApp
 from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, kind_of, to_record
-from zk0d.federation.learner_client import LearnerClient
+from zk0d.federation.learner_client import LearnerClient, NodeLearner
 from zk0d.federation.messages import Noted, Notice, Query, Refusal, Train
 from zk0d.federation.update import Payload, UpdateError
 
@@ -33,7 +35,7 @@ def query(message: Message, context: Context) -> Message:
     if kind_of(message.content) == Notice.__name__:
         return _note(message)
 
-    def ask(learner: LearnerClient) -> Any:
+    def ask(learner: NodeLearner) -> Any:
         task, _ = from_record(message.content, Query)
         return learner.query(task), None
 
@@ -44,7 +46,7 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Let the learner take a round's steps and send its update."""
 
-    def ask(learner: LearnerClient) -> Any:
+    def ask(learner: NodeLearner) -> Any:
         task, payload = from_record(message.content, Train)
         if payload is None:
             raise UpdateError("the round came without weights.")
@@ -73,7 +75,7 @@ def _note(message: Message) -> Message:
 def _answer(message: Message, context: Context, ask: Any) -> Message:
     """The learner's answer, or a :class:`Refusal` with its reason: the round goes on without us."""
     try:
-        with LearnerClient(_socket(context)) as learner:
+        with connect(context) as learner:
             reply, update = ask(learner)
         payload: Payload | None = update
         record = to_record(reply, payload)
@@ -83,9 +85,13 @@ def _answer(message: Message, context: Context, ask: Any) -> Message:
     return Message(record, reply_to=message)
 
 
-def _socket(context: Context) -> str:
+def _over_socket(context: Context) -> AbstractContextManager[NodeLearner]:
     configured = context.node_config.get(SOCKET_KEY) or os.environ.get(SOCKET_VARIABLE)
-    return str(configured or DEFAULT_SOCKET)
+    return LearnerClient(str(configured or DEFAULT_SOCKET))
+
+
+#: How the app reaches its learner. A simulation has many in its own process and sets another way.
+connect: Callable[[Context], AbstractContextManager[NodeLearner]] = _over_socket
 
 
 def _progress_log() -> Any:

@@ -54,6 +54,16 @@ class Evaluator(Protocol):
     def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply: ...
 
 
+class NodeLearner(Protocol):
+    """What a node's ClientApp needs of the learner beside it."""
+
+    def query(self, task: Query, progress: Progress = ...) -> QueryReply: ...
+
+    def train(
+        self, task: Train, weights: Payload, progress: Progress = ...
+    ) -> tuple[TrainReply, Payload]: ...
+
+
 def _no_progress(event: dict[str, Any]) -> None:
     del event
 

@@ -33,7 +33,7 @@ PROGRESS_SECONDS = 0.5
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """Everything that stays between the rounds of one policy on one dataset."""
 
     key: tuple[str, str]
@@ -54,7 +54,7 @@ class Contributor(Learner):
             torch.set_num_threads(settings.learner.cpu_threads)
         limit_gpu_memory(settings.learner.device, settings.limits.gpu_memory_share)
         self._recordings: dict[str, Recordings] = {}
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
 
     def open(self) -> None:
         """Open and check the node's own recordings, so that a mistake shows at the start."""
@@ -94,7 +94,7 @@ class Contributor(Learner):
         data = self._prepare(task.spec, uri).data
         return QueryReply(
             name=self.settings.name,
-            recordings=data.recordings.summary,
+            recordings=data.summary,
             usable_frames=len(data.usable),
             statistics=data.statistics() if self.settings.share_statistics else None,
         )
@@ -229,7 +229,7 @@ class Contributor(Learner):
             self._recordings[uri] = open_recordings(uri, cameras=self.settings.cameras)
         return self._recordings[uri]
 
-    def _prepare(self, spec: PolicySpec, uri: str) -> _Prepared:
+    def _prepare(self, spec: PolicySpec, uri: str) -> Prepared:
         key = (spec.model_dump_json(), uri)
         self._check_allowed(spec)
         if self._prepared is None or self._prepared.key != key:
@@ -248,7 +248,7 @@ class Contributor(Learner):
             data = PreparedRecordings(
                 recordings, policy, learner.cache, learner.max_bad_frames, learner.holdout_episodes
             )
-            self._prepared = _Prepared(key, policy, data, Moments(policy), Residual())
+            self._prepared = Prepared(key, policy, data, Moments(policy), Residual())
         return self._prepared
 
 

@@ -129,10 +129,13 @@ class CoordinatorEvaluator(Learner):
             data.prepared = PreparedRecordings(
                 data.recordings, policy, learner.cache, learner.max_bad_frames
             )
+            if data.settings.episodes:
+                data.prepared = data.prepared.share(data.settings.episodes)
         batches = data.prepared.batches(task.statistics)
         rows, episode = data.prepared.usable, data.recordings.columns["episode_index"]
         if task.episodes:
-            allowed = torch.tensor(data.recordings.episodes[: task.episodes])
+            listed = data.settings.episodes or data.recordings.episodes
+            allowed = torch.tensor(sorted(listed)[: task.episodes])
             rows = rows[torch.isin(episode[rows], allowed)]
         if task.mode == "quick":
             rows = stratified_rows(rows, episode, task.frames)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,20 @@ class Residual:
         self._round = 0
         self._before: dict[str, NDArray[np.float32]] = {}
         self._after: dict[str, NDArray[np.float32]] = {}
+
+    def kept(self) -> tuple[str, int, dict[str, NDArray[np.float32]]]:
+        """Run, round and every array by a name, for :meth:`restore`."""
+        arrays = {f"before/{name}": array for name, array in self._before.items()}
+        arrays |= {f"after/{name}": array for name, array in self._after.items()}
+        return self._run, self._round, arrays
+
+    def restore(self, run: str, round_: int, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        """Be as another was when it gave :meth:`kept`."""
+        self._run, self._round = run, round_
+        self._before, self._after = {}, {}
+        for key, array in arrays.items():
+            when, name = key.split("/", 1)
+            (self._before if when == "before" else self._after)[name] = array
 
     def begin(self, run: str, round_: int, *, fresh: bool = False) -> None:
         """From now on updates are those of ``round_``."""

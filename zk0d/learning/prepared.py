@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
+
 import torch
 
 from zk0d.config.machine import CacheSettings
@@ -34,6 +37,8 @@ class PreparedRecordings:
         Usable rows of the held-out episodes, int64, shape ``(m,)``.
     bad
         Unusable frames, bool, shape ``(frames,)``.
+    summary
+        What these recordings, or this share of them, look like from outside.
 
     Raises
     ------
@@ -69,9 +74,37 @@ class PreparedRecordings:
         if not len(self.usable):
             raise DataError(f"{recordings.uri}: not one frame can be used; record it again.")
         self._batches: tuple[str, PolicyBatches] | None = None
+        self._whole = self
+        self.summary = recordings.summary
+
+    def share(self, episodes: Collection[int]) -> PreparedRecordings:
+        """The same with only these episodes to train on and to count; nothing is copied.
+
+        Raises
+        ------
+        DataError
+            If no frame of them can be used.
+        """
+        numbers = self.recordings.columns["episode_index"]
+        outside = ~torch.isin(numbers, torch.tensor(sorted(episodes)))
+        part = copy.copy(self)
+        part._held = self._held | outside
+        part.usable = self.usable[~outside[self.usable]]
+        part.held_out = self.held_out[~outside[self.held_out]]
+        if not len(part.usable):
+            raise DataError(
+                f"{self.recordings.uri}: not one frame of the episodes that a contributor gets can"
+                " be used; check the recordings, or deal them out otherwise."
+            )
+        part.summary = self.summary.model_copy(
+            update={"episodes": len(set(episodes)), "frames": int((~outside).sum())}
+        )
+        return part
 
     def batches(self, statistics: Statistics) -> PolicyBatches:
         """Batches normalized with ``statistics``; prepared anew only when these change."""
+        if self._whole is not self:
+            return self._whole.batches(statistics)
         if self._batches is None or self._batches[0] != statistics.sha256:
             made = PolicyBatches(self.recorded, self.policy, statistics, self.features)
             self._batches = (statistics.sha256, made)

@@ -71,6 +71,9 @@ class Moments:
 
     def __init__(self, loaded: LoadedPolicy) -> None:
         on_gpu = loaded.device.type == "cuda"
+        self._names: dict[torch.Tensor, str] = {
+            parameter: name for name, parameter in loaded.trainable().items()
+        }
         self._optimizer = torch.optim.AdamW(
             list(loaded.trainable().values()),
             lr=0.0,
@@ -83,6 +86,26 @@ class Moments:
         self._run: str | None = None
         self._round = 0
         self._before: dict[torch.Tensor, dict[str, Any]] = {}
+
+    def kept(self) -> tuple[str, int, dict[str, torch.Tensor]]:
+        """Run, round and every tensor by a name, for :meth:`restore`; in main memory."""
+        tensors = {}
+        for when, state in (("before", self._before), ("after", _copied(self._optimizer.state))):
+            for parameter, values in state.items():
+                for kind, value in values.items():
+                    tensors[f"{when}/{kind}/{self._names[parameter]}"] = value
+        return self._run or "", self._round, tensors
+
+    def restore(self, run: str, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Be as another was when it gave :meth:`kept`; without tensors, as new."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        states: dict[str, dict[torch.Tensor, dict[str, Any]]] = {"before": {}, "after": {}}
+        for key, value in tensors.items():
+            when, kind, name = key.split("/", 2)
+            states[when].setdefault(parameters[name], {})[kind] = value
+        self._run, self._round, self._before = run or None, round_, states["before"]
+        self._optimizer.state.clear()
+        self._optimizer.state.update(_copied(states["after"], to_its_device=True))
 
     def begin(
         self, run: str, round_: int, weight_decay: float, *, fresh: bool = False

@@ -71,6 +71,12 @@ def run(client: Path | None = None, server: Path | None = None) -> None:
     notify.status(f"{len(datasets) + len(models)} are here, {fetched} of them new")
 
 
+def fetch_dataset(name: str) -> bool:
+    """Fetch one dataset of the hub; whether it was not here. Errors as of :func:`run`."""
+    with _plainly("dataset", name):
+        return _dataset(name)
+
+
 def datasets_folder() -> Path:
     """Where LeRobot looks for datasets by name."""
     from huggingface_hub.constants import HF_HOME

@@ -1,0 +1,143 @@
+"""Writes the tables of ``make results`` into docs/results.md, between two marks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from zk0d.simulation.arms import Outcome
+from zk0d.simulation.compare import CENTRAL, FEDERATED, differences, markdown, spread
+
+PAGE = Path("docs/results.md")
+BEGIN, END = "<!-- learning: made by make results -->", "<!-- learning: end -->"
+#: What each experiment's lines are compared with, and what its table is called.
+YARDSTICKS = {
+    "normalization": "merged (default)",
+    "poison": "mean",
+    "schedules": "plain FedAvg",
+    "rules": "mean",
+    "participation": "100%",
+    "codecs": "fp32",
+}
+HEADINGS = {
+    "normalization": "Whose statistics: two contributors by region",
+    "main": "Federated, in one place, alone",
+    "poison": "One poisoned of four, iid",
+    "schedules": "Schedules against plain FedAvg: two contributors by region",
+    "rules": "Rules without an attacker: four contributors by region",
+    "participation": "Participation: four contributors by region",
+    "codecs": "Codecs: two contributors by region",
+}
+Key = tuple[str, str, int]
+
+
+class Line(Protocol):
+    """What :mod:`tests.bench.learning_results` makes."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def key(self) -> Key: ...
+
+
+def write_report(kept: Mapping[Key, Outcome], lines: Mapping[str, Sequence[Line]]) -> None:
+    """Put a table for each experiment that has outcomes between the marks of the page."""
+    parts = []
+    for name, wanted in lines.items():
+        found = {line.key: kept[line.key] for line in wanted if line.key in kept}
+        if not found:
+            parts.append(f"### {HEADINGS[name]}\n\nNot run.\n")
+            continue
+        by_title: dict[str, list[Outcome]] = {}
+        for outcome in found.values():
+            by_title.setdefault(outcome.title, []).append(outcome)
+        table = _main(by_title) if name == "main" else _against(by_title, YARDSTICKS[name], name)
+        missing = len(wanted) - len(found)
+        note = f"\n{missing} of {len(wanted)} trainings of this table were not run.\n"
+        parts.append(f"### {HEADINGS[name]}\n\n{table}{note if missing else ''}")
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = "\n".join(parts)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{after}", encoding="utf-8")
+
+
+def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: str) -> str:
+    rows = []
+    for title, outcomes in by_title.items():
+        like = {outcome.seed: outcome for outcome in by_title.get(yardstick, [])}
+        pairs = [(o, like[o.seed]) for o in outcomes if o.seed in like]
+        loss, success = "", ""
+        if title != yardstick and pairs:
+            by_loss, by_success = differences([a for a, _ in pairs], [b for _, b in pairs])
+            loss = by_loss.sentence() if len(pairs) > 1 else f"{by_loss.mean:+.3f} (one seed)"
+            success = by_success.sentence() if by_success else ""
+        row = [title, _seeds(outcomes), *_means(outcomes), loss, success]
+        if name == "codecs":
+            row.insert(2, f"{outcomes[0].bytes_up / 1e6:.1f} MB")
+        if name == "participation":
+            row.insert(2, str(sum(outcome.refused for outcome in outcomes)))
+        rows.append(row)
+    headers = ["", "seeds", "loss", "success", f"loss − {yardstick}", f"success − {yardstick}"]
+    if name == "codecs":
+        headers.insert(2, "up, a run")
+    if name == "participation":
+        headers.insert(2, "answers missing")
+    return markdown(headers, rows)
+
+
+def _main(by_title: Mapping[str, Sequence[Outcome]]) -> str:
+    """Federated beside one place and the mean of those alone, by number and shares."""
+    central = {outcome.seed: outcome for outcome in by_title.get(CENTRAL, [])}
+    rows = []
+    if central:
+        rows.append(
+            [CENTRAL, _seeds([*central.values()]), *_means([*central.values()]), "", "", ""]
+        )
+    for title, outcomes in by_title.items():
+        if not title.endswith(FEDERATED):
+            continue
+        start = title.removesuffix(FEDERATED)
+        alone = [o for t, each in by_title.items() if t.startswith(f"{start}alone") for o in each]
+        pairs = [(o, central[o.seed]) for o in outcomes if o.seed in central]
+        loss = success = None
+        if pairs:
+            loss, success = differences([a for a, _ in pairs], [b for _, b in pairs])
+        said = loss.sentence() if loss and len(pairs) > 1 else ""
+        if loss and len(pairs) == 1:
+            said = f"{loss.mean:+.3f} (one seed)"
+        lone = " / ".join(_means(alone)) if alone else "–"
+        rows.append(
+            [
+                title,
+                _seeds(outcomes),
+                *_means(outcomes),
+                said,
+                success.sentence() if success else "",
+                lone,
+            ]
+        )
+    headers = [
+        "contributors",
+        "seeds",
+        "loss",
+        "success",
+        "loss − one place",
+        "success − one place",
+        "each alone: loss / success",
+    ]
+    return markdown(headers, rows)
+
+
+def _means(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    rates = [outcome.success for outcome in outcomes if outcome.success is not None]
+    return (
+        spread([outcome.loss for outcome in outcomes], 4),
+        spread(rates, 2) if rates else "–",
+    )
+
+
+def _seeds(outcomes: Sequence[Outcome]) -> str:
+    return " ".join(str(outcome.seed) for outcome in sorted(outcomes, key=lambda o: o.seed))

@@ -1,0 +1,303 @@
+"""``make results``: what helps a federation to learn and what does not, as tables.
+
+Every line is a simulation of the real apps on SoReach. Outcomes are kept in a file as they come, so
+that an interrupted call goes on, and ``--report`` writes the tables of what is there.
+
+    python -m tests.bench.learning_results [EXPERIMENT...] [--minutes M] [--report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.learning_report import write_report
+from zk0d.config.run import RunSettings
+from zk0d.daemon.workers import worker_pool
+from zk0d.learning.recordings import open_recordings
+from zk0d.simulation.alone import ALONE
+from zk0d.simulation.arms import Arm, Outcome, merged_statistics, run_arm, with_plan, with_settings
+from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
+from zk0d.simulation.engine import Simulation
+from zk0d.simulation.main import SOREACH
+from zk0d.simulation.plan import Plan, with_faults
+from zk0d.simulation.sources import of_soreach
+
+FOLDER = Path("results-runs")
+OUTCOMES = Path("docs/results/learning.jsonl")
+DEMONSTRATIONS, HELD_OUT, ROLLOUTS = 160, 20, 100
+SETTINGS: dict[str, Any] = {
+    **SOREACH,
+    "num-server-rounds": 12,
+    "local-steps": 40,
+    "eval-frequency": 12,
+    "eval-mode": "full",
+    "eval-rollouts": ROLLOUTS,
+}
+FEDAVG = {"server-momentum": 0.0}
+#: The same steps, shared out otherwise.
+SAME_STEPS = {"24 x 20": (24, 20), "6 x 80": (6, 80), "3 x 160": (3, 160)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: what it is called, and how to make it."""
+
+    experiment: str
+    title: str
+    seed: int
+    make: Callable[[], Simulation]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.experiment, self.title, self.seed)
+
+
+def base(scheme: str, count: int, seed: int, **settings: Any) -> Simulation:
+    """So many contributors of SoReach; recordings are made once for each seed."""
+    folder = FOLDER.absolute() / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with worker_pool(2, FOLDER / "recordings.log") as pool:
+        source = of_soreach(
+            folder,
+            count,
+            scheme,  # type: ignore[arg-type]
+            DEMONSTRATIONS,
+            HELD_OUT,
+            seed=seed,
+            make=pool.submit,
+        )
+    values = {**SETTINGS, "seed": seed, "min-fit-clients": count, **settings}
+    run = RunSettings.parse(values, where="results")
+    plan = Plan(
+        nodes=source.nodes,
+        state=folder / "contributors",
+        model_name="tiny",
+        seed=seed,
+        device="cpu",
+        cpu_threads=1,
+    )
+    return Simulation(folder, plan, run, tuple(source.evaluation))
+
+
+def main_lines(seeds: range) -> Iterator[Line]:
+    """Federated, in one place and alone."""
+    for seed in seeds:
+        yield Line("main", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+        for count in (2, 4, 8):
+            for scheme in ("iid", "region"):
+                title = f"{count} {scheme}"
+                yield Line(
+                    "main",
+                    f"{title} {FEDERATED}",
+                    seed,
+                    lambda a=scheme, n=count, s=seed: base(a, n, s),  # type: ignore[misc]
+                )
+                if count == 2:
+                    for index in range(count):
+                        yield Line(
+                            "main",
+                            f"{title} alone {index}",
+                            seed,
+                            lambda a=scheme, n=count, s=seed, i=index: lone(base(a, n, s), s, i),  # type: ignore[misc]
+                        )
+
+
+def lone(simulation: Simulation, seed: int, index: int | None = None) -> Simulation:
+    """One contributor, or all in one place, with the federation's statistics."""
+    nodes = simulation.plan.nodes
+    node = (
+        in_one_place(nodes, FOLDER.absolute() / f"seed-{seed}") if index is None else nodes[index]
+    )
+    made = with_settings(simulation, simulation.folder, **ALONE)
+    return with_plan(made, nodes=[node], forced_statistics=merged_statistics(nodes))
+
+
+def normalization_lines(seeds: range) -> Iterator[Line]:
+    """Whose statistics everybody normalizes with."""
+    for seed in seeds:
+        yield Line("normalization", "merged (default)", seed, lambda s=seed: base("region", 2, s))  # type: ignore[misc]
+        yield Line(
+            "normalization",
+            "each its own, evaluated with the merged",
+            seed,
+            lambda s=seed: with_plan(base("region", 2, s), statistics="own"),  # type: ignore[misc]
+        )
+        for title, part in (("contributor 0's for all", 0),):
+
+            def forced(s: int = seed, i: int = part) -> Simulation:
+                made = base("region", 2, s)
+                return with_plan(made, forced_statistics=merged_statistics([made.plan.nodes[i]]))
+
+            yield Line("normalization", title, seed, forced)
+
+        def of_evaluation(s: int = seed) -> Simulation:
+            made = base("region", 2, s)
+            held = open_recordings(made.evaluation[0].dataset_uri)
+            return with_plan(made, forced_statistics=held.statistics())
+
+        yield Line("normalization", "the evaluation set's for all (as zk0)", seed, of_evaluation)
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "plain FedAvg": FEDAVG,
+    "momentum 0.5 (default)": {},
+    "momentum 0.9": {"server-momentum": 0.9},
+    "Nesterov 0.5": {"server-momentum": 0.5, "server-nesterov": True},
+    "server rate 1.5": {**FEDAVG, "server-learning-rate": 1.5},
+    "FedProx mu 0.01": {**FEDAVG, "proximal-mu": 0.01},
+    "FedProx mu 0.1": {**FEDAVG, "proximal-mu": 0.1},
+    "adaptive mu from 0.01": {**FEDAVG, "proximal-mu": 0.01, "adaptive-mu-enabled": True},
+    "constant rate": {**FEDAVG, "final-lr-fraction": 1.0},
+    "warm restarts": {
+        **FEDAVG,
+        "scheduler-type": "cosine-warm-restarts",
+        "cosine-warm-restarts-t-0": 4,
+    },
+    "reduce on plateau": {
+        **FEDAVG,
+        "scheduler-type": "reduce-on-plateau",
+        "stall-patience": 2,
+        "eval-frequency": 1,
+        "eval-rollouts": 0,
+    },
+    "boost of high losses": {**FEDAVG, "adaptive-lr-enabled": True, "high-loss-multiplier": 1.05},
+    **{
+        f"{name} steps": {**FEDAVG, "num-server-rounds": r, "local-steps": s, "eval-frequency": r}
+        for name, (r, s) in SAME_STEPS.items()
+    },
+}
+
+
+def lines_of(
+    experiment: str, variants: dict[str, dict[str, Any]], scheme: str, count: int, seeds: range
+) -> Iterator[Line]:
+    """One line for each set of run settings."""
+    for seed in seeds:
+        for title, settings in variants.items():
+            yield Line(
+                experiment,
+                title,
+                seed,
+                lambda v=settings, s=seed: base(scheme, count, s, **v),  # type: ignore[misc]
+            )
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "trimmed mean": {"aggregation": "trimmed-mean", "trim-fraction": 0.25},
+    "median": {"aggregation": "median"},
+    "norm clipping": {"norm-clip-factor": 1.0},
+}
+#: Strikes and outliers would take the poisoner out; here every round is poisoned.
+UNGUARDED = {"max-strikes": 0, "norm-outlier-factor": 0.0, "min-fit-clients": 3}
+
+
+def poison_lines(seeds: range) -> Iterator[Line]:
+    """One of four sends its update turned round and four times as long, in every round."""
+    for seed in seeds:
+        for title, settings in RULES.items():
+
+            def poisoned(v: dict[str, Any] = settings, s: int = seed) -> Simulation:
+                made = base("iid", 4, s, **UNGUARDED, **v)
+                return with_plan(made, nodes=with_faults(made.plan.nodes, [], 1))
+
+            yield Line("poison", title, seed, poisoned)
+
+
+def participation_lines(seeds: range) -> Iterator[Line]:
+    """Nodes that are away by chance."""
+    for seed in seeds:
+        for share in (1.0, 0.8, 0.6):
+            yield Line(
+                "participation",
+                f"{share:.0%}",
+                seed,
+                lambda d=1.0 - share, s=seed: with_plan(  # type: ignore[misc]
+                    base("region", 4, s, **{"min-fit-clients": 1}), drop=round(d, 3)
+                ),
+            )
+
+
+CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
+
+EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
+    "normalization": lambda: normalization_lines(range(3)),
+    "main": lambda: main_lines(range(3)),
+    "poison": lambda: poison_lines(range(3)),
+    "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(3)),
+    "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
+    "participation": lambda: participation_lines(range(3)),
+    "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
+}
+
+
+def kept() -> dict[tuple[str, str, int], Outcome]:
+    """Outcomes that are there, by experiment, title and seed."""
+    found = {}
+    if OUTCOMES.exists():
+        for text in OUTCOMES.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(text)
+            experiment = entry.pop("experiment")
+            entry["losses"] = tuple(map(tuple, entry["losses"]))
+            outcome = Outcome(**entry)
+            found[experiment, outcome.title, outcome.seed] = outcome
+    return found
+
+
+def run(names: list[str], minutes: float) -> None:
+    """Make what is not there yet, one on each core, until the time is up.
+
+    First everything with seed 0, then with 1, so that no table is empty when the time is up.
+    """
+    until = time.monotonic() + 60 * minutes
+    there = kept()
+    lines = [line for name in names for line in EXPERIMENTS[name]() if line.key not in there]
+    waiting = deque(sorted(lines, key=lambda line: (line.seed, line.title.startswith("8 "))))
+    OUTCOMES.parent.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
+    cores = os.cpu_count() or 1
+    under_way: dict[Future[Outcome], Line] = {}
+    with worker_pool(cores, FOLDER / "log") as pool:
+        while under_way or (waiting and time.monotonic() < until):
+            while waiting and len(under_way) <= cores and time.monotonic() < until:
+                line = waiting.popleft()
+                folder = FOLDER.absolute() / "runs" / "-".join(map(str, line.key)).replace(" ", "-")
+                arm = Arm(line.title, line.seed, with_settings(line.make(), folder))
+                under_way[pool.submit(run_arm, arm)] = line
+            finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in finished:
+                _write(under_way.pop(future), future.result())
+    print(f"{len(waiting)} trainings are left")
+
+
+def _write(line: Line, outcome: Outcome) -> None:
+    with OUTCOMES.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"experiment": line.experiment, **asdict(outcome)}) + "\n")
+    print(
+        f"{time.strftime('%H:%M:%S')} {line.experiment}: {outcome.title}, seed {outcome.seed}:"
+        f" loss {outcome.loss:.4f}, success {outcome.success}, {outcome.seconds:.0f} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Learning results as tables.")
+    parser.add_argument("experiments", nargs="*", help=" ".join(EXPERIMENTS))
+    parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--report", action="store_true", help="only write the tables")
+    asked = parser.parse_args()
+    wanted = asked.experiments or list(EXPERIMENTS)
+    if unknown := sorted(set(wanted) - set(EXPERIMENTS)):
+        parser.error(f"no experiment is called {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
+    if not asked.report:
+        run(wanted, asked.minutes)
+    write_report(kept(), {name: [*make()] for name, make in EXPERIMENTS.items()})

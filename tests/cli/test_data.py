@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.learning.test_recordings import change_info, set_value
+from zk0d.cli.main import app
+from zk0d.errors import DataError, ExitCode, UsageError
+
+runner = CliRunner()
+
+
+def test_check_a_good_dataset(recordings_folder: Path) -> None:
+    done = runner.invoke(app, ["data", "check", str(recordings_folder)])
+    assert done.exit_code == 0, done.output
+    assert "a federation can train on it" in done.output
+    assert "no license is named" in done.output
+
+
+def test_check_says_what_is_wrong(copied_recordings: Path) -> None:
+    set_value(copied_recordings, "action", 4, float("nan"))
+    done = runner.invoke(app, ["data", "check", str(copied_recordings), "--json"])
+    assert done.exit_code == ExitCode.UNAVAILABLE
+    (found,) = json.loads(done.output)["datasets"]
+    assert "NaN" in found["wrong"][0]
+
+
+def test_check_another_format(copied_recordings: Path) -> None:
+    change_info(copied_recordings, lambda info: info.update(codebase_version="v2.1"))
+    done = runner.invoke(app, ["data", "check", str(copied_recordings)])
+    assert done.exit_code == ExitCode.UNAVAILABLE
+    assert "zk0bot data convert" in done.output
+
+
+def test_check_videos(copied_recordings: Path) -> None:
+    video = next(copied_recordings.glob("videos/**/*.mp4"))
+    content = bytearray(video.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 4000] = b"\0" * 4000
+    video.write_bytes(bytes(content))
+    assert runner.invoke(app, ["data", "check", str(copied_recordings)]).exit_code == 0
+    done = runner.invoke(app, ["data", "check", "--videos", str(copied_recordings)])
+    assert done.exit_code == ExitCode.UNAVAILABLE
+    assert "cannot be decoded" in done.output
+
+
+def test_stats(recordings_folder: Path) -> None:
+    done = runner.invoke(app, ["data", "stats", str(recordings_folder), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert len(found["episodes_in_numbers"]) == found["episodes"] == 6
+    assert found["statistics"]["action"]["count"] == found["frames"]
+    done = runner.invoke(app, ["data", "stats", str(recordings_folder)])
+    assert "observation.state" in done.output
+
+
+@pytest.mark.slow
+def test_make_and_split(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    done = runner.invoke(app, ["data", "make", str(made), "--episodes", "4", "--sector", "1/2"])
+    assert done.exit_code == 0, done.output
+    assert "4 episodes" in done.output
+    done = runner.invoke(app, ["data", "split", str(made), str(tmp_path / "p"), "-n", "2"])
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["part-0", "part-1"]
+    done = runner.invoke(app, ["data", "split", str(made), str(tmp_path / "q"), "-n", "9"])
+    assert isinstance(done.exception, DataError)
+
+
+def test_wrong_words(tmp_path: Path, recordings_folder: Path) -> None:
+    for words, said in (
+        (["make", str(tmp_path / "x"), "--sector", "2/2"], "--sector"),
+        (["make", str(recordings_folder)], "is not empty"),
+        (["split", str(recordings_folder), str(tmp_path / "y"), "--by", "age"], "--by"),
+        (["fetch", "local:/here"], "is a folder of this machine"),
+    ):
+        done = runner.invoke(app, ["data", *words])
+        assert isinstance(done.exception, UsageError)
+        assert said in str(done.exception)

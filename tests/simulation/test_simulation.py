@@ -1,0 +1,258 @@
+"""Virtual contributors: the real apps, learners and policies, in this process or on Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.federation.test_in_process import SETTINGS, Lab, lab  # noqa: F401 - a fixture
+from zk0d.config.machine import EvaluationDataset
+from zk0d.config.run import run_settings
+from zk0d.errors import UsageError
+from zk0d.federation import rounds
+from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.flower.simulation import RayOptions, has_ray
+from zk0d.simulation.alone import alone, export
+from zk0d.simulation.engine import Engine, Simulation, simulate
+from zk0d.simulation.main import _missing, read_plan, write_plan
+from zk0d.simulation.plan import Plan, VirtualNode, with_faults
+
+SMALL: dict[str, Any] = {**SETTINGS, "local-steps": 4, "eval-rollouts": 0, "eval-frames": 20}
+
+
+@pytest.fixture
+def uri(recordings_folder: Path) -> str:
+    return f"local:{recordings_folder}"
+
+
+def make(
+    folder: Path,
+    uri: str,
+    *,
+    nodes: list[VirtualNode] | None = None,
+    engine: Engine = "in-process",
+    held_out: tuple[int, ...] = (5,),
+    plan: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Simulation:
+    nodes = nodes or [
+        VirtualNode(name="left", dataset_uri=uri, episodes=[0, 1, 2]),
+        VirtualNode(name="right", dataset_uri=uri, episodes=[3, 4]),
+    ]
+    run = run_settings({**SMALL, "min-fit-clients": len(nodes), **settings})
+    evaluation = EvaluationDataset(
+        name="held-out",
+        dataset_uri=uri,
+        episodes=list(held_out),
+        simulator="soreach",
+        sector=(0, 2),
+    )
+    virtual = Plan(
+        nodes=nodes,
+        state=folder / "contributors",
+        model_name="tiny",
+        device="cpu",
+        cpu_threads=1,
+        **(plan or {}),
+    )
+    return Simulation(folder, virtual, run, (evaluation,), engine, RayOptions(workers=1))
+
+
+def weights(run: Path, number: int | None = None) -> bytes:
+    last = committed_rounds(run)[-1] if number is None else number
+    return (run / "rounds" / f"{last:05d}" / "global.safetensors").read_bytes()
+
+
+def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_journal(run) if line["kind"] == kind]
+
+
+def test_it_is_what_real_learners_do(
+    lab: Lab,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    uri: str,
+) -> None:
+    """The same settings with learners behind sockets give the same weights, to the bit."""
+    lab.contribute("left")
+    lab.contribute("right")
+    lab.run(monkeypatch, **{**SMALL, "num-server-rounds": 3})
+    nodes = [VirtualNode(name=name, dataset_uri=uri) for name in ("left", "right")]
+    run = simulate(make(tmp_path / "s", uri, nodes=nodes, held_out=(), **{"num-server-rounds": 3}))
+    assert weights(run) == weights(lab.folder / "runs" / "1")
+    losses = [line["evaluation"]["loss"] for line in lines_of(run, "round.committed")]
+    real = lines_of(lab.folder / "runs" / "1", "round.committed")
+    assert losses == [line["evaluation"]["loss"] for line in real]
+    assert (run / "server").is_dir(), "zk0's output files are written as in any run"
+
+
+def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> None:
+    run = simulate(make(tmp_path / "s", uri, **{"num-server-rounds": 1}))
+    joined = {line["node"]: line for line in lines_of(run, "node.joined")}
+    assert {name: line["episodes"] for name, line in joined.items()} == {"left": 3, "right": 2}
+    statistics = json.loads((run / "statistics.json").read_text())
+    frames = sum(line["frames"] for line in joined.values())
+    assert statistics["features"]["action"]["count"] == frames
+    (one,) = {
+        line["evaluation"]["datasets"][0]["frames"] for line in lines_of(run, "round.committed")
+    }
+    assert one == 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_ray(), reason="the extra 'simulation' is not installed")
+def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
+    made = [
+        weights(simulate(make(tmp_path / engine, uri, engine=engine)))  # type: ignore[arg-type]
+        for engine in ("in-process", "ray")
+    ]
+    assert made[0] == made[1]
+
+
+def test_an_interrupted_simulation_ends_as_one_that_was_not(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = simulate(make(tmp_path / "whole", uri, **{"num-server-rounds": 3}))
+    broken = make(tmp_path / "broken", uri, **{"num-server-rounds": 3})
+    write_plan(broken)
+    real, calls = rounds.aggregate, []
+
+    class Killed(BaseException):
+        pass
+
+    def deadly(*args: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return real(*args)
+
+    monkeypatch.setattr(rounds, "aggregate", deadly)
+    with pytest.raises(Killed):
+        simulate(broken)
+    assert committed_rounds(broken.run_folder) == [0, 1]
+    run = simulate(read_plan(tmp_path / "broken"))
+    assert weights(run) == weights(whole)
+
+
+def test_who_is_dropped_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:
+    settings = {"num-server-rounds": 4, "local-steps": 1, "min-fit-clients": 1, "eval-frequency": 4}
+    run = simulate(make(tmp_path / "s", uri, plan={"drop": 0.4, "seed": 1}, **settings))
+    refused = lines_of(run, "update.refused")
+    assert refused
+    assert {line["reason"] for line in refused} == {"learner_gone"}
+    assert not any(line["strike"] for line in refused)
+    trained = sum(len(line["nodes"]) for line in lines_of(run, "round.committed")[1:])
+    quorum = [line["refused"] for line in lines_of(run, "round.failed")]
+    assert all(len(refused_then) == 2 for refused_then in quorum)
+    assert trained + len(refused) == 2 * len(lines_of(run, "round.started"))
+    assert len(lines_of(run, "round.started")) == 4 + len(quorum)
+    # The same absences, replayed from the run's journal.
+    again = make(tmp_path / "again", uri, plan={"missing": _missing(run)}, **settings)
+    assert _missing(simulate(again)) == _missing(run)
+    assert weights(again.run_folder) == weights(run)
+
+
+def test_a_poisoned_contributor(tmp_path: Path, uri: str) -> None:
+    settings = {"num-server-rounds": 1, "uplink-codec": "fp32", "norm-outlier-factor": 0.0}
+    clean = simulate(make(tmp_path / "clean", uri, **settings))
+    nodes = with_faults(make(tmp_path, uri).plan.nodes, [], 1)
+    assert [node.poisoned for node in nodes] == [False, True]
+    run = simulate(make(tmp_path / "s", uri, nodes=nodes, **settings))
+    norms = [
+        {line["node"]: line["norm"] for line in lines_of(each, "update.accepted")}
+        for each in (clean, run)
+    ]
+    assert norms[1]["left"] == norms[0]["left"]
+    assert norms[1]["right"] == pytest.approx(4 * norms[0]["right"], rel=1e-5)
+
+
+def test_a_straggler_misses_the_deadline(tmp_path: Path, uri: str) -> None:
+    nodes = with_faults(make(tmp_path, uri).plan.nodes, ["1@1000x"], 0)
+    settings = {"num-server-rounds": 1, "min-fit-clients": 1, "round-deadline": 3.0}
+    run = simulate(make(tmp_path / "s", uri, nodes=nodes, **settings))
+    (refused,) = lines_of(run, "update.refused")
+    assert (refused["node"], refused["reason"]) == ("left", "deadline")
+    assert [n["node"] for n in lines_of(run, "round.committed")[1]["nodes"]] == ["right"]
+
+
+def test_statistics_to_order(tmp_path: Path, uri: str) -> None:
+    """The experiment's other ways to normalize change what is learned, and nothing else."""
+    made = {}
+    for name, plan in (("merged", {}), ("own", {"statistics": "own"})):
+        made[name] = simulate(make(tmp_path / name, uri, plan=plan, **{"num-server-rounds": 1}))
+    a, b = (json.loads((made[n] / "statistics.json").read_text()) for n in made)
+    assert a == b
+    assert weights(made["merged"]) != weights(made["own"])
+    forced = a | {
+        "features": {n: f | {"mean": [0.0] * len(f["mean"])} for n, f in a["features"].items()}
+    }
+    run = simulate(
+        make(tmp_path / "f", uri, plan={"forced_statistics": forced}, **{"num-server-rounds": 1})
+    )
+    found = json.loads((run / "statistics.json").read_text())
+    assert set(found["features"]["action"]["mean"]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("slow", "poison", "words"),
+    [(["x"], 0, "cannot be read"), (["3@2x"], 0, "3 are named"), ([], 4, "4 are named")],
+)
+def test_faults_that_cannot_be(uri: str, slow: list[str], poison: int, words: str) -> None:
+    nodes = [VirtualNode(name=f"n{i}", dataset_uri=uri) for i in range(2)]
+    with pytest.raises(UsageError, match=words):
+        with_faults(nodes, slow, poison)
+
+
+def test_training_alone_is_the_trainer_and_no_more(tmp_path: Path, uri: str) -> None:
+    """One contributor, uncoded, no momentum: the global weights are what the trainer made."""
+    settings = alone({**SMALL, "min-fit-clients": 1, "num-server-rounds": 2})
+    node = VirtualNode(name="alone", dataset_uri=uri)
+    simulation = make(tmp_path / "s", uri, nodes=[node])
+    run = simulate(Simulation(simulation.folder, simulation.plan, settings, simulation.evaluation))
+    first, second = (
+        safetensors.numpy.load_file(run / "rounds" / f"{n:05d}" / "global.safetensors")
+        for n in (1, 2)
+    )
+    update = lines_of(run, "update.accepted")[1]["norm"]
+    moved = np.sqrt(sum(float(((second[n] - first[n]) ** 2).sum()) for n in first))
+    assert moved == pytest.approx(update, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"server-momentum": 0.5}, {"uplink-codec": "int8"}])
+def test_training_alone_refuses_a_federations_settings(setting: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is a federation's"):
+        alone(setting)
+
+
+@pytest.mark.parametrize("policy", ["smolvla", "act"])
+def test_a_checkpoint_loads_in_plain_lerobot(tmp_path: Path, uri: str, policy: str) -> None:
+    import torch
+    from lerobot.policies import get_policy_class, make_pre_post_processors
+
+    node = VirtualNode(name="alone", dataset_uri=uri)
+    settings = {"num-server-rounds": 1, "local-steps": 1, "policy": policy, "batch-size": 2}
+    simulation = make(tmp_path / "s", uri, nodes=[node], **settings)
+    run = simulate(simulation)
+    folder = export(run, simulation.plan, tmp_path / "checkpoint")
+    loaded = get_policy_class(policy).from_pretrained(folder)
+    trained = safetensors.numpy.load_file(run / "rounds" / "00001" / "global.safetensors")
+    state = loaded.state_dict()
+    assert trained
+    assert all(np.array_equal(state[name].numpy(), array) for name, array in trained.items())
+    preprocess, postprocess = make_pre_post_processors(loaded.config, pretrained_path=folder)
+    observation = {
+        "observation.state": torch.zeros(1, 9),
+        "observation.images.top": torch.zeros(1, 3, 96, 96),
+        "task": ["touch the red block"],
+    }
+    action = postprocess(loaded.select_action(preprocess(observation)))
+    assert action.shape == (1, 6)
+    # Not normalized: an action is in degrees.
+    means = json.loads((run / "statistics.json").read_text())["features"]["action"]["mean"]
+    assert float((action[0] - torch.tensor(means)).abs().max()) > 1.0
+    assert not loaded.config.push_to_hub

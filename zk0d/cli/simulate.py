@@ -1,0 +1,129 @@
+"""``zk0bot simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[
+    list[str] | None, typer.Option("-c", "--config", help="Run settings, 'key=value ...'.")
+]
+Folder = Annotated[
+    Path | None, typer.Option(help="A new folder for everything (simulations/DATE).")
+]
+Model = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Where a base model lies.")
+]
+HoldOut = Annotated[float, typer.Option(help="Share of the episodes kept out for evaluation.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes weights, sampling, shares and faults.")]
+By = Annotated[str, typer.Option(help="One dataset's episodes: iid, dirichlet, task or region.")]
+Alpha = Annotated[float, typer.Option(help="Dirichlet's; small is uneven.")]
+Demonstrations = Annotated[
+    int | None, typer.Option(min=2, help="SoReach: recorded episodes in all.")
+]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds to train.")]
+
+
+def simulate(
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATASET...]",
+            help="Several: a contributor for each. One: its episodes are dealt out. None: SoReach.",
+        ),
+    ] = None,
+    contributors: Annotated[
+        int | None, typer.Option("-n", "--contributors", min=1, help="How many (4).")
+    ] = None,
+    contributors_file: Annotated[
+        Path | None, typer.Option("--file", help="TOML with [[contributor]] tables.")
+    ] = None,
+    by: By = "iid",
+    alpha: Alpha = 0.5,
+    hold_out: HoldOut = 0.1,
+    rounds: Rounds = None,
+    config: Config = None,
+    seed: Seed = 0,
+    tiny: Annotated[bool, typer.Option(help="A few small rounds, to see that it works.")] = False,
+    demonstrations: Demonstrations = None,
+    drop: Annotated[float, typer.Option(help="Chance that one gives no answer to a round.")] = 0.0,
+    slow: Annotated[list[str] | None, typer.Option(help="3@2x: three take twice as long.")] = None,
+    poison: Annotated[int, typer.Option(min=0, help="So many send poisoned updates.")] = 0,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run's folder: who was away there is away here."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="ray, in-process, or auto: Ray if it is installed and worth it.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Contributors that train at once, here (1: in turn).")
+    ] = None,
+    ray_address: Annotated[str, typer.Option(help="A Ray cluster, such as host:6379.")] = "",
+    cpus: Annotated[float, typer.Option(min=0.01, help="CPUs that a contributor takes.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs that a contributor takes.")] = 0.0,
+    device: Device = "auto",
+    model: Model = None,
+    folder: Folder = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted simulation.")
+    ] = None,
+) -> None:
+    """Run a federation of virtual contributors: the same apps, run folder and outputs."""
+    from rich.console import Console
+
+    from zk0d.cli.interrupt import ends_at_once
+    from zk0d.config.run import parse_overrides
+    from zk0d.errors import UsageError
+    from zk0d.flower.simulation import RayOptions
+    from zk0d.simulation.main import Options, resume_simulation, run_simulation
+
+    if engine not in ("auto", "ray", "in-process"):
+        raise UsageError(f"--engine: {engine!r} is none of auto, ray, in-process.")
+    if ray_address and workers:
+        raise UsageError("--workers is for this machine; with --ray-address the shares decide.")
+    ray = RayOptions(ray_address, workers or 0, cpus, gpus)
+    if resume is not None:
+        with ends_at_once("simulation"):
+            resume_simulation(resume, Console(), engine, ray)
+        return
+    options = Options(
+        datasets=tuple(datasets or ()),
+        contributors=contributors,
+        file=contributors_file,
+        by=by,
+        alpha=alpha,
+        hold_out=hold_out,
+        rounds=rounds,
+        overrides=tuple(parse_overrides(config or []).items()),
+        seed=seed,
+        tiny=tiny,
+        demonstrations=demonstrations,
+        drop=drop,
+        slow=tuple(slow or ()),
+        poison=poison,
+        replay=replay,
+        engine=engine,
+        ray=ray,
+        device=device,
+        models=models(model),
+        folder=folder,
+    )
+    with ends_at_once("simulation"):
+        run_simulation(options, Console())
+
+
+def models(texts: list[str] | None) -> tuple[tuple[str, Path], ...]:
+    """``NAME=FOLDER`` texts as pairs."""
+    from zk0d.errors import UsageError
+
+    pairs = []
+    for text in texts or []:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise UsageError(f"--model: {text!r} is not of the form NAME=FOLDER.")
+        pairs.append((name, Path(path).expanduser()))
+    return tuple(pairs)

@@ -1,0 +1,64 @@
+"""``zk0bot train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zk0d.cli.recordings import full_uri
+from zk0d.cli.simulate import Config, Device, HoldOut, Model, Seed, models
+
+
+def train(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Recordings to train on: a folder, or user/name.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Recordings to evaluate on, in place of --hold-out.")
+    ] = None,
+    hold_out: HoldOut = 0.1,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Evaluations; each after local-steps steps.")
+    ] = None,
+    config: Config = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    model: Model = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="A new folder for everything (trainings/DATE).")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted training.")
+    ] = None,
+) -> None:
+    """Train alone, with a federation's trainer and evaluation. Pushes nothing."""
+    from rich.console import Console
+
+    from zk0d.cli.interrupt import ends_at_once
+    from zk0d.config.run import parse_overrides
+    from zk0d.errors import UsageError
+    from zk0d.simulation.alone import TrainOptions, resume_alone, train_alone
+
+    if resume is not None:
+        if dataset is not None or config:
+            raise UsageError("--resume goes on as it began; leave out the dataset and -c.")
+        with ends_at_once("training"):
+            resume_alone(resume, Console())
+        return
+    if dataset is None:
+        raise UsageError("DATASET is missing; name a folder with recordings, or user/name.")
+    options = TrainOptions(
+        dataset=full_uri(dataset),
+        held_out=full_uri(held_out) if held_out else None,
+        hold_out=hold_out,
+        rounds=rounds,
+        overrides=tuple(parse_overrides(config or []).items()),
+        seed=seed,
+        device=device,
+        models=models(model),
+        folder=folder,
+    )
+    with ends_at_once("training"):
+        train_alone(options, Console())

@@ -1,0 +1,235 @@
+"""Runs ServerApp and ClientApps without SuperLink and SuperNodes: in this process, or on Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from zk0d.errors import UnavailableError
+from zk0d.flower.version import check_version
+
+PARTITION = "partition-id"
+_CLIENT_APP_RAISED = 2
+
+ClientCall = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where Ray runs the contributors.
+
+    Attributes
+    ----------
+    address
+        A cluster that is there; empty starts Ray on this machine, for this simulation only.
+    workers
+        On this machine: how many contributors train at once.
+    cpus, gpus
+        Share of a machine's that one contributor takes; with an address, they decide how many
+        train at once.
+    """
+
+    address: str = ""
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def has_ray() -> bool:
+    """Whether the extra ``simulation`` is installed."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def run_in_process(
+    server_app: ServerApp, client: ClientCall, nodes: int, run_config: dict[str, Any], run_id: int
+) -> None:
+    """One contributor after another, in this process; without Flower's engine.
+
+    Raises
+    ------
+    Zk0dError
+        What the ServerApp raises.
+    """
+    check_version()
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+    server_app(DirectGrid(client, nodes, run_id), _context(run_config, run_id))
+
+
+def run_on_ray(
+    server_app: ServerApp,
+    client: ClientCall,
+    nodes: int,
+    run_config: dict[str, Any],
+    run_id: int,
+    options: RayOptions,
+) -> None:
+    """Flower's simulation engine: a pool of Ray actors, each any of the contributors.
+
+    Raises
+    ------
+    UnavailableError
+        If Ray is not installed, or the cluster cannot be reached or is too small.
+    Zk0dError
+        What the ServerApp raises.
+    """
+    check_version()
+    if not has_ray():
+        raise UnavailableError(
+            "Ray is not installed; pip install 'zk0d[simulation]', or use --engine in-process."
+        )
+    import ray
+    from flwr.simulation import run_simulation
+
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        del context  # Flower's own has no settings
+        server_app(grid, _context(run_config, run_id))
+
+    # Of the environment workers get what settles how they load; of sys.path, where we come from.
+    passed = {
+        name: os.environ[name]
+        for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_LEROBOT_HOME", "PYTHONPATH")
+        if name in os.environ
+    }
+    local = {"num_cpus": max(1.0, options.workers * options.cpus)}
+    where = {"address": options.address} if options.address else local
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # a tip about GPUs, of Ray's
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": passed},
+                **where,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UnavailableError(
+            f"--ray-address: Ray at {options.address or 'this machine'} cannot be used"
+            f" ({str(error).splitlines()[0]}); check that the cluster runs and has Ray"
+            f" {ray.__version__}."
+        ) from None
+    try:
+        _check_room(ray.cluster_resources(), options)
+        run_simulation(
+            server_app=app,
+            client_app=client,
+            num_supernodes=nodes,
+            backend_name="ray",
+            backend_config={
+                "client_resources": {"num_cpus": options.cpus, "num_gpus": options.gpus}
+            },
+        )
+    finally:
+        ray.shutdown()
+
+
+def _check_room(resources: dict[str, float], options: RayOptions) -> None:
+    for name, wanted in (("CPU", options.cpus), ("GPU", options.gpus)):
+        if wanted > resources.get(name, 0.0):
+            raise UnavailableError(
+                f"--{name.lower()}s: a contributor takes {wanted:g}, Ray has"
+                f" {resources.get(name, 0.0):g} in all; ask for less."
+            )
+
+
+def _context(run_config: dict[str, Any], run_id: int) -> Context:
+    return Context(
+        run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config=run_config
+    )
+
+
+class DirectGrid(Grid):  # type: ignore[misc]
+    """Runs the ClientApp at once, in this process, for every message."""
+
+    def __init__(self, client: ClientCall, nodes: int, run_id: int = 1) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._nodes = range(1, nodes + 1)
+        self._answers: dict[str, Message] = {}
+        self._ids = itertools.count(1)
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        return None
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._nodes)
+
+    def get_nodes(self) -> list[Any]:
+        return [SimpleNamespace(node_id=number, status="online") for number in self._nodes]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            name = f"m{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = name
+            number = message.metadata.dst_node_id
+            context = Context(
+                run_id=self._run_id,
+                node_id=number,
+                node_config={PARTITION: number - 1},
+                state=RecordDict(),
+                run_config={},
+            )
+            message.content = copied(message.content)
+            TaskIdentity.node_id = number
+            try:
+                self._answers[name] = self._client(message, context)
+            except Exception as error:
+                logging.getLogger("flwr").error(traceback.format_exc())
+                # As Flower answers for an app that raised.
+                reason = f"{type(error).__name__}: {error}"
+                self._answers[name] = Message(
+                    Error(code=_CLIENT_APP_RAISED, reason=reason), reply_to=message
+                )
+            finally:
+                TaskIdentity.node_id = 1
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._answers.pop(i) for i in list(message_ids) if i in self._answers]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: Any = None
+    ) -> list[Message]:
+        raise NotImplementedError
+
+
+def copied(record: RecordDict) -> RecordDict:
+    """Reading takes a record's payload out; the other nodes still need it."""
+    copy = RecordDict(dict(record.items()))
+    if "payload" in copy:
+        copy["payload"] = ArrayRecord(dict(record["payload"].items()))
+    return copy
+
+
+def log_to(path: Path) -> None:
+    """Send what Flower says to a file."""
+    log = logging.getLogger("flwr")
+    log.handlers.clear()
+    log.propagate = False
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)

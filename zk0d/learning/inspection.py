@@ -1,0 +1,286 @@
+"""What is wrong or odd with somebody's recordings, before a federation trains on them.
+
+``zk0bot data check`` and ``zk0bot doctor`` say the same of a dataset, because both ask here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zk0d.errors import DataError
+from zk0d.learning.license import license_of
+from zk0d.learning.recordings import ACTION, STATE, Recordings
+from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.learning.statistics import MIN_STD
+
+#: What LeRobot's own recordings of SO-100 and SO-101 have.
+USUAL_FPS, USUAL_WIDTH = 30, 6
+FEW_EPISODES = 50
+SHORTEST_SECONDS = 0.5
+#: Longer or shorter than the median by this factor, an episode is worth a look.
+ODD_LENGTH = 3.0
+
+Severity = Literal["wrong", "notice"]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing that a check found: what, where, and what to do."""
+
+    check: str
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """One episode in numbers. ``wild`` counts frames with a value or a jump beyond belief."""
+
+    episode: int
+    task: str
+    frames: int
+    seconds: float
+    not_finite: int
+    wild: int
+    same_as: int | None  #: an earlier episode with the same states and actions
+    travel: float  #: mean over the joints of the way they went, in their own units
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found in one dataset."""
+
+    uri: str
+    episodes: tuple[EpisodeFacts, ...]
+    remarks: tuple[Remark, ...]
+    hashes: tuple[str, ...]  #: of each episode's states and actions
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a federation should not train on it as it is."""
+        return any(remark.severity == "wrong" for remark in self.remarks)
+
+
+def inspect(recordings: Recordings) -> Inspection:
+    """Look at every number of a dataset.
+
+    Wild is a value further from the component's usual range (its 0.5 to 99.5 % quantiles over
+    all frames) than that range is wide, or a change by more than its width within one frame.
+    """
+    values = torch.cat([recordings.columns[STATE], recordings.columns[ACTION]], 1).numpy()
+    finite = ~recordings.not_finite().numpy()
+    wild = _wild(values, finite, recordings.columns["frame_index"].numpy() == 0)
+    episodes: list[EpisodeFacts] = []
+    seen: dict[str, int] = {}
+    hashes = []
+    width = recordings.columns[STATE].shape[1]
+    for number in recordings.episodes:
+        rows = recordings.rows(number)
+        content = np.ascontiguousarray(values[rows])
+        digest = hashlib.sha256(content.tobytes()).hexdigest()
+        hashes.append(digest)
+        states = content[:, :width]
+        episodes.append(
+            EpisodeFacts(
+                episode=number,
+                task=recordings.tasks[rows.start],
+                frames=len(content),
+                seconds=len(content) / recordings.summary.fps,
+                not_finite=int((~finite[rows]).sum()),
+                wild=int(wild[rows].sum()),
+                same_as=seen.get(digest),
+                travel=float(np.nansum(np.abs(np.diff(states, axis=0))) / width),
+            )
+        )
+        seen.setdefault(digest, number)
+    remarks = [*_remarks(recordings, episodes, values, finite)]
+    return Inspection(recordings.uri, tuple(episodes), tuple(remarks), tuple(hashes))
+
+
+def _wild(
+    values: NDArray[np.float32], finite: NDArray[np.bool_], first: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Frames with a value or a jump beyond belief, shape ``(frames,)``."""
+    if not finite.any():
+        return np.zeros(len(values), bool)
+    low, high = np.quantile(values[finite], (0.005, 0.995), axis=0)
+    width = np.maximum(high - low, MIN_STD)
+    # A motor that hardly moves (a closed gripper) makes any movement look wild.
+    moves = values[finite].std(0) > MIN_STD
+    with np.errstate(invalid="ignore"):
+        far = (values < low - width) | (values > high + width)
+        jump = np.zeros_like(far)
+        jump[1:] = np.abs(np.diff(values, axis=0)) > width
+    jump[first] = False
+    found: NDArray[np.bool_] = ((far | jump) & moves).any(1) & finite
+    return found
+
+
+def _remarks(
+    recordings: Recordings,
+    episodes: list[EpisodeFacts],
+    values: NDArray[np.float32],
+    finite: NDArray[np.bool_],
+) -> Iterable[Remark]:
+    summary = recordings.summary
+    bad = recordings.not_finite()
+    if bad.any():
+        yield Remark(
+            "not-finite",
+            "wrong",
+            f"{int(bad.sum())} of {len(recordings)} frames hold NaN or infinity, first"
+            f" {recordings.place(int(bad.nonzero()[0]))}; record those episodes again, or raise"
+            " max-bad-frames to leave such frames out.",
+        )
+    yield from _timing(recordings)
+    if wild := [each for each in episodes if each.wild]:
+        yield Remark(
+            "outliers",
+            "notice",
+            f"{sum(each.wild for each in wild)} frames in episodes"
+            f" {_some(each.episode for each in wild)} hold values or jumps beyond belief; look at"
+            " them, and leave the episodes out if a motor or cable was at fault.",
+        )
+    for each in episodes:
+        if each.same_as is not None:
+            yield Remark(
+                "duplicates",
+                "notice",
+                f"episode {each.episode} is the same as episode {each.same_as}; leave one out.",
+            )
+    yield from _lengths(episodes)
+    still = [
+        f"{name}[{index}]{_component(recordings, name, index)}"
+        for name, column in (
+            (STATE, recordings.columns[STATE]),
+            (ACTION, recordings.columns[ACTION]),
+        )
+        for index in range(column.shape[1])
+        if finite.any() and float(column.numpy()[finite, index].std()) < MIN_STD
+    ]
+    if still:
+        yield Remark(
+            "still", "notice", f"{_some(still)} never changes; if it is a motor, check it."
+        )
+    if summary.fps != USUAL_FPS:
+        yield Remark(
+            "fps",
+            "notice",
+            f"{summary.fps} frames per second; a run takes one rate from all nodes, and published"
+            f" policies are made for {USUAL_FPS}.",
+        )
+    for what, width in (("state", summary.state_width), ("action", summary.action_width)):
+        if width != USUAL_WIDTH:
+            yield Remark(
+                "widths",
+                "notice",
+                f"the {what} has {width} values, that of an SO-100 or SO-101 has {USUAL_WIDTH};"
+                " a run takes one width from all nodes.",
+            )
+    if any(not each.task.strip() for each in episodes):
+        yield Remark("task", "notice", "some episodes have no instruction; the policy reads it.")
+    folder = recordings.metadata.root
+    facts = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
+    if license_of(folder, facts) is None:
+        yield Remark(
+            "license",
+            "notice",
+            "no license is named; say in README.md's head what others may do with weights that are"
+            " trained on it (license: apache-2.0).",
+        )
+
+
+def _component(recordings: Recordings, feature: str, index: int) -> str:
+    """What a component of a feature is called, in brackets, if the dataset says so."""
+    names = recordings.metadata.features[feature].get("names")
+    return f" ({names[index]})" if isinstance(names, list) and index < len(names) else ""
+
+
+def _timing(recordings: Recordings) -> Iterable[Remark]:
+    """Time stamps must tell the frame rate: a chunk of actions is a span of time."""
+    expected = recordings.columns["frame_index"].double() / recordings.summary.fps
+    off = (recordings.columns["timestamp"].double() - expected).abs() > 0.5 / recordings.summary.fps
+    if off.any():
+        yield Remark(
+            "timestamps",
+            "wrong",
+            f"{int(off.sum())} time stamps do not fit {recordings.summary.fps} frames per second,"
+            f" first {recordings.place(int(off.nonzero()[0]))}; record those episodes again.",
+        )
+
+
+def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:
+    if len(episodes) < FEW_EPISODES:
+        yield Remark(
+            "episodes",
+            "notice",
+            f"{len(episodes)} episodes; a task is learned from {FEW_EPISODES} or more.",
+        )
+    if short := [each.episode for each in episodes if each.seconds < SHORTEST_SECONDS]:
+        yield Remark(
+            "lengths",
+            "notice",
+            f"episodes {_some(short)} last less than {SHORTEST_SECONDS:g} s; leave them out if the"
+            " recording was broken off.",
+        )
+    median = float(np.median([each.frames for each in episodes]))
+    odd = [
+        each.episode
+        for each in episodes
+        if not median / ODD_LENGTH <= each.frames <= median * ODD_LENGTH
+    ]
+    if odd:
+        yield Remark(
+            "lengths",
+            "notice",
+            f"episodes {_some(odd)} are more than {ODD_LENGTH:g} times longer or shorter than the"
+            f" median of {median:.0f} frames; look at them.",
+        )
+
+
+def inspect_together(all_of_them: list[tuple[Recordings, Inspection]]) -> list[Remark]:
+    """What keeps several datasets from being one federation; the first is the yardstick."""
+    remarks: list[Remark] = []
+    like = all_of_them[0][0].summary
+    spec = PolicySpec(
+        policy="act",
+        model_name="tiny",
+        seed=0,
+        fps=like.fps,
+        state_width=like.state_width,
+        action_width=like.action_width,
+        cameras=like.cameras,
+    )
+    seen: dict[str, str] = {}
+    for recordings, inspection in all_of_them:
+        try:
+            check_fit(recordings.summary, spec, where=recordings.uri)
+        except DataError as error:
+            remarks.append(Remark("together", "wrong", error.message))
+        copies = [digest for digest in inspection.hashes if digest in seen]
+        if copies:
+            remarks.append(
+                Remark(
+                    "together",
+                    "notice",
+                    f"{recordings.uri}: {len(copies)} episodes are also in {seen[copies[0]]}; what"
+                    " is there twice counts twice.",
+                )
+            )
+        seen.update(dict.fromkeys(inspection.hashes, recordings.uri))
+    return remarks
+
+
+def _some(things: Iterable[object], most: int = 5) -> str:
+    """The first few of them, and how many more."""
+    names = [str(thing) for thing in things]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

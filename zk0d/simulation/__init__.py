@@ -1,0 +1,1 @@
+"""A federation of virtual contributors: the same apps, without machines of their own."""

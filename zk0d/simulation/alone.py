@@ -1,0 +1,158 @@
+"""``zk0bot train``: one policy on one machine's recordings, the baseline of a federation.
+
+It is a federation of one contributor whose updates travel uncoded into a server without momentum:
+what comes out is what the trainer itself made, with the same evaluation, journal and resume.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from rich.console import Console
+
+from zk0d.config.machine import EvaluationDataset
+from zk0d.config.run import RunSettings
+from zk0d.demo.progress import Progress, RoundFacts
+from zk0d.errors import UsageError
+from zk0d.federation.journal import STATISTICS, WEIGHTS, committed_rounds, read_journal
+from zk0d.learning.checkpoint import write_checkpoint
+from zk0d.learning.policy import load_policy
+from zk0d.learning.recordings import open_recordings
+from zk0d.learning.spec import PolicySpec
+from zk0d.learning.statistics import Statistics
+from zk0d.simulation.engine import Simulation, simulate
+from zk0d.simulation.main import SOREACH, new_folder, read_plan, write_plan
+from zk0d.simulation.plan import Plan, VirtualNode
+from zk0d.simulation.sources import is_soreach, of_nodes
+
+CHECKPOINT = "checkpoint"
+TRAINING = "training"
+#: What makes a federation of one be training alone; a user may not change these.
+ALONE: dict[str, Any] = {
+    "uplink-codec": "fp32",
+    "downlink-codec": "fp32",
+    "aggregation": "mean",
+    "server-momentum": 0.0,
+    "server-nesterov": False,
+    "server-learning-rate": 1.0,
+    "min-fit-clients": 1,
+    "fraction-fit": 1.0,
+    "norm-clip-factor": 0.0,
+    "norm-outlier-factor": 0.0,
+    "max-update-ratio": 0.0,
+    "max-strikes": 0,
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user can choose."""
+
+    dataset: str
+    held_out: str | None = None
+    hold_out: float = 0.1
+    rounds: int | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    models: tuple[tuple[str, Path], ...] = ()
+    folder: Path | None = None
+
+
+def alone(values: dict[str, Any]) -> RunSettings:
+    """Run settings of training alone.
+
+    Raises
+    ------
+    UsageError
+        If one that belongs to a federation is given another value.
+    """
+    for key, value in ALONE.items():
+        if values.get(key, value) != value:
+            raise UsageError(f"-c: {key} is a federation's; training alone leaves it at {value}.")
+    return RunSettings.parse({**values, **ALONE}, where="train")
+
+
+def train_alone(options: TrainOptions, console: Console) -> Path:
+    """Train, evaluate, and write the checkpoint; its folder. Nothing is ever pushed.
+
+    Raises
+    ------
+    Zk0dError
+        If anything fails.
+    """
+    recordings = open_recordings(options.dataset)
+    values: dict[str, Any] = dict(SOREACH if is_soreach(recordings) else {})
+    values["seed"] = options.seed
+    if options.rounds is not None:
+        values["num-server-rounds"] = options.rounds
+    settings = alone({**values, **dict(options.overrides)})
+    folder = new_folder(options.folder, "trainings")
+    node = VirtualNode(name="alone", dataset_uri=options.dataset)
+    if options.held_out is None:
+        source = of_nodes([node], options.hold_out)
+        (node,), evaluation = source.nodes, source.evaluation
+    else:
+        other = open_recordings(options.held_out)
+        evaluation = [
+            EvaluationDataset(
+                name="held-out",
+                dataset_uri=options.held_out,
+                simulator="soreach" if is_soreach(other) else "",
+            )
+        ]
+    plan = Plan(
+        nodes=[node],
+        state=folder / "contributors",
+        model_name=settings.model_name,
+        models=dict(options.models),
+        seed=options.seed,
+        device=options.device,
+    )
+    simulation = Simulation(folder, plan, settings, tuple(evaluation))
+    write_plan(simulation)
+    return _train(simulation, console)
+
+
+def resume_alone(folder: Path, console: Console) -> Path:
+    """Go on with an interrupted training after its last committed round."""
+    simulation = read_plan(folder)
+    if len(simulation.plan.nodes) != 1:
+        raise UsageError(f"--resume: {folder} is a simulation's; zk0bot simulate --resume.")
+    return _train(simulation, console)
+
+
+def _train(simulation: Simulation, console: Console) -> Path:
+    settings = simulation.settings
+    progress = Progress(console, f"zk0d train · {simulation.plan.nodes[0].dataset_uri}", [TRAINING])
+    with progress.shown(), progress.stage(TRAINING) as stage:
+        progress.facts = RoundFacts(settings.num_server_rounds, 1)
+        run = simulate(simulation, progress.take)
+        stage.note = (
+            f"{settings.total_steps} steps, evaluated after every {settings.steps_per_round}"
+        )
+    checkpoint = export(run, simulation.plan, simulation.folder / CHECKPOINT)
+    console.print(
+        f"checkpoint  {checkpoint}  (loads in LeRobot; nothing was pushed)\n"
+        f"run         {run}  (journal.jsonl, metrics)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return checkpoint
+
+
+def export(run: Path, plan: Plan, folder: Path) -> Path:
+    """Write a run's last committed round as a LeRobot checkpoint."""
+    ready = next(line for line in read_journal(run) if line["kind"] == "model.ready")
+    last = run / "rounds" / f"{committed_rounds(run)[-1]:05d}"
+    loaded = load_policy(PolicySpec.model_validate(ready["spec"]), models=plan.models, device="cpu")
+    loaded.load_weights(safetensors.numpy.load_file(last / WEIGHTS))
+    statistics = Statistics.model_validate(
+        json.loads((run / STATISTICS).read_text(encoding="utf-8"))
+    )
+    return write_checkpoint(loaded, statistics, folder)

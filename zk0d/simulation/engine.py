@@ -1,0 +1,172 @@
+"""Runs a simulation: evaluator and ServerApp here, the contributors on an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+
+from zk0d.config.machine import CONFIG_VARIABLE, EvaluationDataset, ServerSettings
+from zk0d.config.run import RunSettings
+from zk0d.errors import TryAgainError
+from zk0d.federation import server_app
+from zk0d.federation.journal import JournalTail
+from zk0d.flower.simulation import RayOptions, log_to, run_in_process, run_on_ray
+from zk0d.learner.app import LearnerApp
+from zk0d.learner.evaluator import CoordinatorEvaluator
+from zk0d.learner.tasks import Learner
+from zk0d.services.learner import listen
+from zk0d.simulation.plan import Plan
+from zk0d.simulation.worker import VirtualApp
+
+Engine = Literal["in-process", "ray"]
+LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One run to simulate.
+
+    Attributes
+    ----------
+    folder
+        Holds ``runs`` afterwards, as a coordinator's state folder does.
+    evaluation
+        The coordinator's held-out recordings.
+    """
+
+    folder: Path
+    plan: Plan
+    settings: RunSettings
+    evaluation: tuple[EvaluationDataset, ...]
+    engine: Engine = "in-process"
+    ray: RayOptions = field(default_factory=RayOptions)
+    number: int = 1  #: names the run's folder, unless the settings resume another
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "runs" / (self.settings.resume or str(self.number))
+
+
+def simulate(
+    simulation: Simulation, show: Callable[[dict[str, Any]], None] = lambda line: None
+) -> Path:
+    """Run it to its end; the run's folder.
+
+    Parameters
+    ----------
+    show
+        Takes each line of the journal as it is written.
+
+    Raises
+    ------
+    Zk0dError
+        What the run ends with.
+    """
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _run(simulation)
+        except BaseException as error:  # told to who waits
+            failed.append(error)
+
+    try:
+        simulation.folder.mkdir(parents=True, exist_ok=True)
+        log_to(simulation.folder / "flower.log")
+    except OSError as error:
+        raise TryAgainError(
+            f"{simulation.folder}: cannot be written ({error.strerror}); name another folder."
+        ) from None
+    tail = JournalTail(simulation.run_folder)
+    if simulation.settings.resume:
+        tail.new_lines()  # what it did before is known
+    # Who looks must be free to see Ctrl-C and to draw.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        for line in tail.new_lines():
+            show(line)
+    if failed:
+        raise failed[0]
+    return simulation.run_folder
+
+
+def _run(simulation: Simulation) -> None:
+    settings = simulation.settings
+    plan = simulation.plan.model_copy(update={"waits": simulation.engine == "ray"})
+    with tempfile.TemporaryDirectory(prefix="zk0d-") as short:
+        socket, config = Path(short) / "evaluator.sock", Path(short) / "server.toml"
+        server = ServerSettings.parse(
+            {
+                "state": simulation.folder,
+                "poll-interval": POLL_SECONDS,
+                "models": plan.models,
+                "evaluation": [each.model_dump(by_alias=True) for each in simulation.evaluation],
+                "evaluator": {
+                    "socket": socket,
+                    "device": plan.device,
+                    "precision": plan.precision,
+                    "cpu-threads": plan.cpu_threads,
+                },
+            },
+            where="simulation",
+        )
+        # The ServerApp needs no more of them: the evaluator is here.
+        config.write_text(
+            f"state = {_text(simulation.folder.absolute())}\npoll-interval = {POLL_SECONDS}\n"
+            f"[evaluator]\nsocket = {_text(socket)}\n",
+            encoding="utf-8",
+        )
+        os.environ[CONFIG_VARIABLE] = str(config)
+        if not settings.resume:
+            shutil.rmtree(plan.state, ignore_errors=True)
+        evaluator = CoordinatorEvaluator(server)
+        evaluator.open()
+        with _served(evaluator, socket):
+            work = (
+                server_app.app,
+                VirtualApp(plan),
+                len(plan.nodes),
+                settings.to_flat(),
+                simulation.number,
+            )
+            if simulation.engine == "ray":
+                run_on_ray(*work, simulation.ray)
+            else:
+                run_in_process(*work)
+
+
+@contextmanager
+def _served(learner: Learner, path: Path) -> Iterator[None]:
+    """Serve a learner's socket from a thread while the block runs."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            LearnerApp(learner).asgi, lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listen(path)]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def _text(value: object) -> str:
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,195 @@
+"""Whose recordings the contributors have: datasets, or the episodes of one, dealt out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zk0d.config.machine import EvaluationDataset
+from zk0d.config.names import ALIAS_PATTERN
+from zk0d.errors import DataError, UsageError
+from zk0d.learning.partition import Scheme, partition
+from zk0d.learning.recordings import STATE, Recordings, open_recordings
+from zk0d.simulation.plan import Contributors, VirtualNode
+from zk0d.simulators.soreach import GOAL, JOINTS
+
+HELD_OUT_SEED = 500_000  #: far from the training episodes' seeds
+SEEDS_PER_DATASET = 1_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """The contributors, and what the coordinator evaluates on; no episode is in both."""
+
+    nodes: list[VirtualNode]
+    evaluation: list[EvaluationDataset]
+    notes: list[str] = field(default_factory=list)  #: what a reader should know of it
+
+
+def of_datasets(uris: list[str], hold_out: float) -> Source:
+    """A contributor for each dataset; the last part of each is held out.
+
+    Raises
+    ------
+    DataError, UnavailableError
+        If a dataset cannot be opened, or is too small to hold something out.
+    """
+    names = _names(uris)
+    return of_nodes(
+        [VirtualNode(name=name, dataset_uri=uri) for name, uri in zip(names, uris, strict=True)],
+        hold_out,
+    )
+
+
+def of_file(path: Path, hold_out: float) -> Source:
+    """The contributors that a file names in ``[[contributor]]`` tables."""
+    return of_nodes(Contributors.load(path).contributor, hold_out)
+
+
+def of_nodes(nodes: list[VirtualNode], hold_out: float) -> Source:
+    """Hold out the last part of what each contributor has."""
+    kept, evaluation = [], []
+    for node in nodes:
+        recordings = open_recordings(node.dataset_uri, cameras=node.cameras)
+        trained, held = _hold_out(recordings, node.episodes or recordings.episodes, hold_out)
+        kept.append(node.model_copy(update={"episodes": trained}))
+        evaluation.append(_evaluation(node.name, recordings, held, node.cameras))
+    return Source(kept, evaluation)
+
+
+def of_episodes(
+    uri: str, count: int, scheme: Scheme, hold_out: float, *, seed: int = 0, alpha: float = 0.5
+) -> Source:
+    """One dataset, its episodes dealt out to ``count`` contributors.
+
+    The held-out episodes are spread evenly over the dataset and belong to nobody.
+    """
+    recordings = open_recordings(uri)
+    trained, held = _spread_out(recordings, hold_out)
+    shares = partition(_only(recordings, trained), scheme, count, seed=seed, alpha=alpha)
+    nodes = [
+        VirtualNode(name=name, dataset_uri=uri, episodes=share)
+        for name, share in zip(numbered(count), shares, strict=True)
+    ]
+    return Source(nodes, [_evaluation("held-out", recordings, held, {})])
+
+
+def of_soreach(
+    folder: Path,
+    count: int,
+    scheme: Scheme,
+    demonstrations: int,
+    held_out: int,
+    *,
+    seed: int = 0,
+    alpha: float = 0.5,
+    make: Callable[..., Future[Any]],
+) -> Source:
+    """SoReach recordings of the whole table, made here, dealt out to ``count`` contributors.
+
+    Parameters
+    ----------
+    demonstrations, held_out
+        Episodes in all.
+    make
+        Starts :func:`zk0d.demo.recordings.make_recordings` in a worker.
+    """
+    from zk0d.demo.recordings import make_recordings
+    from zk0d.simulators.soreach import Sector
+
+    training, evaluation = folder / "recordings" / "all", folder / "recordings" / "held-out"
+    first = seed * SEEDS_PER_DATASET
+    waits = [
+        make(make_recordings, path, Sector(), episodes, number)
+        for path, episodes, number in (
+            (training, demonstrations, first),
+            (evaluation, held_out, first + HELD_OUT_SEED),
+        )
+        if not path.exists()
+    ]
+    for wait in waits:
+        wait.result()
+    recordings = open_recordings(f"local:{training}")
+    shares = partition(recordings, scheme, count, seed=seed, alpha=alpha)
+    nodes = [
+        VirtualNode(name=name, dataset_uri=f"local:{training}", episodes=share)
+        for name, share in zip(numbered(count), shares, strict=True)
+    ]
+    held = open_recordings(f"local:{evaluation}")
+    return Source(nodes, [_evaluation("held-out", held, [], {})])
+
+
+def numbered(count: int) -> list[str]:
+    """Contributors' names whose order as texts is their order."""
+    width = len(str(count - 1))
+    return [f"contributor-{number:0{width}d}" for number in range(count)]
+
+
+def _names(uris: list[str]) -> list[str]:
+    """A name for each dataset: its own, as far as a contributor may be called so."""
+    names: list[str] = []
+    for uri in uris:
+        plain = re.sub(r"[^a-z0-9-]+", "-", uri.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+        name = plain[:28] if ALIAS_PATTERN.fullmatch(plain[:28]) else "contributor"
+        again = sum(other == name or other.startswith(f"{name}-x") for other in names)
+        names.append(f"{name}-x{again + 1}" if again else name)
+    return names
+
+
+def _hold_out(
+    recordings: Recordings, episodes: list[int], share: float
+) -> tuple[list[int], list[int]]:
+    """Split a contributor's episodes into those it trains on and the last ones."""
+    count = _count(recordings, len(episodes), share)
+    ordered = sorted(episodes)
+    return ordered[:-count], ordered[-count:]
+
+
+def _spread_out(recordings: Recordings, share: float) -> tuple[list[int], list[int]]:
+    """The same with the held-out episodes spread over the dataset."""
+    episodes = recordings.episodes
+    count = _count(recordings, len(episodes), share)
+    held = {episodes[int((place + 0.5) * len(episodes) / count)] for place in range(count)}
+    return [episode for episode in episodes if episode not in held], sorted(held)
+
+
+def _count(recordings: Recordings, episodes: int, share: float) -> int:
+    if not 0.0 < share < 1.0:
+        raise UsageError(f"--hold-out: a share between 0 and 1, not {share:g}.")
+    count = max(1, round(share * episodes))
+    if count >= episodes:
+        raise DataError(
+            f"{recordings.uri}: {episodes} episodes are too few to train on some and hold out"
+            " others; record more."
+        )
+    return count
+
+
+def _only(recordings: Recordings, episodes: list[int]) -> Recordings:
+    """A view for dealing out: the same recordings, these episodes."""
+    import copy
+
+    view = copy.copy(recordings)
+    view.episodes = episodes
+    return view
+
+
+def _evaluation(
+    name: str, recordings: Recordings, episodes: list[int], cameras: dict[str, str]
+) -> EvaluationDataset:
+    return EvaluationDataset(
+        name=name,
+        dataset_uri=recordings.uri,
+        episodes=episodes,
+        cameras=cameras,
+        simulator="soreach" if is_soreach(recordings) else "",
+    )
+
+
+def is_soreach(recordings: Recordings) -> bool:
+    """Whether these are SoReach's recordings, whose success can be measured in closed loop."""
+    return bool(recordings.metadata.features[STATE].get("names") == [*JOINTS, *GOAL])

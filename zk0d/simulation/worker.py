@@ -1,0 +1,253 @@
+"""One process that can be any of a simulation's contributors, one message at a time.
+
+Policy and recordings are loaded once and shared by all of them. What a contributor keeps for
+itself between rounds, Adam's moments and what its encoding is short of, lies in a file, so that any
+worker can go on where another left off, and memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from zk0d.config.machine import ClientSettings
+from zk0d.federation import client_app
+from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
+from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
+from zk0d.federation.update import Payload
+from zk0d.learner.contributor import Contributor, Prepared
+from zk0d.learner.residual import Residual
+from zk0d.learner.tasks import Stopped, TaskControl
+from zk0d.learning.policy import LoadedPolicy, load_policy
+from zk0d.learning.prepared import PreparedRecordings
+from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.spec import PolicySpec
+from zk0d.learning.train import Moments
+from zk0d.simulation.plan import Plan, VirtualNode
+
+#: Flower's engine numbers its virtual nodes so.
+PARTITION = "partition-id"
+#: What a poisoned update is multiplied by.
+POISON = -4.0
+
+
+class VirtualApp:
+    """The contributors' ClientApp, in whatever process it is called.
+
+    Parameters
+    ----------
+    plan
+        As JSON: the app is sent to workers as it is, and each reads it once.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan.model_dump_json(by_alias=True)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        worker = _worker(self._plan)
+        client_app.connect = worker.connect
+        return client_app.app(message, context)
+
+
+@functools.lru_cache(1)
+def _worker(plan: str) -> Worker:
+    return Worker(Plan.model_validate_json(plan))
+
+
+class Worker:
+    """What contributors share in one process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        if plan.cpu_threads:
+            torch.set_num_threads(plan.cpu_threads)
+        self._policy: LoadedPolicy | None = None
+        self._moments: Moments
+        self._recordings: dict[tuple[str, ...], Recordings] = {}
+        self._prepared: dict[tuple[str, ...], PreparedRecordings] = {}
+
+    @contextmanager
+    def connect(self, context: Context) -> Iterator[NodeLearner]:
+        """The learner of the contributor that a message is for."""
+        yield VirtualLearner(self, self.plan.nodes[int(context.node_config[PARTITION])])
+
+    def prepared(self, spec: PolicySpec, node: VirtualNode, settings: ClientSettings) -> Prepared:
+        """The shared policy, and this contributor's part of the recordings."""
+        policy = self._policy_of(spec)
+        where = _address(node)
+        if where not in self._prepared:
+            if where not in self._recordings:
+                self._recordings[where] = open_recordings(node.dataset_uri, cameras=node.cameras)
+            self._prepared[where] = PreparedRecordings(
+                self._recordings[where],
+                policy,
+                settings.learner.cache,
+                settings.learner.max_bad_frames,
+            )
+        data = self._prepared[where]
+        if node.episodes:
+            data = data.share(node.episodes)
+        return Prepared(("", ""), policy, data, self._moments, Residual())
+
+    def _policy_of(self, spec: PolicySpec) -> LoadedPolicy:
+        if self._policy is None or self._policy.spec != spec:
+            self._prepared.clear()  # made for the policy of before
+            self._policy = load_policy(
+                spec,
+                models=self.plan.models,
+                device=self.plan.device,
+                precision=self.plan.precision,
+            )
+            self._moments = Moments(self._policy)
+        return self._policy
+
+
+def _address(node: VirtualNode) -> tuple[str, ...]:
+    return (node.dataset_uri, *(f"{a}={b}" for a, b in sorted(node.cameras.items())))
+
+
+class VirtualLearner:
+    """A contributor's learner: the real one on shared policy and recordings, and its faults."""
+
+    def __init__(self, worker: Worker, node: VirtualNode) -> None:
+        self._plan, self._node = worker.plan, node
+        self._contributor = _Contributor(worker, node)
+
+    def query(self, task: Query, progress: Progress = lambda event: None) -> QueryReply:
+        del progress
+        reply, _ = self._contributor.run(task, None, TaskControl())
+        assert isinstance(reply, QueryReply)
+        if self._plan.forced_statistics is not None:
+            reply = reply.model_copy(update={"statistics": self._plan.forced_statistics})
+        return reply
+
+    def train(
+        self, task: Train, weights: Payload, progress: Progress = lambda event: None
+    ) -> tuple[TrainReply, Payload]:
+        self._drop(task)
+        began = time.monotonic()
+        if self._plan.statistics == "own":
+            own = self._contributor.statistics(task.spec)
+            changed = {"statistics": own, "statistics_sha256": own.sha256}
+            task = task.model_copy(update=changed)
+        path = self._plan.state / f"{self._node.name}.safetensors"
+        prepared = self._contributor.take(task.spec, path)
+        reply, update = self._contributor.run(task, weights, TaskControl(progress))
+        assert isinstance(reply, TrainReply)
+        assert update is not None
+        _keep(prepared, path)
+        self._lag(task, began)
+        if self._node.poisoned:
+            turned = {name: POISON * array for name, array in update.arrays().items()}
+            update = Payload.of(turned, "delta", task.uplink_codec)
+        return reply, update
+
+    def _drop(self, task: Train) -> None:
+        """Be away in this round, by chance or because it was so ordered.
+
+        A round that failed is asked again: the dice are thrown anew, and an order counts once.
+        """
+        counter = self._plan.state / f"{self._node.name}.away.json"
+        round_, times = 0, 0
+        if counter.exists():
+            round_, times = json.loads(counter.read_text(encoding="utf-8"))
+        times = times if round_ == task.round else 0
+        dice = random.Random(f"{self._plan.seed}/{task.round}/{times}/{self._node.name}")
+        ordered = self._plan.missing.get(task.round, []).count(self._node.name)
+        if times >= ordered and dice.random() >= self._plan.drop:
+            return
+        counter.parent.mkdir(parents=True, exist_ok=True)
+        counter.write_text(json.dumps([task.round, times + 1]), encoding="utf-8")
+        raise LearnerError(
+            f"{self._node.name} is away in round {task.round}, as ordered.", reason="learner_gone"
+        )
+
+    def _lag(self, task: Train, began: float) -> None:
+        """Take as long as a slower machine would; past the deadline there is no answer."""
+        took = time.monotonic() - began
+        takes = took * self._node.slow
+        if self._plan.waits:
+            time.sleep(max(0.0, min(takes, task.deadline_seconds) - took))
+        if takes > task.deadline_seconds:
+            raise Stopped("the round's deadline has passed.", reason="deadline")
+
+
+class _Contributor(Contributor):
+    """The real contributor, which finds policy and recordings loaded."""
+
+    def __init__(self, worker: Worker, node: VirtualNode) -> None:
+        plan = worker.plan
+        self._worker, self._node = worker, node
+        self._taken: Prepared | None = None
+        super().__init__(
+            ClientSettings.parse(
+                {
+                    "name": node.name,
+                    "dataset-uri": node.dataset_uri,
+                    "limits": {
+                        "models": [plan.model_name],
+                        # The site's limits are the site's; here all is one machine's.
+                        "max-steps": 1_000_000_000,
+                        "max-batch-size": 1_000_000,
+                    },
+                    "learner": {"device": plan.device, "precision": plan.precision},
+                },
+                where=f"contributor {node.name}",
+            )
+        )
+
+    def take(self, spec: PolicySpec, path: Path) -> Prepared:
+        """Become this contributor as it was after its last round."""
+        self._taken = self._worker.prepared(spec, self._node, self.settings)
+        _recall(self._taken, path)
+        return self._taken
+
+    def statistics(self, spec: PolicySpec) -> Any:
+        """Of its own recordings."""
+        return self._worker.prepared(spec, self._node, self.settings).data.statistics()
+
+    def _prepare(self, spec: PolicySpec, uri: str) -> Prepared:
+        del uri
+        self._check_allowed(spec)
+        return self._taken or self._worker.prepared(spec, self._node, self.settings)
+
+
+def _keep(prepared: Prepared, path: Path) -> None:
+    """Write what this contributor keeps, whole or not at all."""
+    run, round_, tensors = prepared.moments.kept()
+    _, _, arrays = prepared.residual.kept()
+    content = {f"moments/{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    content |= {f"residual/{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(content, draft, {"run": run, "round": str(round_)})
+    draft.replace(path)
+
+
+def _recall(prepared: Prepared, path: Path) -> None:
+    run, round_ = "", 0
+    moments, residual = {}, {}
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            run, round_ = facts["run"], int(facts["round"])
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                what, name = key.split("/", 1)
+                if what == "moments":
+                    moments[name] = file.get_tensor(key)
+                else:
+                    residual[name] = file.get_tensor(key).numpy()
+    prepared.moments.restore(run, round_, moments)
+    prepared.residual.restore(run, round_, residual)
