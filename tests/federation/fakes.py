@@ -28,6 +28,8 @@ from zk0d.federation.messages import (
     Query,
     QueryReply,
     Refusal,
+    Release,
+    ReleaseReply,
     Start,
     StartReply,
     Train,
@@ -36,6 +38,7 @@ from zk0d.federation.messages import (
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
+from zk0d.release.gate import judge
 
 NEVER = float("inf")
 SPEC = PolicySpec(
@@ -264,6 +267,8 @@ class FakeEvaluator:
     bases: list[str] = field(default_factory=list)
     error: Exception | None = None
     start_errors: list[Exception] = field(default_factory=list)
+    released: list[tuple[Release, str]] = field(default_factory=list)
+    release_error: Exception | None = None
     loss: Callable[[Payload], float] | None = None  #: in place of the mean of tensor a
 
     def start(self, task: Start) -> tuple[StartReply, Payload]:
@@ -279,3 +284,11 @@ class FakeEvaluator:
         loss = self.loss(weights) if self.loss else float(weights.arrays()["a"].mean())
         self.losses.append(loss)
         return EvaluateReply(datasets=(DatasetResult(name="x", loss=loss, frames=4),))
+
+    def release(self, task: Release, weights: Payload) -> ReleaseReply:
+        if self.release_error is not None:
+            raise self.release_error
+        self.released.append((task, weights.manifest.sha256))
+        verdict = judge(task.story)
+        name = f"checkpoint_round_{task.round}"
+        return ReleaseReply(folder=name, passed=verdict.passed, reasons=verdict.reasons)

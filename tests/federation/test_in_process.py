@@ -332,7 +332,8 @@ def test_act_trains_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     assert lines[-1]["kind"] == "run.finished"
-    assert lines[-2]["bytes_up"] > 4 * 2**20, "a payload of several chunks"
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert committed[-1]["bytes_up"] > 4 * 2**20, "a payload of several chunks"
 
 
 def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

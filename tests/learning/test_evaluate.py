@@ -21,7 +21,7 @@ from zk0d.simulators.soreach import SoReach
 
 def loss(prepared: PreparedRecordings, policy: LoadedPolicy, seed: int = 0) -> float:
     batches = prepared.batches(prepared.statistics())
-    return seeded_loss(policy, batches, prepared.usable[:80], seed)
+    return seeded_loss(policy, batches, prepared.usable[:80], seed).mean
 
 
 def test_the_loss_repeats_exactly(with_features: PreparedRecordings, smolvla: LoadedPolicy) -> None:

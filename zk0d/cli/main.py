@@ -16,6 +16,7 @@ from zk0d.cli import (
     doctor,
     logs,
     node,
+    release,
     run,
     server,
     simulate,
@@ -48,6 +49,8 @@ app.add_typer(client.app, name="client")
 app.add_typer(node.app, name="node")
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
+app.add_typer(release.app, name="release")
+app.command("push")(release.push)
 app.add_typer(config.app, name="config")
 app.command("version")(version.version)
 

@@ -20,6 +20,7 @@ DEFAULT_SOCKET = Path("/run/zk0d/learner.sock")
 DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
 DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
+DEFAULT_RELEASES = Path("/var/lib/zk0d/evaluator/releases")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
@@ -334,6 +335,11 @@ class ServerSettings(Settings):
     """``server.toml``: the coordinator's runs and its evaluator."""
 
     state: Path = Field(Path("/var/lib/zk0d/server"), description="Runs are kept under it.")
+    releases: Path | None = Field(
+        None,
+        description="Checkpoints are kept under it; by default /var/lib/zk0d/evaluator/releases, or"
+        " releases in a state folder of your own.",
+    )
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
     models: dict[str, Path] = Field(
         default_factory=dict, description="Model names, mapped to folders on this machine."

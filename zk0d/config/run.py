@@ -184,6 +184,17 @@ class RunSettings(Settings):
     keep_rounds: PositiveInt = Field(
         3, description="Committed round folders kept on disk, besides the best."
     )
+    checkpoint_interval: NonNegativeInt = Field(
+        0, description="Write a checkpoint every so many rounds; 0 only at the end and of the best."
+    )
+    keep_checkpoints: PositiveInt = Field(
+        3, description="Checkpoints of a run kept on disk, besides the best and the latest release."
+    )
+    start_from: str = Field(
+        "",
+        description="Begin with the weights of a release instead of the model's: 'latest', or a"
+        " run's name for its best.",
+    )
     resume: str = Field(
         "", description="Go on with this run from its last committed round (zk0bot run --resume)."
     )

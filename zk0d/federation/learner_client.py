@@ -22,6 +22,8 @@ from zk0d.federation.messages import (
     Message,
     Query,
     QueryReply,
+    Release,
+    ReleaseReply,
     Start,
     StartReply,
     Train,
@@ -52,6 +54,8 @@ class Evaluator(Protocol):
     def start(self, task: Start) -> tuple[StartReply, Payload]: ...
 
     def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply: ...
+
+    def release(self, task: Release, weights: Payload) -> ReleaseReply: ...
 
 
 class NodeLearner(Protocol):
@@ -116,6 +120,10 @@ class LearnerClient:
     def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply:
         """Evaluate ``weights`` (evaluator only)."""
         return self._run("evaluate", task, weights, EvaluateReply, _no_progress)[0]
+
+    def release(self, task: Release, weights: Payload) -> ReleaseReply:
+        """Write ``weights`` as a checkpoint (evaluator only)."""
+        return self._run("release", task, weights, ReleaseReply, _no_progress)[0]
 
     def _run[M: Message](
         self,

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias
 from zk0d.federation.codec import CodecName
+from zk0d.federation.story import Story
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
@@ -122,6 +123,7 @@ class Start(Message):
     policy: Literal["smolvla", "act"]
     model_name: str
     seed: NonNegativeInt
+    start_from: str = ""
 
 
 class StartReply(Message):
@@ -150,6 +152,7 @@ class DatasetResult(Settings):
 
     name: Alias
     loss: float | None = None
+    spread: float | None = Field(None, description="Standard error of the loss over its frames.")
     frames: NonNegativeInt = 0
     success: float | None = None
     rollouts: NonNegativeInt = 0
@@ -175,3 +178,25 @@ class EvaluateReply(Message):
         """Unweighted mean over the datasets that have a simulator."""
         rates = [d.success for d in self.datasets if d.success is not None]
         return sum(rates) / len(rates) if rates else None
+
+
+class Release(Message):
+    """Have the evaluator write the weights that come with it as a checkpoint."""
+
+    run: str
+    round: NonNegativeInt
+    spec: PolicySpec
+    base: str
+    statistics: Statistics
+    story: Story
+    best: bool = Field(description="It is the run's best evaluation so far.")
+    keep: PositiveInt = Field(description="Checkpoints of a run that stay, besides the best.")
+
+
+class ReleaseReply(Message):
+    """What became of it. ``folder`` is the checkpoint's own name, no path."""
+
+    folder: str
+    passed: bool
+    reasons: tuple[str, ...]
+    seconds: NonNegativeFloat = 0.0

@@ -50,6 +50,7 @@ from zk0d.federation.messages import (
     EvaluateReply,
     Notice,
     Query,
+    Release,
     Start,
     Train,
     TrainReply,
@@ -58,6 +59,7 @@ from zk0d.federation.nodes import Node
 from zk0d.federation.outputs import Outputs, run_config
 from zk0d.federation.schedule import RoundPlan, RunSchedule
 from zk0d.federation.spool import NotAdmitted, Spool
+from zk0d.federation.story import story_of
 from zk0d.federation.tally import Accepted, RoundTally
 from zk0d.federation.update import Manifest, Payload
 from zk0d.learning.spec import PolicySpec
@@ -172,11 +174,54 @@ class Run:
                     f" round {number - 1}. The journal says why each failed."
                 )
         best = self._schedule.best
+        self._release_at_end(number - 1, best[0] if best else None)
         self._journal.write(
             "run.finished",
             rounds=number - 1,
             reason="rounds" if number > last else "early_stopping",
             best_round=best[0] if best else None,
+        )
+
+    def _release_at_end(self, last: int, best: int | None) -> None:
+        """The last round's checkpoint, and the best one's if that is another."""
+        interval = self._settings.checkpoint_interval
+        if last and not (interval and last % interval == 0):
+            self._release(last)
+        if best and best != last and is_whole(self._journal.round_folder(best)):
+            self._load(best)
+            self._release(best)
+
+    def _release(self, number: int) -> None:
+        """Have the evaluator write the current weights as a checkpoint; a failure is a line."""
+        story = story_of(
+            History.read(self._journal.folder), self._journal.run, number, self._settings
+        )
+        best = self._schedule.best
+        payload = Payload.of(self._weights, "weights")
+        task = Release(
+            run=self._journal.run,
+            round=number,
+            spec=self._spec,
+            base=payload.manifest.sha256,
+            statistics=self._statistics,
+            story=story,
+            best=best is not None and best[0] == number,
+            keep=self._settings.keep_checkpoints,
+        )
+        try:
+            reply = self._evaluator.release(task, payload)
+        except Zk0dError as error:
+            self._journal.write(
+                "checkpoint.failed", round=number, reason=error.reason, message=error.message
+            )
+            return
+        self._journal.write(
+            "checkpoint.written",
+            round=number,
+            folder=reply.folder,
+            passed=reply.passed,
+            reasons=list(reply.reasons),
+            seconds=reply.seconds,
         )
 
     def _write_end(self, kind: str, **facts: Any) -> None:
@@ -246,6 +291,7 @@ class Run:
             policy=self._settings.policy,
             model_name=self._settings.model_name,
             seed=self._settings.seed,
+            start_from=self._settings.start_from,
         )
         deadline = self._clock() + self._settings.node_wait
         while True:
@@ -511,6 +557,9 @@ class Run:
         self._outputs.committed(self._last)
         best = self._schedule.best
         self._journal.prune(self._settings.keep_rounds, {best[0]} if best else set())
+        interval = self._settings.checkpoint_interval
+        if number and interval and number % interval == 0:
+            self._release(number)
 
     def _note(self, line: dict[str, Any]) -> None:
         """Let the schedule see a committed round, the same now and when the run is taken up."""

@@ -281,7 +281,7 @@ def _evaluate_held_out(
         return None, 0
     episodes = data.recordings.columns["episode_index"]
     rows = stratified_rows(data.held_out, episodes, task.holdout_frames)
-    return seeded_loss(policy, batches, rows, task.seed), len(rows)
+    return seeded_loss(policy, batches, rows, task.seed).mean, len(rows)
 
 
 def _encode(

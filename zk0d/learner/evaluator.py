@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 
 from zk0d.config.machine import EvaluationDataset, ServerSettings
 from zk0d.config.names import split_revision
-from zk0d.errors import Zk0dError
+from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
     DatasetResult,
     Evaluate,
     EvaluateReply,
     Message,
+    Release,
+    ReleaseReply,
     Start,
     StartReply,
 )
 from zk0d.federation.update import Payload, UpdateError
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
+from zk0d.learning.license import license_of
 from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.release.card import model_card
+from zk0d.release.checkpoint import Releases, describe
+from zk0d.release.gate import judge
 from zk0d.simulators.soreach import JOINTS, Sector, SoReach
 
 #: Closed-loop episodes begin from here, far from any seed that recordings are made with.
@@ -43,7 +52,11 @@ class _Dataset:
 class CoordinatorEvaluator(Learner):
     """Evaluates, never trains; its recordings enter no statistics."""
 
-    kinds: ClassVar[dict[str, type[Message]]] = {"start": Start, "evaluate": Evaluate}
+    kinds: ClassVar[dict[str, type[Message]]] = {
+        "start": Start,
+        "evaluate": Evaluate,
+        "release": Release,
+    }
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -73,6 +86,8 @@ class CoordinatorEvaluator(Learner):
     ) -> tuple[Message, Payload | None]:
         if isinstance(task, Start):
             return self._start(task)
+        if isinstance(task, Release):
+            return self._release(task, require_payload(payload)), None
         assert isinstance(task, Evaluate)
         return self._evaluate(task, require_payload(payload), control), None
 
@@ -82,8 +97,53 @@ class CoordinatorEvaluator(Learner):
             task.policy, task.model_name, task.seed, like, self.settings.models, self._revisions
         )
         policy = self._load(spec)
+        if task.start_from:
+            self._begin_from(task.start_from, policy)
         self._use(policy)
         return StartReply(spec=policy.spec), Payload.of(policy.weights(), "weights")
+
+    def _begin_from(self, name: str, policy: LoadedPolicy) -> None:
+        """Take the trainable weights of a release, whose shapes must be the policy's."""
+        folder = Releases.of(self.settings).find(name)
+        found = load_file(folder / "model.safetensors")
+        for key, parameter in policy.trainable().items():
+            if key not in found or found[key].shape != parameter.shape:
+                raise ConfigError(
+                    f"start-from: {folder} does not fit model '{policy.spec.model_name}'"
+                    f" ({key} is missing or of another shape); take a release of the same model.",
+                    reason="model_mismatch",
+                )
+        with torch.no_grad():
+            for key, parameter in policy.trainable().items():
+                parameter.copy_(found[key])
+
+    def _release(self, task: Release, payload: Payload) -> ReleaseReply:
+        began = time.perf_counter()
+        policy = self._policy_for(task.spec)
+        if payload.manifest.sha256 != task.base:
+            raise UpdateError("the weights are not those that are named.")
+        policy.load_weights(payload.arrays())
+        releases = Releases.of(self.settings)
+        folder = releases.checkpoint(task.run, task.round)
+        verdict = judge(task.story, releases.latest())
+        licenses = {data.settings.name: _license(data.recordings) for data in self._datasets}
+        write_checkpoint(policy, task.statistics, folder)
+        simulation = any(data.settings.simulator for data in self._datasets)
+        card = model_card(task.story, task.statistics, verdict, licenses, simulation=simulation)
+        parent = {
+            "model": task.spec.model_name,
+            "sha256": task.spec.sha256 or "",
+            "start_from": str(task.story.settings["start-from"]),
+        }
+        describe(folder, task.story, verdict, str(card), parent=parent, licenses=licenses)
+        releases.settle(folder, verdict, best=task.best)
+        releases.prune(task.run, task.keep)
+        return ReleaseReply(
+            folder=folder.name,
+            passed=verdict.passed,
+            reasons=verdict.reasons,
+            seconds=time.perf_counter() - began,
+        )
 
     def _load(self, spec: PolicySpec) -> LoadedPolicy:
         own = self.settings.evaluator
@@ -153,8 +213,15 @@ class CoordinatorEvaluator(Learner):
             )
         return DatasetResult(
             name=data.settings.name,
-            loss=loss,
+            loss=loss.mean,
+            spread=loss.spread,
             frames=len(rows),
             success=rollouts.success if rollouts else None,
             rollouts=rollouts.episodes if rollouts else 0,
         )
+
+
+def _license(recordings: Recordings) -> str:
+    folder = recordings.metadata.root
+    facts = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
+    return license_of(folder, facts) or "not said"

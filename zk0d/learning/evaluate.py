@@ -71,10 +71,18 @@ def frame_time(rows: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
+@dataclass(frozen=True)
+class Loss:
+    """A mean over frames, and its standard error; ``None`` where frames have no loss each."""
+
+    mean: float
+    spread: float | None
+
+
 def seeded_loss(
     loaded: LoadedPolicy, batches: PolicyBatches, rows: torch.Tensor, seed: int
-) -> float:
-    """Mean loss per frame over ``rows``.
+) -> Loss:
+    """Loss per frame over ``rows``.
 
     Raises
     ------
@@ -88,6 +96,7 @@ def seeded_loss(
     was_training = policy.training
     policy.eval()
     total = 0.0
+    per_frame: list[torch.Tensor] = []
     try:
         with images, loaded.autocast():
             for start in range(0, len(rows), EVAL_BATCH):
@@ -96,6 +105,7 @@ def seeded_loss(
                 if not flow:  # ACT is deterministic in evaluation mode
                     total += policy.forward(batch)[0].item() * len(part)
                     continue
+                frames = torch.zeros(len(part), dtype=torch.float64)
                 for stratum in range(TIME_STRATA):
                     shape = (config.chunk_size, config.max_action_dim)
                     losses, _ = policy.forward(
@@ -104,13 +114,18 @@ def seeded_loss(
                         time=frame_time(part, stratum, seed).to(loaded.device),
                         reduction="none",
                     )
-                    total += losses.double().sum().item() / TIME_STRATA
+                    frames += losses.double().cpu() / TIME_STRATA
+                total += frames.sum().item()
+                per_frame.append(frames)
     finally:
         policy.train(was_training)
     loss = total / len(rows)
     if not np.isfinite(loss):
         raise Zk0dError("the evaluation loss is not a number.", reason="evaluation_failed")
-    return loss
+    if len(rows) < 2 or not per_frame:
+        return Loss(loss, None)
+    spread = torch.cat(per_frame).std().item() / len(rows) ** 0.5
+    return Loss(loss, spread)
 
 
 @dataclass(frozen=True)

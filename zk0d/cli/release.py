@@ -1,0 +1,82 @@
+"""``zk0bot release`` and ``zk0bot push``: checkpoints, what the gate says, and the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zk0d.cli import units, verbs
+
+app = typer.Typer(no_args_is_help=True, help="Checkpoints of this coordinator's runs.")
+
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint_round_N folder.")]
+
+
+@app.command()
+def gate(
+    checkpoint: Checkpoint,
+    against: Annotated[
+        Path | None, typer.Option(help="A release to beat, besides the run's own baseline.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Whether a checkpoint beats baseline and release by more than noise; exit code 1 if not."""
+    from zk0d.release.checkpoint import judge_folder
+
+    verdict = judge_folder(checkpoint, against)
+    if as_json:
+        said = {"schema_version": 1, "passed": verdict.passed, "reasons": list(verdict.reasons)}
+        typer.echo(json.dumps(said))
+    else:
+        typer.echo("yes" if verdict.passed else "no")
+        for reason in verdict.reasons:
+            typer.echo(f"  {reason}")
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """The checkpoints of this coordinator; * is the latest release."""
+    from zk0d.config.machine import ServerSettings
+    from zk0d.errors import ConfigError
+    from zk0d.release.checkpoint import LATEST, Releases, read_story
+
+    home = Releases.of(ServerSettings.load(folder / "server.toml")).folder
+    latest = (home / LATEST).resolve()
+    for path in sorted(home.glob("*/checkpoint_round_*")):
+        try:
+            story = read_story(path)
+        except ConfigError:
+            continue
+        loss = story.evaluations[-1].loss if story.evaluations else None
+        shown = "not evaluated" if loss is None else f"loss {loss:.4f}"
+        typer.echo(f"{'*' if path.resolve() == latest else ' '} {path}  {shown}")
+
+
+def push(
+    checkpoint: Checkpoint,
+    repo_id: Annotated[str, typer.Option("--repo-id", help="user/name on the hub.")],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Of a repository that is made now.")
+    ] = True,
+    tag: Annotated[str, typer.Option(help="Instead of fl-round-N.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and say what would go.")
+    ] = False,
+) -> None:
+    """Push a checkpoint to the hub, as one commit."""
+    from zk0d.release import hub
+
+    files = hub.check(checkpoint)
+    if dry_run:
+        size = sum(path.stat().st_size for path in files)
+        typer.echo(f"{len(files)} files, {size / 1e6:.1f} MB would go to {repo_id}:")
+        for path in files:
+            typer.echo(f"  {path.relative_to(checkpoint)}")
+        return
+    done = hub.push(checkpoint, repo_id, private=private, tag=tag)
+    typer.echo(f"{done.url} (tag {done.tag})")

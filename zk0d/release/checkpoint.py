@@ -1,0 +1,163 @@
+"""A checkpoint's folder: LeRobot's own files, the card, the figures, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
+from zk0d.errors import ConfigError, TryAgainError
+from zk0d.federation.story import Story
+from zk0d.release.gate import Verdict, judge
+
+METRICS, PROVENANCE, CARD = "metrics.json", "provenance.json", "README.md"
+LATEST, BEST = "latest", "best"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The folder with one folder per run, and the link to the latest release."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, server: ServerSettings) -> Releases:
+        """Those of a coordinator: by default in its evaluator's own state folder."""
+        if server.releases is not None:
+            return cls(server.releases)
+        usual = ServerSettings.model_fields["state"].default
+        return cls(DEFAULT_RELEASES if server.state == usual else server.state / "releases")
+
+    def checkpoint(self, run: str, number: int) -> Path:
+        """Where a round's checkpoint lies."""
+        if not run.isascii() or not run.replace("-", "").isalnum():
+            raise ConfigError(f"run {run!r} is no run's name.", reason="bad_message")
+        return self.folder / run / f"checkpoint_round_{number}"
+
+    def latest(self) -> Story | None:
+        """The story of the latest release; ``None`` if there is none that can be read."""
+        try:
+            return read_story(self.folder / LATEST)
+        except ConfigError:
+            return None
+
+    def find(self, name: str) -> Path:
+        """The checkpoint that ``start-from`` means: ``latest``, or a run's best.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        link = self.folder / LATEST if name == LATEST else self.checkpoint(name, 0).parent / BEST
+        if not (link / "model.safetensors").is_file():
+            raise ConfigError(
+                f"start-from: there is no release '{name}' in {self.folder}; it must have passed"
+                " the gate (zk0bot release list).",
+                reason="no_release",
+            )
+        return link.resolve()
+
+    def settle(self, folder: Path, verdict: Verdict, *, best: bool) -> None:
+        """Point ``latest`` and the run's ``best`` to a checkpoint that passed the gate."""
+        if not verdict.passed:
+            return
+        _link(self.folder / LATEST, folder)
+        if best:
+            _link(folder.parent / BEST, folder)
+
+    def prune(self, run: str, keep: int) -> None:
+        """Delete the run's oldest checkpoints beyond ``keep``; what a link names stays."""
+        home = self.folder / run
+        named = {(home / BEST).resolve(), (self.folder / LATEST).resolve()}
+        found = sorted(home.glob("checkpoint_round_*"), key=_round_of)
+        for path in found[: max(0, len(found) - keep)]:
+            if path.resolve() not in named:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def describe(
+    folder: Path,
+    story: Story,
+    verdict: Verdict,
+    card: str,
+    *,
+    parent: dict[str, str],
+    licenses: dict[str, str],
+) -> None:
+    """Add the card, ``metrics.json`` and ``provenance.json`` to a checkpoint's folder.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    contents: dict[str, Any] = {
+        METRICS: {
+            "schema_version": SCHEMA_VERSION,
+            "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
+            "story": story.model_dump(mode="json"),
+        },
+        PROVENANCE: {
+            "schema_version": SCHEMA_VERSION,
+            "run": story.run,
+            "round": story.round,
+            "seed": story.settings["seed"],
+            "versions": story.versions,
+            "settings": story.settings,
+            "nodes": [part.model_dump() for part in story.nodes],
+            "evaluation_licenses": licenses,
+            "parent": parent,
+        },
+    }
+    try:
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise TryAgainError(
+            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space"
+            " there.",
+            reason="disk_full",
+        ) from None
+
+
+def read_story(folder: Path) -> Story:
+    """What a checkpoint's ``metrics.json`` tells.
+
+    Raises
+    ------
+    ConfigError
+        If it is no checkpoint of zk0d.
+    """
+    path = folder / METRICS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["story"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder}: is no checkpoint of zk0d ({METRICS}: {error}); name a checkpoint_round_N"
+            " folder."
+        ) from None
+    return Story.parse(content, where=str(path))
+
+
+def judge_folder(folder: Path, last: Path | None) -> Verdict:
+    """What the gate says of a checkpoint's folder, beside the release in ``last``."""
+    return judge(read_story(folder), read_story(last) if last else None)
+
+
+def _round_of(path: Path) -> int:
+    number = path.name.rpartition("_")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _link(link: Path, target: Path) -> None:
+    draft = link.with_name(f".{link.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(os.path.relpath(target, link.parent))
+    draft.replace(link)

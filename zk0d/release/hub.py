@@ -1,0 +1,107 @@
+"""Pushes a checkpoint to the hub: one commit, private unless asked, tagged with its round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import ConfigError, TryAgainError, UnavailableError
+from zk0d.release.checkpoint import PROVENANCE, read_story
+
+#: What a checkpoint must have before anything of it leaves.
+NEEDED = ("model.safetensors", "config.json", "README.md", "metrics.json", PROVENANCE)
+#: A checkpoint of zk0d has files of these kinds and no others; nothing pickled.
+SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja"}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What is on the hub now."""
+
+    url: str
+    tag: str
+    created: bool
+
+
+def check(folder: Path) -> list[Path]:
+    """The files of a checkpoint that may be pushed.
+
+    Raises
+    ------
+    ConfigError
+        If one is missing, or one is there that does not belong.
+    """
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"{folder}: {', '.join(missing)} is missing; push a checkpoint's folder.")
+    read_story(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix not in SUFFIXES or path.is_symlink():
+            raise ConfigError(f"{path}: does not belong into a checkpoint; remove it, then push.")
+    return files
+
+
+def push(
+    folder: Path, repository: str, *, private: bool = True, tag: str = "", api: Any = None
+) -> Pushed:
+    """Create the repository if it is not there, and commit the checkpoint as a whole.
+
+    Parameters
+    ----------
+    repository
+        ``user/name``. One that is there keeps its visibility.
+    tag
+        On the hub; by default ``fl-round-N``.
+
+    Raises
+    ------
+    ConfigError
+        If the checkpoint is not whole, or the hub refuses name or token.
+    UnavailableError
+        Without a token.
+    TryAgainError
+        If the hub cannot be reached; what it has already is not sent again.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    check(folder)
+    if repository.count("/") != 1:
+        raise ConfigError(f"--repo-id {repository!r}: write it as user/name.")
+    hub = api or HfApi()
+    if not (hub.token or get_token()):
+        raise UnavailableError(
+            "there is no token of the hub, so nothing was pushed; hf auth login, or HF_TOKEN_PATH"
+            f" names a file with one. The checkpoint stays in {folder}."
+        )
+    story = read_story(folder)
+    tag = tag or f"fl-round-{story.round}"
+    try:
+        there = hub.repo_exists(repository)
+        if not there:
+            hub.create_repo(repository, private=private, exist_ok=True)
+        done = hub.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=f"zk0d: run {story.run}, round {story.round}",
+            delete_patterns=["pytorch_model.bin"],
+        )
+        hub.create_tag(repository, tag=tag, revision=done.oid, exist_ok=True)
+    except HFValidationError as error:
+        raise ConfigError(f"--repo-id {repository!r}: {error}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):
+            raise ConfigError(
+                f"{repository}: the hub refuses ({status}); the token must be allowed to"
+                " write there."
+            ) from None
+        raise TryAgainError(f"{repository}: the hub answered {status}; try again.") from None
+    except OSError as error:
+        raise TryAgainError(
+            f"the hub cannot be reached ({type(error).__name__}); the checkpoint stays in {folder},"
+            " push it again later."
+        ) from None
+    return Pushed(str(done.commit_url), tag, not there)
