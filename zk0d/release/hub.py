@@ -86,7 +86,6 @@ def push(
             repo_id=repository,
             folder_path=folder,
             commit_message=f"zk0d: run {story.run}, round {story.round}",
-            delete_patterns=["pytorch_model.bin"],
         )
         hub.create_tag(repository, tag=tag, revision=done.oid, exist_ok=True)
     except HFValidationError as error:
@@ -99,6 +98,10 @@ def push(
                 " write there."
             ) from None
         raise TryAgainError(f"{repository}: the hub answered {status}; try again.") from None
+    except RuntimeError as error:  # so the hub's library wraps a file that did not get through
+        raise TryAgainError(
+            f"{repository}: {error} What is there already is not sent again; try again."
+        ) from None
     except OSError as error:
         raise TryAgainError(
             f"the hub cannot be reached ({type(error).__name__}); the checkpoint stays in {folder},"
