@@ -464,3 +464,41 @@ def test_a_bug_is_said_in_the_journal(world: Make) -> None:
     with pytest.raises(ZeroDivisionError):
         made.run()
     assert made.lines[-1]["reason"] == "bug"
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses", "rounds"),
+    [
+        ({}, (3.0, 2.0, 1.0), [2]),  # the last is the best
+        ({}, (3.0, 1.0, 2.0), [2, 1]),
+        ({"checkpoint-interval": 1}, (3.0, 2.0, 1.0), [1, 2]),
+        ({"eval-frequency": 0}, (), [2]),
+    ],
+)
+def test_checkpoints_are_of_the_last_round_and_of_the_best(
+    tmp_path: Path, settings: dict[str, Any], losses: tuple[float, ...], rounds: list[int]
+) -> None:
+    world = World(tmp_path, [FakeNode("a"), FakeNode("b")], **settings)
+    left = list(losses)
+    world.evaluator.loss = lambda payload: left.pop(0)
+    world.run()
+    assert [task.round for task, _ in world.evaluator.released] == rounds
+    for task, sha256 in world.evaluator.released:
+        assert (
+            sha256 == task.base == Payload.of(world.weights(task.round), "weights").manifest.sha256
+        )
+        assert [point.round for point in task.story.rounds] == list(range(1, task.round + 1))
+        assert {part.name for part in task.story.nodes} == {"a", "b"}
+    assert [line["round"] for line in world.of("checkpoint.written")] == rounds
+    if losses:
+        best = int(np.argmin(losses))
+        told = {task.round: task.best for task, _ in world.evaluator.released}
+        assert told[best] is True
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    world = World(tmp_path, [FakeNode("a"), FakeNode("b")])
+    world.evaluator.release_error = LearnerError("the disk is full", reason="disk_full")
+    world.run()
+    assert world.of("checkpoint.failed")[0]["reason"] == "disk_full"
+    assert world.of("run.finished")

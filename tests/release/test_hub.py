@@ -68,6 +68,7 @@ def test_public_only_when_asked_and_what_is_there_stays_as_it_is(
     assert stand_in.repositories["user/old"].tags == ["v1"]
 
 
+@pytest.mark.slow
 def test_a_push_that_was_cut_off_is_taken_up(stand_in: HubStandIn, checkpoint: Path) -> None:
     stand_in.fail_uploads = 100
     with pytest.raises(TryAgainError, match="user/arm"):
