@@ -154,12 +154,21 @@ def test_metrics_are_served_and_a_taken_port_is_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     metrics = Metrics("probe", port=port)
-    metrics.pings_withheld("no_answer")
+
+    class Stuck(Service):
+        stuck_reasons = ("no_answer", "no_poll")
+
+        def look(self) -> Condition:
+            raise NotImplementedError
+
+    Stuck(metrics)._tell(Condition("it does not answer", stuck="no_answer"))
     metrics.serve()
     try:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'zk0d_watchdog_pings_withheld_total{reason="no_answer"} 1.0' in text
+        assert 'zk0d_watchdog_pings_withheld_total{reason="no_poll"} 0.0' in text
         assert 'zk0d_build_info{service="probe"' in text
+        assert "\nprocess_start_time_seconds " in text
         with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port} cannot be opened"):
             Metrics("other", port=port).serve()
     finally:
