@@ -65,6 +65,10 @@ constraints: venv ## Raise the pins in constraints.txt
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference
 
+.PHONY: monitoring-files
+monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and rules
+	$(BIN)/python -m zk0d.monitoring.reference
+
 .PHONY: clean
 clean: ## Remove the environment and what tools left
 	rm -rf $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

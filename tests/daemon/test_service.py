@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.services.listener import NotifyListener
@@ -168,7 +170,8 @@ def test_metrics_are_served_and_a_taken_port_is_a_sentence() -> None:
         assert 'zk0d_watchdog_pings_withheld_total{reason="no_answer"} 1.0' in text
         assert 'zk0d_watchdog_pings_withheld_total{reason="no_poll"} 0.0' in text
         assert 'zk0d_build_info{service="probe"' in text
-        assert "\nprocess_start_time_seconds " in text
+        (started,) = re.findall(r"^process_start_time_seconds (\S+)$", text, re.MULTILINE)
+        assert abs(float(started) - psutil.Process().create_time()) < 5
         with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port} cannot be opened"):
             Metrics("other", port=port).serve()
     finally:

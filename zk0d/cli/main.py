@@ -10,6 +10,7 @@ from zk0d.cli import (
     audit,
     client,
     config,
+    dashboards,
     data,
     demo,
     doctor,
@@ -43,6 +44,7 @@ app.add_typer(node.app, name="node")
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(dashboards.app, name="dashboards")
 app.command("version")(version.version)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from zk0d.daemon.child import Child
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import ChildError
@@ -56,6 +58,18 @@ class Backoff:
         return wait * (1 + random.uniform(-self.jitter, self.jitter))
 
 
+def child_counters(metrics: Metrics) -> tuple[Counter, Counter]:
+    """Starts by child, and starts after an end by child and reason."""
+    return (
+        metrics.counter("child_starts", "Starts of a supervised process.", ("child",)),
+        metrics.counter(
+            "child_restarts",
+            "Starts of a supervised process after an end that nobody asked for.",
+            ("child", "reason"),
+        ),
+    )
+
+
 class Supervised:
     """One child, kept running by a look from time to time. Look from one thread only.
 
@@ -92,14 +106,7 @@ class Supervised:
         self.last_end: End | None = None
         self.starts = 0
         self._argv, self._env, self._cwd = list(argv), dict(env), cwd
-        self._starts_total = metrics.counter(
-            "child_starts", "Starts of a supervised process.", ("child",)
-        )
-        self._restarts_total = metrics.counter(
-            "child_restarts",
-            "Starts of a supervised process after an end that nobody asked for.",
-            ("child", "reason"),
-        )
+        self._starts_total, self._restarts_total = child_counters(metrics)
         self._starts_total.labels(name)
         for known in (_plain_reason(1), _plain_reason(-9), *reasons):
             self._restarts_total.labels(name, known)
