@@ -52,10 +52,10 @@ def results() -> Panel:
 def refusals() -> Panel:
     return graph(
         "Refused updates by reason and node",
-        "Every refused update of this run. not_finite is a node whose training broke; norm_outlier"
+        "Refused updates of this run, the twenty most frequent. not_finite is a node whose training broke; norm_outlier"
         " and norm_cap may be one that means harm.",
         "short",
-        Query('zk0d_updates_rejected_total{node=~"$node"} > 0', "{{node}}: {{reason}}"),
+        Query('topk(20, zk0d_updates_rejected_total{node=~"$node"})', "{{node}}: {{reason}}"),
         Query("sum(zk0d_updates_rejected_total)", "all"),
         limits=((1, RED),),
     )
