@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,7 @@ class Watched:
 
     server: Prometheus
     endpoints: dict[str, str]  #: by the service's name
+    folders: tuple[Path, Path]  #: with settings: the coordinator's, a contributor's
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,9 @@ def watched(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
             wait_until(
                 lambda: bool(server.query("zk0d:train_step_seconds:mean5m")), "the rules", 60
             )
-            yield Watched(server, endpoints)
+            made = running.layout
+            folders = (made.coordinator, made.home(made.contributors[0]))
+            yield Watched(server, endpoints, folders)
     finally:
         gpu.close()
 
@@ -130,6 +135,31 @@ def test_the_figures_are_the_runs(watched: Watched) -> None:
             f'sum(zk0d_task_bytes_total{{direction="{theirs}", job="zk0d-client"}})'
         )
         assert payload < with_headers < 1.2 * payload + 1e5
+
+
+def test_top_shows_the_same_from_services_and_from_prometheus(watched: Watched) -> None:
+    def top(*arguments: str) -> str:
+        said = subprocess.run(
+            [Path(sys.executable).parent / "zk0bot", "top", "--once", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "140"},
+        )
+        assert said.returncode == 0, said.stderr
+        return said.stdout
+
+    whole = top("--prometheus", watched.server.url)
+    coordinator, contributor = (top("--folder", str(folder)) for folder in watched.folders)
+    for shown in (whole, coordinator):
+        assert "finished" in shown
+        assert "round 3/3" in shown
+        for node in ("contributor-a", "contributor-b"):
+            (line,) = (x for x in shown.splitlines() if x.startswith(node) and "online" in x)
+            assert line.split()[4:7] == ["3", "0", "0"], line
+    assert "round" not in contributor.replace("rounds", ""), "a node does not know the run's"
+    (line,) = (x for x in contributor.splitlines() if x.startswith("client-superexec"))
+    assert line.split()[1:3] == ["ready", str(3 * int(TINY["local-steps"]))], line
+    assert "does not answer" not in whole + coordinator + contributor
 
 
 def test_every_rule_is_well_and_nobody_cries(watched: Watched) -> None:

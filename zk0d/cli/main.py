@@ -20,6 +20,7 @@ from zk0d.cli import (
     server,
     status,
     stop,
+    top,
     version,
 )
 from zk0d.daemon.program import guarded
@@ -37,6 +38,7 @@ app.command("run")(run.run)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("top")(top.top)
 app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")

@@ -52,8 +52,8 @@ def results() -> Panel:
 def refusals() -> Panel:
     return graph(
         "Refused updates by reason and node",
-        "Refused updates of this run, the twenty most frequent. not_finite is a node whose training broke; norm_outlier"
-        " and norm_cap may be one that means harm.",
+        "Refused updates of this run, the twenty most frequent. not_finite is a node whose"
+        " training broke; norm_outlier and norm_cap may be one that means harm.",
         "short",
         Query('topk(20, zk0d_updates_rejected_total{node=~"$node"})', "{{node}}: {{reason}}"),
         Query("sum(zk0d_updates_rejected_total)", "all"),
