@@ -25,6 +25,7 @@ from zk0d.flower.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.logs import relay
 from zk0d.flower.roster import node_name, read_roster
+from zk0d.services import page
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
 from zk0d.services.figures import NodeCollector, RunCollector
@@ -177,6 +178,8 @@ class SuperlinkService(Service):
                     self._note(line["kind"], **facts)
         self._tell_who_came(nodes)
         self._presence.update(nodes, run)
+        if self._settings.gateway.status_page:
+            self._presence.page = page.render(nodes, run)
         self._node_figures.update(nodes, run)
         self._nodes.labels("online").set(online)
         self._nodes.labels("offline").set(len(nodes) - online)
