@@ -44,6 +44,22 @@ class Prometheus:
         }
 
 
+#: What Grafana puts in the place of its variables; the longer name first.
+_VARIABLES = {
+    "$__rate_interval": "1m",
+    "$__range_s": "600",
+    "$__range": "10m",
+    "$node": ".*",
+}
+
+
+def filled(expr: str) -> str:
+    """A dashboard's query as Prometheus can take it."""
+    for variable, value in _VARIABLES.items():
+        expr = expr.replace(variable, value)
+    return expr
+
+
 @contextmanager
 def prometheus(
     folder: Path, targets: Mapping[str, Sequence[tuple[str, dict[str, str]]]]

@@ -19,7 +19,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.demo.test_federation import TINY, finished, layout
 from tests.learner.test_metrics import FakeNvml
 from tests.monitoring.lint import panels_of
-from tests.monitoring.server import Prometheus, prometheus
+from tests.monitoring.preview import preview
+from tests.monitoring.server import Prometheus, filled, prometheus
 from tests.monitoring.tools import program
 from zk0d.config.machine import METRICS_PORTS
 from zk0d.config.run import RunSettings
@@ -28,18 +29,11 @@ from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.demo.federation import federation
 from zk0d.flower.control import COMPLETED
-from zk0d.monitoring.dashboards import PAGES, built
+from zk0d.monitoring.dashboards import PAGES, Page, built
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SERVER, CLIENT = ("superlink", "server-superexec"), ("supernode", "client-superexec")
-#: What Grafana puts in the place of its variables.
-VARIABLES = {
-    "$__rate_interval": "1m",
-    "$__range_s": "600",
-    "$__range": "10m",
-    "$node": ".*",
-}
 FAKE_GPU_PORT = 9479
 
 
@@ -106,8 +100,7 @@ def queries() -> list[Any]:
 
 @pytest.mark.parametrize("expr", queries())
 def test_a_panels_query_returns_data(watched: Watched, expr: str) -> None:
-    for variable, value in VARIABLES.items():
-        expr = expr.replace(variable, value)
+    expr = filled(expr)
     assert "$" not in expr, "a variable that no test knows"
     found = watched.server.query(expr)
     assert found, f"{expr} returns nothing"
@@ -160,6 +153,15 @@ def test_top_shows_the_same_from_services_and_from_prometheus(watched: Watched) 
     (line,) = (x for x in contributor.splitlines() if x.startswith("client-superexec"))
     assert line.split()[1:3] == ["ready", str(3 * int(TINY["local-steps"]))], line
     assert "does not answer" not in whole + coordinator + contributor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_preview_draws_every_panel(watched: Watched, tmp_path: Path, page: Page) -> None:
+    text = preview(page, watched.server)
+    (tmp_path / f"{page.name}.html").write_text(text)
+    assert text.count("<section") == len(built(page)["panels"])
+    assert "no data" not in text
+    assert text.count("<svg") == sum(p["type"] == "timeseries" for p in panels_of(built(page)))
 
 
 def test_every_rule_is_well_and_nobody_cries(watched: Watched) -> None:
