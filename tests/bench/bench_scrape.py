@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,11 @@ from zk0d.daemon.child import wait_until
 from zk0d.daemon.metrics import Metrics
 from zk0d.federation.facts import NewestRun, NodeFacts, RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.learner.metrics import LearnerMetrics
 from zk0d.services.figures import NodeCollector, RunCollector
 
 SCRAPES = 50
+REPORTS = 2000
 PHASES = ("load", "evaluate", "train", "encode", "transfer")
 
 
@@ -59,6 +62,7 @@ def fleet(count: int) -> CollectorRegistry:
 def main() -> None:
     rows = [*_services(), *_fleets()]
     show("a scrape", ("service", "median", "worst", "series", "page"), rows)
+    show("a step's report, on the training thread", ("", "median", "of a 10 ms step"), _reports())
 
 
 def _services() -> list[tuple[str, ...]]:
@@ -110,6 +114,35 @@ def _fleets() -> list[tuple[str, ...]]:
                 time.thread_time,
             )
         )
+    return rows
+
+
+def _reports() -> list[tuple[str, ...]]:
+    """What training waits for: alone, and while another thread scrapes without a pause."""
+    figures = LearnerMetrics(Metrics("learner", part="learner"), ("train",))
+    figures.began()
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.is_set():
+            figures.page()
+
+    rows = []
+    for title, scraped in (("alone", False), ("while it is scraped without a pause", True)):
+        thread = threading.Thread(target=scrape, daemon=True)
+        if scraped:
+            thread.start()
+        seconds = []
+        for step in range(REPORTS):
+            began = time.perf_counter()
+            figures.progress({"event": "progress", "step": step, "seconds": float(step)})
+            seconds.append(time.perf_counter() - began)
+            time.sleep(1e-4)  # a step's work outside Python, in which others may run
+        median = statistics.median(seconds)
+        rows.append((title, f"{median * 1e6:.0f} us", f"{median / 10e-3:.2%}"))
+        if scraped:
+            over.set()
+            thread.join()
     return rows
 
 
