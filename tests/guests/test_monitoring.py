@@ -24,6 +24,7 @@ from zk0d.monitoring.export import export
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
 
 PROGRAMS, FOLDER = "/opt/prometheus", "/srv/prometheus"
+TEMPLATES = "/usr/share/prometheus/alertmanager"
 WINDOW, HELD, AWAY = "45s", "5s", "30"
 #: The host's own disk, which all guests have.
 NOT_OURS = {"Zk0dDiskFilling", "Zk0dDiskFull"}
@@ -54,6 +55,11 @@ def compressed(rules: str) -> str:
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
+def _templates() -> Path:
+    """Debian's alertmanager reads its templates from a fixed place."""
+    return Path(program("prometheus-alertmanager")).parents[1] / "share/prometheus/alertmanager"
+
+
 class Watched(Fleet):
     """A fleet of three nodes whose coordinator runs Prometheus and alertmanager."""
 
@@ -68,7 +74,12 @@ class Watched(Fleet):
 
     def _machine(self, name: str, role: str) -> Guest:
         if role == "server":
-            self._mounts = {**self._mounts, self._programs: PROGRAMS}
+            whole = {**self._mounts, self._programs: PROGRAMS, _templates(): TEMPLATES}
+            plain, self._mounts = self._mounts, whole
+            try:
+                return super()._machine(name, role)
+            finally:
+                self._mounts = plain
         return super()._machine(name, role)
 
     @staticmethod

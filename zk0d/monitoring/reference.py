@@ -33,8 +33,8 @@ The format is Prometheus' text or OpenMetrics, as the asking side prefers. A lea
 evaluator have no network; the SuperExec beside them asks over their socket at each scrape (a second
 at most) and shows their figures. Figures of a run are made from its journal, so a restart loses
 nothing; counters of a run begin at 0 with each run. Nothing that a node writes becomes a label
-before it was checked, so that the number of series is bounded: fewer than thirty for each node of the
-run, and a hundred besides.
+before it was checked, so that the number of series is bounded: fewer than thirty for each node of
+the run, and a hundred besides.
 
 Seconds per optimizer step are the rate of `zk0d_train_seconds_total` divided by the rate of
 `zk0d_train_steps_total` (`zk0d:train_step_seconds:mean5m`): progress is reported for several steps
