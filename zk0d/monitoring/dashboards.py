@@ -20,6 +20,7 @@ from zk0d.monitoring.panels import SOURCE, Panel
 from zk0d.monitoring.rows import (
     anatomy,
     contributor,
+    cost,
     hardware,
     learning,
     nodes,
@@ -88,7 +89,7 @@ PAGES = (
         "What one machine does for the federation, and what that costs its owner.",
         (
             Row(contributor.TITLE, contributor.panels),
-            Row(contributor.Cost.TITLE, contributor.Cost.panels),
+            Row(cost.TITLE, cost.panels),
         ),
         span="now-24h",
     ),

@@ -101,8 +101,8 @@ def online() -> Panel:
 def policy_loss() -> Panel:
     return graph(
         "Policy loss by dataset",
-        "Loss on the coordinator's held-out recordings, and dashed in the legend as 'start' what it"
-        " was before any training. It should fall and stay below its start.",
+        "Loss on the coordinator's held-out recordings, and as 'start' what it was before any"
+        " training. It should fall and stay below its start.",
         "none",
         Query("zk0d_policy_loss", "{{dataset}}"),
         Query("zk0d_policy_loss_baseline", "{{dataset}}, start"),
