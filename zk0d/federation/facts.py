@@ -150,7 +150,8 @@ class RunFacts:
 
     def _of_a_node(self, kind: str, line: dict[str, Any]) -> None:
         if kind == "node.joined":
-            self.names[line["key"]] = line["node"]
+            if "key" in line:  # journals of the first versions have none
+                self.names[line["key"]] = line["node"]
             self._member(line["node"]).version = line.get("version", "")
         elif kind == "node.lost":
             self._member(line["node"]).updates[LOST] += 1
