@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = CliRunner().invoke(app, ["dashboards", "export", str(tmp_path / "file")])
     assert "cannot be written" in str(said.exception)
+
+
+def test_without_the_builder_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("zk0d.monitoring")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("zk0d.monitoring.export", raising=False)
+    monkeypatch.setitem(sys.modules, "grafana_foundation_sdk.builders", None)
+    said = CliRunner().invoke(app, ["dashboards", "export", str(tmp_path)])
+    assert "install zk0d[monitoring]" in str(said.exception)

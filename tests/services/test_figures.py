@@ -124,3 +124,18 @@ def test_what_became_of_updates_is_counted_from_zero() -> None:
     text = shown(facts)
     assert 'zk0d_node_updates_total{node="left",result="lost"} 1.0' in text
     assert 'zk0d_node_sits_out{node="left"} 1.0' in text
+
+
+def test_a_journal_of_an_older_version_is_read() -> None:
+    facts = RunFacts(run="7")
+    facts.take({"kind": "node.joined", "node": "left"})
+    facts.take(
+        {
+            "kind": "round.started",
+            "time": 1.0,
+            "nodes": ["left"],
+            "learning_rate": 0.1,
+            "proximal_mu": 0.0,
+        }
+    )
+    assert 'zk0d_node_info{node="left",version=""} 1.0' in shown(facts)
