@@ -246,7 +246,7 @@ def test_one_that_is_killed_and_one_that_is_cut_off(
     names = {node for _, node in watched.alerts()}
     assert watched.nodes[0].name not in names, "the one that is well is in no alert"
     cut.heal()
-    killed.start()
+    killed.start(180)
     wait_for_updates(watched, run, {node.name for node in watched.nodes}, time.time())
     cleared = watched.wait_for_quiet()
     with capsys.disabled():
