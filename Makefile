@@ -70,12 +70,16 @@ format: venv ## Format the code
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
 	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
-	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation --extra monitoring \
 	  pyproject.toml -o constraints.txt
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference
+
+.PHONY: monitoring-files
+monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and rules
+	$(BIN)/python -m zk0d.monitoring.reference
 
 .PHONY: clean
 clean: ## Remove the environment and what tools left

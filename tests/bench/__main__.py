@@ -1,4 +1,4 @@
-"""``make bench [ARGS='codec step round exchange memory learning idle']``."""
+"""``make bench [ARGS='codec step round exchange memory learning idle scrape']``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-BENCHES = ("codec", "step", "round", "exchange", "memory", "learning", "idle")
+BENCHES = ("codec", "step", "round", "exchange", "memory", "learning", "idle", "scrape")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.services.listener import NotifyListener
@@ -154,12 +156,22 @@ def test_metrics_are_served_and_a_taken_port_is_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     metrics = Metrics("probe", port=port)
-    metrics.pings_withheld("no_answer")
+
+    class Stuck(Service):
+        stuck_reasons = ("no_answer", "no_poll")
+
+        def look(self) -> Condition:
+            raise NotImplementedError
+
+    Stuck(metrics)._tell(Condition("it does not answer", stuck="no_answer"))
     metrics.serve()
     try:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'zk0d_watchdog_pings_withheld_total{reason="no_answer"} 1.0' in text
+        assert 'zk0d_watchdog_pings_withheld_total{reason="no_poll"} 0.0' in text
         assert 'zk0d_build_info{service="probe"' in text
+        (started,) = re.findall(r"^process_start_time_seconds (\S+)$", text, re.MULTILINE)
+        assert abs(float(started) - psutil.Process().create_time()) < 5
         with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port} cannot be opened"):
             Metrics("other", port=port).serve()
     finally:

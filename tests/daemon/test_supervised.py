@@ -24,18 +24,20 @@ Made = Callable[..., Supervised]
 def make(tmp_path: Path, request: pytest.FixtureRequest) -> Made:
     def make(code: str, **how: object) -> Supervised:
         lines: list[str] = []
+        metrics = Metrics("test")
         made = Supervised(
             "probe",
             [sys.executable, "-c", code],
             dict(os.environ),
             tmp_path,
-            Metrics("test"),
+            metrics,
             log=lines.append,
             **{"backoff": Backoff(shortest=0.05, longest=0.2, stable=60), **how},  # type: ignore[arg-type]
         )
         request.addfinalizer(lambda: made.stop("test ends", grace=1))
         made.start()
         made.lines = lines  # type: ignore[attr-defined]
+        made.value = metrics.registry.get_sample_value  # type: ignore[attr-defined]
         return made
 
     return make
@@ -49,16 +51,16 @@ def test_a_killed_child_is_started_again(make: Made) -> None:
     child = make(SLEEPER)
     before = child.pid
     assert before is not None
+    series = ("zk0d_child_restarts_total", {"child": "probe", "reason": "signal 9"})
+    assert child.value(*series) == 0, "there before the first, so that a rate sees it"  # type: ignore[attr-defined]
     os.kill(before, signal.SIGKILL)
     looked(child, State.WAITING)
     assert child.last_end is not None
     assert child.last_end.reason == "signal 9"
     looked(child, State.RUNNING)
     assert child.pid != before
-    counted = child._metrics.registry.get_sample_value(
-        "zk0d_child_restarts_total", {"child": "probe", "reason": "signal 9"}
-    )
-    assert counted == 1
+    assert child.value(*series) == 1  # type: ignore[attr-defined]
+    assert child.value("zk0d_child_starts_total", {"child": "probe"}) == 2  # type: ignore[attr-defined]
 
 
 def test_what_it_wrote_says_why(make: Made) -> None:

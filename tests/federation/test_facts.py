@@ -99,7 +99,7 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
 
 
 def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path) -> None:
-    from zk0d.services.superlink import RunCollector
+    from zk0d.services.figures import RunCollector
 
     write(Journal(tmp_path / "7", "7"))
     newest = NewestRun(tmp_path)

@@ -170,7 +170,7 @@ def test_progress_is_streamed(scripted: Scripted, client: LearnerClient) -> None
 
     def work(task: Message, payload: Payload | None, control: TaskControl) -> Any:
         for step in range(3):
-            control.report({"event": "progress", "step": step})
+            control.report({"event": "progress", "step": step, "seconds": 0.1 * step})
         # The last events and the end may come in one piece; the first two cannot be overtaken.
         assert seen_two.wait(10)
         return before(task, payload, control)

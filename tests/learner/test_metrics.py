@@ -55,6 +55,10 @@ def test_tasks_are_counted_by_how_they_ended_and_read_through_the_superexec(tmp_
         assert value(after, 'zk0d_tasks_total{kind="start",result="data_error"}') == 1
         assert value(after, "zk0d_learner_busy") == 0
         assert "zk0d_build_info" not in after, "the SuperExec has its own"
+        assert 'zk0d_learner_build_info{service="learner"' in after
+        assert value(after, 'zk0d_task_bytes_total{direction="received"}') > 0
+        assert value(after, 'zk0d_task_bytes_total{direction="sent"}') > 0
+        assert value(after, 'zk0d_task_seconds_total{kind="start"}') > 0
 
 
 def test_a_learner_that_is_away_is_one_series(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_a_scrape_does_not_wait_for_a_task(tmp_path: Path) -> None:
 
     def work(task, payload, control):  # type: ignore[no-untyped-def]
         for step in (4, 10):
-            control.report({"event": "progress", "step": step, "steps": 20})
+            control.report({"event": "progress", "step": step, "steps": 20, "seconds": 0.5 * step})
         page_now = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=5)
         seen.append(page_now.get("http://learner/metrics").text)
         raise DataError("enough.")
@@ -80,7 +84,8 @@ def test_a_scrape_does_not_wait_for_a_task(tmp_path: Path) -> None:
         client.start(TASK)
     assert value(seen[0], "zk0d_train_steps_total") == 10
     assert value(seen[0], "zk0d_learner_busy") == 1
-    assert value(seen[0], "zk0d_train_step_seconds") > 0
+    assert value(seen[0], "zk0d_train_seconds_total") == 5
+    assert value(seen[0], "zk0d_learner_last_progress_timestamp_seconds") > 1e9
 
 
 def test_the_recordings_are_told() -> None:

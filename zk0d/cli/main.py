@@ -11,6 +11,7 @@ from zk0d.cli import (
     client,
     compare,
     config,
+    dashboards,
     data,
     demo,
     doctor,
@@ -22,6 +23,7 @@ from zk0d.cli import (
     simulate,
     status,
     stop,
+    top,
     train,
     version,
 )
@@ -43,6 +45,7 @@ app.command("train")(train.train)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("top")(top.top)
 app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
@@ -52,6 +55,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(release.app, name="release")
 app.command("push")(release.push)
 app.add_typer(config.app, name="config")
+app.add_typer(dashboards.app, name="dashboards")
 app.command("version")(version.version)
 
 

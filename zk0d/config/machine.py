@@ -305,6 +305,10 @@ class GatewaySettings(Settings):
         200, description="More from one address are delayed, then refused (429)."
     )
     connections: PositiveInt = Field(64, description="More at once from one address are refused.")
+    status_page: bool = Field(
+        False,
+        description="Show run, loss and participation by alias at /zk0d/v1/ to whoever asks.",
+    )
 
 
 class AutorunSettings(Settings):

@@ -34,8 +34,8 @@ class GpuCollector:
         self._lock = threading.Lock()  # of scrapes among themselves
 
     def describe(self) -> list[Metric]:
-        """Nothing in advance: whether there is a GPU shows at a scrape."""
-        return []
+        """The families without values."""
+        return list(self._families())
 
     def collect(self) -> Iterator[Metric]:
         """The figures, in base units."""
@@ -44,14 +44,7 @@ class GpuCollector:
                 self._loaded, self._nvml = True, self._load()
         if self._nvml is None:
             return
-        temperature = GaugeMetricFamily(
-            "zk0d_gpu_temperature_celsius", "Temperature of the GPU.", labels=("gpu",)
-        )
-        power = GaugeMetricFamily("zk0d_gpu_power_watts", "Power it draws.", labels=("gpu",))
-        memory = GaugeMetricFamily("zk0d_gpu_memory_bytes", "Its memory.", labels=("gpu", "kind"))
-        busy = GaugeMetricFamily(
-            "zk0d_gpu_utilization_ratio", "Part of the time that it worked.", labels=("gpu",)
-        )
+        temperature, power, memory, busy = self._families()
         n = self._nvml
         for index in range(self._ask(n.nvmlDeviceGetCount) or 0):
             handle, gpu = self._ask(n.nvmlDeviceGetHandleByIndex, index), str(index)
@@ -71,6 +64,23 @@ class GpuCollector:
             if rates is not None:
                 busy.add_metric((gpu,), rates.gpu / 100)
         yield from (family for family in (temperature, power, memory, busy) if family.samples)
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, ...]:
+        return (
+            GaugeMetricFamily(
+                "zk0d_gpu_temperature_celsius", "Temperature of a GPU.", labels=("gpu",)
+            ),
+            GaugeMetricFamily("zk0d_gpu_power_watts", "Power a GPU draws.", labels=("gpu",)),
+            GaugeMetricFamily(
+                "zk0d_gpu_memory_bytes",
+                "Memory of a GPU: used, and total.",
+                labels=("gpu", "kind"),
+            ),
+            GaugeMetricFamily(
+                "zk0d_gpu_utilization_ratio", "Part of the time that a GPU worked.", labels=("gpu",)
+            ),
+        )
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -54,6 +54,8 @@ class Service(ABC):
 
     name = "service"
     interval = 1.0  #: seconds between two looks
+    #: What :attr:`Condition.stuck` may say: each is counted from 0.
+    stuck_reasons: tuple[str, ...] = ()
 
     def __init__(self, metrics: Metrics, notify: Notify | None = None) -> None:
         self.metrics = metrics
@@ -64,6 +66,13 @@ class Service(ABC):
         self._ready = False
         self._last_status = self._last_event = ""
         self._last_alive = 0.0
+        self._withheld = metrics.counter(
+            metrics.own("watchdog_pings_withheld"),
+            "Looks that saw no progress, after which systemd's watchdog was not fed.",
+            ("reason",),
+        )
+        for reason in self.stuck_reasons:
+            self._withheld.labels(reason)
 
     def start(self) -> None:  # noqa: B027 - a service may have nothing to begin
         """Begin; raises :class:`Zk0dError` if it cannot."""
@@ -123,7 +132,7 @@ class Service(ABC):
                 self._last_event = event
                 log.info("%s", condition.status)
         if condition.stuck:
-            self.metrics.pings_withheld(condition.stuck)
+            self._withheld.labels(condition.stuck).inc()
             return
         wanted = self.notify.watchdog_seconds
         if wanted and time.monotonic() - self._last_alive > wanted / 4:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from zk0d.daemon.child import Child
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import ChildError
@@ -56,6 +58,18 @@ class Backoff:
         return wait * (1 + random.uniform(-self.jitter, self.jitter))
 
 
+def child_counters(metrics: Metrics) -> tuple[Counter, Counter]:
+    """Starts by child, and starts after an end by child and reason."""
+    return (
+        metrics.counter("child_starts", "Starts of a supervised process.", ("child",)),
+        metrics.counter(
+            "child_restarts",
+            "Starts of a supervised process after an end that nobody asked for.",
+            ("child", "reason"),
+        ),
+    )
+
+
 class Supervised:
     """One child, kept running by a look from time to time. Look from one thread only.
 
@@ -66,6 +80,8 @@ class Supervised:
     reason
         Says from an exit status and the last lines why it ended; a short name, or ``""`` if it
         cannot tell.
+    reasons
+        What ``reason`` and :meth:`restart` may say: each is counted from 0.
     most_deaths
         Deaths in a row after which :meth:`look` raises :class:`ChildError`; 0 never.
     """
@@ -80,6 +96,7 @@ class Supervised:
         *,
         log: Path | Callable[[str], None],
         reason: Reason = lambda status, lines: "",
+        reasons: tuple[str, ...] = (),
         backoff: Backoff = Backoff(),
         most_deaths: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -89,7 +106,10 @@ class Supervised:
         self.last_end: End | None = None
         self.starts = 0
         self._argv, self._env, self._cwd = list(argv), dict(env), cwd
-        self._metrics = metrics
+        self._starts_total, self._restarts_total = child_counters(metrics)
+        self._starts_total.labels(name)
+        for known in (_plain_reason(1), _plain_reason(-9), *reasons):
+            self._restarts_total.labels(name, known)
         self._log = log
         self._reason = reason
         self._backoff = backoff
@@ -172,10 +192,11 @@ class Supervised:
 
     def _spawn(self) -> None:
         if self.last_end is not None and self.state is State.WAITING:
-            self._metrics.restarts.labels(self.name, self.last_end.reason).inc()
+            self._restarts_total.labels(self.name, self.last_end.reason).inc()
         self._child = Child(self.name, self._argv, self._env, self._log, self._cwd)
         self._started = self._clock()
         self.starts += 1
+        self._starts_total.labels(self.name).inc()
         self.state = State.RUNNING
         _logger.info("%s started (pid %d)", self.name, self._child.pid)
 

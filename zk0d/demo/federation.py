@@ -7,7 +7,7 @@ evaluator of the coordinator; SuperNode, SuperExec and learner of each contribut
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,11 @@ class Federation:
 
 @contextmanager
 def federation(
-    layout: Layout, *, cpu_threads: int, open_control: bool = False
+    layout: Layout,
+    *,
+    cpu_threads: int,
+    open_control: bool = False,
+    metrics_hosts: Sequence[str] = (),
 ) -> Iterator[Federation]:
     """Start every service, let the nodes in, and stop every process at the end, however it comes.
 
@@ -70,6 +74,9 @@ def federation(
         Threads of each learner.
     open_control
         Let Flower's own program start runs, too.
+    metrics_hosts
+        Addresses at which Prometheus can read the coordinator and each contributor, in this order;
+        different ones, because the ports are the same. Without, none is read.
 
     Raises
     ------
@@ -78,7 +85,7 @@ def federation(
     """
     check_version()
     files = _Files(layout)
-    files.write(cpu_threads, open_control)
+    files.write(cpu_threads, open_control, metrics_hosts)
     try:
         with (
             Foreground(layout.root, lambda name: layout.logs / f"{name}.log", restart=False) as run,
@@ -158,9 +165,11 @@ class _Files:
     def node_secret(self, contributor: Contributor) -> Path:
         return self._layout.home(contributor) / "superexec.secret"
 
-    def write(self, cpu_threads: int, open_control: bool) -> None:
+    def write(self, cpu_threads: int, open_control: bool, metrics_hosts: Sequence[str]) -> None:
         """``server.toml`` and each ``client.toml``, as an operator would write them."""
         layout = self._layout
+        metrics = [f"host = {toml_string(host)}" for host in metrics_hosts]
+        metrics = metrics or ["enabled = false"] * (1 + layout.count)
         evaluations = "".join(
             f"\n[[evaluation]]\n"
             f"name = {toml_string(contributor.letter)}\n"
@@ -186,13 +195,15 @@ class _Files:
             f"[superexec]\n"
             f"state = {toml_string(home / 'superexec')}\n"
             f"poll-interval = {SUPEREXEC_POLL}\n\n"
-            f"[metrics]\nenabled = false\n\n"
+            f"[metrics]\n{metrics[0]}\n\n"
             f"[evaluator]\n"
             f"socket = {toml_string(layout.socket('evaluator'))}\n"
             f"{evaluations}",
             encoding="utf-8",
         )
-        for contributor, port in zip(layout.contributors, self._node_ports, strict=True):
+        for number, (contributor, port) in enumerate(
+            zip(layout.contributors, self._node_ports, strict=True)
+        ):
             home = layout.home(contributor)
             layout.client_config(contributor).write_text(
                 f"name = {toml_string(contributor.name)}\n"
@@ -209,7 +220,7 @@ class _Files:
                 f"[superexec]\n"
                 f"state = {toml_string(home / 'superexec')}\n"
                 f"poll-interval = {SUPEREXEC_POLL}\n\n"
-                f"[metrics]\nenabled = false\n\n"
+                f"[metrics]\n{metrics[1 + number]}\n\n"
                 f"[learner]\n"
                 f"socket = {toml_string(layout.socket(contributor.letter))}\n"
                 f"cpu-threads = {cpu_threads}\n",

@@ -205,6 +205,7 @@ class Fleet:
             frames=reply.usable_frames,
             episodes=reply.recordings.episodes,
             shares_statistics=reply.statistics is not None,
+            version=reply.version,
         )
 
     def _give_up_lost(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -16,6 +16,10 @@ from zk0d.learning.statistics import Statistics
 
 #: Raised when a message changes its meaning; both ends must speak the same.
 PROTOCOL: Literal[2] = 2
+
+
+#: A program's version; what a node sends becomes a metric's label.
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!-]{0,40}$")]
 
 
 class Message(Settings):
@@ -49,6 +53,7 @@ class QueryReply(Message):
     recordings: RecordingsSummary
     usable_frames: NonNegativeInt
     statistics: Statistics | None = Field(description="None if the owner does not share them.")
+    version: Version = Field("", description="Of the node's zk0d.")
 
 
 class Notice(Message):

@@ -23,6 +23,7 @@ class Node:
     name: str  #: what the roster calls it
     online: bool
     activated: float  #: seconds since the epoch when its session began; 0 if unknown
+    counted_until: float = 0.0  #: when the SuperLink stops, or stopped, to count it online
 
     @classmethod
     def of(cls, info: Any) -> Node:
@@ -35,6 +36,7 @@ class Node:
             name=getattr(info, "name", "") or key[:12],
             online=info.status == ONLINE,
             activated=_timestamp(getattr(info, "last_activated_at", "")),
+            counted_until=float(getattr(info, "online_until", 0.0) or 0.0),
         )
 
 

@@ -400,6 +400,7 @@ class Run:
             nodes=list(reach),
             learning_rate=task.schedule.rate(task.first_step),
             proximal_mu=task.proximal_mu,
+            deadline_seconds=task.deadline_seconds,
             reasons=list(plan.reasons),
             boosts={name: boost for name, boost in plan.boosts.items() if name in reach},
         )

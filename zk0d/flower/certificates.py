@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from zk0d.flower.keys import write_private
 CA_DAYS = 3650
 SERVER_DAYS = 397
 RENEW_DAYS = 30  #: renewed when it is valid for less
+SHOWN_SECONDS = 2.0  #: a server has so long to show its certificate
 LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -94,6 +96,29 @@ def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = 
             draft.write_bytes(content)
         draft.replace(folder / name)
     return True
+
+
+def expiry_of(path: Path) -> float:
+    """When the certificate in a file ends, in seconds since 1970.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read, or is no certificate.
+    """
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+
+
+def shown_expiry(port: int) -> float:
+    """When the certificate ends that a server on loopback shows: not what lies on its disk.
+
+    Raises
+    ------
+    OSError
+        If none answers there.
+    """
+    shown = ssl.get_server_certificate(("127.0.0.1", port), timeout=SHOWN_SECONDS)
+    return x509.load_pem_x509_certificate(shown.encode()).not_valid_after_utc.timestamp()
 
 
 def names_of(certificate: x509.Certificate) -> list[str]:

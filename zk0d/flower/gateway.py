@@ -1,4 +1,7 @@
-"""The gateway's nginx configuration: nodes see the Fleet API and the presence page, no more."""
+"""The gateway's nginx configuration: nodes see the Fleet API and the presence page, no more.
+
+People see the status page, where ``gateway.status-page`` switches it on.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +78,19 @@ http {{
             proxy_pass http://127.0.0.1:{presence};
         }}
 
-        location / {{ return 403; }}
+{page}        location / {{ return 403; }}
     }}
 }}
+"""
+
+
+_PAGE = """\
+        location = /zk0d/v1/ {{
+            limit_except GET {{ deny all; }}
+            limit_req zone=presence burst=20 nodelay;
+            proxy_pass http://127.0.0.1:{presence};
+        }}
+
 """
 
 
@@ -118,4 +131,5 @@ def configuration(
         body=gateway.body_limit_mib,
         link=link.port,
         presence=link.presence_port,
+        page=_PAGE.format(presence=link.presence_port) if gateway.status_page else "",
     )

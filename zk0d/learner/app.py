@@ -47,7 +47,7 @@ class LearnerApp:
 
     def __init__(self, learner: Learner, metrics: LearnerMetrics | None = None) -> None:
         self._learner = learner
-        self._metrics = metrics or LearnerMetrics(Metrics("learner"), learner.kinds)
+        self._metrics = metrics or LearnerMetrics(Metrics("learner", part="learner"), learner.kinds)
         # One thread: a policy is no thread's but this one's.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._control: TaskControl | None = None
@@ -93,6 +93,7 @@ class LearnerApp:
         try:
             async for piece in request.stream():
                 reader.feed(piece)
+                self._metrics.received(len(piece))
             task, payload = reader.finish(expected)
         except Zk0dError as error:
             self._over(kind, error.reason)
@@ -162,7 +163,12 @@ class LearnerApp:
         result, self._result = self._result, None
         if result is None or result.name != request.path_params["name"]:
             return JSONResponse({"reason": "no_result"}, status_code=404)
-        return StreamingResponse(_pieces(result.message, result.payload), media_type=BODY_TYPE)
+        return StreamingResponse(self._pieces(result.message, result.payload), media_type=BODY_TYPE)
+
+    async def _pieces(self, message: Message, payload: Payload | None) -> AsyncIterator[bytes]:
+        for piece in write_body(message, payload):
+            self._metrics.sent(len(piece))
+            yield piece
 
 
 def _result_of(working: asyncio.Future[Any]) -> str:
@@ -171,11 +177,6 @@ def _result_of(working: asyncio.Future[Any]) -> str:
     if error is None:
         return "done"
     return error.reason if isinstance(error, Zk0dError) else type(error).__name__
-
-
-async def _pieces(message: Message, payload: Payload | None) -> AsyncIterator[bytes]:
-    for piece in write_body(message, payload):
-        yield piece
 
 
 def _line(event: dict[str, Any]) -> str:

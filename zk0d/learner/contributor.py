@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
@@ -97,6 +98,7 @@ class Contributor(Learner):
             recordings=data.summary,
             usable_frames=len(data.usable),
             statistics=data.statistics() if self.settings.share_statistics else None,
+            version=version("zk0d"),
         )
 
     def _train(
@@ -302,13 +304,21 @@ def _encode(
 
 
 def _reporter(control: TaskControl, steps: int) -> Any:
-    last = 0.0
+    last, began = 0.0, time.monotonic()
 
     def report(step: int, loss: float) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS or step == steps:
             last = now
-            control.report({"event": "progress", "step": step, "steps": steps, "loss": loss})
+            control.report(
+                {
+                    "event": "progress",
+                    "step": step,
+                    "steps": steps,
+                    "loss": loss,
+                    "seconds": now - began,
+                }
+            )
 
     return report

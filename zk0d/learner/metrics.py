@@ -21,8 +21,17 @@ class LearnerMetrics:
     def __init__(self, metrics: Metrics, kinds: Iterable[str]) -> None:
         self._metrics = metrics
         self._steps = metrics.counter("train_steps", "Optimizer steps taken.")
-        self._pace = metrics.gauge(
-            "train_step_seconds", "Seconds per optimizer step, over the newest ones."
+        # Progress comes for several steps at once: a histogram would be one of means. Of two
+        # counters any window gives seconds per step, and the sum is what training cost.
+        self._seconds = metrics.counter("train_seconds", "Time spent in optimizer steps.")
+        self._bytes = metrics.counter(
+            "task_bytes", "Bytes of tasks and their results.", ("direction",)
+        )
+        self._task_seconds = metrics.counter(
+            "task_seconds", "Time spent on tasks, however they ended.", ("kind",)
+        )
+        self._progress = metrics.gauge(
+            "learner_last_progress_timestamp_seconds", "When a task last began, moved or ended."
         )
         self._busy = metrics.gauge("learner_busy", "1 while a task is worked on.")
         self._loaded = metrics.gauge("policy_loaded", "1 if a policy is loaded.")
@@ -30,33 +39,40 @@ class LearnerMetrics:
         self._episodes = metrics.gauge("episodes", "Episodes of the recordings.", ("dataset",))
         self._tasks = metrics.counter("tasks", "Tasks by how they ended.", ("kind", "result"))
         for kind in kinds:
-            self._tasks.labels(kind, "done").inc(0)
-        for gauge in (self._pace, self._busy, self._loaded):
-            gauge.set(0)
+            self._tasks.labels(kind, "done")
+            self._task_seconds.labels(kind)
+        self._received, self._sent = self._bytes.labels("received"), self._bytes.labels("sent")
         metrics.collect(GpuCollector())
-        self._step, self._at = 0, 0.0
+        self._step, self._trained, self._began = 0, 0.0, 0.0
 
     def began(self) -> None:
         """A task begins."""
         self._busy.set(1)
-        self._step, self._at = 0, time.monotonic()
+        self._progress.set_to_current_time()
+        self._step, self._trained, self._began = 0, 0.0, time.monotonic()
+
+    def received(self, count: int) -> None:
+        """Bytes of a task came."""
+        self._received.inc(count)
+
+    def sent(self, count: int) -> None:
+        """Bytes of a result are sent."""
+        self._sent.inc(count)
 
     def progress(self, event: Mapping[str, Any]) -> None:
         """A task tells how far it is."""
         if "step" not in event:
             return
-        now = time.monotonic()
-        steps = event["step"] - self._step
-        if steps > 0:
-            self._steps.inc(steps)
-            # Before the first of them policy and caches were loaded.
-            if self._step:
-                self._pace.set((now - self._at) / steps)
-        self._step, self._at = event["step"], now
+        self._progress.set_to_current_time()
+        self._steps.inc(max(0, event["step"] - self._step))
+        self._seconds.inc(max(0.0, event["seconds"] - self._trained))
+        self._step, self._trained = event["step"], event["seconds"]
 
     def ended(self, kind: str, result: str) -> None:
         """A task is over."""
         self._busy.set(0)
+        self._progress.set_to_current_time()
+        self._task_seconds.labels(kind).inc(time.monotonic() - self._began)
         self._tasks.labels(kind, result).inc()
 
     def facts(self, facts: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from typing import Any
 
 import uvicorn
 
-from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.machine import CacheSettings, ClientSettings, ServerSettings
+from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.errors import TryAgainError, UnavailableError
@@ -38,12 +40,24 @@ class LearnerService(Service):
     ----------
     make
         Opens the learner; may take long. Returns it with the path of its socket.
+    cache
+        Where frames are kept that have no room in memory.
     """
 
-    def __init__(self, name: str, make: Callable[[], tuple[Learner, Path]]) -> None:
+    stuck_reasons = tuple(f"{kind}_stands_still" for kind in ("query", "train", "evaluate"))
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], tuple[Learner, Path]],
+        cache: CacheSettings | None = None,
+    ) -> None:
         # It has no network: its metrics are read through its socket.
-        super().__init__(Metrics(name))
         self.name = name
+        super().__init__(Metrics(name, part="learner"))
+        if cache is not None:
+            folder = cache.folder or Path(tempfile.gettempdir())
+            self.metrics.collect(DiskCollector({"cache": folder}))
         self._make = make
         self._path: Path | None = None
         self._server: uvicorn.Server | None = None
@@ -119,8 +133,13 @@ def run(config: Path, *, evaluator: bool) -> None:
     Zk0dError
         If settings, recordings or socket are not as they must be; before anything is served.
     """
-    name = "evaluator" if evaluator else "learner"
-    LearnerService(name, lambda: _make(config, evaluator)).run()
+    # Settings first: a mistake there should not have to wait for torch to load.
+    if evaluator:
+        server = ServerSettings.load(config)
+        LearnerService("evaluator", lambda: _evaluator(server), server.evaluator.cache).run()
+    else:
+        client = ClientSettings.load(config)
+        LearnerService("learner", lambda: _contributor(client), client.learner.cache).run()
 
 
 def _sentence(doing: dict[str, Any]) -> str:
@@ -139,21 +158,20 @@ def inherited() -> socket.socket | None:
     return socket.socket(fileno=FIRST_INHERITED) if count else None
 
 
-def _make(config: Path, evaluator: bool) -> tuple[Learner, Path]:
-    # Settings first: a mistake there should not have to wait for torch to load.
-    if evaluator:
-        server = ServerSettings.load(config)
-        from zk0d.learner.evaluator import CoordinatorEvaluator
+def _evaluator(settings: ServerSettings) -> tuple[Learner, Path]:
+    from zk0d.learner.evaluator import CoordinatorEvaluator
 
-        made = CoordinatorEvaluator(server)
-        made.open()
-        return made, server.evaluator.socket
-    client = ClientSettings.load(config)
+    made = CoordinatorEvaluator(settings)
+    made.open()
+    return made, settings.evaluator.socket
+
+
+def _contributor(settings: ClientSettings) -> tuple[Learner, Path]:
     from zk0d.learner.contributor import Contributor
 
-    contributor = Contributor(client)
-    contributor.open()
-    return contributor, client.learner.socket
+    made = Contributor(settings)
+    made.open()
+    return made, settings.learner.socket
 
 
 def listen(path: Path) -> socket.socket:

@@ -18,6 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from zk0d.errors import UnavailableError
 from zk0d.federation.facts import RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.services.page import HEADERS
 
 PREFIX = "/zk0d/v1"
 VERSION = 1
@@ -30,6 +31,7 @@ class Presence:
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
         self._run: dict[str, Any] | None = None
+        self.page = b""  #: the page for people; empty where it is switched off
 
     def update(self, nodes: Iterable[Node], run: RunFacts | None) -> None:
         """Take a new look."""
@@ -91,19 +93,25 @@ class PresencePage:
         self, request: dict[str, Any], start: Callable[[str, list[tuple[str, str]]], Any]
     ) -> list[bytes]:
         status, content = "404 Not Found", {"version": VERSION, "error": "there is no such page"}
+        path, page = request.get("PATH_INFO", ""), self._presence.page
         if request["REQUEST_METHOD"] not in ("GET", "HEAD"):
             status, content = "405 Method Not Allowed", {"version": VERSION, "error": "read only"}
-        elif found := _FINGERPRINT.fullmatch(request.get("PATH_INFO", "")):
+        elif page and path == f"{PREFIX}/":
+            return self._send("200 OK", page, HEADERS, start)
+        elif found := _FINGERPRINT.fullmatch(path):
             status, content = "200 OK", self._presence.of(found[1])
         body = json.dumps(content).encode()
-        start(
-            status,
-            [
-                ("Content-Type", "application/json"),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "no-store"),
-            ],
-        )
+        return self._send(status, body, [("Content-Type", "application/json")], start)
+
+    @staticmethod
+    def _send(
+        status: str,
+        body: bytes,
+        headers: list[tuple[str, str]],
+        start: Callable[[str, list[tuple[str, str]]], Any],
+    ) -> list[bytes]:
+        length = ("Content-Length", str(len(body)))
+        start(status, [*headers, length, ("Cache-Control", "no-store")])
         return [body]
 
 

@@ -56,6 +56,7 @@ class SuperexecService(Service):
         peer: int,
         learner: Path,
     ) -> None:
+        self.stuck_reasons = ("no_poll",)
         super().__init__(metrics)
         self.name = f"{role}-superexec"
         self._settings = settings
@@ -134,15 +135,12 @@ class AppCollector:
 class LearnerCollector:
     """Shows the metrics of a learner, asked for at each scrape over its socket."""
 
-    #: Every service has these of its own.
-    LEFT_OUT = ("zk0d_build_info", "zk0d_watchdog_pings_withheld", "zk0d_child_restarts")
-
     def __init__(self, socket: Path) -> None:
         self._socket = socket
 
     def describe(self) -> list[Metric]:
-        """Nothing in advance: the learner may not be there yet."""
-        return []
+        """What is there without a learner."""
+        return [self._up(False)]
 
     def collect(self) -> Iterator[Metric]:
         """The learner's families, and whether it answered."""
@@ -151,9 +149,14 @@ class LearnerCollector:
         # Whatever a learner says, the page has the rest: the parser raises several kinds.
         except (OSError, HTTPException, ValueError, LookupError):
             found = []
-        up = GaugeMetricFamily("zk0d_learner_up", "1 if the learner answers.", value=bool(found))
-        yield up
-        yield from (family for family in found if not family.name.startswith(self.LEFT_OUT))
+        yield self._up(bool(found))
+        yield from found
+
+    @staticmethod
+    def _up(answers: bool) -> Metric:
+        return GaugeMetricFamily(
+            "zk0d_learner_up", "1 if the learner or evaluator answers.", value=answers
+        )
 
 
 def _page(path: Path) -> str:

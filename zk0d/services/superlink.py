@@ -6,13 +6,12 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
 from zk0d.config.machine import METRICS_PORTS, ServerSettings
+from zk0d.daemon.disk import DiskCollector
+from zk0d.daemon.expiry import ExpiryCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
@@ -22,12 +21,14 @@ from zk0d.federation.audit import AuditLog
 from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
-from zk0d.flower.certificates import Certificates
+from zk0d.flower.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.logs import relay
 from zk0d.flower.roster import node_name, read_roster
+from zk0d.services import page
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
+from zk0d.services.figures import NodeCollector, RunCollector
 from zk0d.services.hold import STATE, write_json
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.resume import Resume
@@ -56,6 +57,7 @@ class SuperlinkService(Service):
 
     name = "superlink"
     interval = 2.0
+    stuck_reasons = ("no_answer",)
 
     def __init__(self, settings: ServerSettings) -> None:
         port = METRICS_PORTS["superlink"] if settings.metrics.enabled else 0
@@ -72,7 +74,11 @@ class SuperlinkService(Service):
         )
         for state in ("online", "offline"):
             self._nodes.labels(state).set(0)
-        self.metrics.collect(RunCollector(self._run))
+        self._expiry = ExpiryCollector()
+        self._node_figures = NodeCollector()
+        disks = DiskCollector({"runs": settings.runs, "database": self._link.state})
+        for collector in (RunCollector(self._run), self._node_figures, disks, self._expiry):
+            self.metrics.collect(collector)
         self._state: dict[str, Any] = {}
         self._audit = AuditLog(self._link.state)
         self._online: dict[str, str] = {}  #: names by key
@@ -97,6 +103,9 @@ class SuperlinkService(Service):
             control_secret = credential(
                 "control.secret", link.control_secret, "superlink.control-secret"
             )
+        self._expiry.watch("ca", lambda: expiry_of(certificates.ca))
+        self._expiry.watch("link", lambda: expiry_of(certificates.certificate))
+        self._expiry.watch("gateway", lambda: shown_expiry(self._settings.gateway.port))
         require_free_port(link.port, "superlink.port")
         self._address = f"127.0.0.1:{link.port}"
         self._control = Control(self._address, certificates.ca, control_secret)
@@ -169,6 +178,9 @@ class SuperlinkService(Service):
                     self._note(line["kind"], **facts)
         self._tell_who_came(nodes)
         self._presence.update(nodes, run)
+        if self._settings.gateway.status_page:
+            self._presence.page = page.render(nodes, run)
+        self._node_figures.update(nodes, run)
         self._nodes.labels("online").set(online)
         self._nodes.labels("offline").set(len(nodes) - online)
         self._size.set(_size(self._database))
@@ -340,68 +352,6 @@ def _files(database: Path) -> list[Path]:
 
 def _size(database: Path) -> int:
     return sum(path.stat().st_size for path in _files(database))
-
-
-class RunCollector:
-    """The run's metrics, made at each scrape from the journal: a restart loses nothing."""
-
-    def __init__(self, run: NewestRun) -> None:
-        self._run = run
-
-    def collect(self) -> Iterator[Metric]:
-        """Metrics of the newest run; counters begin at 0 with each run."""
-        facts = self._run.facts or RunFacts()
-        for name, text, value in (
-            ("zk0d_round", "Last committed round.", facts.round),
-            ("zk0d_learning_rate", "Learning rate at the round's start.", facts.learning_rate),
-            ("zk0d_proximal_mu", "FedProx's mu.", facts.proximal_mu),
-            (
-                "zk0d_last_round_committed_timestamp_seconds",
-                "When the last round was committed.",
-                facts.last_commit,
-            ),
-        ):
-            yield GaugeMetricFamily(name, text, value=value)
-        rounds = CounterMetricFamily("zk0d_rounds", "Rounds by result.", labels=("result",))
-        rounds.add_metric(("committed",), facts.committed)
-        rounds.add_metric(("failed",), facts.failed)
-        yield rounds
-        loss = GaugeMetricFamily("zk0d_policy_loss", "Held-out loss.", labels=("dataset",))
-        for dataset, value in facts.losses.items():
-            loss.add_metric((dataset,), value)
-        yield loss
-        success = GaugeMetricFamily("zk0d_success_ratio", "In closed loop.", labels=("task",))
-        for task, value in facts.success.items():
-            success.add_metric((task,), value)
-        yield success
-        for name, text, key in (
-            ("zk0d_train_loss", "Training loss of the last round.", "policy_loss"),
-            ("zk0d_proximal_loss", "FedProx's part of it.", "proximal_loss"),
-            ("zk0d_grad_norm", "Mean gradient norm.", "grad_norm"),
-            ("zk0d_update_norm", "Norm of the last update.", "update_norm"),
-        ):
-            gauge = GaugeMetricFamily(name, text, labels=("node",))
-            for node, figures in facts.nodes.items():
-                gauge.add_metric((node,), figures[key])
-            yield gauge
-        phases = GaugeMetricFamily(
-            "zk0d_round_phase_seconds", "Seconds of the last round.", labels=("phase",)
-        )
-        for phase, seconds in facts.phases.items():
-            phases.add_metric((phase,), seconds)
-        yield phases
-        traffic = CounterMetricFamily(
-            "zk0d_update_bytes", "Payload bytes of this run.", labels=("direction",)
-        )
-        traffic.add_metric(("up",), facts.bytes_up)
-        traffic.add_metric(("down",), facts.bytes_down)
-        yield traffic
-        refused = CounterMetricFamily(
-            "zk0d_updates_rejected", "Updates that were refused.", labels=("node", "reason")
-        )
-        for (node, reason), count in facts.refused.items():
-            refused.add_metric((node, reason), count)
-        yield refused
 
 
 def run(config: Path) -> None:

@@ -23,6 +23,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from zk0d.config.machine import METRICS_PORTS, ClientSettings
+from zk0d.daemon.disk import DiskCollector
+from zk0d.daemon.expiry import ExpiryCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
@@ -110,6 +112,12 @@ class SupernodeService(Service):
         self._contact = self.metrics.gauge(
             "coordinator_last_contact_timestamp_seconds", "When the presence page last answered."
         )
+        self._expiry = ExpiryCollector()
+        self.metrics.collect(self._expiry)
+        self.metrics.collect(DiskCollector({"state": settings.supernode.state}))
+        self._ahead = self.metrics.gauge(
+            "clock_ahead_seconds", "How far this clock is ahead of the coordinator's."
+        )
         self._held = self.metrics.gauge("held", "1 while this node is paused or drained.")
         self._held.set(0)
         self._offline_since: float | None = None
@@ -128,6 +136,7 @@ class SupernodeService(Service):
         secret = credential("superexec.secret", node.secret, "supernode.secret")
         ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
         self._key = fingerprint_of(key)
+        self._expiry.watch("ca", lambda: expiry_of_ca(ca))
         require_free_port(node.port, "supernode.port")
         node.state.mkdir(parents=True, exist_ok=True)
         config = node.state / "node.toml"
@@ -143,6 +152,7 @@ class SupernodeService(Service):
             self.metrics,
             log=relay,
             reason=flower_reason,
+            reasons=("zombie", "refused", "connection"),
             backoff=Backoff(shortest=2.0, longest=60.0),
         )
         if read_hold(node.state) is None:
@@ -158,6 +168,7 @@ class SupernodeService(Service):
         self._online.set(online)
         if word is not None and not word.failure:
             self._contact.set(time.time())
+            self._ahead.set(word.clock_ahead)
         condition = self._hold(hold, word) if hold else self._take_part(word, online)
         self._tell_state(word, online, hold, condition)
         return condition
@@ -289,6 +300,12 @@ def fingerprint_of(key: Path) -> str:
         lines = said.stderr.strip().splitlines() or [f"{key} cannot be read."]
         raise ConfigError(lines[-1])
     return said.stdout.strip()
+
+
+def expiry_of_ca(path: Path) -> float:
+    """When the first of a file's authorities ends; by the standard library, which is small."""
+    ends = [str(ca["notAfter"]) for ca in ssl.create_default_context(cafile=path).get_ca_certs()]
+    return float(min(ssl.cert_time_to_seconds(end) for end in ends))
 
 
 def flower_reason(status: int, lines: Sequence[str]) -> str:

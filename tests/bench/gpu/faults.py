@@ -33,7 +33,7 @@ class Spinner(Learner):
     def run(
         self, task: Message, payload: Payload | None, control: TaskControl
     ) -> tuple[Message, Payload | None]:
-        control.report({"event": "progress", "step": 1, "steps": 9, "loss": 1.0})
+        control.report({"event": "progress", "step": 1, "steps": 9, "loss": 1.0, "seconds": 1.0})
         torch.cuda._sleep(10**12)
         torch.cuda.synchronize()
         raise AssertionError("the kernel ended")

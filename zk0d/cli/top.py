@@ -1,0 +1,30 @@
+"""``zk0bot top``: what goes on, live."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zk0d.cli import units
+
+
+def top(
+    prometheus: Annotated[
+        str, typer.Option(help="Ask this Prometheus (URL) in place of this machine's services.")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two frames.")] = 2.0,
+    folder: Annotated[Path, typer.Option(help="Where the settings lie.")] = units.CONFIG_FOLDER,
+) -> None:
+    """Run, nodes and learners in a terminal, live; Ctrl-C ends it."""
+    from rich.console import Console
+
+    from zk0d.monitoring.samples import LocalServices, Prometheus, Source
+    from zk0d.monitoring.top import show
+
+    source: Source = Prometheus(prometheus) if prometheus else LocalServices(folder)
+    with contextlib.suppress(KeyboardInterrupt):
+        show(source, Console(), once=once, interval=interval)

@@ -1,0 +1,1 @@
+"""What watches a federation: dashboards, rules, alerts, the metrics' reference, ``zk0bot top``."""

@@ -1,0 +1,73 @@
+"""One contributor's machine, from its own services."""
+
+from __future__ import annotations
+
+from zk0d.monitoring.panels import BLUE, GREEN, ORANGE, RED, Panel, Query, number
+
+TITLE = "This machine now"
+
+
+def panels() -> list[Panel]:
+    """Top left to bottom right."""
+    return [online(), held(), contact(), learner(), working(), recordings()]
+
+
+def online() -> Panel:
+    return number(
+        "Online",
+        "Whether the coordinator counts this node online. That is its word, not this machine's.",
+        "none",
+        Query('min(zk0d_online{node=~"$node"})'),
+        words={"0": ("offline", RED), "1": ("online", GREEN)},
+    )
+
+
+def held() -> Panel:
+    return number(
+        "Taking part",
+        "Whether the owner paused or drained this node (zk0bot client pause, drain, resume).",
+        "none",
+        Query('max(zk0d_held{node=~"$node"})'),
+        words={"0": ("yes", GREEN), "1": ("held", ORANGE)},
+    )
+
+
+def contact() -> Panel:
+    return number(
+        "Coordinator last answered",
+        "Seconds since the coordinator's presence page last answered.",
+        "s",
+        Query('max(time() - zk0d_coordinator_last_contact_timestamp_seconds{node=~"$node"})'),
+        limits=((60, ORANGE), (600, RED)),
+    )
+
+
+def learner() -> Panel:
+    return number(
+        "Learner",
+        "Whether the learner answers. It holds the policy, the recordings and the GPU.",
+        "none",
+        Query('min(zk0d_learner_up{node=~"$node"})'),
+        words={"0": ("gone", RED), "1": ("up", GREEN)},
+    )
+
+
+def working() -> Panel:
+    return number(
+        "Last progress",
+        "Seconds since a task last began, moved or ended here.",
+        "s",
+        Query('min(time() - zk0d_learner_last_progress_timestamp_seconds{node=~"$node"})'),
+        below=BLUE,
+    )
+
+
+def recordings() -> Panel:
+    return number(
+        "Frames of recordings",
+        "What this machine trains on. None of it leaves it.",
+        "short",
+        Query('sum(zk0d_frames{node=~"$node"})'),
+        limits=((1, GREEN),),
+        below=RED,
+    )

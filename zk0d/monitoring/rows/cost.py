@@ -1,0 +1,89 @@
+"""What one contributor's machine did, and what it cost its owner."""
+
+from __future__ import annotations
+
+from zk0d.monitoring.panels import BLUE, Panel, Query, graph, number
+
+TITLE = "What it did and what it cost, in the time shown"
+
+
+def panels() -> list[Panel]:
+    """Top left to bottom right."""
+    return [rounds(), steps(), hours(), received(), sent(), energy(), tasks(), step_time()]
+
+
+def _total(title: str, text: str, unit: str, expr: str) -> Panel:
+    return number(title, text, unit, Query(expr), below=BLUE)
+
+
+def rounds() -> Panel:
+    return _total(
+        "Rounds trained",
+        "Rounds that this machine finished and answered.",
+        "short",
+        'sum(increase(zk0d_tasks_total{kind="train", result="done", node=~"$node"}[$__range]))',
+    )
+
+
+def steps() -> Panel:
+    return _total(
+        "Optimizer steps",
+        "Steps taken, also those of rounds that came to nothing.",
+        "short",
+        'sum(increase(zk0d_train_steps_total{node=~"$node"}[$__range]))',
+    )
+
+
+def hours() -> Panel:
+    return _total(
+        "GPU hours",
+        "Hours that the device worked on training tasks; a CPU's where there is no GPU.",
+        "h",
+        'sum(increase(zk0d_task_seconds_total{kind="train", node=~"$node"}[$__range])) / 3600',
+    )
+
+
+def received() -> Panel:
+    return _total(
+        "Received",
+        "Bytes of the tasks that came: mostly the policy's weights.",
+        "bytes",
+        'sum(increase(zk0d_task_bytes_total{direction="received", node=~"$node"}[$__range]))',
+    )
+
+
+def sent() -> Panel:
+    return _total(
+        "Sent",
+        "Bytes of the answers that went: updates and counts, no recordings.",
+        "bytes",
+        'sum(increase(zk0d_task_bytes_total{direction="sent", node=~"$node"}[$__range]))',
+    )
+
+
+def energy() -> Panel:
+    return _total(
+        "GPU energy",
+        "What the GPUs drew in that time, whoever used them: mean power times time.",
+        "watth",
+        'sum(avg_over_time(zk0d_gpu_power_watts{node=~"$node"}[$__range])) * $__range_s / 3600',
+    )
+
+
+def tasks() -> Panel:
+    return graph(
+        "Tasks by result",
+        "Tasks that ended, by kind and how. Anything but done says why in the learner's log.",
+        "short",
+        Query('sum by (kind, result) (zk0d_tasks_total{node=~"$node"})', "{{kind}} {{result}}"),
+        points=True,
+    )
+
+
+def step_time() -> Panel:
+    return graph(
+        "Seconds per optimizer step",
+        "Mean over five minutes, while this machine trains.",
+        "s",
+        Query('zk0d:train_step_seconds:mean5m{node=~"$node"}', "{{node}} {{instance}}"),
+    )

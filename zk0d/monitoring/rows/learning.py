@@ -1,0 +1,135 @@
+"""Whether the policy learns."""
+
+from __future__ import annotations
+
+from zk0d.monitoring.panels import BLUE, GREEN, ORANGE, RED, Panel, Query, graph, number
+
+TITLE = "Does it learn?"
+
+
+def panels() -> list[Panel]:
+    """Top left to bottom right."""
+    return [
+        run(),
+        progress(),
+        against_baseline(),
+        since_commit(),
+        rounds_without_gain(),
+        online(),
+        policy_loss(),
+        train_loss(),
+        success(),
+    ]
+
+
+def run() -> Panel:
+    return number(
+        "Run",
+        "What the newest run is doing. A run that failed says why in zk0bot status.",
+        "none",
+        Query(
+            'max(1 * zk0d_run_state{state="running"} or 2 * zk0d_run_state{state="finished"}'
+            ' or 3 * zk0d_run_state{state="failed"} or 4 * zk0d_run_state{state="stopped"}'
+            " or 0 * zk0d_run_rounds)"
+        ),
+        words={
+            "0": ("none yet", BLUE),
+            "1": ("running", GREEN),
+            "2": ("finished", BLUE),
+            "3": ("failed", RED),
+            "4": ("stopped", ORANGE),
+        },
+    )
+
+
+def progress() -> Panel:
+    return number(
+        "Rounds done",
+        "Committed rounds as part of those that the run is to have.",
+        "percentunit",
+        Query("max(zk0d_round / (zk0d_run_rounds > 0) or 0 * zk0d_round)"),
+        below=BLUE,
+    )
+
+
+def against_baseline() -> Panel:
+    return number(
+        "Loss against the start",
+        "Held-out loss now as part of what it was before any training: below 100 % it learned"
+        " something, above it unlearned.",
+        "percentunit",
+        Query("avg(zk0d_policy_loss / zk0d_policy_loss_baseline)"),
+        limits=((0.9, ORANGE), (1.0, RED)),
+    )
+
+
+def since_commit() -> Panel:
+    return number(
+        "Last commit",
+        "When the last round was committed. Orange: the run goes on and nothing was committed for"
+        " two hours.",
+        "s",
+        Query(
+            "max(time() - (zk0d_last_round_committed_timestamp_seconds > 0)"
+            " or 0 * zk0d_last_round_committed_timestamp_seconds)"
+        ),
+        limits=((7200, ORANGE),),
+    )
+
+
+def rounds_without_gain() -> Panel:
+    return number(
+        "Evaluations since the best",
+        "How often the policy was evaluated without a new lowest loss. The alert speaks at 5.",
+        "short",
+        Query("max(zk0d_evaluations_since_best)"),
+        limits=((3, ORANGE), (5, RED)),
+    )
+
+
+def online() -> Panel:
+    return number(
+        "Nodes online",
+        "Nodes that the SuperLink counts online now.",
+        "short",
+        Query('sum(zk0d_nodes{state="online"})', "online"),
+        limits=((1, GREEN),),
+        below=RED,
+    )
+
+
+def policy_loss() -> Panel:
+    return graph(
+        "Policy loss by dataset",
+        "Loss on the coordinator's held-out recordings, and as 'start' what it was before any"
+        " training. It should fall and stay below its start.",
+        "none",
+        Query("zk0d_policy_loss", "{{dataset}}"),
+        Query("zk0d_policy_loss_baseline", "{{dataset}}, start"),
+        points=True,
+    )
+
+
+def train_loss() -> Panel:
+    return graph(
+        "Training loss by node",
+        "Each node's mean loss over its last round, on its own recordings. One node far above the"
+        " others has harder, or broken, recordings.",
+        "none",
+        Query('zk0d_train_loss{node=~"$node"}', "{{node}}"),
+        points=True,
+    )
+
+
+def success() -> Panel:
+    return graph(
+        "Success in closed loop",
+        "Part of the episodes in which the policy did the task in a simulator, where one can tell."
+        " Losses are only a proxy for this.",
+        "percentunit",
+        Query("zk0d_success_ratio", "{{task}}"),
+        points=True,
+        limits=((0.5, ORANGE), (0.8, GREEN)),
+        below=RED,
+        span=24,
+    )
