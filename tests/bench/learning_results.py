@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,8 @@ def participation_lines(seeds: range) -> Iterator[Line]:
                 f"{share:.0%}",
                 seed,
                 lambda d=1.0 - share, s=seed: with_plan(  # type: ignore[misc]
-                    base("region", 4, s, **{"min-fit-clients": 1}), drop=round(d, 3)
+                    base("region", 4, s, **({"min-fit-clients": 1} if d else {})),
+                    drop=round(d, 3),
                 ),
             )
 
@@ -253,14 +254,26 @@ def kept() -> dict[tuple[str, str, int], Outcome]:
     return found
 
 
-def run(names: list[str], minutes: float) -> None:
+def run(names: list[str], minutes: float, only: list[str]) -> None:
     """Make what is not there yet, one on each core, until the time is up.
 
     First everything with seed 0, then with 1, so that no table is empty when the time is up.
     """
     until = time.monotonic() + 60 * minutes
     there = kept()
-    lines = [line for name in names for line in EXPERIMENTS[name]() if line.key not in there]
+    # The same training may stand in several tables.
+    same = {
+        _fingerprint(line.make()): there[line.key]
+        for make in EXPERIMENTS.values()
+        for line in make()
+        if line.key in there
+    }
+    lines = [
+        line
+        for name in names
+        for line in EXPERIMENTS[name]()
+        if line.key not in there and (not only or line.title in only)
+    ]
     waiting = deque(sorted(lines, key=lambda line: (line.seed, line.title.startswith("8 "))))
     OUTCOMES.parent.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
@@ -271,12 +284,24 @@ def run(names: list[str], minutes: float) -> None:
             while waiting and len(under_way) <= cores and time.monotonic() < until:
                 line = waiting.popleft()
                 folder = FOLDER.absolute() / "runs" / "-".join(map(str, line.key)).replace(" ", "-")
-                arm = Arm(line.title, line.seed, with_settings(line.make(), folder))
+                made = line.make()
+                if outcome := same.get(_fingerprint(made)):
+                    _write(line, replace(outcome, title=line.title))
+                    continue
+                arm = Arm(line.title, line.seed, with_settings(made, folder))
                 under_way[pool.submit(run_arm, arm)] = line
             finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in finished:
-                _write(under_way.pop(future), future.result())
+                line = under_way.pop(future)
+                _write(line, future.result())
+                same[_fingerprint(line.make())] = future.result()
     print(f"{len(waiting)} trainings are left")
+
+
+def _fingerprint(simulation: Simulation) -> str:
+    """What a training's outcome follows from."""
+    plan = simulation.plan.model_dump_json(exclude={"state"})
+    return f"{plan} {simulation.settings.to_flat()}"
 
 
 def _write(line: Line, outcome: Outcome) -> None:
@@ -293,11 +318,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Learning results as tables.")
     parser.add_argument("experiments", nargs="*", help=" ".join(EXPERIMENTS))
     parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--only", action="append", default=[], help="only lines of this title")
     parser.add_argument("--report", action="store_true", help="only write the tables")
     asked = parser.parse_args()
     wanted = asked.experiments or list(EXPERIMENTS)
     if unknown := sorted(set(wanted) - set(EXPERIMENTS)):
         parser.error(f"no experiment is called {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
     if not asked.report:
-        run(wanted, asked.minutes)
+        run(wanted, asked.minutes, asked.only)
     write_report(kept(), {name: [*make()] for name, make in EXPERIMENTS.items()})

@@ -6,6 +6,8 @@ import importlib.util
 import itertools
 import logging
 import os
+import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -23,6 +25,7 @@ from zk0d.flower.version import check_version
 
 PARTITION = "partition-id"
 _CLIENT_APP_RAISED = 2
+STOP_SECONDS = 15.0
 
 ClientCall = Callable[[Message, Context], Message]
 
@@ -137,6 +140,15 @@ def run_on_ray(
         )
     finally:
         ray.shutdown()
+
+
+def stop_ray() -> None:
+    """End Ray's processes on this machine, if this process started any; at most some seconds."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        stopping = threading.Thread(target=ray.shutdown, daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
 
 
 def _check_room(resources: dict[str, float], options: RayOptions) -> None:

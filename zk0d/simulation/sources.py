@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -171,8 +172,6 @@ def _count(recordings: Recordings, episodes: int, share: float) -> int:
 
 def _only(recordings: Recordings, episodes: list[int]) -> Recordings:
     """A view for dealing out: the same recordings, these episodes."""
-    import copy
-
     view = copy.copy(recordings)
     view.episodes = episodes
     return view
