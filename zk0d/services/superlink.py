@@ -48,6 +48,7 @@ AUDITED = {
     "update.refused",
     "node.left_out",
     "node.sits_out",
+    "checkpoint.written",
 }
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
