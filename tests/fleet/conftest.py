@@ -99,7 +99,7 @@ class Playbooks:
         self._inventory.write_text(inventory)
 
     def run(
-        self, playbook: str, *more: str, check: bool = True, timeout: float = 900
+        self, playbook: str, *more: str, check: bool = True, timeout: float = 1500
     ) -> subprocess.CompletedProcess[str]:
         command = ["ansible-playbook", "-i", str(self._inventory), playbook, *more]
         return run_ansible(command, ANSIBLE, check=check, timeout=timeout)

@@ -70,7 +70,6 @@ def frame_time(rows: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
     return torch.from_numpy((uniform ** (1 / 1.5) * 0.999 + 0.001).astype(np.float32))
 
 
-@torch.no_grad()
 @dataclass(frozen=True)
 class Loss:
     """A mean over frames, and its standard error; ``None`` where frames have no loss each."""
@@ -79,6 +78,7 @@ class Loss:
     spread: float | None
 
 
+@torch.no_grad()
 def seeded_loss(
     loaded: LoadedPolicy, batches: PolicyBatches, rows: torch.Tensor, seed: int
 ) -> Loss:
