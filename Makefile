@@ -58,8 +58,12 @@ format: venv ## Format the code
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
 	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
-	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release \
 	  pyproject.toml -o constraints.txt
+
+.PHONY: release
+release: ## Build dist/zk0d-VERSION/ (RELEASE_KEY=FILE signs, WHEELHOUSE=1 adds the packages)
+	@.ci/make-release
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models

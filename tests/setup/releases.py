@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def write_sums(folder: Path) -> None:
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names
     ]
     (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def make_key(folder: Path) -> Path:
+    """A private ssh key to sign releases with; its public half lies beside it."""
+    key = folder / "release.key"
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "release", "-f", key]
+    subprocess.run(make, check=True)
+    return key

@@ -1,0 +1,3 @@
+readonly STAMPED_VERSION=""
+readonly STAMPED_URL=""
+readonly STAMPED_KEY=""
