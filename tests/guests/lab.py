@@ -173,6 +173,8 @@ def install_units(
 def _target(path: Path) -> str:
     """Where a file of systemd/ goes; nothing for one that is no unit."""
     parent = path.parent.name
+    if parent == "user":  # of those who are not root
+        return ""
     if path.suffix in UNIT_SUFFIXES:
         return f"/usr/lib/systemd/system/{path.name}"
     if path.suffix == ".conf" and parent in ("sysusers.d", "tmpfiles.d"):

@@ -82,7 +82,8 @@ def test_a_release_holds_what_is_installed_from(built: Built) -> None:
     assert "zk0d/cli/main.py" in names
     assert "zk0d/litter.py" not in names
     assert any(name.endswith("share/zk0d/systemd/zk0d-learner.service") for name in names)
-    source = tarfile.open(folder / f"zk0d-{version}.tar.gz").getnames()
+    with tarfile.open(folder / f"zk0d-{version}.tar.gz") as archive:
+        source = archive.getnames()
     assert f"zk0d-{version}/systemd/zk0d-release" in source
     assert not [name for name in source if "/dist/" in name or "/.venv" in name]
 

@@ -24,7 +24,7 @@ Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="The last ones.
 
 def start(role: str, folder: Path) -> None:
     """Start the services: by systemd, now and at every boot, or here, until Ctrl-C."""
-    if units.has_systemd():
+    if units.by_systemd(folder):
         units.systemctl("enable", "--now", f"zk0d-{role}.target")
     else:
         _run_here(role, folder)
@@ -32,7 +32,7 @@ def start(role: str, folder: Path) -> None:
 
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
-    if units.has_systemd():
+    if units.by_systemd(folder):
         units.systemctl("disable", f"zk0d-{role}.target")
         # By name: systemctl does not wait for what stops with a target.
         services = [f"{name}.service" for name in units.UNITS[role]]
@@ -66,6 +66,7 @@ def logs(roles: list[str], follow: bool, lines: int) -> None:
 def _run_here(role: str, folder: Path) -> None:
     from dataclasses import asdict
 
+    from zk0d.daemon.notify import Notify
     from zk0d.errors import UsageError
     from zk0d.services.foreground import Foreground, programs
     from zk0d.services.hold import write_json
@@ -82,7 +83,8 @@ def _run_here(role: str, folder: Path) -> None:
 
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     written = None
-    typer.echo("systemd does not run here: the services run until Ctrl-C.", err=True)
+    notify, said_ready = Notify(), False  # where a user's own unit started this
+    typer.echo("the services run here, until Ctrl-C.", err=True)
     try:
         with Foreground(state, show, restart=True) as services:
             services.start(programs(role, folder / f"{role}.toml"))
@@ -93,8 +95,12 @@ def _run_here(role: str, folder: Path) -> None:
                     written = seen
                     content = {"pid": os.getpid(), "since": since, "services": seen}
                     write_json(state / "services.json", content)
+                if services.ready and not said_ready:
+                    said_ready = True
+                    notify.ready()
                 time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
+        notify.stopping()
         sys.stdout.flush()
         typer.echo("stopped", err=True)
     finally:
