@@ -380,7 +380,9 @@ get_release() {
     fetch_file "$name"
   done < <(needed_files)
   rmdir --ignore-fail-on-non-empty "$RELEASE/wheelhouse" 2>/dev/null || true
-  if [ "$KIND" = url ]; then chmod 0755 "$RELEASE/zk0d-release"; fi
+  if [ "$KIND" = url ]; then
+    for name in zk0d-release uv; do [ ! -f "$RELEASE/$name" ] || chmod 0755 "$RELEASE/$name"; done
+  fi
 }
 
 # A part that was left from before may be of another file, so one that is wrong is fetched anew, once.

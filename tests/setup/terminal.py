@@ -1,4 +1,4 @@
-"""``python terminal.py ANSWER COMMAND…``: runs a command at a terminal of its own and answers once."""
+"""``python terminal.py ANSWER COMMAND…``: runs it at a terminal of its own and answers once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> int:
     answer, *command = sys.argv[1:]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606
     os.write(terminal, f"{answer}\n".encode())
     while True:
         try:

@@ -1,4 +1,4 @@
-"""get-zk0bot.sh with stand-in releases; nothing here has root's rights over the host's own folders."""
+"""get-zk0bot.sh with stand-in releases, in a home of its own; root's part is tests/guests'."""
 
 from __future__ import annotations
 
