@@ -179,6 +179,8 @@ def test_each_end_has_its_own_code() -> None:
     codes = re.findall(r"\bdie (\d+) ", INSTALLER.read_text())
     assert len(codes) == len(set(codes))
     assert all(9 < int(code) < 100 for code in codes)
+    page = (REPOSITORY / "docs/install.md").read_text()
+    assert sorted(re.findall(r"^\| (\d+) \|", page, re.MULTILINE)) == sorted(codes)
 
 
 @pytest.mark.parametrize("tool", ["shellcheck", "shfmt"])
