@@ -73,6 +73,10 @@ constraints: venv ## Raise the pins in constraints.txt
 	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation --extra monitoring \
 	  pyproject.toml -o constraints.txt
 
+.PHONY: release
+release: ## Build dist/zk0d-VERSION/ (RELEASE_KEY=FILE signs, WHEELHOUSE=1 adds the packages)
+	@.ci/make-release
+
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference

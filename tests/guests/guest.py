@@ -32,7 +32,15 @@ class Guest:
     """A guest of a network; ``Lab.guest`` makes them."""
 
     def __init__(
-        self, name: str, container: str, image: str, network: str, address: str, label: str
+        self,
+        name: str,
+        container: str,
+        image: str,
+        network: str,
+        address: str,
+        label: str,
+        *,
+        systemd: bool = True,
     ) -> None:
         self.name = name
         self.container = container
@@ -40,6 +48,7 @@ class Guest:
         self._image = image
         self._network = network
         self._label = label
+        self._systemd = systemd
 
     def __repr__(self) -> str:
         return f"Guest({self.name!r}, {self.address})"
@@ -55,17 +64,21 @@ class Guest:
             f"--hostname={self.name}",
             f"--label={self._label}",
             f"--network={self._network}:ip={self.address},alias={self.name}",
-            "--systemd=always",
+            f"--systemd={'always' if self._systemd else 'false'}",
             f"--cap-add={CAPABILITIES}",
             f"--volume={INIT}:{INIT_INSIDE}:ro",
-            f"--entrypoint={INIT_INSIDE}",
+            *([f"--entrypoint={INIT_INSIDE}"] if self._systemd else []),
             *options,
             self._image,
+            *([] if self._systemd else ["sleep", "infinity"]),
         )
 
     def start(self, deadline: float = 30) -> str:
         """Power on and wait for the boot's end: ``running``, or ``degraded`` if a unit failed."""
         podman("start", self.container)
+        if not self._systemd:
+            wait_until(self.is_running, deadline, f"{self.name} is up")
+            return "running"
         return wait_until(self._booted, deadline, f"{self.name} is up")
 
     def _booted(self) -> str:

@@ -93,12 +93,18 @@ class Lab:
         mounts: Mapping[Path, str] | None = None,
         environment: bool = True,
         start: bool = True,
+        systemd: bool = True,
     ) -> Guest:
-        """Make and boot a guest; the others reach it by its name. ``mounts`` come read-only."""
+        """Make and boot a guest; the others reach it by its name. ``mounts`` come read-only.
+
+        Without ``environment`` nothing of zk0d is in it, without ``systemd`` it is a container
+        whose first process does nothing.
+        """
         address = str(self._subnet[FIRST_ADDRESS + self._made])
         self._made += 1
         container = f"{self.name}-{name}"
-        guest = Guest(name, container, self.image, self.name, address, f"{LABEL}={self.name}")
+        label = f"{LABEL}={self.name}"
+        guest = Guest(name, container, self.image, self.name, address, label, systemd=systemd)
         self.guests.append(guest)
         guest.create({**(self._environment if environment else {}), **(mounts or {})})
         if start:
@@ -173,6 +179,8 @@ def install_units(
 def _target(path: Path) -> str:
     """Where a file of systemd/ goes; nothing for one that is no unit."""
     parent = path.parent.name
+    if parent == "user":  # of those who are not root
+        return ""
     if path.suffix in UNIT_SUFFIXES:
         return f"/usr/lib/systemd/system/{path.name}"
     if path.suffix == ".conf" and parent in ("sysusers.d", "tmpfiles.d"):

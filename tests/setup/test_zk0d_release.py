@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.setup.releases import PROGRAM, make_release, write_sums
+from tests.setup.releases import PROGRAM, make_release, served, write_sums
 
 type Release = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -186,3 +188,37 @@ def test_hashes_of_another_index_are_not_asked_for(tmp_path: Path) -> None:
     assert "nvidia-ml-py==" in kept
     assert "numpy==" in kept
     assert "--hash=sha256" in kept
+
+
+@pytest.mark.parametrize("place", ["wheelhouse", "index"])
+@pytest.mark.parametrize("right", [True, False])
+def test_uv_is_taken_by_any_python(tmp_path: Path, place: str, right: bool) -> None:
+    """Where there is no uv: from the wheelhouse or an index, if it is the pinned one."""
+    machine = os.uname().machine
+    wheel = tmp_path / f"simple/uv/uv-1.2.3-py3-none-manylinux_2_17_{machine}.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("uv-1.2.3.data/scripts/uv", "#!/bin/sh\necho uv 1.2.3\n")
+    (wheel.parent / "index.html").write_text(f'<a href="{wheel.name}#sha256=0">{wheel.name}</a>')
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest() if right else "0" * 64
+    (tmp_path / "constraints.txt").write_text(
+        f"typer==1.0 \\\n    --hash=sha256:1\nuv==1.2.3 \\\n    --hash=sha256:{digest}\n    # via\n"
+    )
+    text = PROGRAM.read_text()
+    function = text[text.index("take_uv() {") : text.index("check_folder() {")]
+    with served(tmp_path) as (url, _):
+        settings = f"FOLDER={tmp_path} WHEELHOUSE={wheel.parent if place == 'wheelhouse' else ''}"
+        done = subprocess.run(
+            ["bash", "-c", f"{settings}\n{function}\ntake_uv {sys.executable} {tmp_path}/tools"],
+            env={**os.environ, "UV_DEFAULT_INDEX": f"{url}/simple"},
+            capture_output=True,
+            text=True,
+        )
+    if right:
+        assert done.returncode == 0, done.stderr
+        took = subprocess.run([tmp_path / "tools/uv"], capture_output=True, text=True)
+        assert took.stdout == "uv 1.2.3\n"
+    else:
+        assert done.returncode == 1
+        assert "is not what constraints.txt says" in done.stderr
+        assert not (tmp_path / "tools/uv").exists()

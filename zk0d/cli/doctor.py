@@ -30,7 +30,7 @@ def doctor(
     from zk0d.doctor.finding import Host
     from zk0d.doctor.main import examine
 
-    host = Host(systemd=units.has_systemd(), services=units.UNITS)
+    host = Host(systemd=units.by_systemd(folder), services=units.UNITS)
     findings = []
     for finding in examine([role.value] if role else [], folder, host):
         findings.append(finding)

@@ -53,12 +53,12 @@ def choose(dataset: str | None, folder: Path) -> bool:
         )
     local = uri.folder if uri.scheme == "local" else None
     hidden = local is not None and any(local.resolve().is_relative_to(home) for home in HIDDEN)
-    if local is not None and units.has_systemd():
+    if local is not None and units.by_systemd(folder):
         _check_readable(local, hidden)
     changed = str(uri) != settings.dataset_uri
     if changed:
         _write(path, str(uri))
-    if not units.has_systemd():
+    if not units.by_systemd(folder):
         return changed
     hides = _hide(local)
     if _bind(local if hidden else None) or changed:

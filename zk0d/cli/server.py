@@ -61,7 +61,7 @@ def renew(
     if not renewed:
         typer.echo("the certificate is valid for more than 30 days")
         return
-    if units.has_systemd():
+    if units.by_systemd(folder):
         # Nodes connect again; the SuperLink and its run are not touched.
         units.systemctl("try-restart", "zk0d-gateway.service")
     typer.echo("the certificate is renewed")
@@ -73,17 +73,17 @@ def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import UnavailableError
 
-    if units.has_systemd() and not setup.nginx():
+    if units.by_systemd(folder) and not setup.nginx():
         raise UnavailableError(
             "nginx is not installed, so no node would reach this coordinator; apt-get install"
             " nginx-light, then start again."
         )
     with setup.writing(folder):
         changed = setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
-        if units.has_systemd():
+        if units.by_systemd(folder):
             setup.hand_over_certificate(ServerSettings.load(folder / "server.toml"))
     verbs.start("server", folder, changed=changed)
-    if changed and units.has_systemd():
+    if changed and units.by_systemd(folder):
         units.systemctl("restart", "zk0d-gateway.service")
 
 

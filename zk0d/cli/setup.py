@@ -98,7 +98,13 @@ def _client_paths(folder: Path) -> dict[str, dict[str, object]]:
     home = folder.absolute()
     return {
         "coordinator": {"ca": home / "tls/ca.crt"},
-        "supernode": {"key": home / "node.key", "secret": home / "superexec.secret"},
+        "supernode": {
+            "key": home / "node.key",
+            "secret": home / "superexec.secret",
+            "state": home / "state/supernode",
+        },
+        "superexec": {"state": home / "state/superexec"},
+        "learner": {"socket": home / "state/learner.sock"},
     }
 
 

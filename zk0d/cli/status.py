@@ -26,7 +26,7 @@ def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
     """How this host is: services, run, nodes; exit code 1 if something is wrong."""
     from zk0d.errors import UnavailableError
 
-    if units.has_systemd():
+    if units.by_systemd(folder):
         roles = units.enabled_roles()
     else:
         roles = [role for role in units.ROLES if (folder / f"{role}.toml").exists()]
@@ -70,7 +70,7 @@ def gather(roles: list[str], folder: Path) -> dict[str, Any]:
             # The services are looked at all the same.
             content["todo"].append(error.message)
             state = Path("/nonexistent")
-        found = units.look(role) if units.has_systemd() else units.look_foreground(role, state)
+        found = units.look(role) if units.by_systemd(folder) else units.look_foreground(role, state)
         services += found
         if not found:
             content["todo"].append(f"no service of this {role} runs: zk0bot {role} start")

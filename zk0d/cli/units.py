@@ -15,7 +15,16 @@ UNITS = {
     "server": ("zk0d-gateway", "zk0d-server", "zk0d-server-superexec", "zk0d-evaluator"),
     "client": ("zk0d-client", "zk0d-client-superexec", "zk0d-learner"),
 }
-CONFIG_FOLDER = Path("/etc/zk0d")
+SYSTEM_FOLDER = Path("/etc/zk0d")  #: whose settings the units read
+
+
+def _config_folder() -> Path:
+    """Where this user's settings lie: without root, in the home if there are any."""
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "zk0d"
+    return own if os.geteuid() != 0 and own.is_dir() else SYSTEM_FOLDER
+
+
+CONFIG_FOLDER = _config_folder()
 _PROPERTIES = "ActiveState,SubState,ActiveEnterTimestamp,NRestarts,StatusText,Result,ExecMainStatus"
 
 
@@ -34,6 +43,11 @@ class Unit:
 def has_systemd() -> bool:
     """Whether systemd runs this host."""
     return shutil.which("systemctl") is not None and os.path.isdir("/run/systemd/system")
+
+
+def by_systemd(folder: Path) -> bool:
+    """Whether the system's units run what has its settings in this folder."""
+    return has_systemd() and folder.absolute() == SYSTEM_FOLDER
 
 
 def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

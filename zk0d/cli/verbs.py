@@ -27,7 +27,7 @@ def start(role: str, folder: Path, *, changed: bool = False) -> None:
 
     ``changed`` says that the caller changed something, for the line that is printed.
     """
-    if units.has_systemd():
+    if units.by_systemd(folder):
         if units.runs_at_every_boot(role) and not changed:
             typer.echo("it runs already: nothing to do")
             return
@@ -39,7 +39,7 @@ def start(role: str, folder: Path, *, changed: bool = False) -> None:
 
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
-    if units.has_systemd():
+    if units.by_systemd(folder):
         units.systemctl("disable", f"zk0d-{role}.target")
         # By name: systemctl does not wait for what stops with a target.
         services = [f"{name}.service" for name in units.UNITS[role]]
@@ -73,6 +73,7 @@ def logs(roles: list[str], follow: bool, lines: int) -> None:
 def _run_here(role: str, folder: Path) -> None:
     from dataclasses import asdict
 
+    from zk0d.daemon.notify import Notify
     from zk0d.errors import UsageError
     from zk0d.services.foreground import Foreground, programs
     from zk0d.services.hold import write_json
@@ -89,7 +90,8 @@ def _run_here(role: str, folder: Path) -> None:
 
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     written = None
-    typer.echo("systemd does not run here: the services run until Ctrl-C.", err=True)
+    notify, said_ready = Notify(), False  # where a user's own unit started this
+    typer.echo("the services run here, until Ctrl-C.", err=True)
     try:
         with Foreground(state, show, restart=True) as services:
             services.start(programs(role, folder / f"{role}.toml"))
@@ -100,8 +102,12 @@ def _run_here(role: str, folder: Path) -> None:
                     written = seen
                     content = {"pid": os.getpid(), "since": since, "services": seen}
                     write_json(state / "services.json", content)
+                if services.ready and not said_ready:
+                    said_ready = True
+                    notify.ready()
                 time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
+        notify.stopping()
         sys.stdout.flush()
         typer.echo("stopped", err=True)
     finally:
