@@ -64,7 +64,7 @@ def watched(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     gpu = Metrics("fake-gpu", hosts[1], FAKE_GPU_PORT)
     gpu.collect(GpuCollector(FakeNvml))
     gpu.serve()
-    jobs["fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
+    jobs["zk0d-client-fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
     run = RunSettings.parse({**TINY, "eval-rollouts": 1, "num-server-rounds": 3}, where="test")
     try:
         with (
