@@ -9,6 +9,7 @@ own; how lines are drawn is not Grafana's.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def _graph(panel: dict[str, Any], server: Prometheus, span: float) -> str:
             name = target["legendFormat"]
             for label, value in series["metric"].items():
                 name = name.replace("{{" + label + "}}", value)
+            name = re.sub(r"\{\{\w+\}\}", "", name).strip()
             points = [(float(t), float(v)) for t, v in series["values"]]
             lines.append((name, [p for p in points if math.isfinite(p[1])]))
     at = panel["gridPos"]
@@ -138,7 +140,10 @@ def _graph(panel: dict[str, Any], server: Prometheus, span: float) -> str:
 def _table(panel: dict[str, Any], server: Prometheus, _: float) -> str:
     """Rows joined and columns named as the panel's transformations say."""
     settings = {each["id"]: each["options"] for each in panel["transformations"]}
-    joined, names = settings["joinByField"]["byField"], settings["organize"]["renameByName"]
+    joined, order = settings["joinByField"]["byField"], settings["organize"]["indexByName"]
+    names = {
+        name: settings["organize"]["renameByName"][name] for name in sorted(order, key=order.get)
+    }
     rows: dict[str, dict[str, str]] = {}
     for target in panel["targets"]:
         for series in server.query(filled(target["expr"])):

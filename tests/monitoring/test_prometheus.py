@@ -64,7 +64,7 @@ def watched(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     gpu = Metrics("fake-gpu", hosts[1], FAKE_GPU_PORT)
     gpu.collect(GpuCollector(FakeNvml))
     gpu.serve()
-    jobs["fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
+    jobs["zk0d-client-fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
     run = RunSettings.parse({**TINY, "eval-rollouts": 1, "num-server-rounds": 3}, where="test")
     try:
         with (
@@ -148,7 +148,7 @@ def test_top_shows_the_same_from_services_and_from_prometheus(watched: Watched) 
         assert "round 3/3" in shown
         for node in ("contributor-a", "contributor-b"):
             (line,) = (x for x in shown.splitlines() if x.startswith(node) and "online" in x)
-            assert line.split()[4:7] == ["3", "0", "0"], line
+            assert line.split()[5:8] == ["3", "0", "0"], line  # after the seconds and their s
     assert "round" not in contributor.replace("rounds", ""), "a node does not know the run's"
     (line,) = (x for x in contributor.splitlines() if x.startswith("client-superexec"))
     assert line.split()[1:3] == ["ready", str(3 * int(TINY["local-steps"]))], line

@@ -36,6 +36,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 #: Every query asks the source that the dashboard's variable names, and no other.
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+#: A contributor's own figures: an evaluator's have the same names and another job.
+MINE = 'job=~"zk0d-client.*", node=~"$node"'
 GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
 #: Where a colour begins; what is below the first number is green.
 Limits = Sequence[tuple[float, str]]

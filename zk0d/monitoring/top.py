@@ -99,10 +99,8 @@ class View:
             f"mu {_number(value('zk0d_proximal_mu'))}",
         )
         phases = samples.by("phase", "zk0d_round_phase_seconds")
-        if phases:
-            words = ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())
-            grid.add_row("last round", words)
-        return Group(head, grid)
+        words = ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())
+        return Group(head, grid, Text(f"last round     {words or NONE}"))
 
     def _nodes(self, samples: Samples, now: float) -> RenderableType:
         online = samples.by("node", "zk0d_node_online")

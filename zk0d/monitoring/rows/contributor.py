@@ -1,8 +1,11 @@
-"""One contributor's machine, from its own services."""
+"""One contributor's machine, from its own services.
+
+An evaluator's figures have the same names; the job tells them apart.
+"""
 
 from __future__ import annotations
 
-from zk0d.monitoring.panels import BLUE, GREEN, ORANGE, RED, Panel, Query, number
+from zk0d.monitoring.panels import BLUE, GREEN, MINE, ORANGE, RED, Panel, Query, number
 
 TITLE = "This machine now"
 
@@ -17,7 +20,7 @@ def online() -> Panel:
         "Online",
         "Whether the coordinator counts this node online. That is its word, not this machine's.",
         "none",
-        Query('min(zk0d_online{node=~"$node"})'),
+        Query(f"min(zk0d_online{{{MINE}}})"),
         words={"0": ("offline", RED), "1": ("online", GREEN)},
     )
 
@@ -27,7 +30,7 @@ def held() -> Panel:
         "Taking part",
         "Whether the owner paused or drained this node (zk0bot client pause, drain, resume).",
         "none",
-        Query('max(zk0d_held{node=~"$node"})'),
+        Query(f"max(zk0d_held{{{MINE}}})"),
         words={"0": ("yes", GREEN), "1": ("held", ORANGE)},
     )
 
@@ -37,7 +40,7 @@ def contact() -> Panel:
         "Coordinator last answered",
         "Seconds since the coordinator's presence page last answered.",
         "s",
-        Query('max(time() - zk0d_coordinator_last_contact_timestamp_seconds{node=~"$node"})'),
+        Query(f"max(time() - zk0d_coordinator_last_contact_timestamp_seconds{{{MINE}}})"),
         limits=((60, ORANGE), (600, RED)),
     )
 
@@ -47,7 +50,7 @@ def learner() -> Panel:
         "Learner",
         "Whether the learner answers. It holds the policy, the recordings and the GPU.",
         "none",
-        Query('min(zk0d_learner_up{node=~"$node"})'),
+        Query(f"min(zk0d_learner_up{{{MINE}}})"),
         words={"0": ("gone", RED), "1": ("up", GREEN)},
     )
 
@@ -57,7 +60,7 @@ def working() -> Panel:
         "Last progress",
         "Seconds since a task last began, moved or ended here.",
         "s",
-        Query('min(time() - zk0d_learner_last_progress_timestamp_seconds{node=~"$node"})'),
+        Query(f"min(time() - zk0d_learner_last_progress_timestamp_seconds{{{MINE}}})"),
         below=BLUE,
     )
 
@@ -67,7 +70,7 @@ def recordings() -> Panel:
         "Frames of recordings",
         "What this machine trains on. None of it leaves it.",
         "short",
-        Query('sum(zk0d_frames{node=~"$node"})'),
+        Query(f"sum(zk0d_frames{{{MINE}}})"),
         limits=((1, GREEN),),
         below=RED,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zk0d.monitoring.panels import BLUE, Panel, Query, graph, number
+from zk0d.monitoring.panels import BLUE, MINE, Panel, Query, graph, number
 
 TITLE = "What it did and what it cost, in the time shown"
 
@@ -21,7 +21,7 @@ def rounds() -> Panel:
         "Rounds trained",
         "Rounds that this machine finished and answered.",
         "short",
-        'sum(increase(zk0d_tasks_total{kind="train", result="done", node=~"$node"}[$__range]))',
+        f'sum(increase(zk0d_tasks_total{{kind="train", result="done", {MINE}}}[$__range]))',
     )
 
 
@@ -30,7 +30,7 @@ def steps() -> Panel:
         "Optimizer steps",
         "Steps taken, also those of rounds that came to nothing.",
         "short",
-        'sum(increase(zk0d_train_steps_total{node=~"$node"}[$__range]))',
+        f"sum(increase(zk0d_train_steps_total{{{MINE}}}[$__range]))",
     )
 
 
@@ -39,7 +39,7 @@ def hours() -> Panel:
         "GPU hours",
         "Hours that the device worked on training tasks; a CPU's where there is no GPU.",
         "h",
-        'sum(increase(zk0d_task_seconds_total{kind="train", node=~"$node"}[$__range])) / 3600',
+        f'sum(increase(zk0d_task_seconds_total{{kind="train", {MINE}}}[$__range])) / 3600',
     )
 
 
@@ -48,7 +48,7 @@ def received() -> Panel:
         "Received",
         "Bytes of the tasks that came: mostly the policy's weights.",
         "bytes",
-        'sum(increase(zk0d_task_bytes_total{direction="received", node=~"$node"}[$__range]))',
+        f'sum(increase(zk0d_task_bytes_total{{direction="received", {MINE}}}[$__range]))',
     )
 
 
@@ -57,7 +57,7 @@ def sent() -> Panel:
         "Sent",
         "Bytes of the answers that went: updates and counts, no recordings.",
         "bytes",
-        'sum(increase(zk0d_task_bytes_total{direction="sent", node=~"$node"}[$__range]))',
+        f'sum(increase(zk0d_task_bytes_total{{direction="sent", {MINE}}}[$__range]))',
     )
 
 
@@ -66,7 +66,7 @@ def energy() -> Panel:
         "GPU energy",
         "What the GPUs drew in that time, whoever used them: mean power times time.",
         "watth",
-        'sum(avg_over_time(zk0d_gpu_power_watts{node=~"$node"}[$__range])) * $__range_s / 3600',
+        f"sum(avg_over_time(zk0d_gpu_power_watts{{{MINE}}}[$__range])) * $__range_s / 3600",
     )
 
 
@@ -75,7 +75,10 @@ def tasks() -> Panel:
         "Tasks by result",
         "Tasks that ended, by kind and how. Anything but done says why in the learner's log.",
         "short",
-        Query('sum by (kind, result) (zk0d_tasks_total{node=~"$node"})', "{{kind}} {{result}}"),
+        Query(
+            f"sum by (kind, result) (zk0d_tasks_total{{{MINE}}})",
+            "{{kind}} {{result}}",
+        ),
         points=True,
     )
 
@@ -85,5 +88,8 @@ def step_time() -> Panel:
         "Seconds per optimizer step",
         "Mean over five minutes, while this machine trains.",
         "s",
-        Query('zk0d:train_step_seconds:mean5m{node=~"$node"}', "{{node}} {{instance}}"),
+        Query(
+            f"zk0d:train_step_seconds:mean5m{{{MINE}}}",
+            "{{node}} {{instance}}",
+        ),
     )
