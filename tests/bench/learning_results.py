@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -288,6 +289,7 @@ def run(names: list[str], minutes: float, only: list[str]) -> None:
                 if outcome := same.get(_fingerprint(made)):
                     _write(line, replace(outcome, title=line.title))
                     continue
+                shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted
                 arm = Arm(line.title, line.seed, with_settings(made, folder))
                 under_way[pool.submit(run_arm, arm)] = line
             finished, _ = wait(under_way, return_when=FIRST_COMPLETED)

@@ -10,45 +10,76 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from zk0d.config.machine import EvaluationDataset
+from zk0d.config.run import RunSettings
+from zk0d.daemon.workers import worker_pool
+from zk0d.demo.recordings import make_recordings
 from zk0d.federation.journal import read_journal
+from zk0d.flower.simulation import RayOptions
+from zk0d.simulation.engine import Engine, Simulation, simulate
+from zk0d.simulation.main import TINY
+from zk0d.simulation.plan import Plan, VirtualNode
+from zk0d.simulation.sources import numbered
+from zk0d.simulators.soreach import Sector
 
 LOOK_SECONDS = 2.0
 
 
-def measure(contributors: int, engine: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Run one simulation as a child and watch it."""
+def measure(contributors: int, engine: Engine, rounds: int, steps: int) -> dict[str, Any]:
+    """Run one simulation and watch this process and its children."""
+    peak: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder) / "s"
-        settings = (
-            f"local-steps={steps} batch-size=8 eval-frequency={rounds} eval-rollouts=0"
-            " eval-frames=64 warmup-steps=2"
+        at = Path(folder)
+        with worker_pool(1, at / "log") as pool:
+            pool.submit(make_recordings, at / "recordings", Sector(), 12, 0).result()
+        uri = f"local:{at / 'recordings'}"
+        settings = {
+            **TINY,
+            "num-server-rounds": rounds,
+            "local-steps": steps,
+            "batch-size": 8,
+            "eval-frequency": rounds,
+            "eval-rollouts": 0,
+            "min-fit-clients": contributors,
+        }
+        plan = Plan(
+            # The same recordings for all: what is measured is their number.
+            nodes=[
+                VirtualNode(name=name, dataset_uri=uri, episodes=list(range(10)))
+                for name in numbered(contributors)
+            ],
+            state=at / "contributors",
+            model_name="tiny",
+            device="cpu",
+            cpu_threads=1,
         )
-        command = [
-            str(Path(sys.executable).with_name("zk0bot")),
-            *("simulate", "--tiny", "-n", str(contributors), "--engine", engine),
-            *("--rounds", str(rounds), "-c", settings, "--folder", str(at)),
-            *("--demonstrations", str(contributors)),
-        ]
+        held = EvaluationDataset(name="held-out", dataset_uri=uri, episodes=[10, 11])
+        simulation = Simulation(
+            at,
+            plan,
+            RunSettings.parse(settings, where="scale"),
+            (held,),
+            engine,
+            RayOptions(workers=2),
+        )
+        over = threading.Event()
+        watch = threading.Thread(target=_watch, args=(peak, over))
+        watch.start()
         began = time.monotonic()
-        with (Path(folder) / "log").open("w+") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            peak: dict[str, float] = {}
-            while child.poll() is None:
-                _look(child.pid, peak)
-                time.sleep(LOOK_SECONDS)
-            if child.returncode:
-                log.seek(0)
-                raise SystemExit(log.read()[-2000:])
-        lines = list(read_journal(at / "runs" / "1"))
+        try:
+            lines = list(read_journal(simulate(simulation)))
+        finally:
+            over.set()
+            watch.join()
         committed = [line for line in lines if line["kind"] == "round.committed"][1:]
         asked = next(line["time"] for line in lines if line["kind"] == "model.ready")
         joined = next(line["time"] for line in lines if line["kind"] == "statistics.merged")
@@ -64,9 +95,15 @@ def measure(contributors: int, engine: str, rounds: int, steps: int) -> dict[str
             ],
             "nodes": [len(line["nodes"]) for line in committed],
             "peak_mb": {name: round(value) for name, value in sorted(peak.items())},
-            "kept_mb": round(_size(at / "contributors") / 1e6, 1),
+            "kept_mb": round(_size(plan.state) / 1e6, 1),
             "up_mb_a_round": round(committed[-1]["bytes_up"] / 1e6, 1),
+            "load": os.getloadavg()[1],
         }
+
+
+def _watch(peak: dict[str, float], over: threading.Event) -> None:
+    while not over.wait(LOOK_SECONDS):
+        _look(os.getpid(), peak)
 
 
 def _look(pid: int, peak: dict[str, float]) -> None:
