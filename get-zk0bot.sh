@@ -194,7 +194,7 @@ driver_advice() {
   if [ "$WSL" = yes ]; then
     printf 'install the driver on Windows, not in WSL, and then run this again.'
   else
-    printf 'this script installs no driver; ansible-playbook zk0.zk0d.gpu does, or your distribution: then run this again.'
+    printf 'this script installs no driver; ansible-playbook site.yml --tags nvidia_driver of this project (docs/fleet.md) does, or your distribution: then run this again.'
   fi
 }
 
