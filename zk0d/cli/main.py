@@ -18,6 +18,7 @@ from zk0d.cli import (
     logs,
     node,
     release,
+    report,
     run,
     server,
     simulate,
@@ -54,6 +55,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(release.app, name="release")
 app.command("push")(release.push)
+app.command("report")(report.report)
 app.add_typer(config.app, name="config")
 app.add_typer(dashboards.app, name="dashboards")
 app.command("version")(version.version)

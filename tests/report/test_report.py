@@ -1,0 +1,200 @@
+"""Journals that have something odd in them, and journals that have not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zk0d.config.run import run_settings
+from zk0d.errors import ConfigError
+from zk0d.federation.journal import CONFIG, Journal
+from zk0d.federation.outputs import run_config
+from zk0d.report import analysis
+from zk0d.report.analysis import analyse, compare, findings
+from zk0d.report.page import page
+
+NODES = ("left", "right", "third")
+
+
+class Told:
+    """A journal as the round engine writes it, with what a test changes."""
+
+    def __init__(self, folder: Path, run: str = "7", **settings: Any) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.journal = Journal(folder, run)
+        made = run_settings(settings)
+        self.journal.write_json(CONFIG, run_config(run, made, 0.0))
+        self.journal.write("run.started", settings=made.to_flat())
+
+    def round(
+        self,
+        number: int,
+        loss: float | None = 1.0,
+        nodes: dict[str, float] | None = None,
+        spread: float = 0.01,
+    ) -> None:
+        """Commit a round; ``nodes`` are training losses by name."""
+        trained = dict.fromkeys(NODES, 1.0) if nodes is None else nodes
+        self.journal.write(
+            "round.committed",
+            round=number,
+            nodes=[
+                {"node": name, "policy_loss": value, "samples": 8}
+                for name, value in trained.items()
+            ]
+            if number
+            else [],
+            learning_rate=1e-4,
+            proximal_mu=0.0,
+            mean_update_norm=1.0,
+            bytes_up=1000,
+            bytes_down=2000,
+            seconds={"collect": 1.0, "evaluate": 0.5},
+            evaluation={
+                "loss": loss,
+                "success": None,
+                "datasets": [{"name": "a<b>", "loss": loss, "spread": spread}],
+            },
+        )
+
+    def good(self, rounds: int = 12) -> Told:
+        for number in range(rounds + 1):
+            self.round(number, 2.0 - 0.1 * number)
+        self.journal.write("run.finished", rounds=rounds, reason="rounds", best_round=rounds)
+        return self
+
+
+def rules(told: Told) -> list[str]:
+    return [found.rule for found in findings(analyse(told.folder))]
+
+
+def _dropout(told: Told) -> None:
+    for number in range(6):
+        nodes = dict.fromkeys(NODES[: 3 if number < 3 else 2], 1.0)
+        told.round(number, 2.0 - 0.1 * number, nodes)
+
+
+def _missing(told: Told) -> None:
+    for number in range(4):
+        told.round(number, None if number == 2 else 2.0 - 0.1 * number)
+
+
+def _stalled(told: Told) -> None:
+    for number in range(10):
+        told.round(number, 2.0 - 0.1 * min(number, 3) + (0.01 if number > 3 else 0.0))
+
+
+def _diverged(told: Told) -> None:
+    for number, loss in enumerate((1.0, 0.8, 1.5)):
+        told.round(number, loss)
+
+
+def _far_off(told: Told) -> None:
+    for number in range(4):
+        told.round(number, 2.0 - 0.1 * number, {"left": 1.0, "right": 1.1, "third": 3.0})
+
+
+def _refused(told: Told) -> None:
+    told.good()
+    told.journal.write("update.refused", round=3, node="left", key="k", reason="nan", message="x")
+
+
+def _no_progress(told: Told) -> None:
+    told.good()
+    told.journal.write("round.failed", round=13, reason="quorum", message="1 of 2 came.")
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("dropout", _dropout),
+        ("missing", _missing),
+        ("stalled", _stalled),
+        ("diverged", _diverged),
+        ("far-off", _far_off),
+        ("refused", _refused),
+        ("no-progress", _no_progress),
+    ],
+)
+def test_each_rule_finds_its_own_and_nothing_else(
+    tmp_path: Path, rule: str, make: Callable[[Told], None]
+) -> None:
+    told = Told(tmp_path / "run")
+    make(told)
+    assert rules(told) == [rule]
+
+
+def test_a_good_run_has_nothing_odd(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run").good()
+    assert rules(told) == []
+    said = analyse(told.folder).summary()
+    assert said == (
+        "Run 7 finished: 12 rounds with 3 nodes. Policy loss 2.0000 before, 0.8000 after, best"
+        " 0.8000 in round 12."
+    )
+    assert len(analysis.RULES) == 7, "every rule has a journal above"
+
+
+def test_a_run_that_died_and_one_that_was_taken_up(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run")
+    told.round(0)
+    told.round(1, 0.9)
+    told.round(2, 0.8)
+    told.journal.write("run.failed", reason="bug", message="it broke")
+    assert analyse(told.folder).state == "failed"
+    assert "it broke" in analyse(told.folder).summary()
+    told.journal.write("run.resumed", round=1, flower_run="8")
+    read = analyse(told.folder)
+    assert (read.state, max(read.evaluated)) == ("unfinished", 1), "round 2 was lost"
+
+
+def test_runs_are_compared_only_if_evaluated_alike(tmp_path: Path) -> None:
+    one = analyse(Told(tmp_path / "1", "1").good().folder)
+    same = analyse(Told(tmp_path / "2", "2").good().folder)
+    assert compare([one, same])[0].endswith("no difference beyond noise")
+    better = analyse(Told(tmp_path / "3", "3").good(15).folder)
+    assert compare([one, better])[0].endswith("spread 0.0200: better")
+    other = analyse(Told(tmp_path / "4", "4", seed=1).good().folder)
+    with pytest.raises(ConfigError, match="runs 1 and 4 were not evaluated on the same"):
+        compare([one, other])
+
+
+def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run").good()
+    _refused_by = "update.refused"
+    told.journal.write(
+        _refused_by, round=3, node="<script>alert(1)</script>", key="k", reason="nan", message="x"
+    )
+    text = page(analyse(told.folder))
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert text.count("<svg") == 7
+    for link in ("src=", "@import", "url(http"):
+        assert link not in text
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run").good()
+
+    def zk0bot(*words: str) -> subprocess.CompletedProcess[str]:
+        code = "import sys; from zk0d.cli.main import main; main()"
+        command = [sys.executable, "-c", code, "report", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    shown = zk0bot(str(told.folder))
+    assert "█" in shown.stdout
+    assert "2.0000 → 0.8000" in shown.stdout
+    content = json.loads(zk0bot(str(told.folder), "--json").stdout)
+    assert content["runs"][0]["state"] == "finished"
+    path = tmp_path / "page.html"
+    assert zk0bot(str(told.folder), "--html", str(path)).returncode == 0
+    assert path.read_text().startswith("<!doctype html>")
+    wrong = zk0bot(f"{tmp_path}/nothing")
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (78, False)

@@ -1,0 +1,1 @@
+"""What a run's journal tells: figures, what was odd in it, charts, comparisons."""
