@@ -92,27 +92,21 @@ def success(
     return float(committed[-1]["evaluation"]["success"])
 
 
-@pytest.fixture(scope="module")
-def clean(lab: Lab) -> float:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return success(lab, monkeypatch, DirectGrid)
-
-
 @pytest.mark.parametrize("defence", DEFENDED)
 def test_one_of_four_poisons_every_round(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, clean: float, defence: str, record_property: Any
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, defence: str, record_property: Any
 ) -> None:
     found = success(lab, monkeypatch, PoisonedGrid, **DEFENDED[defence])
     record_property("attack", f"turned round x4, {defence}")
-    record_property("became", f"success {found:.2f}, without the poisoner's poison {clean:.2f}")
-    assert found >= clean - 0.05
+    record_property("became", f"success {found:.2f}")
+    assert found >= 0.9, "without the poison 1.00 was measured"
 
 
 def test_a_plain_mean_is_poisoned(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, clean: float, record_property: Any
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     """The yardstick: without a defence the same poison does harm."""
     found = success(lab, monkeypatch, PoisonedGrid)
     record_property("attack", "turned round x4, plain mean")
-    record_property("became", f"success {found:.2f}, without the poison {clean:.2f}")
-    assert found < clean - 0.3
+    record_property("became", f"success {found:.2f}")
+    assert found < 0.5

@@ -91,6 +91,19 @@ def test_it_is_what_real_learners_do(
     assert (run / "server").is_dir(), "zk0's output files are written as in any run"
 
 
+def test_a_simulation_leaves_the_app_as_it_was(
+    lab: Lab,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    uri: str,
+) -> None:
+    """Learners behind sockets are found again afterwards, in the same process."""
+    simulate(make(tmp_path / "s", uri, **{"num-server-rounds": 1}))
+    lab.contribute("left")
+    lines = lab.run(monkeypatch, **{**SMALL, "num-server-rounds": 1, "min-fit-clients": 1})
+    assert lines[-1]["kind"] == "run.finished"
+
+
 def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> None:
     run = simulate(make(tmp_path / "s", uri, **{"num-server-rounds": 1}))
     joined = {line["node"]: line for line in lines_of(run, "node.joined")}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from flwr.app import Context, Message
@@ -75,7 +75,7 @@ def _note(message: Message) -> Message:
 def _answer(message: Message, context: Context, ask: Any) -> Message:
     """The learner's answer, or a :class:`Refusal` with its reason: the round goes on without us."""
     try:
-        with connect(context) as learner:
+        with _reach(context) as learner:
             reply, update = ask(learner)
         payload: Payload | None = update
         record = to_record(reply, payload)
@@ -90,8 +90,20 @@ def _over_socket(context: Context) -> AbstractContextManager[NodeLearner]:
     return LearnerClient(str(configured or DEFAULT_SOCKET))
 
 
-#: How the app reaches its learner. A simulation has many in its own process and sets another way.
-connect: Callable[[Context], AbstractContextManager[NodeLearner]] = _over_socket
+Reach = Callable[[Context], AbstractContextManager[NodeLearner]]
+#: How the app reaches its learner.
+_reach: Reach = _over_socket
+
+
+@contextmanager
+def reached_by(reach: Reach) -> Iterator[None]:
+    """Another way to the learner: a simulation has many in its own process."""
+    global _reach
+    before, _reach = _reach, reach
+    try:
+        yield
+    finally:
+        _reach = before
 
 
 def _progress_log() -> Any:

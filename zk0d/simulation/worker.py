@@ -56,9 +56,8 @@ class VirtualApp:
         self._plan = plan.model_dump_json(by_alias=True)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        worker = _worker(self._plan)
-        client_app.connect = worker.connect
-        return client_app.app(message, context)
+        with client_app.reached_by(_worker(self._plan).connect):
+            return client_app.app(message, context)
 
 
 @functools.lru_cache(1)
