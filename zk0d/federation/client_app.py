@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from flwr.app import Context, Message
@@ -75,7 +76,7 @@ def _note(message: Message) -> Message:
 def _answer(message: Message, context: Context, ask: Any) -> Message:
     """The learner's answer, or a :class:`Refusal` with its reason: the round goes on without us."""
     try:
-        with _reach(context) as learner:
+        with _reach.get()(context) as learner:
             reply, update = ask(learner)
         payload: Payload | None = update
         record = to_record(reply, payload)
@@ -92,18 +93,17 @@ def _over_socket(context: Context) -> AbstractContextManager[NodeLearner]:
 
 Reach = Callable[[Context], AbstractContextManager[NodeLearner]]
 #: How the app reaches its learner.
-_reach: Reach = _over_socket
+_reach: ContextVar[Reach] = ContextVar("reach", default=_over_socket)
 
 
 @contextmanager
 def reached_by(reach: Reach) -> Iterator[None]:
     """Another way to the learner: a simulation has many in its own process."""
-    global _reach
-    before, _reach = _reach, reach
+    token = _reach.set(reach)
     try:
         yield
     finally:
-        _reach = before
+        _reach.reset(token)
 
 
 def _progress_log() -> Any:
