@@ -77,9 +77,24 @@ constraints: venv ## Raise the pins in constraints.txt
 release: ## Build dist/zk0d-VERSION/ (RELEASE_KEY=FILE signs, WHEELHOUSE=1 adds the packages)
 	@.ci/make-release
 
+.PHONY: release-check
+release-check: ## Say whether this checkout can be released (ARGS=--quick leaves the tests away)
+	@.ci/release-check $(ARGS)
+
+.PHONY: docs
+docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
+	@.ci/make-docs
+
+.PHONY: reference
+reference: settings-page monitoring-files cli-page ## Write every page that is made from the code
+
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference
+
+.PHONY: cli-page
+cli-page: venv ## Write docs/cli.md from the verbs
+	$(BIN)/python -m zk0d.cli.reference
 
 .PHONY: monitoring-files
 monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and rules
@@ -87,4 +102,4 @@ monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and r
 
 .PHONY: clean
 clean: ## Remove the environment and what tools left
-	rm -rf $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf site $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
