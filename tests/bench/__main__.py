@@ -1,4 +1,4 @@
-"""``make bench [ARGS='codec step round exchange memory learning idle scrape']``."""
+"""``make bench [ARGS='codec step round exchange memory learning idle scrape report']``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-BENCHES = ("codec", "step", "round", "exchange", "memory", "learning", "idle", "scrape")
+BENCHES = ("codec", "step", "round", "exchange", "memory", "learning", "idle", "scrape", "report")
 
 
 def main() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
@@ -17,7 +19,10 @@ from zk0d.federation.journal import CONFIG, Journal
 from zk0d.federation.outputs import run_config
 from zk0d.report import analysis
 from zk0d.report.analysis import analyse, compare, findings
+from zk0d.report.charts import charts
+from zk0d.report.folder import write_report
 from zk0d.report.page import page
+from zk0d.services.reports import IDLE_SECONDS, LOOK_SECONDS, Reports
 
 NODES = ("left", "right", "third")
 
@@ -175,9 +180,87 @@ def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
     text = page(analyse(told.folder))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == 9
     for link in ("src=", "@import", "url(http"):
         assert link not in text
+
+
+def test_a_runs_folder_gets_page_and_pictures(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run").good()
+    told.journal.write("update.refused", round=3, node="left", key="k", reason="nan", message="x")
+    report = write_report(told.folder).parent
+    names = {path.stem for path in report.glob("*.png")}
+    assert names == {chart.name for chart in charts(analyse(told.folder))}
+    assert {"policy_loss", "participation", "refused", "seconds", "bytes"} <= names
+    for picture in report.glob("*.png"):
+        with Image.open(picture) as image:
+            assert image.width == 960
+            colours = image.convert("RGB").getcolors(1 << 20)
+            assert colours is not None
+            assert len(colours) > 20, f"{picture.name}: nothing is drawn"
+    (report / "mine").touch()
+    write_report(told.folder)
+    assert not (report / "mine").exists(), "it is written as a whole"
+
+
+def test_a_report_of_nothing_evaluated(tmp_path: Path) -> None:
+    """A run that died in its first round has little, and what it has is shown."""
+    told = Told(tmp_path / "run")
+    told.journal.write("run.failed", reason="quorum", message="nobody came")
+    assert "nobody came" in write_report(told.folder).read_text()
+    assert list(tmp_path.glob("run/report/*.png")) == []
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def written(reports: Reports, clock: Clock, page: Path, seconds: float = 0.0) -> bool:
+    """Whether a report is written now; waits for the process that does it."""
+    clock.now += seconds + LOOK_SECONDS
+    before = page.stat().st_mtime_ns if page.exists() else 0
+    deadline = time.monotonic() + 60
+    reports.look()
+    while reports._writing is not None and time.monotonic() < deadline:
+        reports.look()
+        time.sleep(0.05)
+    return page.exists() and page.stat().st_mtime_ns != before
+
+
+def test_reports_follow_runs_by_themselves(tmp_path: Path) -> None:
+    told = Told(tmp_path / "runs/7")
+    told.round(0)
+    page = told.folder / "report/index.html"
+    clock = Clock()
+    reports = Reports(tmp_path / "runs", clock)
+    assert not written(reports, clock, page), "the run goes on"
+    assert written(reports, clock, page, IDLE_SECONDS), "it says nothing any more: it died"
+    assert not written(reports, clock, page, IDLE_SECONDS), "once"
+    clock = Clock()
+    reports = Reports(tmp_path / "runs", clock)
+    told.round(1, 0.9)
+    assert not written(reports, clock, page), "taken up again, it goes on"
+    told.journal.write("run.finished", rounds=1, reason="rounds", best_round=1)
+    assert written(reports, clock, page), "it ended"
+    assert not written(reports, clock, page)
+
+
+def test_a_run_that_cannot_be_reported_is_no_endless_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told(tmp_path / "runs/7").good()
+    (told.folder / CONFIG).write_text("{")
+    clock = Clock()
+    reports = Reports(tmp_path / "runs", clock)
+    for _ in range(3):
+        assert not written(reports, clock, told.folder / "report/index.html")
+    assert [r.message.count("no report") for r in caplog.records] == [1]
 
 
 def test_the_verb(tmp_path: Path) -> None:

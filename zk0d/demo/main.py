@@ -23,6 +23,7 @@ from zk0d.demo.layout import Layout
 from zk0d.demo.progress import Progress, RoundFacts, Stage
 from zk0d.errors import ChildError
 from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.report.folder import write_report
 
 RECORDINGS, PROCESSES, FEDERATION, COMPARISON = (
     "recordings",
@@ -122,6 +123,7 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
         },
     )
     results.draw_chart(layout.root / "chart.png", run, outcomes, layout.contributors)
+    report = write_report(run)
     table = results.table(outcomes, layout.contributors, options.episodes)
     if picture is not None:
         screen = Console(record=True, file=io.StringIO(), width=92, force_terminal=True)
@@ -132,6 +134,7 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
     console.print(
         f"summary  {layout.root / 'summary.json'}\n"
         f"chart    {layout.root / 'chart.png'}\n"
+        f"report   {report}\n"
         f"run      {run}  (journal.jsonl, committed rounds)\n"
         f"logs     {layout.logs}\n"
         f"Next: another seed (--seed {options.seed + 1}), more contributors (--contributors 4), or"

@@ -23,6 +23,8 @@ class Analysis:
         ``finished``, ``failed`` or ``unfinished``.
     losses
         The nodes' training loss: by node, then by round.
+    success
+        In closed loop, 0 to 1: by dataset, then by round.
     lost, refused, failed
         Journal lines: answers that did not come, updates that were refused, rounds that failed.
     """
@@ -31,6 +33,7 @@ class Analysis:
     state: str
     message: str
     losses: dict[str, dict[int, float]] = field(default_factory=dict)
+    success: dict[str, dict[int, float]] = field(default_factory=dict)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     traffic: dict[int, tuple[int, int]] = field(default_factory=dict)
     lost: list[dict[str, Any]] = field(default_factory=list)
@@ -95,6 +98,9 @@ def analyse(folder: Path) -> Analysis:
     for number, line in sorted(history.rounds.items()):
         for node in line.get("nodes") or []:
             analysis.losses.setdefault(node["node"], {})[number] = node["policy_loss"]
+        for dataset in (line["evaluation"] or {}).get("datasets", []):
+            if dataset.get("success") is not None:
+                analysis.success.setdefault(dataset["name"], {})[number] = dataset["success"]
         if line.get("seconds"):
             analysis.seconds[number] = line["seconds"]
         if number:

@@ -28,6 +28,7 @@ from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.superexec import PULSE_VARIABLE
 from zk0d.services.credentials import credential
+from zk0d.services.reports import Reports
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck
 START_LIMIT = 20.0
@@ -45,6 +46,8 @@ class SuperexecService(Service):
         Port on loopback of the Runtime API it works for.
     learner
         Socket of the learner beside it, which has no network: its metrics are shown here.
+    reports
+        Of a coordinator, whose runs' folders are this service's.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class SuperexecService(Service):
         command: commands.Command,
         peer: int,
         learner: Path,
+        reports: Reports | None = None,
     ) -> None:
         self.stuck_reasons = ("no_poll",)
         super().__init__(metrics)
         self.name = f"{role}-superexec"
         self._settings = settings
         self._peer = peer
+        self._reports = reports
         self._pulse = settings.state / "pulse"
         metrics.collect(AppCollector(self._pulse))
         metrics.collect(LearnerCollector(learner))
@@ -80,6 +85,8 @@ class SuperexecService(Service):
 
     def look(self) -> Condition:
         self._child.look()
+        if self._reports is not None:
+            self._reports.look()
         if self._child.waits:
             end = self._child.last_end
             assert end is not None
@@ -100,6 +107,8 @@ class SuperexecService(Service):
         )
 
     def stop(self) -> None:
+        if self._reports is not None:
+            self._reports.stop()
         self._child.stop("service stops")
 
 
@@ -211,8 +220,9 @@ def run(role: str, config: Path) -> None:
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
         learner = client.learner.socket
+    reports = Reports(server.runs) if role == "server" else None
     name = f"{role}-superexec"
     metrics = Metrics(
         name, metrics_settings.host, METRICS_PORTS[name] if metrics_settings.enabled else 0
     )
-    SuperexecService(role, settings, metrics, command, port, learner).run()
+    SuperexecService(role, settings, metrics, command, port, learner, reports).run()

@@ -19,6 +19,7 @@ from zk0d.errors import UsageError
 from zk0d.federation.journal import read_journal
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.partition import SCHEMES, Scheme
+from zk0d.report.folder import write_report
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.plan import Plan, with_faults
 from zk0d.simulation.sources import Source, of_datasets, of_episodes, of_file, of_soreach
@@ -292,8 +293,10 @@ def _follow(simulation: Simulation, progress: Progress, console: Console) -> Pat
         progress.facts = RoundFacts(settings.num_server_rounds, len(plan.nodes))
         run = simulate(simulation, progress.take)
         stage.note = f"{progress.facts.round} rounds of {settings.steps_per_round} steps, {where}"
+    report = write_report(run)
     console.print(
         f"run      {run}  (journal.jsonl, committed rounds, server, clients)\n"
+        f"report   {report}\n"
         f"plan     {simulation.folder / PLAN}\n"
         f"log      {simulation.folder / 'flower.log'}",
         highlight=False,

@@ -1,0 +1,112 @@
+"""Writes a run's report once the run has ended, also one that died without saying so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zk0d.federation.journal import JOURNAL
+from zk0d.report import PAGE, REPORT
+
+LOOK_SECONDS = 10.0
+#: A journal that says nothing for so long belongs to a run that waits, or that died.
+IDLE_SECONDS = 300.0
+TAIL_BYTES = 65536
+ENDS = {"run.finished", "run.failed"}
+
+log = logging.getLogger("zk0d")
+
+
+class Reports:
+    """Keeps ``report/`` of every run as new as its journal, one run at a time, in another process.
+
+    Parameters
+    ----------
+    runs
+        The folder with one folder for each run.
+    clock
+        Seconds since 1970, as files have them.
+    """
+
+    def __init__(self, runs: Path, clock: Callable[[], float] = time.time) -> None:
+        self._runs = runs
+        self._clock = clock
+        self._next_look = 0.0
+        self._failed: dict[Path, float] = {}  #: by run, the journal that none could be made of
+        self._writing: tuple[subprocess.Popen[str], Path, float] | None = None
+
+    def look(self) -> None:
+        """Begin a report that is due, or notice that one is written; never waits."""
+        if self._writing is not None:
+            self._finish(*self._writing)
+            return
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        for journal in self._runs.glob(f"*/{JOURNAL}"):
+            if self._due(journal, now):
+                self._begin(journal)
+                return
+
+    def stop(self) -> None:
+        """Give up what is being written; the report of before stays."""
+        if self._writing is not None:
+            self._writing[0].kill()
+            self._writing[0].wait()
+            self._writing = None
+
+    def _due(self, journal: Path, now: float) -> bool:
+        try:
+            told = journal.stat().st_mtime
+            if self._failed.get(journal.parent) == told:
+                return False
+            page = journal.parent / REPORT / PAGE
+            if page.exists() and page.stat().st_mtime >= told:
+                return False
+            return now - told > IDLE_SECONDS or _last_kind(journal) in ENDS
+        except OSError:
+            return False
+
+    def _begin(self, journal: Path) -> None:
+        told = journal.stat().st_mtime
+        env = {**os.environ, "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "zk0d-charts")}
+        command = [sys.executable, "-m", "zk0d.report.folder", str(journal.parent)]
+        process = subprocess.Popen(
+            ["nice", "-n", "19", *command],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._writing = (process, journal.parent, told)
+
+    def _finish(self, process: subprocess.Popen[str], run: Path, told: float) -> None:
+        if process.poll() is None:
+            return
+        self._writing = None
+        said = process.communicate()[1].strip()
+        if process.returncode:
+            self._failed[run] = told
+            log.warning("run %s: no report could be written (%s)", run.name, said[-300:])
+        else:
+            log.info("run %s: its report is in %s", run.name, run / REPORT / PAGE)
+
+
+def _last_kind(journal: Path) -> str:
+    """The kind of the last whole line."""
+    with journal.open("rb") as file:
+        file.seek(max(0, journal.stat().st_size - TAIL_BYTES))
+        lines = file.read().rpartition(b"\n")[0].rpartition(b"\n")
+    try:
+        return str(json.loads(lines[2])["kind"])
+    except (ValueError, KeyError, TypeError):
+        return ""
