@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
+from tests.browser import PHONE, drawn
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
 from zk0d.federation.journal import CONFIG, Journal
@@ -281,3 +282,17 @@ def test_the_verb(tmp_path: Path) -> None:
     assert path.read_text().startswith("<!doctype html>")
     wrong = zk0bot(f"{tmp_path}/nothing")
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (78, False)
+
+
+@pytest.mark.slow
+def test_a_browser_draws_what_is_in_the_docs(tmp_path: Path) -> None:
+    """The picture was looked at; fonts differ a little from machine to machine."""
+    from tests.report.golden import HEIGHT, PICTURE, WIDTH, golden_page
+
+    text = golden_page(tmp_path / "run")
+    drawn(text, tmp_path, PHONE)
+    found = drawn(text, tmp_path, WIDTH, HEIGHT)
+    with Image.open(PICTURE) as picture:
+        assert picture.size == found.size
+        difference = ImageChops.difference(found, picture.convert("RGB")).convert("L")
+    assert ImageStat.Stat(difference).mean[0] < 8, "python -m tests.report.golden, and look at it"

@@ -66,7 +66,14 @@ def charts(analysis: Analysis) -> list[Chart]:
     if analysis.losses:
         made.append(Chart("training_loss", "Training loss", _lines(analysis.losses, "loss")))
         nodes = len(analysis.losses)
-        made.append(Chart("participation", "Participation", _heat(analysis), rows=nodes))
+        made.append(
+            Chart(
+                "participation",
+                "Participation: blue took part, orange refused",
+                _heat(analysis),
+                rows=nodes,
+            )
+        )
     if story.rounds:
         rates = {"learning rate": {p.round: p.learning_rate for p in story.rounds}}
         pulls = {"proximal mu": {p.round: p.proximal_mu for p in story.rounds}}
@@ -190,4 +197,7 @@ def _describe(axes: Axes, label: str, series: int) -> None:
     axes.set_ylabel(label)
     axes.margins(x=0.01)
     if 1 < series <= MANY:
-        axes.legend(fontsize=8, frameon=False)
+        # Above the chart, where it hides nothing.
+        axes.legend(
+            fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderpad=0
+        )

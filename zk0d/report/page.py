@@ -10,7 +10,8 @@ from zk0d.report.charts import charts
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}"
     "svg{max-width:100%;height:auto}table{border-collapse:collapse;width:100%}"
-    "td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;overflow-wrap:anywhere}"
+    "td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd}"
+    "td:not(:first-child){overflow-wrap:anywhere}"
 )
 
 
