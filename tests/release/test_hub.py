@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from tests.release.hub_stand_in import HubStandIn, Repository
 from tests.release.test_gate import story
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
 from zk0d.release import hub
-from zk0d.release.checkpoint import describe
+from zk0d.release.checkpoint import Releases, accept, describe
 from zk0d.release.gate import judge
+
+TOKEN = "hf_of_the_test"
 
 
 @pytest.fixture
@@ -29,10 +32,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     server.server_close()
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    folder = tmp_path / "checkpoint_round_1"
-    folder.mkdir()
+def make_checkpoint(folder: Path) -> Path:
+    """A folder that may be pushed."""
+    folder.mkdir(parents=True)
     save_file({"w": np.arange(1000, dtype=np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"type": "act"}')
     told = story(1.0, 0.5)
@@ -40,8 +42,13 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "checkpoint_round_1")
+
+
 def api(server: HubStandIn) -> HfApi:
-    return HfApi(endpoint=server.url, token="hf_of_the_test")
+    return HfApi(endpoint=server.url, token=TOKEN)
 
 
 def test_one_commit_with_everything_private_and_tagged(
@@ -104,3 +111,21 @@ def test_half_a_checkpoint_is_not_pushed(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     with pytest.raises(ConfigError, match=f"{name} is missing"):
         hub.check(checkpoint)
+
+
+def test_a_checkpoint_that_is_accepted_by_hand(checkpoint: Path, tmp_path: Path) -> None:
+    """The gate's word stays, and what overruled it stands in card and figures."""
+    card = checkpoint / "README.md"
+    card.write_text(f"{card.read_text()}\n\n## Training Insights\n- none\n")
+    releases = Releases(tmp_path)
+    assert releases.latest() is None
+    accept(checkpoint, "another dataset counts here", releases)
+    assert (tmp_path / "latest").resolve() == checkpoint
+    told = json.loads((checkpoint / "metrics.json").read_text())["gate"]
+    assert told["accepted"] == "another dataset counts here"
+    assert told["reasons"], "what the gate said"
+    text = card.read_text()
+    assert text.index("Accepted by hand all the same: another") < text.index("## Training Insights")
+    assert hub.check(checkpoint), "it may still be pushed"
+    with pytest.raises(ConfigError, match="is no checkpoint of zk0d"):
+        accept(tmp_path, "x", releases)

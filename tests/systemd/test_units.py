@@ -16,14 +16,15 @@ GATEWAY, RENEW = "zk0d-gateway.service", "zk0d-renew.service"
 SERVICES = sorted(
     path.name for path in FOLDER.glob("*.service") if path.name not in (GATEWAY, RENEW)
 )
-DAEMONS = [name for name in SERVICES if name != "zk0d-fetch.service"]
+ONESHOTS = ("zk0d-fetch.service", "zk0d-publish.service")
+DAEMONS = [name for name in SERVICES if name not in ONESHOTS]
 UNITS = sorted(
     path.name
     for path in FOLDER.iterdir()
     if path.suffix in (".service", ".socket", ".target", ".slice", ".timer")
 )
 SANDBOXED_MOST = ("zk0d-learner.service", "zk0d-evaluator.service")
-NETWORKED = ("zk0d-client.service", "zk0d-fetch.service")
+NETWORKED = ("zk0d-client.service", *ONESHOTS)
 
 #: What every service has, without exception.
 ALWAYS = {
@@ -135,6 +136,8 @@ def test_all_units_are_there() -> None:
         "zk0d-gateway.service",
         "zk0d-learner.service",
         "zk0d-learner.socket",
+        "zk0d-publish.service",
+        "zk0d-publish.timer",
         "zk0d-renew.service",
         "zk0d-renew.timer",
         "zk0d-server-superexec.service",
@@ -188,7 +191,7 @@ def test_what_is_looser_has_its_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_only_two_have_a_network(name: str) -> None:
+def test_only_three_have_a_network(name: str) -> None:
     has = directives(name)
     if name in SANDBOXED_MOST:
         assert has["PrivateNetwork"] == ["yes"]
@@ -206,7 +209,7 @@ def test_environment(name: str) -> None:
     assert has["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert has["PYTHONUNBUFFERED"] == "1"
     assert has["FLWR_HOME"] == f"%S/{state}/flower"
-    assert has.get("HF_HUB_OFFLINE") == (None if name == "zk0d-fetch.service" else "1")
+    assert has.get("HF_HUB_OFFLINE") == (None if name in ONESHOTS else "1")
 
 
 @pytest.mark.parametrize("name", DAEMONS)
@@ -236,7 +239,7 @@ def test_restarts_never_reach_the_start_limit(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_programs_are_those_of_zk0d(name: str) -> None:
     start = directives(name)["ExecStart"][0]
-    verbs = "superlink|supernode|superexec (server|client)|learner|evaluator|fetch"
+    verbs = "superlink|supernode|superexec (server|client)|learner|evaluator|fetch|publish"
     assert re.fullmatch(rf"/opt/zk0d/current/bin/zk0d ({verbs})", start)
 
 
@@ -257,7 +260,11 @@ def test_users_and_groups_exist(name: str) -> None:
 
 def test_memberships() -> None:
     _, _, members = accounts()
-    assert members == {("zk0d-link", "zk0d-app"), ("zk0d-learner", "zk0d-fetch")}
+    assert members == {
+        ("zk0d-link", "zk0d-app"),
+        ("zk0d-publish", "zk0d-app"),
+        ("zk0d-learner", "zk0d-fetch"),
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -301,6 +308,7 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
         (server.superlink.state, "zk0d-server.service"),
         (server.runs, "zk0d-server-superexec.service"),
         (server.superexec.state, "zk0d-server-superexec.service"),
+        (server.publish.state, "zk0d-publish.service"),
         (client.supernode.state, "zk0d-client.service"),
         (client.superexec.state, "zk0d-client-superexec.service"),
     ):

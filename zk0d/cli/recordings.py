@@ -14,7 +14,12 @@ from zk0d.cli import units
 
 NAME = "50-recordings"  #: of the drop-ins
 #: Units that reach beyond the machine, or run what speaks to the coordinator.
-NETWORKED = ("zk0d-client.service", "zk0d-client-superexec.service", "zk0d-fetch.service")
+NETWORKED = (
+    "zk0d-client.service",
+    "zk0d-client-superexec.service",
+    "zk0d-fetch.service",
+    "zk0d-publish.service",
+)
 LEARNER_USER = "zk0d-learner"
 #: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))

@@ -38,6 +38,22 @@ def gate(
         raise typer.Exit(1)
 
 
+@app.command()
+def accept(
+    checkpoint: Checkpoint,
+    because: Annotated[str, typer.Option(help="The reason, for the card.")],
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Make a checkpoint the latest release against the gate; the card records it."""
+    from zk0d.config.machine import ServerSettings
+    from zk0d.release.checkpoint import Releases
+    from zk0d.release.checkpoint import accept as accept_checkpoint
+
+    server = ServerSettings.load(folder / "server.toml")
+    accept_checkpoint(checkpoint.resolve(), because, Releases.of(server))
+    typer.echo(f"{checkpoint} is the latest release now")
+
+
 @app.command(name="list")
 def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """The checkpoints of this coordinator; * is the latest release."""

@@ -20,7 +20,7 @@ DEFAULT_SOCKET = Path("/run/zk0d/learner.sock")
 DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
 DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
-DEFAULT_RELEASES = Path("/var/lib/zk0d/evaluator/releases")
+DEFAULT_RELEASES = Path("/var/lib/zk0d/releases")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
@@ -335,13 +335,21 @@ class AutorunSettings(Settings):
         return values
 
 
+class PublishSettings(Settings):
+    """``zk0d publish``, which sends out what a run's settings ask for."""
+
+    state: Path = Field(
+        Path("/var/lib/zk0d/publish"), description="What was sent is noted here, with W&B's files."
+    )
+
+
 class ServerSettings(Settings):
     """``server.toml``: the coordinator's runs and its evaluator."""
 
     state: Path = Field(Path("/var/lib/zk0d/server"), description="Runs are kept under it.")
     releases: Path | None = Field(
         None,
-        description="Checkpoints are kept under it; by default /var/lib/zk0d/evaluator/releases, or"
+        description="Checkpoints are kept under it; by default /var/lib/zk0d/releases, or"
         " releases in a state folder of your own.",
     )
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
@@ -357,6 +365,7 @@ class ServerSettings(Settings):
     superlink: SuperlinkSettings = SuperlinkSettings()
     gateway: GatewaySettings = GatewaySettings()
     superexec: ServerSuperexecSettings = ServerSuperexecSettings()
+    publish: PublishSettings = PublishSettings()
     autorun: AutorunSettings | None = Field(
         None, description="Runs that begin by themselves; none do without this table."
     )

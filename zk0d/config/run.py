@@ -190,6 +190,18 @@ class RunSettings(Settings):
     keep_checkpoints: PositiveInt = Field(
         3, description="Checkpoints of a run kept on disk, besides the best and the latest release."
     )
+    hf_repo_id: str = Field(
+        "",
+        description="At the run's end push its last checkpoint, if it passed the gate, to this"
+        " repository of the hub (user/name).",
+    )
+    hf_public: bool = Field(
+        False, description="A repository that this push makes is public; else private."
+    )
+    use_wandb: bool = Field(
+        False, description="Log rounds to Weights & Biases; without wandb.key into files."
+    )
+    wandb_project: str = Field("zk0d", description="The project there.")
     start_from: str = Field(
         "",
         description="Begin with the weights of a release instead of the model's: 'latest', or a"

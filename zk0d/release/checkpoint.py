@@ -127,6 +127,37 @@ def describe(
         ) from None
 
 
+def accept(folder: Path, because: str, releases: Releases) -> None:
+    """Make a checkpoint the latest release although the gate said no; card and figures record it.
+
+    Raises
+    ------
+    ConfigError
+        If it is no checkpoint.
+    TryAgainError
+        If it cannot be written.
+    """
+    read_story(folder)
+    metrics, card = folder / METRICS, folder / CARD
+    try:
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+        content["gate"]["accepted"] = because
+        text = card.read_text(encoding="utf-8")
+        said = f"\n\nAccepted by hand all the same: {because}\n"
+        marked = text.replace("\n\n## Training Insights", f"{said}\n## Training Insights", 1)
+        draft = folder / f".{CARD}.new"
+        draft.write_text(marked if marked != text else text + said, encoding="utf-8")
+        draft.replace(card)
+        draft = folder / f".{METRICS}.new"
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draft.replace(metrics)
+        _link(releases.folder / LATEST, folder)
+    except OSError as error:
+        raise TryAgainError(
+            f"{folder}: cannot be written ({error.strerror or error}); are you root?"
+        ) from None
+
+
 def read_story(folder: Path) -> Story:
     """What a checkpoint's ``metrics.json`` tells.
 

@@ -32,5 +32,12 @@ def credential(name: str, path: Path, key: str) -> Path:
     return found
 
 
+def optional_credential(name: str) -> Path | None:
+    """The credential ``name``; ``None`` where there is none."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    given = Path(folder) / name if folder else None
+    return given if given is not None and _has_content(given) else None
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and bool(path.read_bytes().strip())

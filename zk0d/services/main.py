@@ -48,6 +48,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
     fetch.run(arguments.client, arguments.server)
 
 
+def _publish(arguments: argparse.Namespace) -> None:
+    from zk0d.services import publish
+
+    publish.run(arguments.config)
+
+
 def main() -> None:
     """Parse the command line and run one service until it is told to stop."""
     parser = argparse.ArgumentParser(
@@ -59,6 +65,7 @@ def main() -> None:
         ("superlink", _superlink, DEFAULT_SERVER_CONFIG, "the coordinator's SuperLink"),
         ("supernode", _supernode, DEFAULT_CLIENT_CONFIG, "this machine's SuperNode"),
         ("evaluator", _evaluator, DEFAULT_SERVER_CONFIG, "evaluate beside the coordinator"),
+        ("publish", _publish, DEFAULT_SERVER_CONFIG, "send out what runs ask for, once"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--config", type=Path, default=default, help="settings (%(default)s)")

@@ -1,0 +1,155 @@
+"""``zk0d publish``: sends out what a run's settings ask for: its checkpoint, its figures.
+
+A timer starts it, so that nothing of a round waits for the hub. It reads journals and checkpoints,
+keeps what is done in a file for each run, and tries again what could not be done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zk0d.config.machine import ServerSettings
+from zk0d.config.run import RunSettings
+from zk0d.daemon.notify import Notify
+from zk0d.errors import ConfigError, Zk0dError
+from zk0d.federation.history import settings_of
+from zk0d.federation.journal import CONFIG, read_journal
+from zk0d.release.checkpoint import Releases
+from zk0d.services.credentials import optional_credential
+
+log = logging.getLogger("zk0d")
+
+
+def run(config: Path) -> None:
+    """Send out what is due of every run, and end.
+
+    Raises
+    ------
+    ConfigError
+        If a name or a token is refused, or something that is needed is not installed.
+    TryAgainError
+        If the hub or W&B cannot be reached.
+    """
+    server = ServerSettings.load(config)
+    notify = Notify()
+    token = optional_credential("hf.token")
+    if token is not None:
+        os.environ["HF_TOKEN_PATH"] = str(token)
+    sent, errors = 0, []
+    for folder in _runs(server.runs):
+        try:
+            settings = settings_of(folder)
+            if settings.hf_repo_id or settings.use_wandb:
+                notify.status(f"sending out run {folder.name}")
+                noted = Sent(server.publish.state / f"{folder.name}.json")
+                sent += _send(folder, settings, noted, Releases.of(server))
+        except Zk0dError as error:  # the other runs go out all the same
+            errors.append(error)
+            log.error("run %s: %s", folder.name, error.message)
+    if errors:
+        raise min(errors, key=lambda error: not isinstance(error, ConfigError))
+    notify.status(f"nothing is left to send; {sent} sent now")
+
+
+def _runs(home: Path) -> Iterator[Path]:
+    """Folders of runs, the newest first; most ask for nothing, and one look must be cheap."""
+    found = [path.parent for path in home.glob(f"*/{CONFIG}") if _asks(path)]
+    yield from sorted(found, key=lambda folder: folder.name, reverse=True)
+
+
+def _asks(config: Path) -> bool:
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(settings.get("hf-repo-id") or settings.get("use-wandb"))
+
+
+class Sent:
+    """What of a run was sent, in a file that is written after each step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self.facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.facts = {}
+
+    def keep(self, **facts: Any) -> None:
+        """Add facts, whole or not at all."""
+        self.facts.update(facts)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_suffix(".part")
+        draft.write_text(json.dumps(self.facts), encoding="utf-8")
+        draft.replace(self._path)
+
+
+def _send(folder: Path, settings: RunSettings, sent: Sent, releases: Releases) -> int:
+    """Send what is due; how much that was. What one refuses does not hold up the other."""
+    lines = list(read_journal(folder))
+    done, errors = 0, []
+    if settings.hf_repo_id:
+        try:
+            done += _checkpoint(lines, settings, sent, releases)
+        except Zk0dError as error:
+            errors.append(error)
+    if settings.use_wandb:
+        try:
+            done += _figures(lines, settings, sent)
+        except Zk0dError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return done
+
+
+def _checkpoint(
+    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, releases: Releases
+) -> bool:
+    """Push a finished run's last checkpoint, if it passed the gate."""
+    if "pushed" in sent.facts or lines[-1]["kind"] != "run.finished":
+        return False
+    written = [line for line in lines if line["kind"] == "checkpoint.written"]
+    if not written:
+        return False  # the journal says why
+    last = written[-1]
+    folder = releases.checkpoint(lines[0]["run"], last["round"])
+    why = ""
+    if settings.num_server_rounds < settings.checkpoint_interval:
+        why = "the run was shorter than its checkpoint-interval"
+    elif not last["passed"]:
+        why = f"its checkpoint did not pass the gate ({'; '.join(last['reasons'])})"
+    if why:
+        log.info("run %s: not pushed, %s; it is in %s", lines[0]["run"], why, folder)
+        sent.keep(pushed="", why=why)
+        return False
+    from zk0d.release.hub import push
+
+    done = push(folder, settings.hf_repo_id, private=not settings.hf_public)
+    log.info("run %s: pushed to %s (tag %s)", lines[0]["run"], done.url, done.tag)
+    sent.keep(pushed=done.url, tag=done.tag)
+    return True
+
+
+def _figures(lines: list[dict[str, Any]], settings: RunSettings, sent: Sent) -> bool:
+    """Log the rounds that Weights & Biases has not got yet."""
+    from zk0d.release.wandb import log_rounds
+
+    known = sent.facts.get("wandb_lines", 0)
+    if len(lines) == known:
+        return False
+    key = optional_credential("wandb.key")
+    log_rounds(
+        lines,
+        known,
+        settings,
+        folder=sent._path.parent / "wandb",
+        key=key.read_text(encoding="utf-8").strip() if key else None,
+    )
+    sent.keep(wandb_lines=len(lines))
+    return True
