@@ -15,6 +15,7 @@ from tests.guests.lab import Guest, Lab, install_units
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
+HUB_STAND_IN = Path(__file__).parents[1] / "release/hub_stand_in.py"
 BOT = "/opt/zk0d/current/bin/zk0bot"
 NODES = ("left", "right")
 RUN = "model-name=tiny num-server-rounds=3 local-steps={} batch-size=8 eval-frames=40"
@@ -121,6 +122,49 @@ def test_three_rounds_from_units_alone(fleet: Fleet) -> None:
         assert not any(service["todo"] for service in services)
         names = [service["name"] for service in services]
         assert len(names) == (4 if guest is fleet.hub else 3)
+
+
+def test_what_a_run_made_is_reported_and_sent(fleet: Fleet) -> None:
+    """Its report by itself; its checkpoint to a stand-in of the hub, by a user of its own."""
+    hub = fleet.hub
+    hub.copy_in(HUB_STAND_IN, "/root/hub_stand_in.py")
+    hub.run(
+        "systemd-run --quiet --unit=hub-stand-in /opt/zk0d/current/bin/python -c"
+        " \"import sys; sys.path.insert(0, '/root'); import hub_stand_in, time;"
+        ' print(hub_stand_in.HubStandIn(8099).url, flush=True); time.sleep(900)"'
+    )
+    hub.write("/etc/zk0d/hf.token", "hf_of_the_test\n")
+    hub.run(["chmod", "600", "/etc/zk0d/hf.token"])
+    hub.write(
+        "/etc/systemd/system/zk0d-publish.service.d/stand-in.conf",
+        "[Service]\nEnvironment=HF_ENDPOINT=http://127.0.0.1:8099 HF_HUB_DISABLE_XET=1\n",
+    )
+    hub.run(["systemctl", "daemon-reload"])
+    fleet.wait_online()
+    wanted = " initial-lr=0.003 warmup-steps=1 hf-repo-id=lab/arm use-wandb=true"
+    run = hub.run([BOT, "run", "-c", RUN.format(40) + wanted]).stdout.strip()
+    fleet.wait_for_end(run)
+    hub.wait_until(f"test -s /var/lib/zk0d/server/runs/{run}/report/policy_loss.png", 120)
+
+    hub.run(["systemctl", "start", "zk0d-publish"], timeout=120)
+    sent = json.loads(hub.read(f"/var/lib/zk0d/publish/{run}.json"))
+    assert sent["tag"] == "fl-round-3", sent
+    assert sent["wandb_lines"] > 3
+    assert "pushed to http://127.0.0.1:8099" in hub.run("journalctl -u zk0d-publish").stdout
+    checkpoint = f"/var/lib/zk0d/releases/{run}/checkpoint_round_3"
+    for path, allowed in (
+        (f"{checkpoint}/model.safetensors", True),
+        (f"/var/lib/zk0d/server/runs/{run}/journal.jsonl", True),
+        ("/var/lib/zk0d/superlink/audit.jsonl", False),
+        ("/var/cache/zk0d/evaluator", False),
+        ("/etc/zk0d/hf.token", False),
+    ):
+        read = hub.run(["head", "-c1", path], check=False, user="zk0d-publish")
+        # A folder that may be read answers that it is one.
+        readable = read.returncode == 0 or "Is a directory" in read.stderr
+        assert readable is allowed, path
+    written = hub.run(["touch", f"{checkpoint}/mine"], check=False, user="zk0d-publish")
+    assert written.returncode != 0
 
 
 def test_the_gateway_is_the_only_way_in(fleet: Fleet) -> None:

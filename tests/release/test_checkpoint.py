@@ -126,6 +126,9 @@ def test_what_is_beside_the_weights(evaluator: CoordinatorEvaluator) -> None:
     assert card.text.count("```") == 2
     assert re.search(f"{BEGIN}.*{END}", card.text, re.S)
     assert judge_folder(folder, None).passed
+    wanted = folder.stat().st_mode & 0o044
+    modes = {path.name: path.stat().st_mode & 0o044 for path in folder.rglob("*")}
+    assert set(modes.values()) == {wanted}, "who may read the folder may read its files"
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ class Coordinator:
         for name in ("hf.token", "wandb.key"):
             (self.credentials / name).write_text("\n")  # as systemd does where there is none
         (folder / "server.toml").write_text(
-            f'state = "{folder}/state"\nreleases = "{folder}/releases"\n[publish]\nstate = "{self.state}"\n'
+            f'state = "{folder}/state"\nreleases = "{folder}/releases"\n'
+            f'[publish]\nstate = "{self.state}"\n'
         )
 
     def told(self, run: str, *, passed: bool = True, **settings: Any) -> Told:

@@ -49,6 +49,7 @@ def write_checkpoint(loaded: LoadedPolicy, statistics: Statistics, folder: Path)
         preprocess.save_pretrained(draft)
         postprocess.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)
+        _share(draft)
         os.replace(draft, folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -60,3 +61,10 @@ def write_checkpoint(loaded: LoadedPolicy, statistics: Statistics, folder: Path)
     finally:
         vars(config).update(kept)
     return folder
+
+
+def _share(folder: Path) -> None:
+    """Let who may read the folder read what is in it: safetensors makes files its owner's alone."""
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | mode & (0o055 if path.is_dir() else 0o044))

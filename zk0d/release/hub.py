@@ -102,6 +102,10 @@ def push(
         raise TryAgainError(
             f"{repository}: {error} What is there already is not sent again; try again."
         ) from None
+    except PermissionError as error:
+        raise ConfigError(
+            f"{error.filename or folder}: this user may not read it; chmod -R g+rX {folder}"
+        ) from None
     except OSError as error:
         raise TryAgainError(
             f"the hub cannot be reached ({type(error).__name__}); the checkpoint stays in {folder},"
