@@ -204,5 +204,5 @@ def test_uninstall_leaves_what_was_there_before(
     for guest in hosts.all:
         left = sorted(after[guest.name] - before[guest.name])
         assert left == [], guest.name
-        assert "zk0d" not in guest.read("/etc/passwd")
+        assert "zk0d" not in guest.read("/etc/passwd") + guest.read("/etc/group")
         assert guest.run("systemctl list-units --all --no-legend 'zk0d*'").stdout == ""
