@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from tests.release.test_gate import story
 from zk0d.config.machine import EvaluationDataset, EvaluatorSettings, ServerSettings
@@ -123,7 +124,16 @@ def test_what_is_beside_the_weights(evaluator: CoordinatorEvaluator) -> None:
     assert card.data.license == "apache-2.0"
     assert card.data.eval_results[0].metric_value == 0.5
     assert "Quality gate: passed (it beats the baseline" in card.text
-    assert card.text.count("```") == 2
+    assert card.text.count("```") == 4, "every fence is closed"
+    titles = re.findall(r"^## (.+)$", card.text, re.M)
+    assert titles == [
+        *("Training Details", "Hyperparameters", "Training Datasets", "Evaluation Datasets"),
+        *("Final Evaluation Metrics", "Per-Dataset Results", "Training Insights", "Usage"),
+        *("Model Format", "Limitations", "Citation"),
+    ], "zk0's sections"
+    (picture,) = re.findall(r"!\[.*\]\((.+)\)", card.text)
+    with Image.open(folder / picture) as image:
+        assert image.width > 1000
     assert re.search(f"{BEGIN}.*{END}", card.text, re.S)
     assert judge_folder(folder, None).passed
     wanted = folder.stat().st_mode & 0o044

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from zk0d.config.machine import EvaluationDataset, ServerSettings
-from zk0d.config.names import split_revision
+from zk0d.config.names import DatasetUri, split_revision
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
@@ -129,7 +129,15 @@ class CoordinatorEvaluator(Learner):
         licenses = {data.settings.name: _license(data.recordings) for data in self._datasets}
         write_checkpoint(policy, task.statistics, folder)
         simulation = any(data.settings.simulator for data in self._datasets)
-        card = model_card(task.story, task.statistics, verdict, licenses, simulation=simulation)
+        uris = [DatasetUri.parse(data.settings.dataset_uri) for data in self._datasets]
+        card = model_card(
+            task.story,
+            task.statistics,
+            verdict,
+            licenses,
+            simulation=simulation,
+            datasets=[uri.location for uri in uris if uri.scheme == "hf"],
+        )
         parent = {
             "model": task.spec.model_name,
             "sha256": task.spec.sha256 or "",

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from zk0d.federation.story import Story
 from zk0d.learning.statistics import Statistics
+from zk0d.release.chart import CHART
 from zk0d.release.gate import Verdict
 
 #: As zk0's cards had them: a label, and the run setting that it shows.
@@ -34,6 +35,11 @@ CLASSES = {
     "smolvla": "lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy",
     "act": "lerobot.policies.act.modeling_act import ACTPolicy",
 }
+FORMAT = (
+    "## Model Format\n\nLeRobot's own layout: `config.json`, `model.safetensors`, and the"
+    " processors' `policy_preprocessor.json` and `policy_postprocessor.json` with their statistics."
+    " No pickle. `metrics.json` has every figure of this card, `provenance.json` where it comes from."
+)
 BEGIN, END = "<!-- usage -->", "<!-- /usage -->"  #: around the block that a test executes
 
 
@@ -44,14 +50,25 @@ def model_card(
     licenses: Mapping[str, str],
     *,
     simulation: bool,
+    datasets: Sequence[str] = (),
 ) -> ModelCard:
-    """The card; ``licenses`` are those of the evaluation's datasets, by name."""
+    """The card.
+
+    Parameters
+    ----------
+    licenses
+        Of the evaluation's datasets, by name.
+    datasets
+        Those of them that are on the hub, as user/name.
+    """
     data = ModelCardData(
         language="en",
         license="apache-2.0",
         library_name="lerobot",
         pipeline_tag="robotics",
         base_model=_base(story),
+        datasets=list(datasets) or None,
+        metrics=["policy_loss"] if story.evaluations else None,
         tags=["federated-learning", "flower", "robotics", "lerobot", _policy(story), "zk0d"],
         model_name=f"zk0d-{story.run}",
         eval_results=_results(story),
@@ -60,11 +77,16 @@ def model_card(
         f"---\n{data.to_yaml()}\n---",
         _title(story, simulation),
         _training(story),
+        _hyperparameters(story),
         _nodes(story),
-        _evaluation(story, verdict, licenses),
+        _evaluated_on(story, licenses),
+        _final(story, verdict),
+        _by_dataset(story),
         _insights(story),
         _usage(story),
+        FORMAT,
         _limits(statistics, simulation),
+        _citation(story),
     ]
     return ModelCard("\n\n".join(parts) + "\n")
 
@@ -111,8 +133,12 @@ def _training(story: Story) -> str:
         ("Timestamp", story.began),
         ("Version", ", ".join(f"{name} {v}" for name, v in story.versions.items())),
     ]
-    rows += [(label, str(story.settings[key])) for label, key in HYPERPARAMETERS.items()]
     return "## Training Details\n\n" + _table(("", ""), rows)
+
+
+def _hyperparameters(story: Story) -> str:
+    rows = [(label, str(story.settings[key])) for label, key in HYPERPARAMETERS.items()]
+    return "## Hyperparameters\n\n" + _table(("", ""), rows)
 
 
 def _nodes(story: Story) -> str:
@@ -124,22 +150,49 @@ def _nodes(story: Story) -> str:
     )
 
 
-def _evaluation(story: Story, verdict: Verdict, licenses: Mapping[str, str]) -> str:
+def _evaluated_on(story: Story, licenses: Mapping[str, str]) -> str:
     if not story.evaluations:
-        return "## Final Evaluation Metrics\n\nThis run was not evaluated."
+        return "## Evaluation Datasets\n\nNone."
+    rows = [(name, licenses.get(name, "not said")) for name in story.evaluations[-1].losses]
+    text = "## Evaluation Datasets\n\nNobody trained on them.\n\n"
+    return text + _table(("dataset", "license"), rows)
+
+
+def _final(story: Story, verdict: Verdict) -> str:
+    title = "## Final Evaluation Metrics\n\n"
+    if not story.evaluations:
+        return title + "This run was not evaluated."
     first, last = story.evaluations[0], story.evaluations[-1]
-    rows = [
-        (name, licenses.get(name, "not said"), _number(first.losses.get(name)), _number(loss))
-        for name, loss in last.losses.items()
-    ]
-    rows.append(("**composite**", "", _number(first.loss), _number(last.loss)))
-    head = ("dataset", "license", f"policy loss, round {first.round}", f"round {last.round}")
+    rows = [("Composite Eval Loss", _number(first.loss), _number(last.loss))]
+    if story.rounds:
+        before, after = story.rounds[0], story.rounds[-1]
+        rows.append(("Clients' Loss", f"{before.train_loss:.4f}", f"{after.train_loss:.4f}"))
+        rows.append(("Clients", str(before.nodes), str(after.nodes)))
+    table = _table(("", f"round {first.round}", f"round {last.round}"), rows)
     success = "" if last.success is None else f"\n\nSuccess in simulation: {last.success:.0%}."
     gate = "; ".join(verdict.reasons)
     return (
-        f"## Final Evaluation Metrics\n\n{_table(head, rows)}{success}\n\nQuality gate:"
-        f" {'passed' if verdict.passed else 'not passed'} ({gate})."
+        f"{title}{table}{success}\n\nQuality gate:"
+        f" {'passed' if verdict.passed else 'not passed'} ({gate}).\n\n"
+        f"![Policy loss and training loss by round]({CHART})"
     )
+
+
+def _by_dataset(story: Story) -> str:
+    if not story.evaluations:
+        return "## Per-Dataset Results\n\nNone."
+    first, last = story.evaluations[0], story.evaluations[-1]
+    rows = [
+        (
+            name,
+            _number(first.losses.get(name)),
+            _number(loss),
+            _number(last.spreads.get(name)),
+        )
+        for name, loss in last.losses.items()
+    ]
+    head = ("dataset", f"policy loss, round {first.round}", f"round {last.round}", "spread")
+    return "## Per-Dataset Results\n\n" + _table(head, rows)
 
 
 def _insights(story: Story) -> str:
@@ -196,6 +249,17 @@ def _limits(statistics: Statistics, simulation: bool) -> str:
     if simulation:
         lines.insert(0, "Trained in simulation: no robot's recordings were used.")
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _citation(story: Story) -> str:
+    return (
+        "## Citation\n\n```bibtex\n"
+        f"@misc{{zk0d_{story.run.replace('-', '_')},\n"
+        f"  title = {{{_policy(story)}, trained together by {len(story.nodes)} contributors}},\n"
+        f"  year = {{{story.began[:4]}}},\n"
+        f"  note = {{zk0d {story.versions.get('zk0d', '')}, run {story.run},"
+        f" round {story.round}}}\n}}\n```"
+    )
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.federation.story import Story
+from zk0d.release.chart import CHART, draw_training
 from zk0d.release.gate import Verdict, judge
 
 METRICS, PROVENANCE, CARD = "metrics.json", "provenance.json", "README.md"
@@ -119,6 +120,7 @@ def describe(
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
+        draw_training(story, folder / CHART)
     except OSError as error:
         raise TryAgainError(
             f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space"

@@ -12,7 +12,7 @@ from zk0d.release.checkpoint import PROVENANCE, read_story
 #: What a checkpoint must have before anything of it leaves.
 NEEDED = ("model.safetensors", "config.json", "README.md", "metrics.json", PROVENANCE)
 #: A checkpoint of zk0d has files of these kinds and no others; nothing pickled.
-SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja"}
+SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja", ".png"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,6 @@ def run(config: Path) -> None:
     """
     server = ServerSettings.load(config)
     notify = Notify()
-    token = optional_credential("hf.token")
-    if token is not None:
-        os.environ["HF_TOKEN_PATH"] = str(token)
     sent, errors = 0, []
     for folder in _runs(server.runs):
         try:
@@ -128,9 +124,13 @@ def _checkpoint(
         log.info("run %s: not pushed, %s; it is in %s", lines[0]["run"], why, folder)
         sent.keep(pushed="", why=why)
         return False
+    from huggingface_hub import HfApi
+
     from zk0d.release.hub import push
 
-    done = push(folder, settings.hf_repo_id, private=not settings.hf_public)
+    file = optional_credential("hf.token")
+    api = HfApi(token=file.read_text(encoding="utf-8").strip() if file else None)
+    done = push(folder, settings.hf_repo_id, private=not settings.hf_public, api=api)
     log.info("run %s: pushed to %s (tag %s)", lines[0]["run"], done.url, done.tag)
     sent.keep(pushed=done.url, tag=done.tag)
     return True
