@@ -38,7 +38,7 @@ CLASSES = {
 FORMAT = (
     "## Model Format\n\nLeRobot's own layout: `config.json`, `model.safetensors`, and the"
     " processors' `policy_preprocessor.json` and `policy_postprocessor.json` with their statistics."
-    " No pickle. `metrics.json` has every figure of this card, `provenance.json` where it comes from."
+    " No pickle. `metrics.json` has every figure of this card, `provenance.json` its origin."
 )
 BEGIN, END = "<!-- usage -->", "<!-- /usage -->"  #: around the block that a test executes
 
