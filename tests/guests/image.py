@@ -1,4 +1,4 @@
-"""The guests' image: Debian bookworm with systemd and what zk0d's hosts have, made once."""
+"""The guests' images: Debian with systemd and what zk0d's hosts have, each made once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from tests.guests.podman import CACHE, call, podman, prepare_host
 
-SUITE = "bookworm"
+BOOKWORM, TRIXIE = "bookworm", "trixie"
 # python3 is for Ansible; the last line is what a Python from the host loads.
 PACKAGES = """
     systemd systemd-sysv dbus procps iproute2 iptables
@@ -21,6 +21,8 @@ PACKAGES = """
     python3 python3-apt sudo
     libssl3 libsqlite3-0 libffi8 libreadline8 libncursesw6 libuuid1 libbz2-1.0 liblzma5 zlib1g
 """
+#: What a suite calls otherwise.
+RENAMED = {TRIXIE: {"libssl3": "libssl3t64", "libreadline8": "libreadline8t64"}}
 # Units that need hardware, a console, or the outside.
 MASKED = """
     systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket
@@ -50,33 +52,34 @@ UNWANTED = (
 )
 
 
-def ensure_image() -> str:
+def ensure_image(suite: str = BOOKWORM) -> str:
     """The image's name, made first if it is not there yet; about a minute then."""
     prepare_host()
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + suite.encode()).hexdigest()[:12]
     name = f"localhost/zk0d-guest:{recipe}"
     with FileLock(CACHE / "image.lock"):
         if podman("image", "exists", name, check=False).returncode:
             archive = CACHE / f"guest-{recipe}.tar.gz"
             if not archive.exists():
-                _build(archive)
+                _build(archive, suite)
             # STOPSIGNAL is what systemd takes as poweroff.
             changes = ["--change", "STOPSIGNAL SIGRTMIN+3", "--change", "ENV container=podman"]
             podman("import", "--quiet", *changes, str(archive), name, timeout=300)
     return name
 
 
-def _build(archive: Path) -> None:
+def _build(archive: Path, suite: str) -> None:
     work = Path(tempfile.mkdtemp(prefix="build-", dir=CACHE))
     try:
         root = work / "root"
         # Namespaces of its own: an interrupted debootstrap leaves neither mounts nor processes.
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-        include = f"--include={','.join(PACKAGES.split())}"
-        bootstrap = ["debootstrap", "--variant=minbase", include, SUITE, str(root), _mirror()]
+        renamed = RENAMED.get(suite, {})
+        include = f"--include={','.join(renamed.get(name, name) for name in PACKAGES.split())}"
+        bootstrap = ["debootstrap", "--variant=minbase", include, suite, str(root), _mirror()]
         call([*isolated, *bootstrap], timeout=900)
         _adapt(root)
-        _use_apt_of_host(root)
+        _use_apt_of_host(root, suite)
         partial = work / "guest.tar.gz"
         _pack(root, partial)
         partial.rename(archive)
@@ -96,11 +99,11 @@ def _pack(root: Path, archive: Path) -> None:
 
 
 def _mirror() -> str:
-    """Where this host's apt finds the suite."""
+    """Where this host's apt finds Debian."""
     lines = call(["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)"]).stdout
     for line in lines.splitlines():
         release, _, uri = line.partition(" ")
-        if release == SUITE:
+        if release == BOOKWORM:
             return uri
     return "http://deb.debian.org/debian"
 
@@ -126,13 +129,14 @@ def _adapt(root: Path) -> None:
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
 
-def _use_apt_of_host(root: Path) -> None:
+def _use_apt_of_host(root: Path, suite: str) -> None:
     """Let a guest reach packages as the host does: sources, options, and trusted authorities."""
     apt = root / "etc/apt"
     for name in ("sources.list", "sources.list.d/debian.sources"):
         (apt / name).unlink(missing_ok=True)
         if (Path("/etc/apt") / name).exists():
-            shutil.copyfile(Path("/etc/apt") / name, apt / name)
+            text = (Path("/etc/apt") / name).read_text(encoding="utf-8")
+            (apt / name).write_text(text.replace(BOOKWORM, suite), encoding="utf-8")
     options = call(["apt-config", "dump", "Acquire"]).stdout
     (apt / "apt.conf.d/90host").write_text(options, encoding="utf-8")
     bundle = Path("etc/ssl/certs/ca-certificates.crt")

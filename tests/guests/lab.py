@@ -94,6 +94,7 @@ class Lab:
         environment: bool = True,
         start: bool = True,
         systemd: bool = True,
+        image: str | None = None,
     ) -> Guest:
         """Make and boot a guest; the others reach it by its name. ``mounts`` come read-only.
 
@@ -104,7 +105,8 @@ class Lab:
         self._made += 1
         container = f"{self.name}-{name}"
         label = f"{LABEL}={self.name}"
-        guest = Guest(name, container, self.image, self.name, address, label, systemd=systemd)
+        image = image or self.image
+        guest = Guest(name, container, image, self.name, address, label, systemd=systemd)
         self.guests.append(guest)
         guest.create({**(self._environment if environment else {}), **(mounts or {})})
         if start:

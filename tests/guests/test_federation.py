@@ -91,14 +91,17 @@ class Fleet:
 def fleet(
     lab: Lab, recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
-    # LeRobot writes videos that only their owner can read; a learner is another user.
-    recordings = tmp_path_factory.mktemp("fleet") / "recordings"
-    shutil.copytree(recordings_folder, recordings)
-    for path in recordings.rglob("*"):
-        path.chmod(path.stat().st_mode | 0o044)
-    made = Fleet(lab, recordings)
+    made = Fleet(lab, recordings_of(recordings_folder, tmp_path_factory.mktemp("fleet")))
     yield made
     made.close()
+
+
+def recordings_of(source: Path, folder: Path) -> Path:
+    """A copy that a learner, who is another user, may read: LeRobot's videos are their owner's."""
+    copy = Path(shutil.copytree(source, folder / "recordings"))
+    for path in copy.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o044)
+    return copy
 
 
 def kill_process(guest: Guest, words: str, signal: str = "KILL") -> None:

@@ -64,16 +64,22 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Machine:
     """A bare guest that has an interpreter and sees the releases, by path and by HTTP."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, *, interpreter: bool = True) -> None:
         self.guest = guest
+        guest.run(["rm", "-df", "/opt/zk0d"])
+        if interpreter:
+            self._give_interpreter(guest)
+        guest.write("/etc/nginx/conf.d/releases.conf", SITE)
+
+    @staticmethod
+    def _give_interpreter(guest: Guest) -> None:
         # The distribution's Python is older; this stands for one that a person installed. It was
         # built for another folder, so an environment must not take the link's place for its home.
         guest.run(f"echo {INTERPRETER}/lib >/etc/ld.so.conf.d/python.conf && ldconfig")
         guest.write(
             "/usr/local/bin/python3.12", f'#!/bin/sh\nexec {INTERPRETER}/bin/python3.12 "$@"\n'
         )
-        guest.run("chmod 755 /usr/local/bin/python3.12 && rm -df /opt/zk0d")
-        guest.write("/etc/nginx/conf.d/releases.conf", SITE)
+        guest.run(["chmod", "755", "/usr/local/bin/python3.12"])
 
     def serve(self) -> None:
         self.guest.run("nginx")
