@@ -1,4 +1,4 @@
-"""``make bench [ARGS='codec step round exchange memory learning idle scrape report']``."""
+"""``make bench [ARGS='codec step round']``: those that are named, or all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import importlib
 import os
 import sys
 
-BENCHES = ("codec", "step", "round", "exchange", "memory", "learning", "idle", "scrape", "report")
+BENCHES = (
+    "codec",
+    "step",
+    "round",
+    "exchange",
+    "memory",
+    "learning",
+    "idle",
+    "scrape",
+    "report",
+    "site",
+)
 
 
 def main() -> None:
