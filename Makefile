@@ -29,7 +29,7 @@ demo: venv ## Run a whole federation here (ARGS='--rounds 3 --contributors 4 --s
 test: lint ## Lint and run the tests, with coverage
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" --cov --cov-report= --cov-fail-under=0 $(ARGS)
-	$(BIN)/python -m pytest -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
 	$(BIN)/python -m pytest -m guest -k "three_rounds or air_gap" tests/guests tests/fleet
 
 .PHONY: test-fleet

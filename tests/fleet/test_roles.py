@@ -92,6 +92,7 @@ def test_scenario(
             podman("rm", "--force", "--ignore", "--time=2", platform["name"], check=False)
 
 
+@pytest.mark.slow
 def test_ansible_lint_finds_nothing() -> None:
     done = run_ansible(
         ["ansible-lint", "--offline", "--profile", "production", "--nocolor"], ANSIBLE, check=False

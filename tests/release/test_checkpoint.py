@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -22,7 +23,7 @@ from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import TaskControl
 from zk0d.learning.statistics import Statistics
 from zk0d.release.card import BEGIN, END
-from zk0d.release.checkpoint import PROVENANCE, Releases, judge_folder
+from zk0d.release.checkpoint import PROVENANCE, Releases, code_sha256, judge_folder
 
 #: What a robot's owner does, in a process that finds no zk0d.
 LOAD = """
@@ -120,6 +121,9 @@ def test_what_is_beside_the_weights(evaluator: CoordinatorEvaluator) -> None:
     folder = Releases.of(evaluator.settings).checkpoint("7", 1)
     origin = json.loads((folder / PROVENANCE).read_text())
     assert (origin["run"], origin["round"], origin["parent"]["model"]) == ("7", 1, "tiny")
+    settings = json.dumps(origin["settings"], sort_keys=True).encode()
+    assert origin["settings_sha256"] == hashlib.sha256(settings).hexdigest()
+    assert origin["code_sha256"] == code_sha256()
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.eval_results[0].metric_value == 0.5

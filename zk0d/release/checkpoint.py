@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -111,6 +113,8 @@ def describe(
             "seed": story.settings["seed"],
             "versions": story.versions,
             "settings": story.settings,
+            "settings_sha256": _sha256(json.dumps(story.settings, sort_keys=True).encode()),
+            "code_sha256": code_sha256(),
             "nodes": [part.model_dump() for part in story.nodes],
             "evaluation_licenses": licenses,
             "parent": parent,
@@ -182,6 +186,21 @@ def read_story(folder: Path) -> Story:
 def judge_folder(folder: Path, last: Path | None) -> Verdict:
     """What the gate says of a checkpoint's folder, beside the release in ``last``."""
     return judge(read_story(folder), read_story(last) if last else None)
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Over the names and contents of zk0d's own modules, as they are installed here."""
+    root = Path(__file__).parents[1]
+    whole = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest = _sha256(path.read_bytes())
+        whole.update(f"{digest}  {path.relative_to(root).as_posix()}\n".encode())
+    return whole.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _round_of(path: Path) -> int:
