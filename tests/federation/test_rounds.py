@@ -298,6 +298,12 @@ def test_too_few_nodes(world: Make) -> None:
     assert made.lines[-1]["reason"] == "too_few_nodes"
 
 
+def test_who_waits_for_nodes_is_told_which_refused(world: Make) -> None:
+    made = world([FakeNode("a"), FakeNode("bad", query=refuse("data_error"))])
+    with pytest.raises(RunFailed, match=r"after waiting 50 s, bad refused \(data_error\); start"):
+        made.run()
+
+
 def test_a_node_is_waited_for(world: Make) -> None:
     second = FakeNode("b", online=False)
     made = world([FakeNode("a"), second])

@@ -119,6 +119,7 @@ def test_a_refusal_keeps_its_reason(scripted: Scripted, client: LearnerClient) -
     ("raised", "reason"),
     [
         (MemoryError(), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out_of_memory"),
         (ZeroDivisionError("oops"), "bug"),
     ],

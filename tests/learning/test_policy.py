@@ -38,6 +38,19 @@ def test_default_freezing_trains_the_expert_only(smolvla: LoadedPolicy) -> None:
     assert sum(p.numel() for p in smolvla.trainable().values()) < total / 2
 
 
+@pytest.mark.parametrize("size", [96, 48])
+def test_whole_images_are_seen_as_the_encoder_sees_them(smolvla: LoadedPolicy, size: int) -> None:
+    images = torch.rand(3, 3, size, size) * 2 - 1
+    vlm = smolvla.policy.model.vlm_with_expert
+    with torch.no_grad():
+        expected = vlm.embed_image(images)
+        with smolvla.whole_images():
+            assert torch.equal(vlm.embed_image(images), expected)
+            assert torch.equal(vlm.embed_image(images[:1]), vlm.embed_image(images)[:1])
+        assert torch.equal(vlm.embed_image(images), expected)
+    assert expected.std() > 0
+
+
 def test_act_trains_its_vision(act: LoadedPolicy) -> None:
     assert not act.frozen_vision
     assert any("backbone" in name for name in act.trainable())

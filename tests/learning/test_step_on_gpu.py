@@ -35,9 +35,11 @@ def on_gpu(smolvla_spec: PolicySpec) -> LoadedPolicy:
     return load_policy(smolvla_spec, device="cuda", precision="float32")
 
 
-@pytest.fixture
-def prepared(recordings: Recordings, on_gpu: LoadedPolicy) -> PreparedRecordings:
-    return PreparedRecordings(recordings, on_gpu, CacheSettings())
+@pytest.fixture(params=[True, False], ids=["features", "images"])
+def prepared(
+    request: pytest.FixtureRequest, recordings: Recordings, on_gpu: LoadedPolicy
+) -> PreparedRecordings:
+    return PreparedRecordings(recordings, on_gpu, CacheSettings(vision_features=request.param))
 
 
 def run(

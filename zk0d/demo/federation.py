@@ -7,7 +7,7 @@ evaluator of the coordinator; SuperNode, SuperExec and learner of each contribut
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ def federation(
     cpu_threads: int,
     open_control: bool = False,
     metrics_hosts: Sequence[str] = (),
+    adapt: Callable[[], None] = lambda: None,
 ) -> Iterator[Federation]:
     """Start every service, let the nodes in, and stop every process at the end, however it comes.
 
@@ -77,6 +78,9 @@ def federation(
     metrics_hosts
         Addresses at which Prometheus can read the coordinator and each contributor, in this order;
         different ones, because the ports are the same. Without, none is read.
+    adapt
+        Called when ``server.toml`` and each ``client.toml`` are written and nothing runs yet: it
+        may change them.
 
     Raises
     ------
@@ -86,6 +90,7 @@ def federation(
     check_version()
     files = _Files(layout)
     files.write(cpu_threads, open_control, metrics_hosts)
+    adapt()
     try:
         with (
             Foreground(layout.root, lambda name: layout.logs / f"{name}.log", restart=False) as run,

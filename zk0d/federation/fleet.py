@@ -88,7 +88,7 @@ class Fleet:
         self._clock = clock
         self._pending: dict[str, _Pending] = {}
         self._names: dict[str, str] = {}
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}  # reasons by key
         self._delays: dict[str, _Delay] = {}
         self._last_look = 0.0
         self._last_presence = 0.0
@@ -107,6 +107,11 @@ class Fleet:
         """The same, by name."""
         return {self.name(key): value for key, value in by_key.items()}
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why nodes are not asked again in this run, by name."""
+        return self.named(self._left_out)
+
     def ready(self) -> list[Node]:
         """The nodes that can train and are online, by name."""
         nodes = nodes_of(self._grid)
@@ -124,7 +129,7 @@ class Fleet:
             for key, node in sorted(nodes_of(self._grid).items())
             if node.online
             and key not in self.members
-            and key not in asked | self._left_out
+            and key not in asked | self._left_out.keys()
             and (key not in self._delays or self._clock() >= self._delays[key].until)
         ]
         if newcomers:
@@ -176,7 +181,7 @@ class Fleet:
     def leave_out(self, key: str, error: Zk0dError) -> None:
         """A node that refuses for a reason that stays is not asked again in this run."""
         self._journal.write("node.left_out", node=self.name(key), reason=error.reason)
-        self._left_out.add(key)
+        self._left_out[key] = error.reason
         self.members.pop(key, None)
 
     def _take_query(self, node: Node, answer: Message) -> None:

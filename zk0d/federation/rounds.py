@@ -331,9 +331,13 @@ class Run:
             if ready():
                 return
             if self._clock() > deadline:
+                refused = "".join(
+                    f", {name} refused ({reason})"
+                    for name, reason in sorted(self._fleet.left_out.items())
+                )
                 raise RunFailed(
-                    f"{state()} after waiting {self._settings.node_wait:.0f} s; start more nodes,"
-                    " or lower min-fit-clients.",
+                    f"{state()} after waiting {self._settings.node_wait:.0f} s{refused}; start more"
+                    " nodes, or lower min-fit-clients.",
                     reason="too_few_nodes",
                 )
             self._sleep(self._server.poll_interval)

@@ -150,6 +150,8 @@ class LearnerApp:
             name = type(error).__name__
             if name == "OutOfMemoryError":
                 return _error("out_of_memory", f"the GPU's memory does not suffice for {kind}.")
+            if "DefaultCPUAllocator" in str(error):  # torch has no type of its own for it
+                return _error("out_of_memory", f"there is not enough memory for {kind}.")
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
         self._result = _Result(secrets.token_hex(8), message, result)
         return {"event": "done", "result": self._result.name}

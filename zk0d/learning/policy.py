@@ -117,6 +117,37 @@ class LoadedPolicy:
         finally:
             del policy.prepare_images, vlm.embed_image
 
+    @contextlib.contextmanager
+    def whole_images(self) -> Iterator[None]:
+        """Within it, the vision encoder takes every image as whole, without looking into it.
+
+        transformers finds out from the values of a mask which patches are there, and waits for the
+        GPU to do so; a policy's images are padded to one size, so all of them are. The result is
+        the same. Without SmolVLA nothing changes.
+        """
+        if not isinstance(self.policy, SmolVLAPolicy):
+            yield
+            return
+        vlm = self.policy.model.vlm_with_expert
+        vision, connector = vlm.get_vlm_model().vision_model, vlm.get_vlm_model().connector
+        positions: dict[torch.Size, torch.Tensor] = {}
+
+        def embed(image: torch.Tensor) -> torch.Tensor:
+            pixels = image.to(vision.dtype)
+            if pixels.shape[1:] not in positions:
+                positions[pixels.shape[1:]] = _positions(vision, pixels[:1])
+            patches = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+            known = vision.embeddings.position_embedding(positions[pixels.shape[1:]])
+            encoded = vision.encoder(inputs_embeds=patches + known, attention_mask=None)
+            embedded: torch.Tensor = connector(vision.post_layernorm(encoded.last_hidden_state))
+            return embedded
+
+        vlm.embed_image = embed  # shadows the method, as above
+        try:
+            yield
+        finally:
+            del vlm.embed_image
+
     def processors(self, statistics: Statistics) -> tuple[Any, Any]:
         """LeRobot's pre- and post-processor with exactly these statistics."""
         stats: dict[str, dict[str, NDArray[np.float32]]] = dict(statistics.for_training())
@@ -137,6 +168,20 @@ class LoadedPolicy:
                 }
         made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
         return made
+
+
+@torch.no_grad()
+def _positions(vision: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The numbers that the encoder gives the patches of one whole image: ``(1, patches)``."""
+    seen: list[torch.Tensor] = []
+    hook = vision.embeddings.position_embedding.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
+    try:
+        vision(pixel_values=pixels, patch_attention_mask=None)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def _identity(image: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch.overrides import TorchFunctionMode
 
-from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
 
 log = logging.getLogger(__name__)
@@ -80,15 +80,13 @@ def choose_step(
     optimizer: torch.optim.Optimizer,
     proximal: Proximal | None,
     clip: float,
-    batches: PolicyBatches,
 ) -> Step:
     """A replayed step where one is possible, else a plain one.
 
-    A vision encoder of transformers looks into its input and cannot be recorded; over cached
-    features SmolVLA can.
+    SmolVLA's can be recorded over cached features and over whole images; ACT's is not.
     """
     plain = PlainStep(loaded, optimizer, proximal, clip)
-    if loaded.device.type == "cuda" and batches.features is not None:
+    if loaded.device.type == "cuda" and isinstance(loaded.policy, SmolVLAPolicy):
         return ReplayedStep(plain)
     return plain
 
@@ -165,7 +163,7 @@ class _Promised:
 
 
 class ReplayedStep:
-    """A step of SmolVLA over cached features, recorded once and replayed.
+    """A step of SmolVLA over cached features or whole images, recorded once and replayed.
 
     Batches must all have the shapes of the first. The graph holds the addresses of weights, moments
     and FedProx's anchor, and lives for one round.

@@ -7,7 +7,6 @@ towards the global weights.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -173,10 +172,10 @@ def train(
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
     sampler = np.random.default_rng(plan.seed)
     torch.manual_seed(plan.seed)
-    images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
+    images = loaded.embedded_images() if batches.features else loaded.whole_images()
     policy.train()
     optimizer.zero_grad()
-    take = choose_step(loaded, optimizer, proximal, plan.grad_clip_norm, batches)
+    take = choose_step(loaded, optimizer, proximal, plan.grad_clip_norm)
     under_way: deque[Outcome] = deque()
     loss_sum = norm_sum = 0.0
     proximal_values: list[torch.Tensor] = []
