@@ -103,7 +103,9 @@ def stock_nodes(running: demo.Federation) -> Iterator[None]:
 def _flower_child(running: demo.Federation, name: str) -> tuple[list[str], dict[str, str]]:
     """Arguments and environment of the Flower process that a service supervises."""
     service = running.services.processes[name].child.pid
-    (process,) = psutil.Process(service).children()
+    children = psutil.Process(service).children()
+    # A coordinator's SuperExec may be writing a report as well.
+    (process,) = (child for child in children if "zk0d.flower" in " ".join(child.cmdline()))
     return process.cmdline(), process.environ()
 
 

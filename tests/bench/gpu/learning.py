@@ -1,21 +1,21 @@
 """SoReach from images alone, federated, with a SmolVLA that trains whole: success by round.
 
-The state does not tell where the block is. Two contributors with a half of the table each, real
-processes, closed-loop success on both halves every few rounds.
+The state does not tell where the block is. Half of the contributors have the one half of the table,
+half the other; real processes, closed-loop success on both halves every few rounds.
+
+    python -m tests.bench.gpu.learning --folder LAB --record    # needs no GPU
+    python -m tests.bench.gpu.learning --folder LAB
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -30,47 +30,65 @@ from transformers import (
 from tests.bench.lab import _finish
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
-from zk0d.demo.layout import Layout, toml_string
+from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
 from zk0d.demo.recordings import make_recordings
 from zk0d.federation.journal import read_journal
 from zk0d.learning.tiny import _tokenizer
+from zk0d.simulators.soreach import Sector
 
 IMAGE, PATCH, SHRINK = 96, 8, 2
 HIDDEN, LAYERS, HEADS = 256, 4, 8
 
 
+REGIONS = 2
+
+
+class _Halves(Layout):
+    """Neighbours have different halves of the table."""
+
+    @cached_property
+    def contributors(self) -> list[Contributor]:
+        return [Contributor(LETTERS[i], Sector(i % REGIONS, REGIONS)) for i in range(self.count)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--record", action="store_true", help="only make the recordings")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--demonstrations", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--contributors", type=int, default=8)
+    parser.add_argument("--demonstrations", type=int, default=500, help="of each contributor")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--rollouts", type=int, default=50)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=500)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        layout = Layout.make(Path(folder) / "lab", 2)
-        model = _save(Path(folder) / "model")
-        _record(layout, chosen.demonstrations)
-        with _configured(model, chosen.device), demo.federation(layout, cpu_threads=6) as running:
-            run_id = running.start_run(
-                RunSettings(
-                    model_name="whole",
-                    num_server_rounds=chosen.rounds,
-                    local_steps=chosen.steps,
-                    batch_size=chosen.batch,
-                    initial_lr=chosen.lr,
-                    warmup_steps=100,
-                    weight_decay=0.01,
-                    server_momentum=0.5,
-                    eval_frequency=chosen.every,
-                    eval_rollouts=chosen.rollouts,
-                )
+    if chosen.record:
+        return _record(_Halves.make(chosen.folder, chosen.contributors), chosen.demonstrations)
+    layout = _Halves(chosen.folder.absolute(), chosen.contributors)
+    model = _save(chosen.folder / "model")
+    with demo.federation(
+        layout, cpu_threads=1, adapt=lambda: _adapt(layout, model, chosen.device)
+    ) as running:
+        run_id = running.start_run(
+            RunSettings(
+                model_name="whole",
+                num_server_rounds=chosen.rounds,
+                min_fit_clients=chosen.contributors,
+                local_steps=chosen.steps,
+                batch_size=chosen.batch,
+                initial_lr=chosen.lr,
+                warmup_steps=100,
+                weight_decay=0.01,
+                server_momentum=0.5,
+                eval_frequency=chosen.every,
+                eval_rollouts=chosen.rollouts,
             )
-            _follow(running, run_id, chosen.seconds)
+        )
+        _follow(running, run_id, chosen.seconds)
 
 
 def _follow(running: demo.Federation, run_id: int, seconds: float) -> None:
@@ -104,7 +122,7 @@ def _follow(running: demo.Federation, run_id: int, seconds: float) -> None:
 
 def _record(layout: Layout, demonstrations: int) -> None:
     began = time.monotonic()
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         waiting = []
         for number, contributor in enumerate(layout.contributors):
             for path, episodes, seed in (
@@ -117,26 +135,18 @@ def _record(layout: Layout, demonstrations: int) -> None:
     print(f"recorded {frames} frames in {time.monotonic() - began:.0f} s", flush=True)
 
 
-@contextlib.contextmanager
-def _configured(model: Path, device: str) -> Iterator[None]:
+def _adapt(layout: Layout, model: Path, device: str) -> None:
     """The demo's settings, with this model and this device."""
-    write = demo._Files.write
-
-    def changed(self: Any, cpu_threads: int, open_control: bool) -> None:
-        write(self, cpu_threads, open_control)
-        models = f"\n[models]\nwhole = {toml_string(model)}\n"
-        server = self._layout.server_config
-        text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')
-        server.write_text(text + models)
-        for contributor in self._layout.contributors:
-            path = self._layout.client_config(contributor)
-            path.write_text(f'{path.read_text()}device = "{device}"\n{models}')
-
-    demo._Files.write = changed  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        demo._Files.write = write  # type: ignore[method-assign]
+    models = f"\n[models]\nwhole = {toml_string(model)}\n"
+    server = layout.server_config
+    text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')
+    # One evaluation for each half of the table is enough.
+    before, *evaluations = text.split("\n[[evaluation]]")
+    text = "\n[[evaluation]]".join([before, *evaluations[:REGIONS]])
+    server.write_text(text + models)
+    for contributor in layout.contributors:
+        path = layout.client_config(contributor)
+        path.write_text(f'{path.read_text()}device = "{device}"\n{models}')
 
 
 def _save(folder: Path) -> Path:
