@@ -9,6 +9,13 @@ from typing import Annotated
 import typer
 
 
+class Task(StrEnum):
+    """Simulated tasks there are."""
+
+    soreach = "soreach"
+    so101 = "so101"
+
+
 class Policy(StrEnum):
     """Policies the demo can train."""
 
@@ -18,13 +25,18 @@ class Policy(StrEnum):
 
 def demo(
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds to train (16 for smolvla, 6 for act).")
+        int | None,
+        typer.Option(min=1, help="Rounds to train (16; 20 on so101; 6 for act)."),
     ] = None,
     contributors: Annotated[
         int, typer.Option(min=1, max=26, help="How many contributors share the table.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Fixes recordings, weights and sampling.")] = 0,
     policy: Annotated[Policy, typer.Option(help="Policy to train.")] = Policy.smolvla,
+    task: Annotated[
+        Task,
+        typer.Option(help="What to learn; so101 has physics and needs zk0d[sim]."),
+    ] = Task.soreach,
     demonstrations: Annotated[
         int, typer.Option(min=1, help="Recorded episodes per contributor.")
     ] = 150,
@@ -55,6 +67,7 @@ def demo(
         contributors=contributors,
         rounds=rounds,
         policy=policy.value,
+        task=task.value,
         demonstrations=demonstrations,
         episodes=episodes,
         folder=folder,

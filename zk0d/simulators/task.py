@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,9 @@ class MakeArm(Protocol):
     ) -> Arm: ...
 
 
+#: As in ``EvaluationDataset.simulator``.
+TaskName = Literal["soreach", "so101"]
+
 #: Frames (observation, ``action``, ``task``) of the expert's episode, and whether it succeeded.
 Demonstration = tuple[list[dict[str, Any]], bool]
 
@@ -80,7 +83,7 @@ class Task:
         Records the scripted expert's episode of a seed.
     """
 
-    name: str
+    name: TaskName
     title: str
     fps: int
     cameras: tuple[str, ...]

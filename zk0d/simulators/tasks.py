@@ -6,7 +6,7 @@ from zk0d.simulators.so101 import SO101_TASK
 from zk0d.simulators.soreach import SOREACH_TASK
 from zk0d.simulators.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (SOREACH_TASK, SO101_TASK)}
+TASKS: dict[str, Task] = {SOREACH_TASK.name: SOREACH_TASK, SO101_TASK.name: SO101_TASK}
 
 
 def recorded_task(state_names: list[str] | None) -> Task | None:
