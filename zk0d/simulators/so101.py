@@ -65,8 +65,8 @@ def _package() -> SimpleNamespace:
     UnavailableError
         If they are not installed.
     """
-    # MuJoCo looks for a window system when it is imported; a service has none.
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    # MuJoCo would look for a window system when it is imported, and a service has none.
+    if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
