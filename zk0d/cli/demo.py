@@ -26,7 +26,7 @@ class Policy(StrEnum):
 def demo(
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Rounds to train (16; 20 on so101; 6 for act)."),
+        typer.Option(min=1, help="Rounds to train (16; 25 on so101; 6 for act)."),
     ] = None,
     contributors: Annotated[
         int, typer.Option(min=1, max=26, help="How many contributors share the table.")
@@ -38,11 +38,15 @@ def demo(
         typer.Option(help="What to learn; so101 has physics and needs zk0d[sim]."),
     ] = Task.soreach,
     demonstrations: Annotated[
-        int, typer.Option(min=1, help="Recorded episodes per contributor.")
-    ] = 150,
+        int | None,
+        typer.Option(min=1, help="Recorded episodes per contributor (150; 100 on so101)."),
+    ] = None,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Held-out episodes per region in the final table.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=1, help="Held-out episodes per region in the final table (100; 50 on so101)."
+        ),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="A new folder for everything (demo-runs/DATE).")
     ] = None,
@@ -57,6 +61,7 @@ def demo(
     from rich.console import Console
 
     from zk0d.config.run import parse_overrides
+    from zk0d.demo.budget import EPISODES
     from zk0d.demo.main import DemoOptions, run_demo
     from zk0d.errors import UsageError
 
@@ -68,8 +73,8 @@ def demo(
         rounds=rounds,
         policy=policy.value,
         task=task.value,
-        demonstrations=demonstrations,
-        episodes=episodes,
+        demonstrations=demonstrations or EPISODES[task.value].recorded,
+        episodes=episodes or EPISODES[task.value].driven,
         folder=folder,
         overrides=tuple(parse_overrides(config or []).items()),
     )

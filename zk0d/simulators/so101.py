@@ -277,7 +277,7 @@ class SO101:
 
 
 def demonstrate(
-    arm: SO101, seed: int, wobble: float = 0.2, linger: int = 4
+    arm: SO101, seed: int, wobble: float = 0.1, linger: int = 4
 ) -> tuple[list[dict[str, Any]], bool]:
     """Record the package's scripted expert.
 
