@@ -28,7 +28,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recordings_folder(shared_folder: Path) -> Path:
     """A SoReach dataset of a few episodes in the left half; do not change it."""
     from zk0d.demo.recordings import make_recordings
-    from zk0d.simulators.soreach import Sector
+    from zk0d.simulators.task import Sector
 
     folder = shared_folder / "recordings"
     with FileLock(f"{folder}.lock"):

@@ -17,7 +17,7 @@ from tests.fleet.conftest import Playbooks, Releases, run_ansible
 from tests.fleet.test_site import INVENTORY, Hosts
 from tests.guests.lab import Lab, Unavailable, ensure_image
 from zk0d.demo.recordings import make_recordings
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 FACTS = "- hosts: all\n  tasks:\n    - ansible.builtin.ping:\n"
 

@@ -62,7 +62,7 @@ def main() -> None:
 
 def _record(folder: Path) -> None:
     from zk0d.demo import recordings
-    from zk0d.simulators.soreach import Sector
+    from zk0d.simulators.task import Sector
 
     recordings.CAMERAS = CAMERAS  # two, as most SO-101 set-ups have
     recordings.make_recordings(folder, Sector(), EPISODES, first_seed=0)

@@ -29,7 +29,7 @@ from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.main import TINY
 from zk0d.simulation.plan import Plan, VirtualNode
 from zk0d.simulation.sources import numbered
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 LOOK_SECONDS = 2.0
 

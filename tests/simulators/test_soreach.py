@@ -14,13 +14,13 @@ from zk0d.simulators.soreach import (
     JOINTS,
     MAX_FRAMES,
     NEAR,
-    Sector,
+    SOREACH_TASK,
     SoReach,
     demonstrate,
-    features,
     joint_positions,
     reach_pose,
 )
+from zk0d.simulators.task import Sector
 
 
 @given(
@@ -43,7 +43,7 @@ def test_the_expert_hardly_ever_fails(sector: Sector) -> None:
 
 
 def test_sectors_share_the_table_without_overlap() -> None:
-    bounds = [Sector(i, 3).angles for i in range(3)]
+    bounds = [Sector(i, 3).part(-HALF_ANGLE, HALF_ANGLE) for i in range(3)]
     assert bounds[0][0] == pytest.approx(-HALF_ANGLE)
     assert bounds[2][1] == pytest.approx(HALF_ANGLE)
     assert bounds[0][1] == pytest.approx(bounds[1][0])
@@ -83,7 +83,7 @@ def test_standing_still_is_no_success() -> None:
 def test_observations_are_as_described() -> None:
     arm = SoReach(cameras=("top", "side"), size=64)
     observation = arm.reset(0)
-    for name, feature in features(("top", "side"), 64).items():
+    for name, feature in SOREACH_TASK.features(("top", "side"), 64).items():
         if name != "action":
             assert observation[name].shape == tuple(feature["shape"])
     assert observation["observation.images.top"].dtype == np.uint8
@@ -104,5 +104,6 @@ def test_without_the_goal_only_images_tell_where_the_block_is() -> None:
     first = arm.reset(1)
     second = arm.reset(2)
     assert first["observation.state"].shape == (len(JOINTS),)
-    assert features(size=32, goal_in_state=False)["observation.state"]["shape"] == (len(JOINTS),)
+    described = SOREACH_TASK.features(("top",), size=32, goal_in_state=False)
+    assert described["observation.state"]["shape"] == (len(JOINTS),)
     assert not np.array_equal(first["observation.images.top"], second["observation.images.top"])

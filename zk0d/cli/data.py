@@ -146,18 +146,24 @@ def make(
     ] = "0/1",
     size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels per side.")] = 96,
     goal: Annotated[bool, typer.Option(help="Tell in the state where the block is.")] = True,
+    task: Annotated[str, typer.Option(help="soreach, or so101 (pip install 'zk0d[sim]').")] = (
+        "soreach"
+    ),
 ) -> None:
-    """Let SoReach's scripted expert record a LeRobot dataset."""
+    """Let a simulated task's scripted expert record a LeRobot dataset."""
     from zk0d.demo.recordings import make_recordings
     from zk0d.errors import UsageError
-    from zk0d.simulators.soreach import Sector
+    from zk0d.simulators.task import Sector
+    from zk0d.simulators.tasks import TASKS
 
     index, slash, of = sector.partition("/")
     if not (slash and index.isdigit() and of.isdigit() and int(index) < int(of)):
         raise UsageError(f"--sector: {sector!r} is no slice; write 0/2 or 1/2, for example.")
+    if task not in TASKS:
+        raise UsageError(f"--task: there is no {task!r}; take {' or '.join(TASKS)}.")
     _check_new(folder, "FOLDER")
     slice_ = Sector(int(index), int(of))
-    frames = _aside(make_recordings, folder, slice_, episodes, seed, size, goal)
+    frames = _aside(make_recordings, folder, slice_, episodes, seed, size, goal, task)
     typer.echo(f"{folder}: {episodes} episodes, {frames} frames")
 
 

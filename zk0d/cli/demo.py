@@ -9,6 +9,13 @@ from typing import Annotated
 import typer
 
 
+class Task(StrEnum):
+    """Simulated tasks there are."""
+
+    soreach = "soreach"
+    so101 = "so101"
+
+
 class Policy(StrEnum):
     """Policies the demo can train."""
 
@@ -18,19 +25,28 @@ class Policy(StrEnum):
 
 def demo(
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds to train (16 for smolvla, 6 for act).")
+        int | None,
+        typer.Option(min=1, help="Rounds to train (16; 25 on so101; 6 for act)."),
     ] = None,
     contributors: Annotated[
         int, typer.Option(min=1, max=26, help="How many contributors share the table.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Fixes recordings, weights and sampling.")] = 0,
     policy: Annotated[Policy, typer.Option(help="Policy to train.")] = Policy.smolvla,
+    task: Annotated[
+        Task,
+        typer.Option(help="What to learn; so101 has physics and needs zk0d[sim]."),
+    ] = Task.soreach,
     demonstrations: Annotated[
-        int, typer.Option(min=1, help="Recorded episodes per contributor.")
-    ] = 150,
+        int | None,
+        typer.Option(min=1, help="Recorded episodes per contributor (150; 100 on so101)."),
+    ] = None,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Held-out episodes per region in the final table.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=1, help="Held-out episodes per region in the final table (100; 50 on so101)."
+        ),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="A new folder for everything (demo-runs/DATE).")
     ] = None,
@@ -45,6 +61,7 @@ def demo(
     from rich.console import Console
 
     from zk0d.config.run import parse_overrides
+    from zk0d.demo.budget import EPISODES
     from zk0d.demo.main import DemoOptions, run_demo
     from zk0d.errors import UsageError
 
@@ -55,8 +72,9 @@ def demo(
         contributors=contributors,
         rounds=rounds,
         policy=policy.value,
-        demonstrations=demonstrations,
-        episodes=episodes,
+        task=task.value,
+        demonstrations=demonstrations or EPISODES[task.value].recorded,
+        episodes=episodes or EPISODES[task.value].driven,
         folder=folder,
         overrides=tuple(parse_overrides(config or []).items()),
     )

@@ -240,11 +240,12 @@ class EvaluationDataset(Settings):
     dataset_uri: DatasetUriText = Field(
         description="The recordings: hf:user/name, user/name or local:/folder."
     )
-    simulator: Literal["", "soreach"] = Field(
+    simulator: Literal["", "soreach", "so101"] = Field(
         "", description="Simulator in which success can be measured in closed loop."
     )
     sector: tuple[NonNegativeInt, PositiveInt] = Field(
-        (0, 1), description="SoReach: this dataset's slice of the table, as (index, of how many)."
+        (0, 1),
+        description="This dataset's slice of the simulator's table, as (index, of how many).",
     )
     cameras: dict[str, str] = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."

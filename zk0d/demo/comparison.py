@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.numpy
@@ -23,7 +24,8 @@ from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.statistics import Statistics
 from zk0d.learning.train import Moments, StepPlan, train
-from zk0d.simulators.soreach import Sector, SoReach
+from zk0d.simulators.task import Sector
+from zk0d.simulators.tasks import TASKS
 
 #: Held-out episodes begin from here: no recording and no evaluation during the run uses these.
 SUCCESS_SEED = 20_000_000
@@ -38,6 +40,7 @@ class Job:
     recordings: Path  #: gives the policy's shape; trained on unless ``weights`` is given
     sectors: tuple[Sector, ...]
     episodes: int
+    task: str = "soreach"
     steps: int = 0
     weights: Path | None = None
     statistics: Path | None = None
@@ -98,10 +101,15 @@ def measure(job: Job) -> Outcome:
                 grad_clip_norm=settings.grad_clip_norm,
             ),
         )
-    cameras = tuple(policy.spec.cameras)
     seeds = list(range(SUCCESS_SEED, SUCCESS_SEED + job.episodes))
+    summary = recordings.summary
+    make = partial(
+        TASKS[job.task].make,
+        cameras=tuple(policy.spec.cameras),
+        size=next(iter(summary.cameras.values()))[-1],
+        goal_in_state=TASKS[job.task].knows_goal(summary.state_width),
+    )
     success = tuple(
-        roll_out(policy, statistics, lambda s=sector: SoReach(s, cameras), seeds).success  # type: ignore[misc]
-        for sector in job.sectors
+        roll_out(policy, statistics, partial(make, sector), seeds).success for sector in job.sectors
     )
     return Outcome(job.title, job.steps, success, time.perf_counter() - began)

@@ -179,7 +179,7 @@ class _Files:
             f"\n[[evaluation]]\n"
             f"name = {toml_string(contributor.letter)}\n"
             f"dataset-uri = {toml_string(f'local:{layout.held_out(contributor)}')}\n"
-            f'simulator = "soreach"\n'
+            f"simulator = {toml_string(layout.task)}\n"
             f"sector = [{contributor.sector.index}, {contributor.sector.of}]\n"
             for contributor in layout.contributors
         )

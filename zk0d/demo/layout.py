@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from zk0d.errors import TryAgainError, UsageError
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 #: A unix socket's path has at most 107 bytes.
@@ -40,10 +40,11 @@ class Layout:
 
     root: Path
     count: int
+    task: str = "soreach"  #: what they record
     _short: list[str] = field(default_factory=list)
 
     @classmethod
-    def make(cls, root: Path, count: int) -> Layout:
+    def make(cls, root: Path, count: int, task: str = "soreach") -> Layout:
         """Make the folder.
 
         Raises
@@ -57,7 +58,7 @@ class Layout:
             raise UsageError(f"--contributors: between 1 and {len(LETTERS)}, not {count}.")
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UsageError(f"--folder: {root} is not empty; name a new folder.")
-        layout = cls(root.absolute(), count)
+        layout = cls(root.absolute(), count, task)
         try:
             for folder in (layout.logs, layout.coordinator, layout.tls, layout.roster):
                 folder.mkdir(parents=True, exist_ok=True)

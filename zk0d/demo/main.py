@@ -19,11 +19,13 @@ from rich.console import Console
 
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
+from zk0d.demo.budget import run_values
 from zk0d.demo.layout import Layout
 from zk0d.demo.progress import Progress, RoundFacts, Stage
 from zk0d.errors import ChildError
 from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.report.folder import write_report
+from zk0d.simulators.tasks import TASKS
 
 RECORDINGS, PROCESSES, FEDERATION, COMPARISON = (
     "recordings",
@@ -44,6 +46,7 @@ class DemoOptions:
     contributors: int = 2
     rounds: int | None = None
     policy: str = "smolvla"
+    task: str = "soreach"
     demonstrations: int = 150
     held_out: int = 15
     episodes: int = 100
@@ -51,34 +54,17 @@ class DemoOptions:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def run_settings(self) -> RunSettings:
-        """The run's settings: what makes SoReach learn, in ``docs/how-the-demo-learns.md``."""
+        """The run's settings: what makes the task learn, and what was asked for."""
         values: dict[str, Any] = {
-            "policy": self.policy,
-            "model-name": "tiny",
+            **run_values(self.task, self.policy),
             "seed": self.seed,
             "min-fit-clients": self.contributors,
-            "weight-decay": 0.01,
             "server-momentum": 0.5,
-            "eval-frequency": 4,
-            "eval-rollouts": 20,
-            **_BUDGET[self.policy],
         }
         if self.rounds is not None:
             values["num-server-rounds"] = self.rounds
         values.update(self.overrides)
         return RunSettings.parse(values, where="demo")
-
-
-_BUDGET: dict[str, dict[str, Any]] = {
-    "smolvla": {
-        "num-server-rounds": 16,
-        "local-steps": 60,
-        "batch-size": 32,
-        "initial-lr": 2e-3,
-    },
-    # ACT's ResNet costs twenty times as much per step on a CPU; it shows that ACT trains, no more.
-    "act": {"num-server-rounds": 6, "local-steps": 20, "batch-size": 8, "initial-lr": 3e-4},
-}
 
 
 def run_demo(options: DemoOptions, console: Console, picture: Path | None = None) -> Path:
@@ -92,11 +78,12 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     settings = options.run_settings()
     folder = options.folder or Path("demo-runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
-    layout = Layout.make(folder, options.contributors)
+    layout = Layout.make(folder, options.contributors, options.task)
     cores = os.cpu_count() or 1
     progress = Progress(
         console,
-        f"zk0d demo · {options.contributors} contributors · {options.policy} · seed {options.seed}",
+        f"zk0d demo · {TASKS[options.task].title} · {options.contributors} contributors ·"
+        f" {options.policy} · seed {options.seed}",
         [RECORDINGS, PROCESSES, FEDERATION, COMPARISON],
     )
     seconds: dict[str, float] = {}
@@ -113,6 +100,7 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
         options.episodes,
         {
             "seed": options.seed,
+            "task": options.task,
             "policy": options.policy,
             "contributors": options.contributors,
             "rounds": settings.num_server_rounds,
@@ -160,7 +148,14 @@ def _make_recordings(options: DemoOptions, layout: Layout, progress: Progress, c
                     (layout.held_out(contributor), options.held_out, first + HELD_OUT_SEED),
                 ):
                     futures.append(
-                        pool.submit(make_recordings, path, contributor.sector, episodes, seed)
+                        pool.submit(
+                            make_recordings,
+                            path,
+                            contributor.sector,
+                            episodes,
+                            seed,
+                            task=options.task,
+                        )
                     )
             done = _results(futures, layout, stage, progress, "datasets")
         stage.note = (
@@ -231,7 +226,12 @@ def _compare(
 
     def job(title: str, **how: Any) -> Job:
         return Job(
-            title=title, settings=settings, sectors=sectors, episodes=options.episodes, **how
+            title=title,
+            settings=settings,
+            sectors=sectors,
+            episodes=options.episodes,
+            task=options.task,
+            **how,
         )
 
     federated = run / "rounds" / f"{committed_rounds(run)[-1]:05d}" / "global.safetensors"

@@ -1,4 +1,4 @@
-"""Makes SoReach recordings: LeRobot v3.0 datasets such as ``lerobot-record`` writes."""
+"""Makes recordings of a simulated task: LeRobot v3.0 datasets such as ``lerobot-record`` writes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
 from zk0d.errors import TryAgainError
-from zk0d.simulators.soreach import FPS, Sector, SoReach, demonstrate, features
-
-CAMERAS = ("top",)
+from zk0d.simulators.task import Sector
+from zk0d.simulators.tasks import TASKS
 
 
 def make_recordings(
@@ -22,6 +21,7 @@ def make_recordings(
     first_seed: int,
     size: int = 96,
     goal_in_state: bool = True,
+    task: str = "soreach",
 ) -> int:
     """Record the scripted expert until ``episodes`` succeeded; returns the number of frames.
 
@@ -31,17 +31,20 @@ def make_recordings(
     ------
     TryAgainError
         If the disk is full.
+    UnavailableError
+        If the task's simulator is not installed.
     """
+    simulated = TASKS[task]
+    arm = simulated.make(sector, simulated.cameras, size, goal_in_state)
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    arm = SoReach(sector, CAMERAS, size, goal_in_state)
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         dataset = LeRobotDataset.create(
             repo_id=f"local/{folder.name}",
             root=draft,
-            fps=FPS,
-            features=features(CAMERAS, size, goal_in_state),
+            fps=simulated.fps,
+            features=simulated.features(simulated.cameras, size, goal_in_state),
             robot_type="so101_follower",
             use_videos=True,
             video_backend="pyav",
@@ -52,7 +55,7 @@ def make_recordings(
         frames = recorded = 0
         seed = first_seed
         while recorded < episodes:
-            demonstration, succeeded = demonstrate(arm, seed)
+            demonstration, succeeded = simulated.demonstrate(arm, seed)
             seed += 1
             if not succeeded:
                 continue

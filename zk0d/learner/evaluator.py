@@ -36,7 +36,8 @@ from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.release.card import model_card
 from zk0d.release.checkpoint import Releases, describe
 from zk0d.release.gate import judge
-from zk0d.simulators.soreach import JOINTS, Sector, SoReach
+from zk0d.simulators.task import Sector
+from zk0d.simulators.tasks import TASKS
 
 #: Closed-loop episodes begin from here, far from any seed that recordings are made with.
 ROLLOUT_SEED = 10_000_000
@@ -210,13 +211,14 @@ class CoordinatorEvaluator(Learner):
         loss = seeded_loss(policy, batches, rows, task.seed)
         rollouts = None
         if task.rollouts and data.settings.simulator:
-            sector, cameras = Sector(*data.settings.sector), data.recordings.summary.cameras
+            simulated, sector = TASKS[data.settings.simulator], Sector(*data.settings.sector)
+            cameras = data.recordings.summary.cameras
             size = next(iter(cameras.values()), (3, 96, 96))[-1]
-            knows_goal = policy.spec.state_width > len(JOINTS)
+            knows_goal = simulated.knows_goal(policy.spec.state_width)
             rollouts = roll_out(
                 policy,
                 task.statistics,
-                lambda: SoReach(sector, tuple(policy.spec.cameras), size, knows_goal),
+                lambda: simulated.make(sector, tuple(policy.spec.cameras), size, knows_goal),
                 list(range(ROLLOUT_SEED, ROLLOUT_SEED + task.rollouts)),
             )
         return DatasetResult(

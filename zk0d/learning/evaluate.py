@@ -20,7 +20,7 @@ from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.recordings import STATE
 from zk0d.learning.statistics import Statistics
-from zk0d.simulators.soreach import SoReach
+from zk0d.simulators.task import Arm
 
 EVAL_BATCH = 64
 TIME_STRATA = 4  # draws of time per frame; together they cover (0, 1) evenly
@@ -144,7 +144,7 @@ class Rollouts:
 def roll_out(
     loaded: LoadedPolicy,
     statistics: Statistics,
-    make_arm: Callable[[], SoReach],
+    make_arm: Callable[[], Arm],
     seeds: list[int],
 ) -> Rollouts:
     """Let the policy drive simulated arms, one episode for each of ``seeds``, side by side.

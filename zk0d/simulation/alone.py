@@ -16,6 +16,7 @@ from rich.console import Console
 
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
+from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundFacts
 from zk0d.errors import UsageError
 from zk0d.federation.journal import STATISTICS, WEIGHTS, committed_rounds, read_journal
@@ -25,9 +26,9 @@ from zk0d.learning.recordings import open_recordings
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
 from zk0d.simulation.engine import Simulation, simulate
-from zk0d.simulation.main import SOREACH, new_folder, read_plan, write_plan
+from zk0d.simulation.main import new_folder, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode
-from zk0d.simulation.sources import is_soreach, of_nodes
+from zk0d.simulation.sources import of_nodes, simulator_of
 
 CHECKPOINT = "checkpoint"
 TRAINING = "training"
@@ -86,7 +87,8 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
         If anything fails.
     """
     recordings = open_recordings(options.dataset)
-    values: dict[str, Any] = dict(SOREACH if is_soreach(recordings) else {})
+    task = simulator_of(recordings)
+    values: dict[str, Any] = run_values(task) if task else {}
     values["seed"] = options.seed
     if options.rounds is not None:
         values["num-server-rounds"] = options.rounds
@@ -102,7 +104,7 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
             EvaluationDataset(
                 name="held-out",
                 dataset_uri=options.held_out,
-                simulator="soreach" if is_soreach(other) else "",
+                simulator=simulator_of(other),
             )
         ]
     plan = Plan(

@@ -14,6 +14,7 @@ from rich.console import Console
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
+from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundFacts
 from zk0d.errors import UsageError
 from zk0d.federation.journal import read_journal
@@ -30,17 +31,7 @@ PLAN = "simulation.json"
 FEW = 8
 
 #: SoReach: what makes it learn (docs/how-the-demo-learns.md).
-SOREACH: dict[str, Any] = {
-    "policy": "smolvla",
-    "model-name": "tiny",
-    "num-server-rounds": 16,
-    "local-steps": 60,
-    "batch-size": 32,
-    "initial-lr": 2e-3,
-    "weight-decay": 0.01,
-    "eval-frequency": 4,
-    "eval-rollouts": 20,
-}
+SOREACH: dict[str, Any] = run_values("soreach")
 TINY: dict[str, Any] = {
     **SOREACH,
     "num-server-rounds": 3,

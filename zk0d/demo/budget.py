@@ -1,0 +1,44 @@
+"""The run settings with which each simulated task is learned: ``docs/how-the-demo-learns.md``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+_STEPS: dict[str, dict[str, Any]] = {
+    "soreach": {"num-server-rounds": 16, "local-steps": 60, "eval-rollouts": 20},
+    # Grasping takes more precision than touching, and an episode more frames.
+    "so101": {"num-server-rounds": 25, "local-steps": 120, "eval-rollouts": 10},
+}
+# ACT's ResNet costs twenty times as much per step on a CPU; it shows that ACT trains, no more.
+_ACT: dict[str, Any] = {
+    "policy": "act",
+    "num-server-rounds": 6,
+    "local-steps": 20,
+    "batch-size": 8,
+    "initial-lr": 3e-4,
+}
+
+
+class Episodes(NamedTuple):
+    """How many a contributor records, and in how many of each region a policy is measured."""
+
+    recorded: int
+    driven: int
+
+
+#: Physics and pictures make an episode of so101 take seconds where soreach's takes a tenth of one.
+EPISODES = {"soreach": Episodes(150, 100), "so101": Episodes(100, 50)}
+
+
+def run_values(task: str, policy: str = "smolvla") -> dict[str, Any]:
+    """Run settings with which the tiny ``policy`` learns ``task``."""
+    return {
+        "policy": "smolvla",
+        "model-name": "tiny",
+        "batch-size": 32,
+        "initial-lr": 2e-3,
+        "weight-decay": 0.01,
+        "eval-frequency": 4,
+        **_STEPS[task],
+        **(_ACT if policy == "act" else {}),
+    }
