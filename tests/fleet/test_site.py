@@ -246,6 +246,7 @@ def test_a_new_coordinator_from_a_backup(
     kept = committed(old, run)
     old.copy_out("/root/zk0d-backup.tar.gz", tmp_path)
     authority = old.read("/etc/zk0d/tls/ca.crt")
+    audit = old.read("/var/lib/zk0d/superlink/audit.jsonl").splitlines()
     old.kill()
     lab.remove(old)
 
@@ -270,6 +271,8 @@ def test_a_new_coordinator_from_a_backup(
     hub.wait_until(lambda: len(committed(hub, run)) > len(kept) + 1, 400, "a round of the same run")
     assert committed(hub, run) == list(range(len(committed(hub, run))))
     assert "run.resumed" in kinds(hub, run)
+    assert hub.read("/var/lib/zk0d/superlink/audit.jsonl").splitlines()[: len(audit)] == audit
+    hub.run([BOT, "audit", "verify"])
     hub.run([BOT, "stop", run])
     hub.wait_until(lambda: kinds(hub, run)[-1] in ("run.failed", "run.finished"), 120, "its end")
     assert set(changed(playbooks.run("site.yml", *version)).values()) == {0}
