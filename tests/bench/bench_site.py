@@ -1,7 +1,8 @@
 """``site.yml`` on three bare guests: the first run and one that changes nothing, in seconds.
 
-By ssh, as people use it. The packages' five gigabytes are mounted, not installed: what is timed is Ansible
-and the roles. Beside it the floor of Ansible here: a playbook that asks each guest for its facts, no more.
+By ssh, as people use it. The packages' five gigabytes are mounted, not installed: what is timed is
+Ansible and the roles. Beside it the floor of Ansible here: a playbook that asks each guest for its
+facts, and no more.
 """
 
 from __future__ import annotations
