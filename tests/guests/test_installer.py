@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.lab import Guest, Lab, install_units
+from tests.guests.test_federation import recordings_of
 from tests.setup.releases import find_uv, make_key, make_release, write_sums
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
@@ -285,11 +286,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(lab: Lab, recordings_folder: Path, tmp_path: Path) -> Iterator[Guest]:
+    guest = start_hub(lab, recordings_of(recordings_folder, tmp_path))
+    yield guest
+    lab.remove(guest)
+
+
+def start_hub(lab: Lab, recordings: Path) -> Guest:
     """A coordinator, from the environment that all other guests share."""
-    recordings = tmp_path / "recordings"
-    shutil.copytree(recordings_folder, recordings)
-    for path in recordings.rglob("*"):
-        path.chmod(path.stat().st_mode | 0o044)
     guest = lab.guest("hub", mounts={recordings: "/srv/recordings"})
     install_units(guest)
     guest.write(
@@ -298,8 +301,7 @@ def hub(lab: Lab, recordings_folder: Path, tmp_path: Path) -> Iterator[Guest]:
     )
     guest.run([BOT, "server", "init", "--host", "hub"])
     guest.run([BOT, "server", "start"])
-    yield guest
-    lab.remove(guest)
+    return guest
 
 
 def test_installed_it_takes_part_in_a_round(
