@@ -29,7 +29,8 @@ UV = (
     "set -e; export UV_CACHE_DIR=/opt/cache; cd /srv/release;"
     " ./uv venv --quiet --python /usr/local/bin/python3.12 /opt/peer;"
     " ./uv pip install --quiet --python /opt/peer/bin/python --compile-bytecode"
-    " --link-mode hardlink --no-index --find-links wheelhouse --constraints constraints.txt zk0d-*.whl"
+    " --link-mode hardlink --no-index --find-links wheelhouse"
+    " --constraints constraints.txt zk0d-*.whl"
 )
 SERVICES = "zk0d-client zk0d-client-superexec zk0d-learner"
 

@@ -31,7 +31,8 @@ def materials(
 ) -> Path:
     """What the scenarios find on the controller."""
     folder = tmp_path_factory.mktemp("materials")
-    (folder / "zk0d-0.1.0").symlink_to(releases.release("0.1.0"))
+    for version in ("0.1.0", "0.1.1"):
+        (folder / f"zk0d-{version}").symlink_to(releases.release(version))
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text('{"type": "a stand-in"}\n')
     for name in ("node", "stranger"):
@@ -70,7 +71,7 @@ def _pin_of_uv() -> str:
 def test_scenario(
     scenario: str, image: str, releases: Releases, materials: Path, recordings_folder: Path
 ) -> None:
-    releases.installed("0.1.0")
+    releases.installed("0.1.1")
     env = {
         "MOLECULE_IMAGE": image,
         "MOLECULE_INIT": INIT_INSIDE,

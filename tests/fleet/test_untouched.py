@@ -96,6 +96,11 @@ def dict_of(value: object) -> dict[str, Any]:
     return value
 
 
+def two_of_one_name(inventory: Inventory) -> None:
+    here = host(inventory, "left")
+    group(inventory, "contributors")["hosts"]["right"] = {**here, "zk0d_client_name": "left"}
+
+
 def two_coordinators(inventory: Inventory) -> None:
     group(inventory, "coordinator")["hosts"]["hub2"] = {"ansible_host": "192.0.2.1"}
 
@@ -145,9 +150,7 @@ WRONG: dict[str, tuple[Callable[[Inventory], object], tuple[str, ...]]] = {
         ("group coordinator has 2 hosts (hub, hub2) and must have one",),
     ),
     "two of one name": (
-        lambda i: group(i, "contributors")["hosts"].update(
-            right={"zk0d_client_name": "left", "ansible_host": "192.0.2.1"}
-        ),
+        two_of_one_name,
         ("are called the same (left, left): set zk0d_client_name",),
     ),
     "a node without a key": (
