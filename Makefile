@@ -83,17 +83,21 @@ bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
 	$(BIN)/python -m tests.bench.learning_results $(ARGS)
 
+SCRIPTS = $(shell git grep -lIE '^\#!/(usr/bin/env |bin/)(ba)?sh')
 .PHONY: lint
-lint: venv ## Check style, types and imports
+lint: venv ## Check style, types, imports and shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/shfmt -i 2 -ci -d $(SCRIPTS)
 
 .PHONY: format
 format: venv ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/shfmt -i 2 -ci -w $(SCRIPTS)
 
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt

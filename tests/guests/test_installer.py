@@ -219,6 +219,7 @@ def test_without_systemd(guests: Callable[..., Guest], releases: Path) -> None:
     before = machine.tree()
     done = machine.install("0.1.0", *JOIN)
     assert "systemd: no" in done.stderr
+    assert ", a container" in done.stderr
     assert "zk0bot client start, which runs in the foreground" in done.stderr
     assert machine.version() == "0.1.0"
     machine.install("0.2.0", *JOIN)
