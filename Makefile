@@ -118,7 +118,7 @@ docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
 	@.ci/make-docs
 
 .PHONY: reference
-reference: settings-page monitoring-files cli-page ## Write every page that is made from the code
+reference: settings-page monitoring-files cli-page roles-pages ## Write every page that is made from the code
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
@@ -127,6 +127,10 @@ settings-page: venv ## Write docs/settings.md from the settings' models
 .PHONY: cli-page
 cli-page: venv ## Write docs/cli.md from the verbs
 	$(BIN)/python -m zk0d.cli.reference
+
+.PHONY: roles-pages
+roles-pages: venv ## Write the roles' READMEs from their argument_specs
+	$(BIN)/python -m tests.fleet.readmes
 
 .PHONY: monitoring-files
 monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and rules
