@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,16 @@ def test_ansible_lint_finds_nothing() -> None:
         ["ansible-lint", "--offline", "--profile", "production", "--nocolor"], ANSIBLE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_collection_can_be_built(tmp_path: Path) -> None:
+    run_ansible(["ansible-galaxy", "collection", "build", "--output-path", str(tmp_path)], ANSIBLE)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as collection:
+        names = set(collection.getnames())
+    assert {"MANIFEST.json", "meta/runtime.yml", "CHANGELOG.md", "playbooks/site.yml"} <= names
+    assert {f"roles/{role}/meta/argument_specs.yml" for role in ROLES} <= names
+    assert not [name for name in names if name.startswith("inventory/")], "these are examples"
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -238,9 +238,9 @@ def test_a_new_coordinator_from_a_backup(
 ) -> None:
     """As docs/fleet.md says it: a backup of what runs, another machine, the run goes on there."""
     old = hosts.hub
-    settings = "model-name=tiny num-server-rounds=60 local-steps=40 batch-size=8 eval-frames=40"
+    settings = "model-name=tiny num-server-rounds=200 local-steps=10 batch-size=8 eval-frames=40"
     run = old.run([BOT, "run", "-c", settings]).stdout.strip()
-    old.wait_until(lambda: len(committed(old, run)) > 2, 240, "two rounds")
+    old.wait_until(lambda: len(committed(old, run)) > 2, 400, "two rounds")
     backup, restore, leaves_out = commands_of_the_docs()
     old.run(backup)
     kept = committed(old, run)
@@ -268,7 +268,7 @@ def test_a_new_coordinator_from_a_backup(
     for node in hosts.nodes:
         node.run([BOT, "client", "wait-online", "--timeout", "4m"], timeout=260)
     # The interrupted run goes on by itself, with what is committed as it was.
-    hub.wait_until(lambda: len(committed(hub, run)) > len(kept) + 1, 400, "a round of the same run")
+    hub.wait_until(lambda: len(committed(hub, run)) > len(kept) + 1, 600, "a round of the same run")
     assert committed(hub, run) == list(range(len(committed(hub, run))))
     assert "run.resumed" in kinds(hub, run)
     assert hub.read("/var/lib/zk0d/superlink/audit.jsonl").splitlines()[: len(audit)] == audit

@@ -219,6 +219,29 @@ def test_from_a_folder(installer: Installer, release: Path, key: Path, what: str
     assert "Next: zk0bot --help" in done.stderr
 
 
+@pytest.mark.slow
+def test_from_a_checkout(installer: Installer) -> None:
+    """Zk0d itself, without a network: packages come from the cache that ``make venv`` filled."""
+    cache = subprocess.run([find_uv(), "cache", "dir"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", INSTALLER, "--user", "--from", REPOSITORY, "--torch", "pypi"],
+        env={
+            **installer.environment,
+            "UV_CACHE_DIR": cache.stdout.strip(),
+            "PYTHON": sys.executable,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "building a release of" in done.stderr
+    assert "zk0d " in installer.version()
+    assert not (installer.home / ".cache/zk0d-install").exists()
+
+
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """A PATH with all programs of this host but one."""
