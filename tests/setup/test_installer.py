@@ -22,6 +22,7 @@ from tests.setup.releases import (
     make_release,
     served,
     sign,
+    write_sums,
 )
 
 #: A stand-in for zk0bot: it writes down how it was called, and makes the settings that join makes.
@@ -667,6 +668,30 @@ def test_a_machine_that_cannot(
     done = installer("--from", release)
     assert done.returncode == code
     assert not (installer.prefix / "0.1.0").exists()
+
+
+@pytest.mark.parametrize("full", ["the prefix", "where downloads wait"])
+def test_no_space_is_seen_before_anything_is_fetched(
+    installer: Installer, tmp_path: Path, key: Path, full: str
+) -> None:
+    release = make_release(tmp_path / "big", "0.1.0")
+    (release / "wheelhouse").mkdir()
+    (release / "wheelhouse/torch-1-py3-none-any.whl").write_text("gigabytes")
+    write_sums(release, key)
+    place = "*share*" if full == "the prefix" else "*cache*"
+    installer.prefix.mkdir(parents=True)
+    installer.fake(
+        "df",
+        "echo Avail; for last; do :; done;"
+        f' case "$last" in {place}) echo 3400 ;; *) echo 9000 ;; esac',
+    )
+    with served(tmp_path) as (url, handler):
+        done = installer("--from", f"{url}/big", "--key", f"{key}.pub")
+    assert done.returncode == 15, done.stderr
+    assert (
+        f"3400 MiB are free and {7000 if full == 'the prefix' else 3500} are needed" in done.stderr
+    )
+    assert {Path(path).name for path, _ in handler.requests} == {"SHA256SUMS", "SHA256SUMS.sig"}
 
 
 def test_neither_curl_nor_wget(
