@@ -330,6 +330,9 @@ def test_installed_it_takes_part_in_a_round(
         " lowerdir=/srv/uv-cache,upperdir=/run/uv/upper,workdir=/run/uv/work /var/cache/uv"
     )
     invite = hub.run([BOT, "server", "invite"]).stdout.strip()
+    # Not the copies that every change of an account leaves.
+    listed = "find /usr /etc ! -name '*-' ! -name .pwd.lock | sort"
+    before = node.run(listed).stdout
     asked = node.run(
         [
             *("env", "UV_CACHE_DIR=/var/cache/uv", "UV_OFFLINE=1", "bash"),
@@ -348,3 +351,10 @@ def test_installed_it_takes_part_in_a_round(
     assert '"kind":"run.finished"' in ended.replace(" ", "")
     assert '"node":"bare"' in ended.replace(" ", "")
     node.run(["zk0bot", "status"])
+    completes = ". /usr/share/bash-completion/completions/zk0bot && complete -p zk0bot"
+    assert "-F" in node.run(["bash", "-c", completes]).stdout
+    typed = "COMP_WORDS='zk0bot sta' COMP_CWORD=1 _ZK0BOT_COMPLETE=complete_bash zk0bot"
+    assert node.run(["bash", "-c", typed]).stdout.split() == ["status"]
+    uninstall = ["bash", "/srv/release/get-zk0bot.sh", "--uninstall", "--purge", "--yes"]
+    node.run(uninstall, timeout=120)
+    assert node.run(listed).stdout == before
