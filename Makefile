@@ -3,6 +3,7 @@
 #   make demo ARGS='--seed 1'   a federation of real processes on this machine
 #   make test                   everything but the guests' suites; what CI runs
 #   make test-fast              unit tests, under three minutes
+#   make test-fleet             federations, faults, attacks and playbooks in systemd guests
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
 #   make results                what helps a federation to learn, as tables in docs/results.md
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: venv
 venv: ## Make .venv with the pinned packages
@@ -31,17 +32,44 @@ test: lint ## Lint and run the tests, with coverage
 	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
 	$(BIN)/python -m pytest -m guest -k "three_rounds or air_gap" tests/guests tests/fleet
+	@echo "Left to make test-fleet: $(GUEST_SUITES); to make test-air-gap: the release with all packages."
 
+# Suites that boot systemd guests: each alone takes under an hour on two cores.
+GUEST_SUITES := test-federation test-faults test-attacks test-monitoring test-installer test-site test-roles
 .PHONY: test-fleet
-test-fleet: test-guests test-ansible ## Run every suite that boots systemd guests (needs root and podman)
+test-fleet: $(GUEST_SUITES) ## Run every suite that boots systemd guests but test-air-gap (root, podman)
 
-.PHONY: test-guests
-test-guests: venv ## Federations, faults and attacks in guests
-	$(BIN)/python -m pytest -m guest tests/guests $(ARGS)
+.PHONY: test-federation
+test-federation: venv ## Guests: a federation of the units alone, and with Debian 13
+	$(BIN)/python -m pytest -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_debian13.py $(ARGS)
 
-.PHONY: test-ansible
-test-ansible: venv ## Run the roles' Molecule scenarios and a whole fleet (needs root and podman)
-	$(BIN)/python -m pytest -m guest tests/fleet $(ARGS)
+.PHONY: test-faults
+test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
+	$(BIN)/python -m pytest -m guest tests/guests/test_faults.py $(ARGS)
+
+.PHONY: test-attacks
+test-attacks: venv ## Guests: what outsiders and a bad node try
+	$(BIN)/python -m pytest -m guest tests/guests/test_attacks.py $(ARGS)
+
+.PHONY: test-monitoring
+test-monitoring: venv ## Guests: alerts that fire and clear
+	$(BIN)/python -m pytest -m guest tests/guests/test_monitoring.py $(ARGS)
+
+.PHONY: test-installer
+test-installer: venv ## Guests: get-zk0bot.sh on bare machines
+	$(BIN)/python -m pytest -m guest tests/guests/test_installer.py $(ARGS)
+
+.PHONY: test-site
+test-site: venv ## Guests: playbooks from bare machines to a run, upgrade, backup, refusals, away again
+	$(BIN)/python -m pytest -m guest tests/fleet/test_site.py tests/fleet/test_untouched.py $(ARGS)
+
+.PHONY: test-roles
+test-roles: venv ## Guests: each role's Molecule scenarios
+	$(BIN)/python -m pytest -m guest tests/fleet/test_roles.py $(ARGS)
+
+.PHONY: test-air-gap
+test-air-gap: venv ## Guests without any index, from make release WHEELHOUSE=1 (fetches 4 GB, writes 20)
+	$(BIN)/python -m pytest -m packages tests/fleet/test_packages.py $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
@@ -55,17 +83,21 @@ bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
 	$(BIN)/python -m tests.bench.learning_results $(ARGS)
 
+SCRIPTS = $(shell git grep -lIE '^\#!/(usr/bin/env |bin/)(ba)?sh')
 .PHONY: lint
-lint: venv ## Check style, types and imports
+lint: venv ## Check style, types, imports and shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/shfmt -i 2 -ci -d $(SCRIPTS)
 
 .PHONY: format
 format: venv ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/shfmt -i 2 -ci -w $(SCRIPTS)
 
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
@@ -86,7 +118,7 @@ docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
 	@.ci/make-docs
 
 .PHONY: reference
-reference: settings-page monitoring-files cli-page ## Write every page that is made from the code
+reference: settings-page monitoring-files cli-page roles-pages ## Write every page that is made from the code
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
@@ -95,6 +127,10 @@ settings-page: venv ## Write docs/settings.md from the settings' models
 .PHONY: cli-page
 cli-page: venv ## Write docs/cli.md from the verbs
 	$(BIN)/python -m zk0d.cli.reference
+
+.PHONY: roles-pages
+roles-pages: venv ## Write the roles' READMEs from their argument_specs
+	$(BIN)/python -m tests.fleet.readmes
 
 .PHONY: monitoring-files
 monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and rules

@@ -49,6 +49,7 @@ readonly STAMPED_URL=""
 readonly STAMPED_KEY=""
 
 readonly NEEDED_MIB=7000
+readonly WHEELS_MIB=3500          # of a wheelhouse that is fetched
 readonly NAMESPACE="zk0d-release" # what a signature is for, as ssh-keygen has it
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -205,11 +206,11 @@ check_tools() {
 }
 
 check_space() {
-  local where="$PREFIX" free
+  local where="$1" needed="$2" free
   while [ ! -e "$where" ]; do where="$(dirname "$where")"; done
   free="$(df --output=avail -m "$where" | tail -n1 | tr -d ' ')"
-  [ "$free" -ge "$NEEDED_MIB" ] ||
-    die 15 "$where: $free MiB are free and $NEEDED_MIB are needed; make space, or name another place with --prefix."
+  [ "$free" -ge "$needed" ] ||
+    die 15 "$where: $free MiB are free and $needed are needed; make space, or name another place with --prefix (downloads: ZK0D_CACHE)."
 }
 
 check_rights() {
@@ -374,6 +375,9 @@ get_release() {
     [ -n "$(sum_of "$name")" ] || die 57 "$FROM/SHA256SUMS: has no line for $name; nothing was installed."
   done
   if is_installed; then return; fi
+  # Before gigabytes come, not after.
+  check_space "$PREFIX" "$NEEDED_MIB"
+  if [ "$KIND" = url ] && needed_files | grep -q '^wheelhouse/'; then check_space "$STAGE" "$WHEELS_MIB"; fi
   while IFS= read -r name; do
     if is_right "$name" "$RELEASE/$name"; then continue; fi
     [ "$KIND" = url ] || wrong_file "$name"
@@ -445,7 +449,7 @@ do_install() {
     program="$PREFIX/$VERSION/bin/zk0d-release"
     [ -x "$program" ] || program="$RELEASE/zk0d-release"
   else
-    check_space
+    check_space "$PREFIX" "$NEEDED_MIB"
     step "installing ${VERSION:-it} into $PREFIX (PyTorch: $TORCH)"
     run "$program" install "$RELEASE" --torch "$TORCH" ||
       die 80 "zk0d ${VERSION:-} could not be installed, see the lines above; what ran before runs on. Run this again: it goes on where it stopped."

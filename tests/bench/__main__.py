@@ -17,6 +17,7 @@ BENCHES = (
     "scrape",
     "report",
     "site",
+    "install",
 )
 
 

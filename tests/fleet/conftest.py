@@ -6,9 +6,11 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,11 +100,33 @@ class Playbooks:
         self._inventory = folder / "hosts.yml"
         self._inventory.write_text(inventory)
 
+    def _command(self, playbook: str, *more: str) -> list[str]:
+        return ["ansible-playbook", "-i", str(self._inventory), playbook, *more]
+
     def run(
         self, playbook: str, *more: str, check: bool = True, timeout: float = 1500
     ) -> subprocess.CompletedProcess[str]:
-        command = ["ansible-playbook", "-i", str(self._inventory), playbook, *more]
-        return run_ansible(command, ANSIBLE, check=check, timeout=timeout)
+        return run_ansible(self._command(playbook, *more), ANSIBLE, check=check, timeout=timeout)
+
+    @contextmanager
+    def started(self, playbook: str) -> Iterator[None]:
+        """Runs meanwhile, and is killed with all its children at the end."""
+        with (
+            open(os.devnull, "wb") as nothing,
+            subprocess.Popen(
+                self._command(playbook),
+                cwd=ANSIBLE,
+                env=ansible_environment(),
+                stdout=nothing,
+                stderr=nothing,
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                yield
+                assert process.poll() is None, "it had ended before it was cut off"
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_ansible(

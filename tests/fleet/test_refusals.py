@@ -14,6 +14,7 @@ INVENTORY = """\
 all:
   vars:
     ansible_connection: local
+    ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
     cuda_torch_release: /nowhere
     {variable}: {value}
   children:
@@ -35,7 +36,7 @@ UNREACHABLE = "{ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 
             {"contributors": "{left: {}, right: {zk0d_client_name: left}}"},
             "Two contributors are called the same (left, left)",
         ),
-        ({"contributors": f"{{left: {UNREACHABLE}}}"}, "left"),
+        ({"contributors": f"{{left: {UNREACHABLE}}}"}, "left: cannot be reached at 127.0.0.1"),
     ],
     ids=["a misspelt variable", "two coordinators", "none", "one name twice", "unreachable"],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,7 +34,8 @@ def materials(
 ) -> Path:
     """What the scenarios find on the controller."""
     folder = tmp_path_factory.mktemp("materials")
-    (folder / "zk0d-0.1.0").symlink_to(releases.release("0.1.0"))
+    for version in ("0.1.0", "0.1.1"):
+        (folder / f"zk0d-{version}").symlink_to(releases.release(version))
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text('{"type": "a stand-in"}\n')
     for name in ("node", "stranger"):
@@ -70,7 +74,7 @@ def _pin_of_uv() -> str:
 def test_scenario(
     scenario: str, image: str, releases: Releases, materials: Path, recordings_folder: Path
 ) -> None:
-    releases.installed("0.1.0")
+    releases.installed("0.1.1")
     env = {
         "MOLECULE_IMAGE": image,
         "MOLECULE_INIT": INIT_INSIDE,
@@ -100,6 +104,16 @@ def test_ansible_lint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_collection_can_be_built(tmp_path: Path) -> None:
+    run_ansible(["ansible-galaxy", "collection", "build", "--output-path", str(tmp_path)], ANSIBLE)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as collection:
+        names = set(collection.getnames())
+    assert {"MANIFEST.json", "meta/runtime.yml", "CHANGELOG.md", "playbooks/site.yml"} <= names
+    assert {f"roles/{role}/meta/argument_specs.yml" for role in ROLES} <= names
+    assert not [name for name in names if name.startswith("inventory/")], "these are examples"
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_the_specs_are_the_defaults(role: str) -> None:
     folder = ANSIBLE / "roles" / role
@@ -117,6 +131,46 @@ def test_the_specs_are_the_defaults(role: str) -> None:
 def test_the_examples_are_understood(playbook: str, inventory: str) -> None:
     command = ["ansible-playbook", "-i", f"inventory/{inventory}", f"{playbook}.yml"]
     run_ansible([*command, "--syntax-check"], ANSIBLE)
+
+
+def ask_inventory(name: str, *command: str) -> str:
+    return run_ansible([command[0], "-i", f"inventory/{name}", *command[1:]], ANSIBLE).stdout
+
+
+def test_the_example_of_a_lab_has_three_hosts() -> None:
+    listed = json.loads(ask_inventory("lab", "ansible-inventory", "--list"))
+    assert listed["coordinator"]["hosts"] == ["hub"]
+    assert listed["contributors"]["hosts"] == ["left-bench", "right-bench"]
+    left = listed["_meta"]["hostvars"]["left-bench"]
+    assert left["zk0d_client_dataset"] == "local:/srv/recordings/left"
+    assert left["zk0d_client_settings"] == {"limits": {"max-steps": 500}}
+    said = ask_inventory(
+        "lab", "ansible", "left-bench", "-m", "debug", "-a", "var=zk0d_client_coordinator"
+    )
+    assert "192.0.2.10:9443" in said
+
+
+def test_the_example_of_a_fleet_has_fifty_nodes_in_groups() -> None:
+    listed = json.loads(ask_inventory("fleet", "ansible-inventory", "--list"))
+    groups = listed["contributors"]["children"]
+    nodes = [host for group in groups for host in listed[group]["hosts"]]
+    assert (len(groups), len(nodes), len(set(nodes))) == (3, 50, 50)
+    assert len(listed["coordinator"]["hosts"]) == 1
+    of = listed["_meta"]["hostvars"]
+    assert of[nodes[0]]["nvidia_driver_branch"] == "580", "of its own group"
+    assert all(of[node]["zk0d_client_coordinator"] == "hub.example.org:9443" for node in nodes)
+    said = ask_inventory(
+        "fleet", "ansible", "monitoring", "-m", "debug", "-a", "var=monitoring_targets"
+    )
+    watched = re.findall(r"name: (\S+)", said)
+    assert sorted(watched) == sorted(["hub", *nodes])
+
+
+def test_variables_of_groups_are_explained() -> None:
+    for path in sorted((ANSIBLE / "inventory").rglob("group_vars/*.yml")):
+        lines = path.read_text().splitlines()
+        assert lines[0] == "---"
+        assert lines[1].startswith("# "), path
 
 
 def test_only_variables_of_roles_are_in_the_examples() -> None:

@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.fleet.conftest import Playbooks, Releases, mounts
+from tests.guests.environment import REPOSITORY
 from tests.guests.lab import Guest, Lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
@@ -134,6 +136,16 @@ def test_check_mode_works_from_nothing(playbooks: Playbooks, hosts: Hosts) -> No
     assert hosts.files() == there
 
 
+def test_cut_off_in_the_middle_it_can_be_repeated(playbooks: Playbooks, hosts: Hosts) -> None:
+    """Ansible is killed while it sets up the coordinator; the test after this repeats it."""
+    with playbooks.started("site.yml"):
+        hosts.hub.wait_until(
+            "test -L /opt/zk0d/current", 300, "the coordinator's version is in use"
+        )
+    assert hosts.hub.run("ls /opt/zk0d").stdout.split() == ["0.1.0", "current"]
+    assert hosts.hub.run("test -e /etc/zk0d/server.toml", check=False).returncode != 0
+
+
 def test_from_bare_machines_to_a_finished_run(playbooks: Playbooks, hosts: Hosts) -> None:
     playbooks.run("site.yml")
     for unit in ("zk0d-gateway", "zk0d-server", "zk0d-evaluator"):
@@ -191,6 +203,90 @@ def test_a_version_that_does_not_run_goes_back_by_itself(
     assert "0.1.1 is in use again and healthy" in done.stdout
     assert "0.1.1" in node.run([BOT, "version"]).stdout
     node.run([BOT, "client", "wait-online", "--timeout", "2m"], timeout=150)
+
+
+def test_a_host_that_is_lost_in_the_middle_of_a_batch(
+    playbooks: Playbooks, hosts: Hosts, releases: Releases
+) -> None:
+    """The second contributor loses its power while the first is upgraded."""
+    left, right = hosts.nodes
+    for guest in hosts.all:
+        releases.give(guest, "0.1.3")
+    upgrade = ("upgrade.yml", "-e", f"cuda_torch_release={releases.release('0.1.3')}")
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(playbooks.run, *upgrade, check=False)
+        left.wait_until(
+            "readlink /opt/zk0d/current | grep -q 0.1.3", 300, "the first's new version"
+        )
+        right.kill()
+        said = done.result()
+    assert said.returncode != 0
+    assert re.search(r"^right .*(unreachable=1|failed=1)", said.stdout, re.M), said.stdout[-2000:]
+    for guest in (hosts.hub, left):
+        assert "0.1.3" in guest.run([BOT, "version"]).stdout
+    right.start(120)
+    assert "0.1.1" in right.run([BOT, "version"]).stdout, "it was not changed"
+    # Repeated, it changes that one host alone.
+    again = changed(playbooks.run(*upgrade))
+    assert (again["hub"], again["left"]) == (0, 0)
+    assert again["right"] > 0
+    assert "0.1.3" in right.run([BOT, "version"]).stdout
+
+
+def test_a_new_coordinator_from_a_backup(
+    playbooks: Playbooks, hosts: Hosts, lab: Lab, releases: Releases, tmp_path: Path
+) -> None:
+    """As docs/fleet.md says it: a backup of what runs, another machine, the run goes on there."""
+    old = hosts.hub
+    in_use = old.run("basename $(readlink /opt/zk0d/current)").stdout.strip()
+    settings = "model-name=tiny num-server-rounds=200 local-steps=10 batch-size=8 eval-frames=40"
+    run = old.run([BOT, "run", "-c", settings]).stdout.strip()
+    old.wait_until(lambda: len(committed(old, run)) > 2, 400, "two rounds")
+    backup, restore, leaves_out = commands_of_the_docs()
+    old.run(backup)
+    kept = committed(old, run)
+    old.copy_out("/root/zk0d-backup.tar.gz", tmp_path)
+    authority = old.read("/etc/zk0d/tls/ca.crt")
+    audit = old.read("/var/lib/zk0d/superlink/audit.jsonl").splitlines()
+    old.kill()
+    lab.remove(old)
+
+    hub = hosts.hub = lab.guest("hub", mounts=mounts(), environment=False)
+    # Other people's accounts have the numbers there that zk0d's users had on the old machine.
+    hub.run("for n in 1 2 3; do useradd --system --no-create-home person$n; done")
+    hub.run("ldconfig && apt-get update -qq", timeout=180)
+    releases.give(hub, in_use)
+    version = ("-e", f"cuda_torch_release={releases.release(in_use)}")
+    playbooks.run("site.yml", *version, "--limit", "hub")
+    assert hub.read("/etc/zk0d/tls/ca.crt") != authority, "it is another machine"
+    hub.copy_in(tmp_path / "zk0d-backup.tar.gz", "/root/")
+    hub.run(restore, timeout=180)
+    hub.run(["rm", "/root/zk0d-backup.tar.gz"])
+    assert hub.read("/etc/zk0d/tls/ca.crt") == authority
+    assert leaves_out == "/var/lib/zk0d/server/flower"
+    owners = hub.run("stat -c '%n %U' /var/lib/zk0d/server/* /etc/zk0d/*").stdout
+    assert "person" not in owners
+    for node in hosts.nodes:
+        node.run([BOT, "client", "wait-online", "--timeout", "4m"], timeout=260)
+    # The interrupted run goes on by itself, with what is committed as it was.
+    hub.wait_until(lambda: len(committed(hub, run)) > len(kept) + 1, 600, "a round of the same run")
+    assert committed(hub, run) == list(range(len(committed(hub, run))))
+    assert "run.resumed" in kinds(hub, run)
+    assert hub.read("/var/lib/zk0d/superlink/audit.jsonl").splitlines()[: len(audit)] == audit
+    hub.run([BOT, "audit", "verify"])
+    hub.run([BOT, "stop", run])
+    hub.wait_until("systemctl show -p StatusText zk0d-server | grep -q 'was stopped at round'", 120)
+    assert set(changed(playbooks.run("site.yml", *version)).values()) == {0}
+
+
+def commands_of_the_docs() -> tuple[str, str, str]:
+    """From docs/fleet.md: the backup's command, those of the new machine, and what is left out."""
+    page = (REPOSITORY / "docs/fleet.md").read_text()
+    chapter = page[page.index("## The coordinator from a backup") :]
+    backup, restore = re.findall(r"```sh\n(.*?)```", chapter, re.S)[:2]
+    (excluded,) = re.findall(r"--exclude=(\S+)", backup)
+    prefix = "export PATH=/opt/zk0d/current/bin:$PATH; set -e; cd /root\n"
+    return prefix + backup, prefix + restore, excluded
 
 
 def test_uninstall_leaves_what_was_there_before(

@@ -147,6 +147,10 @@ class Guest:
         path = f"{source}/." if source.is_dir() else str(source)
         podman("cp", path, f"{self.container}:{target}", timeout=300)
 
+    def copy_out(self, path: str, target: Path) -> None:
+        """Copy a file or a folder to a folder of the host."""
+        podman("cp", f"{self.container}:{path}", str(target), timeout=300)
+
     def wait_until(
         self, condition: str | Callable[[], object], deadline: float = 30, what: str = ""
     ) -> object:

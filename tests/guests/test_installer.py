@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.lab import Guest, Lab, install_units
+from tests.guests.test_federation import recordings_of
 from tests.setup.releases import find_uv, make_key, make_release, write_sums
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
@@ -218,6 +219,7 @@ def test_without_systemd(guests: Callable[..., Guest], releases: Path) -> None:
     before = machine.tree()
     done = machine.install("0.1.0", *JOIN)
     assert "systemd: no" in done.stderr
+    assert ", a container" in done.stderr
     assert "zk0bot client start, which runs in the foreground" in done.stderr
     assert machine.version() == "0.1.0"
     machine.install("0.2.0", *JOIN)
@@ -285,11 +287,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(lab: Lab, recordings_folder: Path, tmp_path: Path) -> Iterator[Guest]:
+    guest = start_hub(lab, recordings_of(recordings_folder, tmp_path))
+    yield guest
+    lab.remove(guest)
+
+
+def start_hub(lab: Lab, recordings: Path) -> Guest:
     """A coordinator, from the environment that all other guests share."""
-    recordings = tmp_path / "recordings"
-    shutil.copytree(recordings_folder, recordings)
-    for path in recordings.rglob("*"):
-        path.chmod(path.stat().st_mode | 0o044)
     guest = lab.guest("hub", mounts={recordings: "/srv/recordings"})
     install_units(guest)
     guest.write(
@@ -298,8 +302,7 @@ def hub(lab: Lab, recordings_folder: Path, tmp_path: Path) -> Iterator[Guest]:
     )
     guest.run([BOT, "server", "init", "--host", "hub"])
     guest.run([BOT, "server", "start"])
-    yield guest
-    lab.remove(guest)
+    return guest
 
 
 def test_installed_it_takes_part_in_a_round(
@@ -327,6 +330,9 @@ def test_installed_it_takes_part_in_a_round(
         " lowerdir=/srv/uv-cache,upperdir=/run/uv/upper,workdir=/run/uv/work /var/cache/uv"
     )
     invite = hub.run([BOT, "server", "invite"]).stdout.strip()
+    # Not the copies that every change of an account leaves.
+    listed = "find /usr /etc ! -name '*-' ! -name .pwd.lock | sort"
+    before = node.run(listed).stdout
     asked = node.run(
         [
             *("env", "UV_CACHE_DIR=/var/cache/uv", "UV_OFFLINE=1", "bash"),
@@ -345,3 +351,10 @@ def test_installed_it_takes_part_in_a_round(
     assert '"kind":"run.finished"' in ended.replace(" ", "")
     assert '"node":"bare"' in ended.replace(" ", "")
     node.run(["zk0bot", "status"])
+    completes = ". /usr/share/bash-completion/completions/zk0bot && complete -p zk0bot"
+    assert "-F" in node.run(["bash", "-c", completes]).stdout
+    typed = "COMP_WORDS='zk0bot sta' COMP_CWORD=1 _ZK0BOT_COMPLETE=complete_bash zk0bot"
+    assert node.run(["bash", "-c", typed]).stdout.split() == ["status"]
+    uninstall = ["bash", "/srv/release/get-zk0bot.sh", "--uninstall", "--purge", "--yes"]
+    node.run(uninstall, timeout=120)
+    assert node.run(listed).stdout == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from tests.setup.releases import (
     make_release,
     served,
     sign,
+    write_sums,
 )
 
 #: A stand-in for zk0bot: it writes down how it was called, and makes the settings that join makes.
@@ -185,11 +185,16 @@ def test_each_end_has_its_own_code() -> None:
 
 @pytest.mark.parametrize("tool", ["shellcheck", "shfmt"])
 def test_it_is_well_kept(tool: str) -> None:
-    if not shutil.which(tool):
-        pytest.skip(f"{tool} is not installed; Debian has it")
-    scripts = [INSTALLER, REPOSITORY / "systemd/zk0d-release", *(REPOSITORY / ".ci").iterdir()]
+    """And so is every other shell script of the project."""
+    search = ["git", "grep", "-lIE", "^#!/(usr/bin/env |bin/)(ba)?sh"]
+    found = subprocess.run(search, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    scripts = found.stdout.split()
+    assert {INSTALLER.name, "systemd/zk0d-release", ".ci/make-release"} <= set(scripts)
+    program = Path(sys.executable).with_name(tool)
     options = ["-i", "2", "-ci", "-d"] if tool == "shfmt" else []
-    done = subprocess.run([tool, *options, *scripts], capture_output=True, text=True)
+    done = subprocess.run(
+        [program, *options, *scripts], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -213,6 +218,29 @@ def test_from_a_folder(installer: Installer, release: Path, key: Path, what: str
     assert installer.version() == "0.1.0"
     assert "zk0d 0.1.0 is in" in done.stderr
     assert "Next: zk0bot --help" in done.stderr
+
+
+@pytest.mark.slow
+def test_from_a_checkout(installer: Installer) -> None:
+    """Zk0d itself, without a network: packages come from the cache that ``make venv`` filled."""
+    cache = subprocess.run([find_uv(), "cache", "dir"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", INSTALLER, "--user", "--from", REPOSITORY, "--torch", "pypi"],
+        env={
+            **installer.environment,
+            "UV_CACHE_DIR": cache.stdout.strip(),
+            "PYTHON": sys.executable,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "building a release of" in done.stderr
+    assert "zk0d " in installer.version()
+    assert not (installer.home / ".cache/zk0d-install").exists()
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +319,21 @@ def test_another_version_by_its_place_in_the_url(installer: Installer, tmp_path:
         assert installer.version() == "0.3.0"
         assert installer("--rollback").returncode == 0
         assert installer.version() == "0.2.0"
+
+
+def test_what_a_killed_one_has_fetched_is_not_fetched_again(
+    installer: Installer, mirror: tuple[str, type[Mirror]], release: Path, key: Path
+) -> None:
+    url, handler = mirror
+    stage = installer.home / ".cache/zk0d-install" / sha256(url.encode()).hexdigest()[:12]
+    stage.mkdir(parents=True)
+    whole = next(release.glob("*.whl"))
+    (stage / f"{whole.name}.part").write_bytes(whole.read_bytes()[:1000])
+    done = installer("--from", url, "--key", f"{key}.pub")
+    assert done.returncode == 0, done.stderr
+    asked = [first for path, first in handler.requests if path.endswith(".whl")]
+    assert asked == [1000]
+    assert installer.version() == "0.1.0"
 
 
 def test_a_part_of_another_file_is_fetched_anew(
@@ -552,6 +595,64 @@ def test_pytorch_is_the_one_for_the_driver(
         assert done.stderr.count("training runs on the processor") == 2, "again at the end"
 
 
+def fake_kernel(installer: Installer, machine: str, version: str = "Linux version 6.1") -> None:
+    """Fakes: ``uname``, and ``cat`` where it is asked for ``/proc/version``."""
+    installer.fake("uname", f'if [ "$1" = -s ]; then echo Linux; else echo {machine}; fi')
+    installer.fake(
+        "cat", f'[ "$*" = /proc/version ] && echo "{version}" && exit\nexec /bin/cat "$@"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "smi", "backend"),
+    [
+        ("aarch64", "NVIDIA GH200 480GB, 580.95.05", "cu130"),
+        ("arm64", "NVIDIA GH200 480GB, 580.95.05", "cu130"),
+        ("aarch64", "NVIDIA GH200 480GB, 570.86.15", "cpu"),
+        ("aarch64", "", "cpu"),
+    ],
+)
+def test_on_arm(installer: Installer, release: Path, machine: str, smi: str, backend: str) -> None:
+    """A fake: this is no such processor. PyTorch has no CUDA 12 for it on its index."""
+    fake_kernel(installer, machine)
+    installer.fake("nvidia-smi", f"echo '{smi}'" if smi else "exit 9")
+    installer.fake("lspci", "exit 0")
+    done = installer("--from", release, "--dry-run", UV_OFFLINE="")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"machine: .*, aarch64, ", done.stderr)
+    assert f"--torch {backend}" in done.stderr
+
+
+WSL = "Linux version 5.15.153.1-microsoft-standard-WSL2 (root@builder)"
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_on_wsl(installer: Installer, release: Path, systemd: bool) -> None:
+    """A fake of WSL2: its kernel's name, and a GPU whose driver Windows would bring."""
+    fake_kernel(installer, "x86_64", WSL)
+    installer.fake("systemctl", "exit 0" if systemd else "exit 1")
+    installer.fake("nvidia-smi", "exit 9")
+    installer.fake("lspci", 'echo "01:00.0 3D controller: NVIDIA AD102"')
+    done = installer("--from", release, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"machine: .*, WSL", done.stderr)
+    assert "install the driver on Windows, not in WSL" in done.stderr
+    assert "ansible-playbook" not in done.stderr
+    assert ("[boot] systemd=true into /etc/wsl.conf" in done.stderr) is not systemd
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_in_a_container(installer: Installer, release: Path, inside: bool) -> None:
+    """By a fake of systemd-detect-virt, and by the real signs where this is one itself."""
+    here = Path("/run/.containerenv").exists() or Path("/.dockerenv").exists()
+    fake_kernel(installer, "x86_64")
+    installer.fake("systemd-detect-virt", "exit 0" if inside else "exit 1")
+    done = installer("--from", release, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert ("a container" in done.stderr) is (inside or here)
+    assert "WSL" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fake", "text", "code"),
     [
@@ -567,6 +668,30 @@ def test_a_machine_that_cannot(
     done = installer("--from", release)
     assert done.returncode == code
     assert not (installer.prefix / "0.1.0").exists()
+
+
+@pytest.mark.parametrize("full", ["the prefix", "where downloads wait"])
+def test_no_space_is_seen_before_anything_is_fetched(
+    installer: Installer, tmp_path: Path, key: Path, full: str
+) -> None:
+    release = make_release(tmp_path / "big", "0.1.0")
+    (release / "wheelhouse").mkdir()
+    (release / "wheelhouse/torch-1-py3-none-any.whl").write_text("gigabytes")
+    write_sums(release, key)
+    place = "*share*" if full == "the prefix" else "*cache*"
+    installer.prefix.mkdir(parents=True)
+    installer.fake(
+        "df",
+        "echo Avail; for last; do :; done;"
+        f' case "$last" in {place}) echo 3400 ;; *) echo 9000 ;; esac',
+    )
+    with served(tmp_path) as (url, handler):
+        done = installer("--from", f"{url}/big", "--key", f"{key}.pub")
+    assert done.returncode == 15, done.stderr
+    assert (
+        f"3400 MiB are free and {7000 if full == 'the prefix' else 3500} are needed" in done.stderr
+    )
+    assert {Path(path).name for path, _ in handler.requests} == {"SHA256SUMS", "SHA256SUMS.sig"}
 
 
 def test_neither_curl_nor_wget(
