@@ -14,6 +14,7 @@ BEGIN, END = "<!-- learning: made by make results -->", "<!-- learning: end -->"
 #: What each experiment's lines are compared with, and what its table is called.
 YARDSTICKS = {
     "normalization": "merged (default)",
+    "gap": CENTRAL,
     "poison": "mean",
     "schedules": "plain FedAvg",
     "rules": "mean",
@@ -23,6 +24,7 @@ YARDSTICKS = {
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
     "main": "Federated, in one place, alone",
+    "gap": "What closes the gap by region: four contributors",
     "poison": "One poisoned of four, iid",
     "schedules": "Schedules against plain FedAvg: two contributors by region",
     "rules": "Rules without an attacker: four contributors by region",

@@ -24,6 +24,7 @@ from tests.bench.learning_report import write_report
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.learning.recordings import open_recordings
+from zk0d.learning.statistics import Statistics
 from zk0d.simulation.alone import ALONE
 from zk0d.simulation.arms import Arm, Outcome, merged_statistics, run_arm, with_plan, with_settings
 from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
@@ -34,7 +35,7 @@ from zk0d.simulation.sources import of_soreach
 
 FOLDER = Path("results-runs")
 OUTCOMES = Path("docs/results/learning.jsonl")
-DEMONSTRATIONS, HELD_OUT, ROLLOUTS = 160, 20, 100
+DEMONSTRATIONS, HELD_OUT, ROLLOUTS = 160, 20, 200
 SETTINGS: dict[str, Any] = {
     **SOREACH,
     "num-server-rounds": 12,
@@ -147,6 +148,31 @@ def normalization_lines(seeds: range) -> Iterator[Line]:
 
         yield Line("normalization", "the evaluation set's for all (as zk0)", seed, of_evaluation)
 
+        def of_another_robot(s: int = seed) -> Simulation:
+            made = base("region", 2, s)
+            held = open_recordings(made.evaluation[0].dataset_uri)
+            return with_plan(made, forced_statistics=another_robots(held.statistics()))
+
+        yield Line("normalization", "another robot's for all", seed, of_another_robot)
+
+
+def another_robots(statistics: Statistics) -> Statistics:
+    """As of an arm that was calibrated otherwise and moves more.
+
+    Every mean lies two standard deviations away, and every standard deviation is three times as
+    large: what zk0's contributors had whose robots were not the evaluation set's.
+    """
+    features = {
+        name: feature.model_copy(
+            update={
+                "mean": tuple(m + 2 * s for m, s in zip(feature.mean, feature.std, strict=True)),
+                "std": tuple(3 * s for s in feature.std),
+            }
+        )
+        for name, feature in statistics.features.items()
+    }
+    return statistics.model_copy(update={"features": features})
+
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "plain FedAvg": FEDAVG,
@@ -229,11 +255,38 @@ def participation_lines(seeds: range) -> Iterator[Line]:
             )
 
 
+#: What closes the gap between four parts of the table and one place.
+GAP: dict[str, dict[str, Any]] = {
+    "as it is (default)": {},
+    "plain FedAvg": FEDAVG,
+    "momentum 0.9": {"server-momentum": 0.9},
+    "Nesterov 0.5": {"server-nesterov": True},
+    "FedProx mu 0.01": {"proximal-mu": 0.01},
+    "24 x 20 steps": {"num-server-rounds": 24, "local-steps": 20, "eval-frequency": 24},
+    "twice the steps: 24 x 40": {"num-server-rounds": 24, "eval-frequency": 24},
+}
+
+
+def gap_lines(seeds: range) -> Iterator[Line]:
+    """Four contributors by region: run settings, whose statistics, and one place beside them."""
+    for seed in seeds:
+        yield Line("gap", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+    yield from lines_of("gap", GAP, "region", 4, seeds)
+    for seed in seeds:
+        yield Line(
+            "gap",
+            "each its own statistics",
+            seed,
+            lambda s=seed: with_plan(base("region", 4, s), statistics="own"),  # type: ignore[misc]
+        )
+
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "normalization": lambda: normalization_lines(range(3)),
     "main": lambda: main_lines(range(3)),
+    "gap": lambda: gap_lines(range(3)),
     "poison": lambda: poison_lines(range(3)),
     "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(3)),
     "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
