@@ -277,6 +277,6 @@ def test_stopping_leaves_no_process(running: Lab) -> None:
     for service in running.services.values():
         service.child.signal(signal.SIGTERM)
     for service in running.services.values():
-        assert service.child.wait(20) == 0, service.child.name
+        assert service.child.wait(60) == 0, service.child.name
         assert "STOPPING=1" in service.told.sent
     assert [process for process in below if process.is_running()] == []
