@@ -56,6 +56,12 @@ def main() -> None:
                 with PeakMemory((SERVER_APP, SUPERLINK)) as memory:
                     lines = _run(running, chosen, uplink_codec=codec)
                 _tell(name, lines, memory.peaks)
+            if chosen.peer_rounds:
+                with stock_nodes(running), PeakMemory((SERVER_APP, SUPERLINK)) as memory:
+                    ends = run_stock(running, chosen.peer_rounds, chosen.nodes, chosen.values)
+                seconds = [end - begin for begin, end in pairwise(ends)]
+                line = {"Flower's FedAvg, no training": seconds, "peak": memory.peaks}
+                print(json.dumps(line), flush=True)
             if chosen.too_large:
                 began = time.monotonic()
                 try:
@@ -65,12 +71,6 @@ def main() -> None:
                     print(json.dumps(said), flush=True)
                 lines = _run(running, chosen, num_server_rounds=1)
                 _tell("after it", lines, {})
-            if chosen.peer_rounds:
-                with stock_nodes(running), PeakMemory((SERVER_APP, SUPERLINK)) as memory:
-                    ends = run_stock(running, chosen.peer_rounds, chosen.nodes, chosen.values)
-                seconds = [end - begin for begin, end in pairwise(ends)]
-                line = {"Flower's FedAvg, no training": seconds, "peak": memory.peaks}
-                print(json.dumps(line), flush=True)
 
 
 def _adapt(layout: Layout, model: Path | None, recordings: Path, device: str) -> None:

@@ -1,6 +1,6 @@
 """A training step of SmolVLA at its real size on a GPU, against LeRobot's own loop.
 
-``python -m tests.bench.gpu.step [--device cpu --batches 2 --steps 4]``. Variants take turns per
+``python -m tests.bench.gpu.step [--device cpu --batches 2 --steps 4]``. Variants take turns at each
 batch size; each one's first steps are not counted. "kernels" is the part of the time in which the
 GPU ran one: their time in a profile, by the time of a step measured without a profiler.
 """
@@ -16,6 +16,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.train import Moments, StepPlan, train
 
+PEER = "lerobot-train"
 SKIPPED = 8
 MU = 0.01
 
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--workers", type=int, default=4, help="LeRobot's default")
     parser.add_argument("--episodes", type=int, default=8, help="of 120 frames")
+    parser.add_argument("--only", nargs="*", help="these variants, by name")
+    parser.add_argument("--repeats", type=int, default=1, help="how often each takes its turn")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -51,16 +55,27 @@ def main() -> None:
         model = real.save_policy(Path(folder) / "model")
         recordings = real.record(Path(folder) / "recordings", chosen.episodes, 120)
         for source in (_lerobot, _ours):
-            for name, make in source(model, recordings, chosen):
-                for batch in batches:
-                    row = _measure(name, make, batch, chosen.steps, chosen.device)
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+            if source is _lerobot and chosen.only and not any(map(_is_peer, chosen.only)):
+                continue
+            variants = [
+                (name, make)
+                for name, make in source(model, recordings, chosen)
+                if not chosen.only or name in chosen.only
+            ]
+            for batch, _, (name, make) in product(batches, range(chosen.repeats), variants):
+                row = _measure(name, make, batch, chosen.steps, chosen.device)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+            del variants
             gc.collect()
             if chosen.device == "cuda":
                 torch.cuda.empty_cache()
     if chosen.output:
         chosen.output.write_text(json.dumps(rows, indent=1))
+
+
+def _is_peer(name: str) -> bool:
+    return name.startswith(PEER)
 
 
 Steps = Callable[[int], list[float]]  # takes so many, gives when each ended
@@ -232,8 +247,8 @@ def _lerobot(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[
 
         return run
 
-    yield "lerobot-train", make
-    yield "lerobot-train's update alone", lambda batch: make(batch, once=True)
+    yield PEER, make
+    yield f"{PEER}'s update alone", lambda batch: make(batch, once=True)
 
 
 if __name__ == "__main__":
