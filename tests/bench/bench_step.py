@@ -120,7 +120,7 @@ def _lerobot(folder: Path) -> Callable[[int], None]:
 
     from zk0d.learning import tiny
 
-    config = tiny.smolvla_config()
+    config = tiny.smolvla_config("tiny")
     metadata = LeRobotDatasetMetadata("local/x", root=folder)
     dataset = LeRobotDataset(
         "local/x",

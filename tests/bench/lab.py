@@ -119,7 +119,7 @@ def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int
         f'[superlink.lab]\naddress = "{running.control.address}"\n'
         f'root-certificates = "{running.certificates.ca}"\n'
     )
-    subprocess.run(
+    started = subprocess.run(
         [
             commands.program("flwr"),
             *("run", str(STOCK_APP), "lab"),
@@ -127,9 +127,11 @@ def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int
             f"num-server-rounds={rounds} parameters={parameters} nodes={nodes} log='{log}'",
         ],
         env=commands.child_environment(home),
-        check=True,
         capture_output=True,
+        text=True,
     )
+    if started.returncode:
+        raise SystemExit(f"bench: flwr run: {started.stdout[-800:]}{started.stderr[-800:]}")
     run_id = running.control.runs()[-1].run_id
     _finish(running, run_id)
     return [float(line.split()[1]) for line in log.read_text().splitlines()]

@@ -27,7 +27,7 @@ def node(**settings: Any) -> Contributor:
     return Contributor(ClientSettings(name="left", **settings))
 
 
-@pytest.mark.parametrize("model", ["tiny", "mine", "lerobot/smolvla_base", "a/b"])
+@pytest.mark.parametrize("model", ["tiny", "tiny-wide", "mine", "lerobot/smolvla_base", "a/b"])
 def test_models_are_those_of_the_nodes_list(model: str) -> None:
     listed = node(
         models={"mine": Path("/models/mine")},

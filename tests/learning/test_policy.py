@@ -28,6 +28,21 @@ def test_a_tiny_policy_needs_recordings_to_be_shaped_by() -> None:
         spec_for("smolvla", "tiny", 0, None, models={})
 
 
+def test_the_wide_one_is_the_tiny_one_with_twice_the_width(
+    recordings: Recordings, smolvla: LoadedPolicy
+) -> None:
+    wide = load_policy(spec_for("smolvla", "tiny-wide", 0, recordings.summary, models={}))
+    shapes = [
+        {name: tuple(p.shape) for name, p in loaded.trainable().items()}
+        for loaded in (smolvla, wide)
+    ]
+    assert shapes[0].keys() == shapes[1].keys()
+    name = "model.state_proj.weight"
+    assert shapes[1][name] == (2 * shapes[0][name][0], shapes[0][name][1])
+    again = load_policy(wide.spec)
+    assert again.spec.sha256 == wide.spec.sha256 != smolvla.spec.sha256
+
+
 def test_default_freezing_trains_the_expert_only(smolvla: LoadedPolicy) -> None:
     names = list(smolvla.trainable())
     assert names == sorted(names)
@@ -114,7 +129,7 @@ def saved(smolvla: LoadedPolicy, folder: Path) -> Path:
     """A pretrained policy with its vision-language model's configuration beside it."""
     vlm = folder / "vlm"
     vlm.mkdir(parents=True)
-    for path in Path(tiny._vlm_folder().name).iterdir():
+    for path in Path(tiny._vlm_folder(tiny.WIDTHS["tiny"]).name).iterdir():
         (vlm / path.name).write_bytes(path.read_bytes())
     smolvla.policy.save_pretrained(folder / "policy")
     config = folder / "policy" / "config.json"

@@ -9,6 +9,7 @@ import pytest
 from zk0d.cli.demo import Task as DemoTask
 from zk0d.config.machine import EvaluationDataset
 from zk0d.demo.budget import run_values
+from zk0d.learning.policy import BUILT
 from zk0d.simulators.task import TaskName
 from zk0d.simulators.tasks import TASKS, recorded_task
 
@@ -19,7 +20,7 @@ def test_settings_and_the_command_name_the_tasks_there_are() -> None:
     assert set(get_args(TaskName)) == set(TASKS) == {task.value for task in DemoTask}
     for name, task in TASKS.items():
         assert task.name == name
-        assert run_values(name)["model-name"] == "tiny"
+        assert run_values(name)["model-name"] in BUILT
 
 
 @pytest.mark.parametrize("name", list(TASKS))

@@ -162,7 +162,7 @@ class LimitsSettings(Settings):
     models: list[str] = Field(
         default_factory=list,
         description="Base models that may be; empty: those under models and fetch-models, and"
-        " 'tiny'.",
+        " 'tiny' and 'tiny-wide'.",
     )
     hours: str = Field(
         "", description="When it may train, local time, such as '22:00-07:00'; empty is always."

@@ -36,7 +36,8 @@ class RunSettings(Settings):
     model_name: str = Field(
         "lerobot/smolvla_base",
         description="Where the weights start: a hub name, a name that the machines' [models] table"
-        " maps to a folder, or 'tiny' (a small policy built from the seed, for a CPU).",
+        " maps to a folder, or 'tiny' or 'tiny-wide' (small policies built from the seed, for a"
+        " CPU).",
     )
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
 

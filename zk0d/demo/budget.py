@@ -6,15 +6,24 @@ from typing import Any, NamedTuple
 
 _STEPS: dict[str, dict[str, Any]] = {
     "soreach": {"num-server-rounds": 16, "local-steps": 60, "eval-rollouts": 20},
-    # Grasping takes more precision than touching, and an episode more frames.
-    "so101": {"num-server-rounds": 25, "local-steps": 120, "eval-rollouts": 10},
+    # Grasping takes more precision than touching, so a wider policy, more samples, more rounds.
+    "so101": {
+        "model-name": "tiny-wide",
+        "num-server-rounds": 50,
+        "local-steps": 60,
+        "batch-size": 64,
+        "eval-frequency": 10,
+        "eval-rollouts": 10,
+    },
 }
 # ACT's ResNet costs twenty times as much per step on a CPU; it shows that ACT trains, no more.
 _ACT: dict[str, Any] = {
     "policy": "act",
+    "model-name": "tiny",
     "num-server-rounds": 6,
     "local-steps": 20,
     "batch-size": 8,
+    "eval-frequency": 4,
     "initial-lr": 3e-4,
 }
 

@@ -24,7 +24,7 @@ from zk0d.learner.rest import Rest
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
-from zk0d.learning.policy import TINY, LoadedPolicy, limit_gpu_memory, load_policy
+from zk0d.learning.policy import BUILT, LoadedPolicy, limit_gpu_memory, load_policy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -185,7 +185,7 @@ class Contributor(Learner):
                 reason="policy_not_allowed",
             )
         listed = {split_revision(name)[0] for name in settings.fetch_models}
-        allowed = set(limits.models) or {TINY, *settings.models, *listed}
+        allowed = set(limits.models) or {*BUILT, *settings.models, *listed}
         if spec.model_name not in allowed:
             raise ConfigError(
                 f"the run begins with model '{spec.model_name}', which is not in this node's list"

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from zk0d.errors import TryAgainError
-from zk0d.learning.policy import TINY, LoadedPolicy
+from zk0d.learning.policy import BUILT, LoadedPolicy
 from zk0d.learning.statistics import Statistics
 
 VLM = "vlm"
@@ -39,7 +39,7 @@ def write_checkpoint(loaded: LoadedPolicy, statistics: Statistics, folder: Path)
         config.push_to_hub = False
         config.device = "cpu"  # whoever loads it chooses
         preprocess, postprocess = loaded.processors(statistics)
-        if loaded.spec.model_name == TINY and hasattr(config, "vlm_model_name"):
+        if loaded.spec.model_name in BUILT and hasattr(config, "vlm_model_name"):
             shutil.copytree(config.vlm_model_name, draft / VLM)
             config.vlm_model_name = str(folder / VLM)
             for step in preprocess.steps:

@@ -29,7 +29,8 @@ from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
 from zk0d.learning.untrusted import refuse_code
 
-TINY = "tiny"
+#: Models that are built from a run's seed, so that nothing has to be fetched.
+BUILT = frozenset(tiny.WIDTHS)
 # ACT's vision backbone is made for images of this mean and spread (torchvision's ImageNet values).
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -201,11 +202,11 @@ def spec_for(
     A tiny policy takes its shape from the coordinator's evaluation recordings (``like``), a
     pretrained one from its own configuration; the frame rate always comes from the recordings.
     """
-    if model_name == TINY:
+    if model_name in BUILT:
         if like is None:
             raise ConfigError(
-                "model-name 'tiny' takes its shape from the coordinator's evaluation recordings;"
-                " add an [[evaluation]] table to server.toml."
+                f"model-name '{model_name}' takes its shape from the coordinator's evaluation"
+                " recordings; add an [[evaluation]] table to server.toml."
             )
         cameras, state, action = like.cameras, like.state_width, like.action_width
     else:
@@ -257,8 +258,9 @@ def load_policy(
     """
     where = pick_device(device)
     torch.manual_seed(spec.seed)
-    if spec.model_name == TINY:
-        config = tiny.smolvla_config() if spec.policy == "smolvla" else tiny.act_config()
+    if spec.model_name in BUILT:
+        make = tiny.smolvla_config if spec.policy == "smolvla" else tiny.act_config
+        config = make(spec.model_name)
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
             **{
@@ -314,7 +316,7 @@ def load_policy(
 def policy_sha256(loaded: LoadedPolicy) -> str:
     """SHA-256 over names, dtypes, shapes and content of every weight."""
     digest = hashlib.sha256()
-    if loaded.spec.model_name == TINY and loaded.spec.policy == "smolvla":
+    if loaded.spec.model_name in BUILT and loaded.spec.policy == "smolvla":
         digest.update(tiny.tokenizer_sha256().encode())
     for name, tensor in sorted(loaded.policy.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

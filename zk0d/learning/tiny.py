@@ -26,7 +26,8 @@ CHUNK = 12  # actions predicted at once
 EXECUTE = 6  # actions executed before the next plan
 IMAGE_SIZE = 96
 PATCH = 24
-HIDDEN = 64
+#: How wide each of them is: entries of a token's vector.
+WIDTHS = {"tiny": 64, "tiny-wide": 128}
 LAYERS = 2
 
 _SPECIAL = {
@@ -75,7 +76,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def _vlm_folder() -> tempfile.TemporaryDirectory[str]:
+def _vlm_folder(width: int) -> tempfile.TemporaryDirectory[str]:
     """A folder with configuration, processor and tokenizer of the toy model, for this process."""
     folder = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
     # A worker process ends without the interpreter's own clean-up; this one it does.
@@ -88,8 +89,8 @@ def _vlm_folder() -> tempfile.TemporaryDirectory[str]:
         scale_factor=1,
         tie_word_embeddings=False,
         vision_config={
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": 1,
             "num_attention_heads": 4,
             "image_size": IMAGE_SIZE,
@@ -97,12 +98,12 @@ def _vlm_folder() -> tempfile.TemporaryDirectory[str]:
         },
         text_config={
             "model_type": "llama",
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": LAYERS,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": HIDDEN // 4,
+            "head_dim": width // 4,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5,
@@ -126,15 +127,15 @@ def _vlm_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def tokenizer_sha256() -> str:
-    """Names the toy tokenizer; two machines must agree on it as on the weights."""
-    path = Path(_vlm_folder().name) / "tokenizer.json"
+    """Names the toys' tokenizer; two machines must agree on it as on the weights."""
+    path = Path(_vlm_folder(WIDTHS["tiny"]).name) / "tokenizer.json"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def smolvla_config() -> SmolVLAConfig:
+def smolvla_config(name: str) -> SmolVLAConfig:
     """SmolVLA with LeRobot's default freezing: vision and language frozen, the expert trains."""
     return SmolVLAConfig(
-        vlm_model_name=_vlm_folder().name,
+        vlm_model_name=_vlm_folder(WIDTHS[name]).name,
         load_vlm_weights=False,
         device="cpu",
         push_to_hub=False,
@@ -147,7 +148,7 @@ def smolvla_config() -> SmolVLAConfig:
     )
 
 
-def act_config() -> ACTConfig:
+def act_config(name: str) -> ACTConfig:
     """ACT over a ResNet18 without pretrained weights."""
     return ACTConfig(
         device="cpu",
@@ -155,9 +156,9 @@ def act_config() -> ACTConfig:
         pretrained_backbone_weights=None,
         chunk_size=CHUNK,
         n_action_steps=EXECUTE,
-        dim_model=64,
+        dim_model=WIDTHS[name],
         n_heads=4,
-        dim_feedforward=128,
+        dim_feedforward=2 * WIDTHS[name],
         n_encoder_layers=2,
         n_decoder_layers=1,
         n_vae_encoder_layers=2,

