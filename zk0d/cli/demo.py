@@ -26,7 +26,7 @@ class Policy(StrEnum):
 def demo(
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Rounds to train (16; 25 on so101; 6 for act)."),
+        typer.Option(min=1, help="Rounds to train (16; 50 on so101; 6 for act)."),
     ] = None,
     contributors: Annotated[
         int, typer.Option(min=1, max=26, help="How many contributors share the table.")

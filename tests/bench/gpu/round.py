@@ -86,7 +86,7 @@ def _adapt(layout: Layout, model: Path | None, recordings: Path, device: str) ->
         old = toml_string(f"local:{layout.recordings(contributor)}")
         text = path.read_text().replace(old, uri)
         # The site's own limit would refuse a batch that is too large before the GPU does.
-        limits = "\n[limits]\nmax-batch-size = 1000000\n"
+        limits = "\n[limits]\nmax-batch-size = 1000000000\n"
         path.write_text(f'{text}device = "{device}"\n{limits}{models}')
 
 
