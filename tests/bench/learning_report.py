@@ -14,7 +14,9 @@ BEGIN, END = "<!-- learning: made by make results -->", "<!-- learning: end -->"
 #: What each experiment's lines are compared with, and what its table is called.
 YARDSTICKS = {
     "normalization": "merged (default)",
+    "iid": CENTRAL,
     "gap": CENTRAL,
+    "own": "merged (default)",
     "poison": "mean",
     "schedules": "plain FedAvg",
     "rules": "mean",
@@ -24,7 +26,9 @@ YARDSTICKS = {
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
     "main": "Federated, in one place, alone",
+    "iid": "Dealt out iid, with more seeds",
     "gap": "What closes the gap by region: four contributors",
+    "own": "Statistics of one's own, with more seeds: four contributors by region",
     "poison": "One poisoned of four, iid",
     "schedules": "Schedules against plain FedAvg: two contributors by region",
     "rules": "Rules without an attacker: four contributors by region",

@@ -281,12 +281,34 @@ def gap_lines(seeds: range) -> Iterator[Line]:
         )
 
 
+def iid_lines(seeds: range) -> Iterator[Line]:
+    """Dealt out at random, against one place."""
+    for seed in seeds:
+        yield Line("iid", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+        for count in (2, 4, 8):
+            yield Line("iid", f"{count} iid", seed, lambda n=count, s=seed: base("iid", n, s))  # type: ignore[misc]
+
+
+def own_lines(seeds: range) -> Iterator[Line]:
+    """Each normalizing with statistics of its own, against merged ones."""
+    for seed in seeds:
+        yield Line("own", "merged (default)", seed, lambda s=seed: base("region", 4, s))  # type: ignore[misc]
+        yield Line(
+            "own",
+            "each its own",
+            seed,
+            lambda s=seed: with_plan(base("region", 4, s), statistics="own"),  # type: ignore[misc]
+        )
+
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "normalization": lambda: normalization_lines(range(3)),
     "main": lambda: main_lines(range(3)),
+    "iid": lambda: iid_lines(range(8)),
     "gap": lambda: gap_lines(range(3)),
+    "own": lambda: own_lines(range(8)),
     "poison": lambda: poison_lines(range(3)),
     "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(3)),
     "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),

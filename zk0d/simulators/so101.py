@@ -235,7 +235,7 @@ class SO101:
 
     @property
     def grasp(self) -> Floats:
-        """The point between the jaws in metres, shape ``(3,)``: what an action moves."""
+        """The point between the jaws in metres, shape ``(3,)``: what the expert steers."""
         place: Floats = self._environment.ik_point_pos
         return place
 
