@@ -134,6 +134,7 @@ def test_a_failure_has_a_name(
     with pytest.raises(LearnerError) as error:
         client.start(TASK)
     assert error.value.reason == reason
+    assert ("lower the run's batch-size" in error.value.message) == (reason == "out_of_memory")
     assert "oops" not in error.value.message, "details stay in the learner's log"
 
 

@@ -171,7 +171,8 @@ class Run:
             if failures == MAX_FAILED_ROUNDS:
                 raise RunFailed(
                     f"round {number} failed {failures} times in a row; the run stops at"
-                    f" round {number - 1}. The journal says why each failed."
+                    f" round {number - 1}. Of the last one {self._missing()}; the journal says"
+                    " why each failed."
                 )
         best = self._schedule.best
         self._release_at_end(number - 1, best[0] if best else None)
@@ -341,6 +342,13 @@ class Run:
                     reason="too_few_nodes",
                 )
             self._sleep(self._server.poll_interval)
+
+    def _missing(self) -> str:
+        """Whose updates the round lacks, and for what reason."""
+        assert self._state is not None
+        told = self._fleet.named({**self._state.refused, **self._state.lost})
+        missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(told.items()))
+        return f"updates of {missing} are missing" if missing else "too few nodes were asked"
 
     # --- one round --------------------------------------------------------------------------------
 

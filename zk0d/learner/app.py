@@ -144,14 +144,14 @@ class LearnerApp:
             log.warning("%s refused: %s", kind, error.message)
             return _error(error.reason, error.message)
         except MemoryError:
-            return _error("out_of_memory", f"there is not enough memory for {kind}.")
+            return _out_of_memory("this machine's", kind)
         except Exception as error:
             log.exception("%s failed", kind)
             name = type(error).__name__
             if name == "OutOfMemoryError":
-                return _error("out_of_memory", f"the GPU's memory does not suffice for {kind}.")
+                return _out_of_memory("the GPU's", kind)
             if "DefaultCPUAllocator" in str(error):  # torch has no type of its own for it
-                return _error("out_of_memory", f"there is not enough memory for {kind}.")
+                return _out_of_memory("this machine's", kind)
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
         self._result = _Result(secrets.token_hex(8), message, result)
         return {"event": "done", "result": self._result.name}
@@ -183,6 +183,14 @@ def _result_of(working: asyncio.Future[Any]) -> str:
 
 def _line(event: dict[str, Any]) -> str:
     return json.dumps(event) + "\n"
+
+
+def _out_of_memory(whose: str, kind: str) -> dict[str, Any]:
+    return _error(
+        "out_of_memory",
+        f"{whose} memory does not suffice for {kind}; lower the run's batch-size, or end what else"
+        " uses it.",
+    )
 
 
 def _error(reason: str, message: str) -> dict[str, Any]:
