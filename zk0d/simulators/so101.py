@@ -331,7 +331,7 @@ def demonstrate(
     Returns
     -------
     The frames (observation, ``action`` as float32 of shape 6, ``task``), and whether it succeeded.
-    An action is what was executed: doing the same again does the same.
+    An action is what was executed.
     """
     observation = arm.reset(seed)
     expert = _package().controller(action_scale=STEP)
