@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +40,7 @@ class Scripted(Learner):
     kinds: ClassVar[dict[str, type[Message]]] = {"start": Start, "evaluate": Evaluate}
 
     def __init__(self) -> None:
+        self.after: Callable[[], None] = lambda: None
         self.work: Work = lambda task, payload, control: (
             StartReply(spec=SPEC),
             Payload.of({"w": np.arange(2_000_000, dtype=np.float32)}, "weights"),
@@ -48,6 +50,9 @@ class Scripted(Learner):
         self, task: Message, payload: Payload | None, control: TaskControl
     ) -> tuple[Message, Payload | None]:
         return self.work(task, payload, control)
+
+    def give_back(self) -> None:
+        self.after()
 
     def facts(self) -> dict[str, Any]:
         return {"name": "scripted"}
@@ -115,13 +120,22 @@ def test_a_refusal_keeps_its_reason(scripted: Scripted, client: LearnerClient) -
     assert client.status()["state"] == "idle", "it takes the next task"
 
 
+def _caused_by(cause: Exception, error: Exception) -> Exception:
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("raised", "reason"),
     [
         (MemoryError(), "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out_of_memory"),
+        (_caused_by(MemoryError(), RuntimeError("the recording failed")), "out_of_memory"),
         (ZeroDivisionError("oops"), "bug"),
+        (_caused_by(ZeroDivisionError(), RuntimeError("oops")), "bug"),
     ],
 )
 def test_a_failure_has_a_name(
@@ -136,6 +150,32 @@ def test_a_failure_has_a_name(
     assert error.value.reason == reason
     assert ("lower the run's batch-size" in error.value.message) == (reason == "out_of_memory")
     assert "oops" not in error.value.message, "details stay in the learner's log"
+
+
+def test_a_failure_keeps_nothing_of_its_task(scripted: Scripted, client: LearnerClient) -> None:
+    held: list[weakref.ref[Any]] = []
+    at_the_end: list[bool] = []
+
+    def work(*_: Any) -> Any:
+        big = np.zeros(10)
+        held.append(weakref.ref(big))
+        try:
+            len(3)  # type: ignore[arg-type]
+        except TypeError:
+            raise MemoryError from None
+
+    scripted.work = work
+    scripted.after = lambda: at_the_end.append(held[-1]() is None)
+    with pytest.raises(LearnerError):
+        client.start(TASK)
+    assert at_the_end == [True], "gone before memory is given back, while the error is still kept"
+
+
+def test_memory_is_given_back_after_a_task_too(scripted: Scripted, client: LearnerClient) -> None:
+    given: list[str] = []
+    scripted.after = lambda: given.append(threading.current_thread().name)
+    client.start(TASK)
+    assert given == ["learner_0"], "from the task's thread, once"
 
 
 def test_it_does_one_task_at_a_time(scripted: Scripted, path: Path) -> None:

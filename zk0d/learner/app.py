@@ -12,7 +12,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ from zk0d.learner.metrics import CONTENT_TYPE, LearnerMetrics
 from zk0d.learner.tasks import Learner, TaskControl
 
 log = logging.getLogger(__name__)
+
+GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC")
 
 
 @dataclass
@@ -117,7 +120,7 @@ class LearnerApp:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         control.report = report
-        working = loop.run_in_executor(self._thread, self._learner.run, task, payload, control)
+        working = loop.run_in_executor(self._thread, self._run, task, payload, control)
         working.add_done_callback(lambda done: self._over(kind, _result_of(done)))
         del payload
         try:
@@ -137,21 +140,33 @@ class LearnerApp:
             # The caller hung up: nobody waits for this task any more.
             control.stop()
 
+    def _run(
+        self, task: Message, payload: Payload | None, control: TaskControl
+    ) -> tuple[Message, Payload | None]:
+        try:
+            return self._learner.run(task, payload, control)
+        except Exception as error:
+            # Whoever keeps the error keeps its frames, and with them all tensors of a failed step.
+            for each in _with_causes(error):
+                traceback.clear_frames(each.__traceback__)
+            raise
+        finally:
+            self._learner.give_back()
+
     def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
         try:
             message, result = working.result()
         except Zk0dError as error:
             log.warning("%s refused: %s", kind, error.message)
             return _error(error.reason, error.message)
-        except MemoryError:
-            return _out_of_memory("this machine's", kind)
         except Exception as error:
+            for each in _with_causes(error):
+                if lacking := _lacking_memory(each):
+                    said = _out_of_memory(lacking, kind)
+                    log.error("%s refused: %s (%s)", kind, said["message"], each)
+                    return said
             log.exception("%s failed", kind)
             name = type(error).__name__
-            if name == "OutOfMemoryError":
-                return _out_of_memory("the GPU's", kind)
-            if "DefaultCPUAllocator" in str(error):  # torch has no type of its own for it
-                return _out_of_memory("this machine's", kind)
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
         self._result = _Result(secrets.token_hex(8), message, result)
         return {"event": "done", "result": self._result.name}
@@ -183,6 +198,28 @@ def _result_of(working: asyncio.Future[Any]) -> str:
 
 def _line(event: dict[str, Any]) -> str:
     return json.dumps(event) + "\n"
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those while which it was raised: a failed recording hides why it failed."""
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _lacking_memory(error: BaseException) -> str:
+    """Whose memory did not suffice; empty if that is not what the error says.
+
+    PyTorch has a type for it only where its own allocator asks for the GPU's memory. CUDA's
+    libraries, the driver and the allocator on the CPU say it in a message.
+    """
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in GPU_IS_FULL):
+        return "the GPU's"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "this machine's"
+    return ""
 
 
 def _out_of_memory(whose: str, kind: str) -> dict[str, Any]:

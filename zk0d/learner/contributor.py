@@ -24,7 +24,13 @@ from zk0d.learner.rest import Rest
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
-from zk0d.learning.policy import BUILT, LoadedPolicy, limit_gpu_memory, load_policy
+from zk0d.learning.policy import (
+    BUILT,
+    LoadedPolicy,
+    give_back_gpu_memory,
+    limit_gpu_memory,
+    load_policy,
+)
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -89,6 +95,9 @@ class Contributor(Learner):
             return self._query(task), None
         assert isinstance(task, Train)
         return self._train(task, require_payload(payload), control)
+
+    def give_back(self) -> None:
+        give_back_gpu_memory()
 
     def _query(self, task: Query) -> QueryReply:
         uri = self._uri(task.dataset_uri)

@@ -29,7 +29,7 @@ from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
 from zk0d.learning.license import license_of
-from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
+from zk0d.learning.policy import LoadedPolicy, give_back_gpu_memory, load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -91,6 +91,9 @@ class CoordinatorEvaluator(Learner):
             return self._release(task, require_payload(payload)), None
         assert isinstance(task, Evaluate)
         return self._evaluate(task, require_payload(payload), control), None
+
+    def give_back(self) -> None:
+        give_back_gpu_memory()
 
     def _start(self, task: Start) -> tuple[StartReply, Payload]:
         like = self._datasets[0].recordings.summary if self._datasets else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -348,6 +349,13 @@ def limit_gpu_memory(device: str, share: float) -> None:
     where = pick_device(device)
     if where.type == "cuda" and share < 1.0:
         torch.cuda.set_per_process_memory_fraction(share, where)
+
+
+def give_back_gpu_memory() -> None:
+    """Return to the driver what PyTorch keeps for reuse, so that others on this GPU can have it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
