@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,8 @@ from zk0d.federation.journal import read_journal
 
 TRAINABLE = 99_880_992
 SERVER_APP, SUPERLINK = "serverapp", "zk0d.flower.superlink"
+#: What is told of a journal's line.
+TOLD = ("round", "node", "reason", "message", "refused", "lost", "deadline_seconds", "seconds")
 VARIANTS = {"int8 up": "int8", "bf16 both ways": "bf16"}
 
 
@@ -39,8 +42,10 @@ def main() -> None:
     parser.add_argument("--peer-rounds", type=int, default=2, help="of Flower's FedAvg; may be 0")
     parser.add_argument("--values", type=int, default=TRAINABLE, help="that Flower's FedAvg sends")
     parser.add_argument("--tiny", action="store_true", help="the demo's policy: to try this file")
+    parser.add_argument("--folder", help="where the lab's logs stay; a temporary one otherwise")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or temporary
         model = None if chosen.tiny else real.save_policy(Path(folder) / "model")
         layout = Layout.make(Path(folder) / "lab", chosen.nodes)
         recordings = real.record(Path(folder) / "recordings", 3, 60)
@@ -101,17 +106,32 @@ def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> l
         "eval_frames": 64,
         "keep_rounds": 1,
     }
-    began = time.monotonic()
     run_id = running.start_run(RunSettings(**(values | more)))
     journal = running.layout.runs / str(run_id)
+    over = threading.Event()
+    following = threading.Thread(target=_follow, args=(journal, over))
+    following.start()
     try:
         _finish(running, run_id)
-    except SystemExit:
-        refused = [line for line in read_journal(journal) if "refus" in json.dumps(line)]
-        print(json.dumps({"said": refused[-2:]})[:1500], flush=True)
-        raise
-    print(f"run of {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        over.set()
+        following.join()
     return list(read_journal(journal))
+
+
+def _follow(journal: Path, over: threading.Event) -> None:
+    """Say what the run's journal says, as it comes: a bench that is cut off has told its story."""
+    began, told = time.monotonic(), 0
+    while True:
+        last = over.wait(0.5)
+        lines = list(read_journal(journal)) if (journal / "journal.jsonl").exists() else []
+        for line in lines[told:]:
+            facts = {key: value for key, value in line.items() if key in TOLD and value}
+            said = {"at": round(time.monotonic() - began, 1), "kind": line["kind"], **facts}
+            print(json.dumps(said)[:700], flush=True)
+        told = len(lines)
+        if last:
+            return
 
 
 def _tell(name: str, lines: list[dict[str, Any]], peaks: dict[str, float]) -> None:
