@@ -365,7 +365,7 @@ def test_a_node_with_a_lasting_problem_is_left_out(world: Make, reason: str) -> 
 
 def test_a_node_with_a_passing_problem_is_asked_again(world: Make) -> None:
     node = FakeNode("b")
-    refusals = iter([refuse("learner_gone"), refuse("learner_busy")])
+    refusals = iter(map(refuse, ("learner_gone", "learner_busy", "gpu_failed")))
 
     def query(node: FakeNode, task: Any) -> tuple[RecordDict | None, float]:
         refusal = next(refusals, None)
@@ -377,7 +377,7 @@ def test_a_node_with_a_passing_problem_is_asked_again(world: Make) -> None:
     node.query = query
     made = world([FakeNode("a"), node])
     made.run()
-    assert len(made.of("node.refused")) == 2
+    assert len(made.of("node.refused")) == 3
     assert len(node.trained) == 2
 
 
@@ -446,7 +446,8 @@ def test_a_failed_evaluation_is_missing_and_said(world: Make) -> None:
 
 def test_the_evaluator_is_waited_for(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")])
-    made.evaluator.start_errors = [LearnerError("not yet", reason="learner_gone")] * 3
+    not_yet = [LearnerError("not yet", reason=why) for why in ("learner_gone", "gpu_failed")]
+    made.evaluator.start_errors = not_yet * 2
     made.run()
     assert made.lines[-1]["kind"] == "run.finished"
 

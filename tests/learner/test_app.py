@@ -15,7 +15,7 @@ import pytest
 
 from tests.federation.fakes import SPEC, STATISTICS
 from tests.serving import served
-from zk0d.errors import DataError
+from zk0d.errors import DataError, UnavailableError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import (
     DatasetResult,
@@ -28,7 +28,7 @@ from zk0d.federation.messages import (
 )
 from zk0d.federation.update import Payload
 from zk0d.learner.tasks import Learner, TaskControl
-from zk0d.services.learner import listen
+from zk0d.services.learner import LearnerService, listen
 
 TASK = Start(policy="act", model_name="tiny", seed=0)
 Work = Callable[[Message, Payload | None, TaskControl], tuple[Message, Payload | None]]
@@ -134,6 +134,8 @@ def _caused_by(cause: Exception, error: Exception) -> Exception:
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out_of_memory"),
         (_caused_by(MemoryError(), RuntimeError("the recording failed")), "out_of_memory"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "gpu_failed"),
+        (_caused_by(RuntimeError("CUDA error: an assert"), TypeError("oops")), "gpu_failed"),
         (ZeroDivisionError("oops"), "bug"),
         (_caused_by(ZeroDivisionError(), RuntimeError("oops")), "bug"),
     ],
@@ -150,6 +152,28 @@ def test_a_failure_has_a_name(
     assert error.value.reason == reason
     assert ("lower the run's batch-size" in error.value.message) == (reason == "out_of_memory")
     assert "oops" not in error.value.message, "details stay in the learner's log"
+
+
+def test_a_learner_whose_gpu_failed_ends_so_that_a_new_one_begins(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    def work(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be")
+
+    path = tmp_path / "learner.sock"
+    service = LearnerService("learner", lambda: (scripted, path))
+    service.start()
+    try:
+        with LearnerClient(path) as client:
+            client.start(TASK)
+            assert service.look().status == "ready, waiting for a round"
+            scripted.work = work
+            with pytest.raises(LearnerError, match=r"launch failure\); the learner starts anew"):
+                client.start(TASK)
+        with pytest.raises(UnavailableError, match=r"unspecified launch failure.*new process"):
+            service.look()
+    finally:
+        service.stop()
 
 
 def test_a_failure_keeps_nothing_of_its_task(scripted: Scripted, client: LearnerClient) -> None:
@@ -322,7 +346,7 @@ def test_the_socket_is_for_its_group(path: Path) -> None:
 
 
 def test_a_stale_socket_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> None:
-    from zk0d.errors import TryAgainError, UnavailableError
+    from zk0d.errors import TryAgainError
 
     path = tmp_path / "learner.sock"
     stale = socket.socket(socket.AF_UNIX)

@@ -67,7 +67,13 @@ def test_tries_grow_rarer_and_end() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "goes_on"),
-    [("disk_full", True), ("learner_gone", True), ("too_few_nodes", False), ("bug", False)],
+    [
+        ("disk_full", True),
+        ("learner_gone", True),
+        ("gpu_failed", True),
+        ("too_few_nodes", False),
+        ("bug", False),
+    ],
 )
 def test_why_it_failed_decides(reason: str, goes_on: bool) -> None:
     bench = Bench()

@@ -9,7 +9,7 @@ from typing import Any
 from zk0d.federation.journal import CONFIG, JOURNAL, JournalTail
 
 #: Ends of a run that are nobody's decision and may pass: it can go on where it was.
-_PASSING = {"disk_full", "learner_gone", "learner_silent", "try_again"}
+_PASSING = {"disk_full", "gpu_failed", "learner_gone", "learner_silent", "try_again"}
 #: Why an update is left out. A node may give any reason for its refusal; others are counted
 #: together, so that what a node writes cannot make series without end.
 REASONS = frozenset(
@@ -21,6 +21,7 @@ REASONS = frozenset(
         "disk_full",
         "dropped",
         "flower_error",
+        "gpu_failed",
         "implausible_samples",
         "learner_busy",
         "learner_gone",

@@ -27,6 +27,7 @@ PASSING = {
     "disk_full",
     "dropped",
     "flower_error",
+    "gpu_failed",
     "learner_busy",
     "learner_gone",
     "learner_silent",

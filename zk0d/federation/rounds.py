@@ -71,6 +71,8 @@ log = logging.getLogger("flwr")
 QUERY_GRACE = 60.0
 #: Rounds in a row that may fail before the run does.
 MAX_FAILED_ROUNDS = 3
+#: Reasons of a learner that its service starts anew.
+STARTS_ANEW = {"gpu_failed", "learner_gone"}
 #: A deadline that follows the nodes' pace is never shorter.
 SHORTEST_DEADLINE = 10.0
 
@@ -300,7 +302,7 @@ class Run:
                 reply, payload = self._evaluator.start(task)
                 return reply.spec, payload
             except LearnerError as error:
-                if error.reason != "learner_gone" or self._clock() > deadline:
+                if error.reason not in STARTS_ANEW or self._clock() > deadline:
                     raise
                 self._sleep(1.0)
 

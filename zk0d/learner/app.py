@@ -36,6 +36,8 @@ from zk0d.learner.tasks import Learner, TaskControl
 log = logging.getLogger(__name__)
 
 GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC")
+#: After such an error every further call to the GPU from this process fails as well.
+GPU_FAILED = ("CUDA error:", "HIP error:")
 
 
 @dataclass
@@ -56,6 +58,7 @@ class LearnerApp:
         self._control: TaskControl | None = None
         self._doing: dict[str, Any] = {"state": "idle"}
         self._result: _Result | None = None
+        self._broken = ""
         self.asgi = Starlette(
             routes=[
                 Route("/v1/status", self._status),
@@ -64,6 +67,11 @@ class LearnerApp:
                 Route("/v1/results/{name}", self._give_result),
             ]
         )
+
+    @property
+    def broken(self) -> str:
+        """Why this process can do no task any more; empty while it can."""
+        return self._broken
 
     @property
     def doing(self) -> dict[str, Any]:
@@ -166,6 +174,13 @@ class LearnerApp:
                     log.error("%s refused: %s (%s)", kind, said["message"], each)
                     return said
             log.exception("%s failed", kind)
+            for each in _with_causes(error):
+                if any(sign in str(each) for sign in GPU_FAILED):
+                    self._broken = str(each).partition("\n")[0]
+                    return _error(
+                        "gpu_failed",
+                        f"the GPU failed in {kind} ({self._broken}); the learner starts anew.",
+                    )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
         self._result = _Result(secrets.token_hex(8), message, result)

@@ -89,6 +89,11 @@ class LearnerService(Service):
         assert self._thread is not None
         if not self._thread.is_alive():
             raise UnavailableError("the learner's socket was closed; see the lines above.")
+        if self._app.broken:
+            raise UnavailableError(
+                f"the GPU failed ({self._app.broken}), and only a new process can use it again; if"
+                " that fails as well, see the kernel's log (journalctl -k) and restart the machine."
+            )
         doing = self._app.doing
         ready = self._server.started
         if doing["state"] == "idle":
