@@ -21,7 +21,7 @@ from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout, toml_string
 from zk0d.errors import Zk0dError
-from zk0d.federation.journal import read_journal
+from zk0d.federation.journal import JournalTail, read_journal
 
 TRAINABLE = 99_880_992
 SERVER_APP, SUPERLINK = "serverapp", "zk0d.flower.superlink"
@@ -121,15 +121,13 @@ def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> l
 
 def _follow(journal: Path, over: threading.Event) -> None:
     """Say what the run's journal says, as it comes: a bench that is cut off has told its story."""
-    began, told = time.monotonic(), 0
+    began, tail = time.monotonic(), JournalTail(journal)
     while True:
         last = over.wait(0.5)
-        lines = list(read_journal(journal)) if (journal / "journal.jsonl").exists() else []
-        for line in lines[told:]:
+        for line in tail.new_lines():
             facts = {key: value for key, value in line.items() if key in TOLD and value}
             said = {"at": round(time.monotonic() - began, 1), "kind": line["kind"], **facts}
             print(json.dumps(said)[:700], flush=True)
-        told = len(lines)
         if last:
             return
 
