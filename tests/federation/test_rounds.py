@@ -316,6 +316,25 @@ def test_a_node_is_waited_for(world: Make) -> None:
     assert made.lines[-1]["kind"] == "run.finished"
 
 
+def test_a_wait_for_nodes_is_no_part_of_the_rounds_deadline(world: Make) -> None:
+    """Nodes that are away before a round, longer than the round may take."""
+    a, b = FakeNode("a"), FakeNode("b")
+    made = world([a, b], **{"node-wait": 500.0})
+
+    def leaves(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        if task.round == 1:
+            since_start = made.grid.now - 1000.0
+            made.grid.at(since_start + 3.0, lambda: setattr(b, "online", False))
+            made.grid.at(since_start + 200.0, lambda: setattr(b, "online", True))
+        return node.update(task, payload), 1.0
+
+    b.train = leaves
+    made.run()
+    assert not made.of("round.failed")
+    assert made.of("node.lost") == []
+    assert made.of("round.committed")[2]["seconds"]["send"] < 50.0
+
+
 def test_a_node_that_never_answers_the_query_does_not_hold_the_run(world: Make) -> None:
     made = world(
         [FakeNode("a"), FakeNode("b"), FakeNode("mute", query=silent)], **{"node-wait": 500.0}
@@ -394,6 +413,44 @@ def test_a_learner_that_died_is_asked_again_next_round(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b"), dead])
     made.run()
     assert len(dead.trained) == 2
+
+
+def test_a_failed_round_waits_for_learners_that_start_anew(world: Make) -> None:
+    """Sent again at once, it would fail three times before any learner is back."""
+    node = FakeNode("b")
+    back = 1040.0
+
+    def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        if len(node.trained) == 1:
+            return refuse("gpu_failed")()
+        if made.grid.now < back:
+            return refuse("learner_gone")()
+        return node.update(task, payload), 1.0
+
+    def query(node: FakeNode, task: Any) -> tuple[RecordDict | None, float]:
+        if node.trained and made.grid.now < back:
+            return refuse("learner_gone")()
+        return to_record(node.query_reply()), 1.0
+
+    node.train, node.query = train, query
+    made = world([FakeNode("a"), node])
+    made.run()
+    assert [line["round"] for line in made.of("round.committed")] == [0, 1, 2]
+    assert [line["refused"] for line in made.of("round.failed")] == [{"b": "gpu_failed"}]
+    assert len(node.trained) == 3
+    assert node.queried > 3, "asked from time to time"
+    assert sorted(line["node"] for line in made.of("node.joined")) == ["a", "b", "b"]
+
+
+def test_a_learner_that_does_not_come_back_ends_the_wait(world: Make) -> None:
+    node = FakeNode("b", train=refuse("learner_silent"))
+    node.query = lambda node, task: (
+        refuse("learner_gone")() if node.trained else (to_record(node.query_reply()), 1.0)
+    )
+    made = world([FakeNode("a"), node])
+    with pytest.raises(RunFailed, match=r"1 of 2 nodes .* in round 1.*b refused \(learner_gone\)"):
+        made.run()
+    assert len(node.trained) == 1
 
 
 def test_an_error_of_flower_is_a_refusal(world: Make) -> None:

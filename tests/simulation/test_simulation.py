@@ -157,7 +157,7 @@ def test_who_is_dropped_is_away_and_comes_back(tmp_path: Path, uri: str) -> None
     run = simulate(make(tmp_path / "s", uri, plan={"drop": 0.4, "seed": 1}, **settings))
     refused = lines_of(run, "update.refused")
     assert refused
-    assert {line["reason"] for line in refused} == {"learner_gone"}
+    assert {line["reason"] for line in refused} == {"dropped"}
     assert not any(line["strike"] for line in refused)
     trained = sum(len(line["nodes"]) for line in lines_of(run, "round.committed")[1:])
     quorum = [line["refused"] for line in lines_of(run, "round.failed")]

@@ -34,6 +34,8 @@ PASSING = {
     "out_of_memory",
     "try_again",
 }
+#: Those of them that say that its learner takes no task now.
+AWAY = {"gpu_failed", "learner_busy", "learner_gone", "learner_silent"}
 #: Seconds until a node that refused in passing is asked again; doubles up to the second number.
 ASK_AGAIN = (2.0, 60.0)
 #: What a node is told needs no answer that anybody waits for.
@@ -55,6 +57,7 @@ class _Delay:
 
     until: float
     seconds: float
+    reason: str
 
 
 class Fleet:
@@ -109,9 +112,10 @@ class Fleet:
         return {self.name(key): value for key, value in by_key.items()}
 
     @property
-    def left_out(self) -> dict[str, str]:
-        """Why nodes are not asked again in this run, by name."""
-        return self.named(self._left_out)
+    def refusals(self) -> dict[str, str]:
+        """Why nodes cannot train: now, or in this run at all; by name."""
+        passing = {key: delay.reason for key, delay in self._delays.items()}
+        return self.named({**passing, **self._left_out})
 
     def ready(self) -> list[Node]:
         """The nodes that can train and are online, by name."""
@@ -185,6 +189,16 @@ class Fleet:
         self._left_out[key] = error.reason
         self.members.pop(key, None)
 
+    def doubt(self, refused: dict[str, str]) -> None:
+        """Ask nodes whether they can train, before they get a round again.
+
+        Only those, by key, whose reason to refuse the last one was a learner that takes no task: a
+        round that fails at once would be sent again before any learner has started.
+        """
+        for key, reason in refused.items():
+            if reason in AWAY:
+                self.members.pop(key, None)
+
     def _take_query(self, node: Node, answer: Message) -> None:
         try:
             reply, _ = from_record(content(answer), QueryReply)
@@ -195,7 +209,7 @@ class Fleet:
             if error.reason in PASSING:
                 last = self._delays.get(node.key)
                 seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
-                self._delays[node.key] = _Delay(self._clock() + seconds, seconds)
+                self._delays[node.key] = _Delay(self._clock() + seconds, seconds, error.reason)
             else:
                 self.leave_out(node.key, error)
             return

@@ -336,7 +336,7 @@ class Run:
             if self._clock() > deadline:
                 refused = "".join(
                     f", {name} refused ({reason})"
-                    for name, reason in sorted(self._fleet.left_out.items())
+                    for name, reason in sorted(self._fleet.refusals.items())
                 )
                 raise RunFailed(
                     f"{state()} after waiting {self._settings.node_wait:.0f} s{refused}; start more"
@@ -356,9 +356,9 @@ class Run:
 
     def _round(self, number: int) -> bool:
         """Train, collect, aggregate, evaluate, commit; ``False`` if too few answered."""
-        began = self._clock()
-        plan = self._schedule.plan(number)
-        state = self._state = self._send(number, plan, self._choose(number))
+        chosen = self._choose(number)
+        began = self._clock()  # a wait for nodes is nothing that their deadline has to hold
+        state = self._state = self._send(number, self._schedule.plan(number), chosen)
         deadline = began + state.task.deadline_seconds
         while state.open and self._clock() < deadline:
             self._fleet.query_newcomers()
@@ -385,6 +385,7 @@ class Run:
                 refused=self._fleet.named(state.refused),
                 lost=self._fleet.named(state.lost),
             )
+            self._fleet.doubt(state.refused)
             return False
         mean_norm = self._aggregate(state)
         aggregated = self._clock()

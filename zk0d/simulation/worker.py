@@ -170,7 +170,7 @@ class VirtualLearner:
         counter.parent.mkdir(parents=True, exist_ok=True)
         counter.write_text(json.dumps([task.round, times + 1]), encoding="utf-8")
         raise LearnerError(
-            f"{self._node.name} is away in round {task.round}, as ordered.", reason="learner_gone"
+            f"{self._node.name} is away in round {task.round}, as ordered.", reason="dropped"
         )
 
     def _lag(self, task: Train, began: float) -> None:
