@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +18,8 @@ import pytest
 
 from tests.federation.fakes import SPEC, STATISTICS
 from tests.serving import served
-from zk0d.errors import DataError, UnavailableError
+from zk0d.daemon.child import wait_until
+from zk0d.errors import DataError, ExitCode, UnavailableError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import (
     DatasetResult,
@@ -27,6 +31,7 @@ from zk0d.federation.messages import (
     StartReply,
 )
 from zk0d.federation.update import Payload
+from zk0d.learner import app
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.services.learner import LearnerService, listen
 
@@ -174,6 +179,70 @@ def test_a_learner_whose_gpu_failed_ends_so_that_a_new_one_begins(
             service.look()
     finally:
         service.stop()
+
+
+def test_nothing_is_freed_on_a_gpu_that_failed(
+    scripted: Scripted, client: LearnerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch aborts the process when the GPU does not answer, before the coordinator is told."""
+    # What pytest keeps of a log would keep the tensors, too.
+    monkeypatch.setattr(app.log, "exception", lambda *_: None)
+    held: list[weakref.ref[Any]] = []
+    given: list[int] = []
+
+    def work(*_: Any) -> Any:
+        pinned = np.zeros(10)
+        held.append(weakref.ref(pinned))
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    scripted.work = work
+    scripted.after = lambda: given.append(1)
+    with pytest.raises(LearnerError) as error:
+        client.start(TASK)
+    assert error.value.reason == "gpu_failed"
+    gc.collect()
+    assert held[0]() is not None
+    assert given == []
+
+
+ENDS = """
+import os, sys
+from pathlib import Path
+from tests.learner.test_app import Scripted
+from zk0d.daemon.program import guarded
+from zk0d.services.learner import LearnerService
+
+class Pinned:
+    def __del__(self): os.abort()  # as PyTorch does
+
+def work(*_):
+    pinned = Pinned()
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+learner = Scripted()
+learner.work = work
+service = LearnerService("learner", lambda: (learner, Path(sys.argv[1])))
+sys.exit(guarded("zk0d", service.run))
+"""
+
+
+def test_a_process_whose_gpu_failed_ends_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "learner.sock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDS, str(path)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(path.exists, "the learner's start", 60, [])
+        with LearnerClient(path) as client, pytest.raises(LearnerError) as error:
+            client.start(TASK)
+        assert error.value.reason == "gpu_failed"
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == ExitCode.UNAVAILABLE, said
+    assert "zk0d: the GPU failed (CUDA error: device-side assert triggered), and only" in said
+    assert not path.exists()
 
 
 def test_a_failure_keeps_nothing_of_its_task(scripted: Scripted, client: LearnerClient) -> None:

@@ -59,6 +59,7 @@ class LearnerApp:
         self._doing: dict[str, Any] = {"state": "idle"}
         self._result: _Result | None = None
         self._broken = ""
+        self._broken_by: Exception | None = None
         self.asgi = Starlette(
             routes=[
                 Route("/v1/status", self._status),
@@ -154,12 +155,18 @@ class LearnerApp:
         try:
             return self._learner.run(task, payload, control)
         except Exception as error:
+            if failure := _gpu_failure(error):
+                # Its tensors must outlive it: to free some of them asks the GPU, and PyTorch aborts
+                # the process when it does not answer, before anybody is told.
+                self._broken, self._broken_by = failure, error
+                raise
             # Whoever keeps the error keeps its frames, and with them all tensors of a failed step.
             for each in _with_causes(error):
                 traceback.clear_frames(each.__traceback__)
             raise
         finally:
-            self._learner.give_back()
+            if not self._broken:
+                self._learner.give_back()
 
     def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
         try:
@@ -174,13 +181,11 @@ class LearnerApp:
                     log.error("%s refused: %s (%s)", kind, said["message"], each)
                     return said
             log.exception("%s failed", kind)
-            for each in _with_causes(error):
-                if any(sign in str(each) for sign in GPU_FAILED):
-                    self._broken = str(each).partition("\n")[0]
-                    return _error(
-                        "gpu_failed",
-                        f"the GPU failed in {kind} ({self._broken}); the learner starts anew.",
-                    )
+            if self._broken:
+                return _error(
+                    "gpu_failed",
+                    f"the GPU failed in {kind} ({self._broken}); the learner starts anew.",
+                )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")
         self._result = _Result(secrets.token_hex(8), message, result)
@@ -234,6 +239,17 @@ def _lacking_memory(error: BaseException) -> str:
         return "the GPU's"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "this machine's"
+    return ""
+
+
+def _gpu_failure(error: BaseException) -> str:
+    """What the GPU's driver said of a failure that is none of memory; empty if it is no such."""
+    each_error = list(_with_causes(error))
+    if any(map(_lacking_memory, each_error)):
+        return ""
+    for each in each_error:
+        if any(sign in str(each) for sign in GPU_FAILED):
+            return str(each).partition("\n")[0]
     return ""
 
 

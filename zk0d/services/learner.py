@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,10 @@ EXTEND_SECONDS = 30.0
 #: and caches are filled, which takes minutes on a slow disk.
 STEP_SECONDS, LOAD_SECONDS = 180.0, 1800.0
 STOP_SECONDS = 5.0
+
+
+class GpuFailedError(UnavailableError):
+    """The process can use its GPU no more."""
 
 
 class LearnerService(Service):
@@ -84,13 +89,22 @@ class LearnerService(Service):
         )
         self._thread.start()
 
+    def run(self) -> None:
+        try:
+            super().run()
+        except GpuFailedError as error:
+            print(f"zk0d: {error.message}", file=sys.stderr, flush=True)
+            # Python's own end frees what is left on the GPU, at which PyTorch aborts: a core dump,
+            # and no exit status that says anything.
+            os._exit(error.exit_code)
+
     def look(self) -> Condition:
         assert self._server is not None
         assert self._thread is not None
         if not self._thread.is_alive():
             raise UnavailableError("the learner's socket was closed; see the lines above.")
         if self._app.broken:
-            raise UnavailableError(
+            raise GpuFailedError(
                 f"the GPU failed ({self._app.broken}), and only a new process can use it again; if"
                 " that fails as well, see the kernel's log (journalctl -k) and restart the machine."
             )
