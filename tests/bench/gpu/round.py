@@ -54,7 +54,7 @@ def main() -> None:
             layout,
             cpu_threads=2,
             open_control=True,  # Flower's own program starts the peer's run
-            adapt=lambda: _adapt(layout, model, recordings, chosen.device),
+            adapt=lambda: adapt(layout, model, recordings, chosen.device),
         ) as running:
             for name in filter(None, chosen.variants.split(",")):
                 codec = VARIANTS[name]
@@ -78,7 +78,7 @@ def main() -> None:
                 _tell("after it", lines, {})
 
 
-def _adapt(layout: Layout, model: Path | None, recordings: Path, device: str) -> None:
+def adapt(layout: Layout, model: Path | None, recordings: Path, device: str) -> None:
     """The demo's settings, with this model, these recordings and this device."""
     uri = toml_string(f"local:{recordings}")
     models = f"\n[models]\nreal = {toml_string(model)}\n" if model else ""
@@ -109,7 +109,7 @@ def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> l
     run_id = running.start_run(RunSettings(**(values | more)))
     journal = running.layout.runs / str(run_id)
     over = threading.Event()
-    following = threading.Thread(target=_follow, args=(journal, over))
+    following = threading.Thread(target=follow, args=(journal, over))
     following.start()
     try:
         _finish(running, run_id)
@@ -119,7 +119,7 @@ def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> l
     return list(read_journal(journal))
 
 
-def _follow(journal: Path, over: threading.Event) -> None:
+def follow(journal: Path, over: threading.Event) -> None:
     """Say what the run's journal says, as it comes: a bench that is cut off has told its story."""
     began, tail = time.monotonic(), JournalTail(journal)
     while True:
