@@ -1,7 +1,8 @@
 """SoReach from images alone, federated, with a SmolVLA that trains whole: success by round.
 
 The state does not tell where the block is. Half of the contributors have the one half of the table,
-half the other; real processes, closed-loop success on both halves every few rounds.
+half the other (or all of them the whole of it); real processes, closed-loop success every few
+rounds.
 
     python -m tests.bench.gpu.learning --folder LAB --record    # needs no GPU
     python -m tests.bench.gpu.learning --folder LAB
@@ -35,26 +36,35 @@ from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
 from zk0d.demo.recordings import make_recordings
 from zk0d.federation.journal import read_journal
 from zk0d.learning.tiny import _tokenizer
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 IMAGE, PATCH, SHRINK = 96, 8, 2
 HIDDEN, LAYERS, HEADS = 256, 4, 8
 
 
-REGIONS = 2
+SPLITS = ("halves", "whole")
 
 
-class _Halves(Layout):
-    """Neighbours have different halves of the table."""
+class _Parts(Layout):
+    """Neighbours have different parts of the table."""
+
+    parts = 2
 
     @cached_property
     def contributors(self) -> list[Contributor]:
-        return [Contributor(LETTERS[i], Sector(i % REGIONS, REGIONS)) for i in range(self.count)]
+        return [
+            Contributor(LETTERS[i], Sector(i % self.parts, self.parts)) for i in range(self.count)
+        ]
+
+
+class _Whole(_Parts):
+    parts = 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--split", choices=SPLITS, default="halves", help="of the table")
     parser.add_argument("--record", action="store_true", help="only make the recordings")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--contributors", type=int, default=8)
@@ -64,14 +74,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--momentum", type=float, default=0.5, help="the server's")
     parser.add_argument("--rollouts", type=int, default=50)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=500)
     chosen = parser.parse_args()
+    kind = _Whole if chosen.split == "whole" else _Parts
     if chosen.record:
-        layout = _Halves.make(chosen.folder, chosen.contributors)
+        layout = kind.make(chosen.folder, chosen.contributors)
         return _record(layout, chosen.demonstrations, chosen.parts)
-    layout = _Halves(chosen.folder.absolute(), chosen.contributors)
+    layout = kind(chosen.folder.absolute(), chosen.contributors)
     model = _save(chosen.folder / "model")
     with demo.federation(
         layout, cpu_threads=1, adapt=lambda: _adapt(layout, model, chosen.device)
@@ -86,7 +98,7 @@ def main() -> None:
                 initial_lr=chosen.lr,
                 warmup_steps=100,
                 weight_decay=0.01,
-                server_momentum=0.5,
+                server_momentum=chosen.momentum,
                 eval_frequency=chosen.every,
                 eval_rollouts=chosen.rollouts,
             )
@@ -149,9 +161,9 @@ def _adapt(layout: Layout, model: Path, device: str) -> None:
     models = f"\n[models]\nwhole = {toml_string(model)}\n"
     server = layout.server_config
     text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')
-    # One evaluation for each half of the table is enough.
+    # One evaluation for each half of the table is enough, or two of the whole.
     before, *evaluations = text.split("\n[[evaluation]]")
-    text = "\n[[evaluation]]".join([before, *evaluations[:REGIONS]])
+    text = "\n[[evaluation]]".join([before, *evaluations[:2]])
     server.write_text(text + models)
     for contributor in layout.contributors:
         path = layout.client_config(contributor)
