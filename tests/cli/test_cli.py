@@ -18,7 +18,7 @@ def typed(*arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
         [str(BIN / arguments[0]), *arguments[1:]],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         **how,  # type: ignore[call-overload]
     )
 

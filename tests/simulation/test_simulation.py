@@ -121,7 +121,8 @@ def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> 
 @pytest.mark.skipif(not has_ray(), reason="the extra 'simulation' is not installed")
 def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
     made = [
-        weights(simulate(make(tmp_path / engine, uri, engine=engine)))  # type: ignore[arg-type]
+        # Ray takes a minute to start its workers on a busy machine.
+        weights(simulate(make(tmp_path / engine, uri, engine=engine, **{"node-wait": 200.0})))  # type: ignore[arg-type]
         for engine in ("in-process", "ray")
     ]
     assert made[0] == made[1]
