@@ -58,7 +58,6 @@ class LearnerApp:
         self._control: TaskControl | None = None
         self._doing: dict[str, Any] = {"state": "idle"}
         self._result: _Result | None = None
-        self._broken = ""
         self._broken_by: Exception | None = None
         self.asgi = Starlette(
             routes=[
@@ -72,7 +71,7 @@ class LearnerApp:
     @property
     def broken(self) -> str:
         """Why this process can do no task any more; empty while it can."""
-        return self._broken
+        return _gpu_failure(self._broken_by) if self._broken_by else ""
 
     @property
     def doing(self) -> dict[str, Any]:
@@ -155,17 +154,17 @@ class LearnerApp:
         try:
             return self._learner.run(task, payload, control)
         except Exception as error:
-            if failure := _gpu_failure(error):
+            if _gpu_failure(error):
                 # Its tensors must outlive it: to free some of them asks the GPU, and PyTorch aborts
                 # the process when it does not answer, before anybody is told.
-                self._broken, self._broken_by = failure, error
+                self._broken_by = error
                 raise
             # Whoever keeps the error keeps its frames, and with them all tensors of a failed step.
             for each in _with_causes(error):
                 traceback.clear_frames(each.__traceback__)
             raise
         finally:
-            if not self._broken:
+            if not self._broken_by:
                 self._learner.give_back()
 
     def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
@@ -181,10 +180,10 @@ class LearnerApp:
                     log.error("%s refused: %s (%s)", kind, said["message"], each)
                     return said
             log.exception("%s failed", kind)
-            if self._broken:
+            if self.broken:
                 return _error(
                     "gpu_failed",
-                    f"the GPU failed in {kind} ({self._broken}); the learner starts anew.",
+                    f"the GPU failed in {kind} ({self.broken}); the learner starts anew.",
                 )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")

@@ -28,7 +28,7 @@ def _break(after: int) -> None:
     def sample_time(self: VLAFlowMatching, rows: int, device: torch.device) -> torch.Tensor:
         # Counted on the GPU: a recorded step is replayed without this function.
         if not taken:
-            taken.extend((torch.zeros((), dtype=torch.long, device=device),))
+            taken.append(torch.zeros((), dtype=torch.long, device=device))
             taken.append(torch.zeros(8, device=device))
         count, table = taken
         count += 1

@@ -12,12 +12,12 @@ import argparse
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 from tests.bench.gpu import real
 from tests.bench.gpu.round import adapt, follow
 from zk0d.config.run import RunSettings
+from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
 from zk0d.federation.journal import read_journal
@@ -72,13 +72,13 @@ def _run(running: demo.Federation, layout: Layout, chosen: argparse.Namespace) -
     journal, over = layout.runs / str(run_id), threading.Event()
     following = threading.Thread(target=follow, args=(journal, over))
     following.start()
+
+    def over_yet() -> bool:
+        services.look()
+        return running.state(run_id).status == FINISHED
+
     try:
-        deadline = time.monotonic() + RUN_SECONDS
-        while (state := running.state(run_id)).status != FINISHED:
-            if time.monotonic() > deadline:
-                raise SystemExit("failure: the run did not end in time")
-            services.look()
-            time.sleep(0.1)
+        wait_until(over_yet, "the run's end", RUN_SECONDS)
     finally:
         over.set()
         following.join()
@@ -89,6 +89,7 @@ def _run(running: demo.Federation, layout: Layout, chosen: argparse.Namespace) -
             print(line[:300])
     for each in services.seen():
         print(f"{each.name}: {each.state}, restarts {each.restarts}, {each.status}")
+    state = running.state(run_id)
     committed = [line for line in read_journal(journal) if line["kind"] == "round.committed"][1:]
     counts = [len(line["nodes"]) for line in committed]
     print(f"the run {state.outcome}; updates by round: {counts}")
