@@ -102,6 +102,11 @@ def _diverged(told: Told) -> None:
         told.round(number, loss)
 
 
+def _apart(told: Told) -> None:
+    for number, own in enumerate((1.0, 0.5, 0.3, 0.2)):
+        told.round(number, 2.0 - 0.5 * number, dict.fromkeys(NODES, own))
+
+
 def _far_off(told: Told) -> None:
     for number in range(4):
         told.round(number, 2.0 - 0.1 * number, {"left": 1.0, "right": 1.1, "third": 3.0})
@@ -124,6 +129,7 @@ def _no_progress(told: Told) -> None:
         ("missing", _missing),
         ("stalled", _stalled),
         ("diverged", _diverged),
+        ("apart", _apart),
         ("far-off", _far_off),
         ("refused", _refused),
         ("no-progress", _no_progress),
@@ -137,6 +143,13 @@ def test_each_rule_finds_its_own_and_nothing_else(
     assert rules(told) == [rule]
 
 
+def test_what_one_node_trained_is_not_pulled_apart(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run")
+    for number in range(4):
+        told.round(number, 2.0 - 0.1 * number, {"left": 0.1})
+    assert rules(told) == []
+
+
 def test_a_good_run_has_nothing_odd(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
     assert rules(told) == []
@@ -145,7 +158,7 @@ def test_a_good_run_has_nothing_odd(tmp_path: Path) -> None:
         "Run 7 finished: 12 rounds with 3 nodes. Policy loss 2.0000 before, 0.8000 after, best"
         " 0.8000 in round 12."
     )
-    assert len(analysis.RULES) == 7, "every rule has a journal above"
+    assert len(analysis.RULES) == 8, "every rule has a journal above"
 
 
 def test_a_run_that_died_and_one_that_was_taken_up(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ class Finding:
 STALL = 5
 FAR_OFF = 2.0  #: times the median of the others
 WORSE = 1.2  #: times the best loss
+APART = 2.0  #: times the nodes' own loss
 
 
 def findings(analysis: Analysis) -> list[Finding]:
@@ -187,7 +188,29 @@ def diverged(analysis: Analysis) -> list[Finding]:
     else:
         return []
     return [
-        Finding("diverged", worse, "a lower initial-lr, server-momentum=0, or rollback-factor=1.5")
+        Finding(
+            "diverged",
+            worse,
+            "a lower initial-lr, fewer local-steps, server-momentum=0.5 if it is another, or"
+            " rollback-factor=1.5",
+        )
+    ]
+
+
+def apart(analysis: Analysis) -> list[Finding]:
+    """Averaged weights that are far worse than what each node has trained."""
+    last = max(analysis.evaluated, default=0)
+    trained = [losses[last] for losses in analysis.losses.values() if last in losses]
+    if len(trained) < 2 or analysis.evaluated[last] <= APART * statistics.fmean(trained):
+        return []
+    return [
+        Finding(
+            "apart",
+            f"policy loss {analysis.evaluated[last]:.4f} in round {last}, where the nodes' training"
+            f" loss is {statistics.fmean(trained):.4f}",
+            "nodes may pull the weights apart: fewer local-steps and server-momentum=0.5; or they"
+            " know their recordings by heart: more recordings",
+        )
     ]
 
 
@@ -239,7 +262,7 @@ def no_progress(analysis: Analysis) -> list[Finding]:
     ]
 
 
-RULES = (dropouts, missing, stalled, diverged, far_off, refusals, no_progress)
+RULES = (dropouts, missing, stalled, diverged, apart, far_off, refusals, no_progress)
 
 
 def compare(runs: list[Analysis]) -> list[str]:

@@ -6,6 +6,7 @@ rounds.
 
     python -m tests.bench.gpu.learning --folder LAB --record    # needs no GPU
     python -m tests.bench.gpu.learning --folder LAB
+    python -m tests.bench.gpu.learning --folder OTHER --deal LAB --split whole
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--split", choices=SPLITS, default="halves", help="of the table")
     parser.add_argument("--record", action="store_true", help="only make the recordings")
+    parser.add_argument("--deal", type=Path, help="the recordings of this folder, dealt anew")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--contributors", type=int, default=8)
     parser.add_argument("--demonstrations", type=int, default=500, help="of each contributor")
@@ -83,6 +85,8 @@ def main() -> None:
     if chosen.record:
         layout = kind.make(chosen.folder, chosen.contributors)
         return _record(layout, chosen.demonstrations, chosen.parts)
+    if chosen.deal:
+        _deal(chosen.deal, kind.make(chosen.folder, chosen.contributors))
     layout = kind(chosen.folder.absolute(), chosen.contributors)
     model = _save(chosen.folder / "model")
     with demo.federation(
@@ -154,6 +158,18 @@ def _record(layout: Layout, demonstrations: int, parts: int) -> None:
     for whole, pieces in made.items():
         gather_everything(pieces, whole)
     print(f"recorded {sum(frames)} frames in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _deal(source: Path, layout: _Parts) -> None:
+    """Give out the recordings that two contributors made, one in each half of the table."""
+    for number, contributor in enumerate(layout.contributors):
+        part, turn = number % layout.parts, number // layout.parts
+        letters = LETTERS[part : _Parts.parts : layout.parts]
+        recorded = sorted(source.glob(f"recordings/[{letters}]-*"))
+        share = recorded[turn :: len(layout.contributors[part :: layout.parts])]
+        gather_everything(share, layout.recordings(contributor))
+        held_out = [source / "recordings" / f"held-out-{letter}" for letter in letters]
+        gather_everything(held_out, layout.held_out(contributor))
 
 
 def _adapt(layout: Layout, model: Path, device: str) -> None:
