@@ -133,8 +133,8 @@ def test_what_a_run_made_is_reported_and_sent(fleet: Fleet) -> None:
     hub.copy_in(HUB_STAND_IN, "/root/hub_stand_in.py")
     hub.run(
         "systemd-run --quiet --unit=hub-stand-in /opt/zk0d/current/bin/python -c"
-        " \"import sys; sys.path.insert(0, '/root'); import hub_stand_in, time;"
-        ' print(hub_stand_in.HubStandIn(8099).url, flush=True); time.sleep(900)"'
+        " \"import sys; sys.path.insert(0, '/root'); import hub_stand_in, signal;"
+        ' print(hub_stand_in.HubStandIn(8099).url, flush=True); signal.pause()"'
     )
     hub.write("/etc/zk0d/hf.token", "hf_of_the_test\n")
     hub.run(["chmod", "600", "/etc/zk0d/hf.token"])
@@ -168,6 +168,7 @@ def test_what_a_run_made_is_reported_and_sent(fleet: Fleet) -> None:
         assert readable is allowed, path
     written = hub.run(["touch", f"{checkpoint}/mine"], check=False, user="zk0d-publish")
     assert written.returncode != 0
+    hub.run(["systemctl", "stop", "hub-stand-in"])  # a later test looks for processes left over
 
 
 def test_the_gateway_is_the_only_way_in(fleet: Fleet) -> None:
