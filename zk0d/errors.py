@@ -6,7 +6,15 @@ what to do. Everything else that escapes is a bug of ours (exit code 70).
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Iterator
 from enum import IntEnum
+
+#: A disk that is full, or that this process may not write to.
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
 
 
 class ExitCode(IntEnum):
@@ -86,3 +94,22 @@ class ChildError(Zk0dError):
 
     exit_code = ExitCode.CHILD
     default_reason = "child_died"
+
+
+def with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those while which it was raised: a library's own often hides the first."""
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def disk_trouble(error: BaseException) -> str:
+    """What a disk said that was full, read-only or forbidden; empty if none was the cause."""
+    for each in with_causes(error):
+        told = _ERRNO.search(str(each))  # pyarrow and shutil say it in their message only
+        number = (each.errno if isinstance(each, OSError) else 0) or int(told[1] if told else 0)
+        if number in _DISK_TROUBLE:
+            where = getattr(each, "filename", None)
+            return os.strerror(number) + (f": {where}" if where else "")
+    return ""

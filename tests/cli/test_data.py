@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.learning.test_recordings import change_info, set_value
+from tests.learning.damage import change_info, set_value
 from zk0d.cli.main import app
 from zk0d.errors import DataError, ExitCode, UsageError
 from zk0d.learning.recordings import open_recordings

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.cli.test_cli import typed
 from tests.learner.test_metrics import FakeNvml
-from tests.learning.test_recordings import change_info, set_value
+from tests.learning.damage import change_info, set_value
 from tests.services.lab import lab
 from zk0d.config.machine import ClientSettings, GatewaySettings, ServerSettings, SuperlinkSettings
 from zk0d.daemon.child import wait_until
@@ -347,8 +347,8 @@ def test_dataset(recordings_folder: Path) -> None:
     ("change", "words"),
     [
         (lambda info: info.update(codebase_version="v2.1"), "zk0bot data convert"),
-        (lambda info: info.update(total_episodes=0), "0 episodes"),
-        (lambda info: info.pop("fps"), "KeyError: 'fps'"),
+        (lambda info: info.update(total_episodes=0), "holds no episodes"),
+        (lambda info: info.pop("fps"), "'fps': Field required"),
         (
             lambda info: [info["features"].pop(k) for k in [*info["features"]] if "images" in k],
             "has no camera",

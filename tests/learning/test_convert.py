@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -14,22 +15,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from zk0d.errors import DataError, UsageError
+from tests.learning import damage
+from tests.learning.damage import fingerprint
+from zk0d.demo.recordings import make_recordings
+from zk0d.errors import DataError, TryAgainError, UsageError
 from zk0d.learning.convert import convert
+from zk0d.learning.frames import decode_episode
+from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.split import split_dataset
+from zk0d.simulators.task import Sector
 
 BIN = Path(sys.executable).parent
 
 
-def write_v21(recordings: Recordings, folder: Path) -> None:
-    """The same recordings as LeRobot 2.1 laid them out: a file for each episode."""
+def write_v21(recordings: Recordings, folder: Path, episodes: int) -> None:
+    """The first episodes as LeRobot 2.1 laid them out: a file for each."""
     meta = folder / "meta"
     meta.mkdir(parents=True)
-    source = recordings.metadata.root
+    source = recordings.layout.root
     info = json.loads((source / "meta/info.json").read_text())
     files = sorted((source / "data").rglob("*.parquet"))
     table = pd.concat(pd.read_parquet(path) for path in files)
-    table = table[table["episode_index"].isin(recordings.episodes)]
+    table = table[table["episode_index"] < episodes]
     lines: list[dict[str, Any]] = []
     stats: list[dict[str, Any]] = []
     for episode, rows in table.groupby("episode_index"):
@@ -42,8 +50,8 @@ def write_v21(recordings: Recordings, folder: Path) -> None:
         for name in rows.columns:
             values = np.stack([np.atleast_1d(value) for value in rows[name]]).astype(float)
             of_episode[name] = summary(values)
-        for key in recordings.metadata.camera_keys:
-            frames = [recordings.dataset[int(i)][key].numpy() for i in rows["index"]]
+        for key in recordings.layout.cameras:
+            frames = [*decode_episode(recordings, key, int(episode)).pixels.numpy()]
             write_video(
                 folder / f"videos/chunk-000/{key}/episode_{episode:06d}.mp4", frames, info["fps"]
             )
@@ -53,8 +61,7 @@ def write_v21(recordings: Recordings, folder: Path) -> None:
                 for name, value in summary(pixels).items()
             }
         stats.append({"episode_index": episode, "stats": of_episode})
-    names = recordings.metadata.tasks.index
-    tasks = [{"task_index": index, "task": str(name)} for index, name in enumerate(names)]
+    tasks = [{"task_index": n, "task": task} for n, task in enumerate(recordings.layout.tasks)]
     for name, content in (("episodes", lines), ("episodes_stats", stats), ("tasks", tasks)):
         text = "".join(json.dumps(line, default=int) + "\n" for line in content)
         (meta / f"{name}.jsonl").write_text(text)
@@ -63,7 +70,7 @@ def write_v21(recordings: Recordings, folder: Path) -> None:
         total_chunks=1,
         total_episodes=len(lines),
         total_frames=len(table),
-        total_videos=len(lines) * len(recordings.metadata.camera_keys),
+        total_videos=len(lines) * len(recordings.layout.cameras),
         data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
         video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     )
@@ -83,7 +90,7 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
 def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
+        stream = container.add_stream("libx264", rate=fps, options={"bf": "0"})
         _, stream.height, stream.width = frames[0].shape
         stream.pix_fmt = "yuv420p"
         for frame in frames:
@@ -95,7 +102,7 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
 @pytest.fixture
 def former(recordings_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "former"
-    write_v21(open_recordings(f"local:{recordings_folder}", max_episodes=2), folder)
+    write_v21(open_recordings(f"local:{recordings_folder}"), folder, episodes=2)
     return folder
 
 
@@ -103,23 +110,42 @@ def former(recordings_folder: Path, tmp_path: Path) -> Path:
 def test_a_converted_copy_is_the_same_recordings(recordings_folder: Path, former: Path) -> None:
     with pytest.raises(DataError, match=rf"v2\.1, .*zk0bot data convert {former}"):
         open_recordings(f"local:{former}")
+    before_bytes = fingerprint(former)
     said = subprocess.run(
         [str(BIN / "zk0bot"), "data", "convert", str(former)], capture_output=True, text=True
     )
     assert said.returncode == 0, said.stderr
     copy = former.with_name("former-v3.0")
     assert said.stdout.strip() == str(copy)
-    before = open_recordings(f"local:{recordings_folder}", max_episodes=2)
-    after = open_recordings(f"local:{copy}")
-    assert len(after.dataset) == len(before.dataset)
+    assert fingerprint(former) == before_bytes
+    before, after = (open_recordings(f"local:{path}") for path in (recordings_folder, copy))
+    assert after.episodes == [0, 1]
     for name in ("action", "observation.state"):
-        assert np.allclose(after.columns[name], before.columns[name])
-    assert after.tasks == before.tasks
-    key = after.metadata.camera_keys[0]
-    difference = after.dataset[3][key].float() - before.dataset[3][key].float()
-    assert difference.abs().mean() < 12, "the same picture, encoded again"
-    assert json.loads((former / "meta/info.json").read_text())["codebase_version"] == "v2.1"
+        assert np.allclose(after.columns[name], before.columns[name][: len(after)])
+    assert after.tasks == before.tasks[: len(after)]
+    key = after.layout.cameras[0]
+    pictures = [decode_episode(each, key, 1).pixels.float() for each in (before, after)]
+    assert (pictures[0] - pictures[1]).abs().mean() < 12, "the same pictures, encoded again"
     assert sorted(path.name for path in former.parent.iterdir()) == ["former", "former-v3.0"]
+
+
+@pytest.mark.parametrize("lacking", [range(26, 29), range(10, 13)], ids=["end", "middle"])
+def test_a_video_that_lacks_pictures_is_not_converted(former: Path, lacking: range) -> None:
+    """LeRobot's script takes a video's length for the episode's."""
+    video = former / "videos/chunk-000/observation.images.top/episode_000000.mp4"
+    damage.without_pictures(video, lacking)
+    with pytest.raises(DataError, match=rf"{former}: episode 0 lacks 3 pictures in .*000000.mp4"):
+        convert(former, former.with_name("new"))
+    assert [path.name for path in former.parent.iterdir()] == ["former"]
+
+
+def test_what_was_written_is_verified(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zk0d.learning.convert._check_pictures", lambda folder: None)
+    video = former / "videos/chunk-000/observation.images.top/episode_000000.mp4"
+    damage.without_pictures(video, range(26, 29))
+    with pytest.raises(DataError, match=rf"{former}: episode 0 has 29 rows and 26.0 frames of"):
+        convert(former, former.with_name("new"))
+    assert [path.name for path in former.parent.iterdir()] == ["former"]
 
 
 def test_what_cannot_be_converted(recordings_folder: Path, tmp_path: Path) -> None:
@@ -132,7 +158,55 @@ def test_what_cannot_be_converted(recordings_folder: Path, tmp_path: Path) -> No
     (broken / "meta/info.json").write_text('{"codebase_version": "v2.1"}')
     with pytest.raises(UsageError, match="is there already"):
         convert(broken, tmp_path)
-    with pytest.raises(DataError, match="LeRobot cannot convert it"):
+    with pytest.raises(DataError, match=rf"{broken}: meta/info\.json cannot be read"):
         convert(broken, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
-    shutil.rmtree(broken)
+
+
+def test_nothing_is_written_into_recordings(
+    former: Path, recordings_folder: Path, copied_recordings: Path, tmp_path: Path
+) -> None:
+    inside = copied_recordings / "a" / "b"
+    link = tmp_path / "link"
+    link.symlink_to(copied_recordings)
+    uri = f"local:{recordings_folder}"
+    before = fingerprint(copied_recordings), fingerprint(former)
+    for write in (
+        lambda: convert(former, former / "new"),
+        lambda: convert(former, inside),
+        lambda: split_dataset(uri, inside, "iid", 2),
+        lambda: split_dataset(uri, link / "parts", "iid", 2),
+        lambda: merge_datasets([recordings_folder], inside),
+        lambda: make_recordings(inside, Sector(), 1, first_seed=0),
+    ):
+        with pytest.raises(UsageError, match="lies in the recordings at"):
+            write()
+    assert (fingerprint(copied_recordings), fingerprint(former)) == before
+
+
+def test_a_disk_that_is_full_is_said_so(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a full disk: LeRobot's script raises what pyarrow and shutil raise there."""
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+    ):
+
+        def fail(*args: object, error: Exception = error, **how: object) -> None:
+            try:
+                raise error
+            except OSError as cause:
+                raise RuntimeError("could not write") from cause
+
+        monkeypatch.setattr("zk0d.learning.convert._run_lerobots", fail)
+        with pytest.raises(TryAgainError, match=r"new: cannot be written \(No space left") as said:
+            convert(former, former.with_name("new"))
+        assert said.value.reason == "disk_full"
+
+
+@pytest.mark.parametrize("pictures", ["video", "image"])
+def test_short_episodes_are_dealt_out_and_put_together_again(tmp_path: Path, pictures: str) -> None:
+    damage.make_dataset(tmp_path / "whole", [6, 1, 7, 2], pictures)
+    made = split_dataset(f"local:{tmp_path}/whole", tmp_path / "parts", "iid", 2)
+    assert sum(len(open_recordings(f"local:{folder}")) for folder, _ in made) == 16
+    merge_datasets([folder for folder, _ in made], tmp_path / "again")
+    assert open_recordings(f"local:{tmp_path}/again").summary.episodes == 4

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from zk0d.learning.inspection import Inspection, inspect, inspect_together
 from zk0d.learning.recordings import ACTION, STATE, Recordings, open_recordings
@@ -47,25 +46,44 @@ def test_a_spike_is_wild(own: Recordings) -> None:
     assert "episodes 1 hold" in texts(found, "outliers")[0]
 
 
-def test_a_copied_episode(own: Recordings) -> None:
-    a, b = own.rows(0), own.rows(3)
-    size = min(a.stop - a.start, b.stop - b.start)
-    keep = torch.cat([torch.arange(0, a.start + size), torch.arange(a.stop, b.start + size)])
-    keep = torch.cat([keep, torch.arange(b.stop, len(own))])
-    columns = {name: column.clone() for name, column in own.columns.items()}
+@pytest.mark.parametrize(
+    ("scale", "turn", "unit"),
+    [(1.0, 360.0, "degrees"), (0.0174533, 2 * np.pi, "radians"), (11.378, 4096.0, "ticks")],
+)
+def test_an_encoders_zero_in_a_joints_travel(
+    own: Recordings, scale: float, turn: float, unit: str
+) -> None:
+    """The joint moves by small steps; what is recorded wraps around in its middle."""
     for name in (STATE, ACTION):
-        columns[name][b.start : b.start + size] = columns[name][a.start : a.start + size]
-    columns = {name: column[keep] for name, column in columns.items()}
-    found = inspect(replace_columns(own, columns, keep))
-    assert found.episodes[3].same_as == 0
-    assert "episode 3 is the same as episode 0" in texts(found, "duplicates")[0]
+        joint = own.columns[name][:, 0] * scale
+        own.columns[name][:, 0] = (joint - joint.median()) % turn
+    found = inspect(own)
+    said = texts(found, "seam")
+    assert len(said) == 2
+    assert said[0].startswith("observation.state[0] (shoulder_pan.pos) jumps by nearly a full turn")
+    assert f"({turn:g} {unit})" in said[0]
+    assert sum(each.wild for each in found.episodes) > 0
+    assert not found.wrong
 
 
-def replace_columns(
-    own: Recordings, columns: dict[str, torch.Tensor], keep: torch.Tensor
-) -> Recordings:
-    tasks = [own.tasks[int(row)] for row in keep]
-    return replace(own, columns=columns, tasks=tasks)
+def test_a_gripper_that_snaps_shut_is_not_wild(own: Recordings) -> None:
+    for name in (STATE, ACTION):
+        for episode in own.episodes:
+            rows = own.rows(episode)
+            middle = (rows.start + rows.stop) // 2
+            own.columns[name][rows.start : middle, 5] = 40.0
+            own.columns[name][middle : rows.stop, 5] = 0.0
+    assert not texts(inspect(own), "outliers")
+
+
+def test_a_copied_episode(own: Recordings) -> None:
+    a, b = own.rows(0), own.rows(1)
+    assert a.stop - a.start == b.stop - b.start
+    for name in (STATE, ACTION):
+        own.columns[name][b] = own.columns[name][a]
+    found = inspect(own)
+    assert found.episodes[1].same_as == 0
+    assert "episode 1 is the same as episode 0" in texts(found, "duplicates")[0]
 
 
 def test_a_wrong_clock(own: Recordings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 from collections.abc import Callable
@@ -11,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.learning.damage import change_info, first_video, set_value
 from zk0d.errors import DataError, TryAgainError, UnavailableError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
 from zk0d.learning.policy import LoadedPolicy
@@ -23,28 +21,6 @@ from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 
 Change = Callable[[dict[str, Any]], None]
-
-
-def change_info(folder: Path, change: Change) -> None:
-    path = folder / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info))
-
-
-def set_value(folder: Path, column: str, row: int, value: float) -> None:
-    """Overwrite the first component of a feature in one frame."""
-    path = next((folder / "data").rglob("*.parquet"))
-    table = pq.read_table(path)
-    values = table.column(column).to_pylist()
-    values[row][0] = value
-    changed = pa.array(values, type=table.schema.field(column).type)
-    index = table.schema.get_field_index(column)
-    pq.write_table(table.set_column(index, table.schema.field(column), changed), path)
-
-
-def first_video(folder: Path) -> Path:
-    return next((folder / "videos").rglob("*.mp4"))
 
 
 def refusal(folder: Path, **how: Any) -> str:
@@ -114,7 +90,7 @@ def test_a_missing_data_file(copied_recordings: Path) -> None:
 
 def test_a_damaged_data_file(copied_recordings: Path) -> None:
     next((copied_recordings / "data").rglob("*.parquet")).write_bytes(b"PAR1 no")
-    assert "incomplete or damaged" in refusal(copied_recordings)
+    assert "data/chunk-000/file-000.parquet is damaged" in refusal(copied_recordings)
 
 
 def test_a_missing_video(copied_recordings: Path) -> None:
@@ -128,17 +104,17 @@ def test_missing_metadata(copied_recordings: Path) -> None:
     assert "meta/tasks.parquet is missing" in refusal(copied_recordings)
 
 
-def test_the_hub_out_of_reach() -> None:
+def test_a_dataset_of_the_hub_that_was_not_fetched() -> None:
     with pytest.raises(UnavailableError) as error:
         open_recordings("somebody/nowhere")
-    assert error.value.reason == "hub_unreachable"
-    assert "could not be fetched from the hub" in error.value.message
+    assert error.value.reason == "not_fetched"
+    assert "zk0bot data fetch somebody/nowhere gets it" in error.value.message
 
 
 @pytest.mark.parametrize(
     ("cameras", "said"),
     [
-        ({"front": "top"}, "[cameras] names 'front', the recordings have top"),
+        ({"front": "top"}, "[cameras] names 'front'; the recordings have top"),
         ({"top": ""}, "has no camera that is used"),
     ],
 )
@@ -151,12 +127,6 @@ def test_a_camera_map_that_does_not_fit(
 def test_a_camera_is_renamed(recordings_folder: Path) -> None:
     renamed = open_recordings(f"local:{recordings_folder}", cameras={"top": "camera1"})
     assert list(renamed.summary.cameras) == ["camera1"]
-
-
-def test_only_the_first_episodes(recordings_folder: Path) -> None:
-    few = open_recordings(f"local:{recordings_folder}", max_episodes=2)
-    assert few.summary.episodes == 2
-    assert set(few.columns["episode_index"].tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -231,9 +201,8 @@ def test_a_corrupt_video_is_counted_and_bounded(copied_recordings: Path) -> None
 
 def test_a_video_that_is_none(copied_recordings: Path) -> None:
     first_video(copied_recordings).write_bytes(b"not a video")
-    recordings = open_recordings(f"local:{copied_recordings}")
-    with pytest.raises(DataError, match="breaks off after frame 0"):
-        PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
+    said = refusal(copied_recordings)
+    assert "file-000.mp4 is damaged (Invalid data found when processing input)" in said
 
 
 def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
@@ -258,8 +227,9 @@ def test_a_video_that_may_not_be_read_is_no_broken_one(
     def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("zk0d.learning.frames.av.open", refuse)
     recordings = open_recordings(f"local:{copied_recordings}")
+    monkeypatch.setattr("av.open", refuse)
+    assert "this process may not read it" in refusal(copied_recordings)
     with pytest.raises(DataError, match=r"\.mp4: this process may not read it .*chmod -R a\+rX"):
         decode_episode(recordings, "observation.images.top", 0)
 
@@ -268,5 +238,5 @@ def test_a_task_that_is_not_listed(copied_recordings: Path) -> None:
     path = copied_recordings / "meta/tasks.parquet"
     tasks = pd.read_parquet(path)
     tasks.iloc[:0].to_parquet(path)
-    with pytest.raises(DataError, match=r"a frame names task \d+, meta/tasks\.parquet has 0"):
+    with pytest.raises(DataError, match=r"counts 3 tasks, meta/tasks\.parquet has 0"):
         open_recordings(f"local:{copied_recordings}")

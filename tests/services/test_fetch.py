@@ -169,7 +169,7 @@ OPEN = """
 import sys
 from zk0d.learning.recordings import open_recordings
 recordings = open_recordings("hf:ann/cubes")
-print(len(recordings.dataset), recordings.dataset[3]["action"].shape)
+print(len(recordings), recordings.columns["action"][3].shape)
 from zk0d.learning.policy import _model_folder
 print(sorted(path.name for path in _model_folder("ann/policy", {}, {}).iterdir()))
 from pathlib import Path

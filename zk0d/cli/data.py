@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli.recordings import full_uri
-
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection
     from zk0d.learning.recordings import Recordings
@@ -37,16 +35,17 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
+    from zk0d.config.names import DatasetUri
     from zk0d.doctor.finding import Host
     from zk0d.doctor.recordings import dataset as dataset_rule
-    from zk0d.errors import ExitCode
+    from zk0d.errors import DataError, ExitCode
     from zk0d.learning.inspection import inspect_together
 
     opened = []
     report = []
     wrong = False
     for name in datasets:
-        uri = full_uri(name)
+        uri = str(DatasetUri.typed(name))
         found = dataset_rule(Host(systemd=False), uri, key=name)
         if found.ok is not True:
             wrong = True
@@ -55,7 +54,12 @@ def check(
             )
             report.append({"dataset": uri, "wrong": [text], "notices": []})
             continue
-        recordings, inspection = _inspected(uri)
+        try:
+            recordings, inspection = _inspected(uri)
+        except DataError as error:
+            wrong = True
+            report.append({"dataset": uri, "wrong": [error.message], "notices": []})
+            continue
         opened.append((recordings, inspection))
         texts: dict[str, list[str]] = {"wrong": [], "notice": []}
         for remark in inspection.remarks:
@@ -96,8 +100,10 @@ def stats(datasets: Datasets, as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from zk0d.config.names import DatasetUri
+
     for name in datasets:
-        recordings, inspection = _inspected(full_uri(name))
+        recordings, inspection = _inspected(str(DatasetUri.typed(name)))
         usable = ~recordings.not_finite()
         shared = recordings.statistics(usable) if usable.any() else None
         if as_json:
@@ -175,7 +181,10 @@ def fetch(datasets: Datasets) -> None:
     from zk0d.services.fetch import datasets_folder, fetch_dataset
 
     for uri in datasets:
-        address = DatasetUri.parse(uri)
+        try:
+            address = DatasetUri.parse(uri)
+        except ValueError as error:
+            raise UsageError(f"DATASET: {error}.") from None
         if address.scheme != "hf":
             raise UsageError(f"DATASET: {uri} is a folder of this machine; name one of the hub.")
         name = address.location
@@ -194,10 +203,12 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="Fixes who gets what.")] = 0,
 ) -> None:
     """Deal a dataset's episodes out into several datasets."""
+    from zk0d.config.names import DatasetUri
     from zk0d.learning.split import split_dataset
 
     _check_new(output, "OUTPUT")
-    made = _aside(split_dataset, full_uri(source), output, scheme(by), parts, seed, alpha)
+    uri = str(DatasetUri.typed(source))
+    made = _aside(split_dataset, uri, output, scheme(by), parts, seed, alpha)
     for folder, count in made:
         typer.echo(f"{folder}: {count} episodes")
 
@@ -212,6 +223,7 @@ def convert(
     """Make a copy in LeRobot's format v3.0, by its own script; the original stays as it is."""
     from zk0d.learning.convert import convert as make_copy
 
+    folder = folder.resolve()
     made = make_copy(folder, output or folder.with_name(f"{folder.name}-v3.0"))
     typer.echo(made)
 
@@ -262,6 +274,8 @@ def _undecodable(recordings: Recordings) -> str:
 
 def _check_new(folder: Path, what: str) -> None:
     from zk0d.errors import UsageError
+    from zk0d.learning.rewriting import check_apart
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{what}: {folder} is not empty; name a new folder.")
+    check_apart(folder, what)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import safetensors.numpy
 import torch
-from lerobot.datasets.aggregate import aggregate_datasets
 
 from zk0d.config.machine import CacheSettings
 from zk0d.config.run import RunSettings
@@ -54,16 +53,6 @@ class Outcome:
     steps: int
     success: tuple[float, ...]
     seconds: float
-
-
-def gather_everything(folders: list[Path], everything: Path) -> None:
-    """Put all contributors' recordings in one place: what a federation makes unnecessary."""
-    aggregate_datasets(
-        [f"local/{folder.name}" for folder in folders],
-        f"local/{everything.name}",
-        roots=folders,
-        aggr_root=everything,
-    )
 
 
 def measure(job: Job) -> Outcome:

@@ -216,8 +216,9 @@ def _compare(
     progress: Progress,
     cores: int,
 ) -> list[Any]:
-    from zk0d.demo.comparison import Job, gather_everything, measure
+    from zk0d.demo.comparison import Job, measure
     from zk0d.demo.results import FEDERATED
+    from zk0d.learning.merge import merge_datasets
 
     steps = settings.total_steps
     contributors = layout.contributors
@@ -241,7 +242,7 @@ def _compare(
             everything = layout.recordings(gathered)
             if len(contributors) > 1:
                 folders = [layout.recordings(contributor) for contributor in contributors]
-                pool.submit(gather_everything, folders, layout.everything).result()
+                pool.submit(merge_datasets, folders, layout.everything).result()
                 everything = layout.everything
             jobs = [
                 *(

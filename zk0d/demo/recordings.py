@@ -10,6 +10,7 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
 from zk0d.errors import TryAgainError
+from zk0d.learning.rewriting import check_apart
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
 
@@ -33,7 +34,10 @@ def make_recordings(
         If the disk is full.
     UnavailableError
         If the task's simulator is not installed.
+    UsageError
+        If the folder lies in other recordings.
     """
+    check_apart(folder, "FOLDER")
     simulated = TASKS[task]
     arm = simulated.make(sector, simulated.cameras, size, goal_in_state)
     draft = folder.with_name(f".{folder.name}.partial")
@@ -65,7 +69,6 @@ def make_recordings(
             frames += len(demonstration)
             recorded += 1
         dataset.finalize()
-        shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)

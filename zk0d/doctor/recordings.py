@@ -13,9 +13,10 @@ from typing import Any
 from zk0d.config.names import DatasetUri
 from zk0d.doctor.finding import Host, Unchecked, Wrong, rule
 from zk0d.doctor.machine import fetch_command
+from zk0d.errors import DataError
+from zk0d.learning.layout import INFO, read_info
 from zk0d.learning.license import license_of
 
-FORMAT = "v3.0"
 READ_SECONDS = 300.0
 
 
@@ -29,51 +30,34 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
             "zk0bot client start FOLDER names them",
         )
     folder = folder_of(host, uri)
-    info = folder / "meta" / "info.json"
-    if not os.path.exists(info):
+    if not os.path.exists(folder / INFO):
         at_hub = DatasetUri.parse(uri).scheme == "hf"
         raise Wrong(
             f"{key}: {uri} is not on this machine."
             if at_hub
             else f"{key}: {folder} is no LeRobot dataset.",
-            f"there is no {info}",
+            f"there is no {folder / INFO}",
             f"fetch it: {fetch_command(host)}"
             if at_hub
             else f"give {key} the folder that holds meta, data and videos",
         )
     try:
-        facts = json.loads(info.read_text(encoding="utf-8"))
-        version, fps = str(facts["codebase_version"]), int(facts["fps"])
-        episodes, features = int(facts["total_episodes"]), dict(facts["features"])
-    except (ValueError, KeyError, TypeError) as error:
+        info = read_info(folder, uri)
+    except DataError as error:
         raise Wrong(
-            f"{key}: {info} is damaged.",
-            f"{type(error).__name__}: {error}",
-            "restore it or record it again",
+            f"{key}: the recordings cannot be used.", error.message, "do what this says"
         ) from None
-    if version != FORMAT:
-        raise Wrong(
-            f"{key}: the recordings are not of LeRobot's format {FORMAT}.",
-            f"{info} says codebase_version {version}",
-            f"make a converted copy: zk0bot data convert {folder}",
-        )
-    if episodes < 1 or fps < 1:
-        raise Wrong(
-            f"{key}: {folder} holds nothing to learn from.",
-            f"{info} says {episodes} episodes at {fps} frames per second",
-            "record some first",
-        )
-    cameras = sorted(name for name in features if name.startswith("observation.images."))
+    cameras = sorted(name for name, feature in info.features.items() if feature.is_picture)
     if not cameras:
         raise Wrong(
             f"{key}: {folder} has no camera, and a policy needs one.",
-            f"{info} names no observation.images feature",
+            f"{folder / INFO} names no picture",
             "record with a camera",
         )
     names = ", ".join(name.removeprefix("observation.images.") for name in cameras)
     return (
-        f"{folder}: {version}, {episodes} episodes, {fps} frames per second, cameras {names},"
-        f" {_license(license_of(folder, facts))}"
+        f"{folder}: {info.codebase_version}, {info.total_episodes} episodes, {info.fps:g} frames"
+        f" per second, cameras {names}, {_license(license_of(folder, info))}"
     )
 
 

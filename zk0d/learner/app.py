@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zk0d.daemon.metrics import Metrics
-from zk0d.errors import Zk0dError
+from zk0d.errors import Zk0dError, with_causes
 from zk0d.federation.body import CONTENT_TYPE as BODY_TYPE
 from zk0d.federation.body import BodyReader, write_body
 from zk0d.federation.learner_client import HEARTBEAT_SECONDS
@@ -160,7 +160,7 @@ class LearnerApp:
                 self._broken_by = error
                 raise
             # Whoever keeps the error keeps its frames, and with them all tensors of a failed step.
-            for each in _with_causes(error):
+            for each in with_causes(error):
                 traceback.clear_frames(each.__traceback__)
             raise
         finally:
@@ -174,7 +174,7 @@ class LearnerApp:
             log.warning("%s refused: %s", kind, error.message)
             return _error(error.reason, error.message)
         except Exception as error:
-            for each in _with_causes(error):
+            for each in with_causes(error):
                 if lacking := _lacking_memory(each):
                     said = _out_of_memory(lacking, kind)
                     log.error("%s refused: %s (%s)", kind, said["message"], each)
@@ -219,14 +219,6 @@ def _line(event: dict[str, Any]) -> str:
     return json.dumps(event) + "\n"
 
 
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those while which it was raised: a failed recording hides why it failed."""
-    each: BaseException | None = error
-    while each is not None:
-        yield each
-        each = each.__cause__ or each.__context__
-
-
 def _lacking_memory(error: BaseException) -> str:
     """Whose memory did not suffice; empty if that is not what the error says.
 
@@ -243,7 +235,7 @@ def _lacking_memory(error: BaseException) -> str:
 
 def _gpu_failure(error: BaseException) -> str:
     """What the GPU's driver said of a failure that is none of memory; empty if it is no such."""
-    each_error = list(_with_causes(error))
+    each_error = list(with_causes(error))
     if any(map(_lacking_memory, each_error)):
         return ""
     for each in each_error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -130,7 +129,11 @@ class CoordinatorEvaluator(Learner):
         releases = Releases.of(self.settings)
         folder = releases.checkpoint(task.run, task.round)
         verdict = judge(task.story, releases.latest())
-        licenses = {data.settings.name: _license(data.recordings) for data in self._datasets}
+        licenses = {
+            data.settings.name: license_of(layout.root, layout.info) or "not said"
+            for data in self._datasets
+            for layout in [data.recordings.layout]
+        }
         write_checkpoint(policy, task.statistics, folder)
         simulation = any(data.settings.simulator for data in self._datasets)
         uris = [DatasetUri.parse(data.settings.dataset_uri) for data in self._datasets]
@@ -232,9 +235,3 @@ class CoordinatorEvaluator(Learner):
             success=rollouts.success if rollouts else None,
             rollouts=rollouts.episodes if rollouts else 0,
         )
-
-
-def _license(recordings: Recordings) -> str:
-    folder = recordings.metadata.root
-    facts = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
-    return license_of(folder, facts) or "not said"

@@ -7,7 +7,7 @@ encoder is frozen (and nothing augments) its outputs are kept instead of the pix
 
 from __future__ import annotations
 
-import os
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +17,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from zk0d.errors import DataError, TryAgainError
+from zk0d.learning.layout import Episode, Layout, Span, forbidden
 from zk0d.learning.recordings import IMAGES, Recordings
+from zk0d.learning.tables import read_pictures
+from zk0d.learning.videos import TOLERANCE_SECONDS
 
 EMBED_BATCH = 64
 
@@ -66,49 +71,99 @@ class FrameBudget:
         return torch.from_numpy(flat).view(dtype).view(shape)
 
 
-def decode_episode(recordings: Recordings, key: str, episode: int) -> torch.Tensor:
-    """The frames of one episode of one camera.
+@dataclass(frozen=True)
+class EpisodeFrames:
+    """One episode of one camera.
 
-    Returns
-    -------
-    uint8, shape ``(frames, channels, height, width)``, exactly as ``LeRobotDataset`` gives them;
-    fewer frames than the episode has if the video ends early or breaks.
+    Attributes
+    ----------
+    pixels
+        uint8, shape ``(frames, channels, height, width)``, as ``LeRobotDataset`` gives them; black
+        where a picture is missing.
+    missing
+        Which frames have no picture, bool, shape ``(frames,)``.
     """
-    metadata = recordings.metadata
-    rows = recordings.rows(episode)
-    wanted = rows.stop - rows.start
-    if key in metadata.image_keys:
-        pixels = [recordings.dataset.hf_dataset[row][key] for row in range(rows.start, rows.stop)]
-        return (torch.stack(pixels) * 255).round().to(torch.uint8)
-    path = metadata.root / metadata.get_video_file_path(episode, key)
-    begins = metadata.episodes[episode][f"videos/{key}/from_timestamp"]
-    frames: list[torch.Tensor] = []
+
+    pixels: torch.Tensor
+    missing: torch.Tensor
+
+
+def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFrames:
+    """Decode one episode of one camera; each picture goes to the row whose time it has.
+
+    Raises
+    ------
+    DataError
+        If a picture has another size than the dataset says, or may not be read.
+    """
+    layout = recordings.layout
+    episode = layout.episodes[number]
+    shape = (len(episode), *recordings.summary.cameras[recordings.cameras[key]])
+    frames = EpisodeFrames(
+        torch.zeros(shape, dtype=torch.uint8), torch.ones(len(episode), dtype=torch.bool)
+    )
+    video = layout.info.features[key].dtype == "video"
+    times = recordings.columns["timestamp"][episode.rows].double().numpy()
+    found = (
+        _video_pictures(layout, episode.spans[key], times)
+        if video
+        else _table_pictures(layout, key, episode)
+    )
+    for row, picture in found:
+        if picture.shape != shape[1:]:
+            raise layout.wrong(
+                f"episode {number}, frame {row}: camera '{key.removeprefix(IMAGES)}' has a picture"
+                f" of {list(picture.shape)} (channels, height, width), meta/info.json says"
+                f" {list(shape[1:])}"
+            )
+        frames.pixels[row] = picture
+        frames.missing[row] = False
+    return frames
+
+
+def _video_pictures(
+    layout: Layout, span: Span, times: NDArray[np.float64]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The rows of an episode with the video's pictures of their times; ends where it breaks."""
+    path = layout.root / span.file
+    wanted = span.start + times
+    last = wanted.max() + TOLERANCE_SECONDS
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            skip = round(begins * metadata.fps)
-            container.seek(
-                max(0, round(begins / stream.time_base) - 1), backward=True, stream=stream
-            )
+            begin = max(0, round(float(wanted.min()) / stream.time_base) - 1)
+            container.seek(begin, backward=True, stream=stream)
             for frame in container.decode(stream):
-                if frame.pts is None or round(frame.pts * stream.time_base * metadata.fps) < skip:
+                if frame.pts is None:
                     continue
-                image = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-                frames.append(image.permute(2, 0, 1))
-                if len(frames) == wanted:
+                shown = float(frame.pts * stream.time_base)
+                rows = np.nonzero(np.abs(wanted - shown) < TOLERANCE_SECONDS)[0]
+                if len(rows):
+                    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                    for row in rows:
+                        yield int(row), image
+                if shown > last:
                     break
     except PermissionError:
-        raise DataError(
-            f"{path}: this process may not read it (user {os.geteuid()}); give it the right, for"
-            " example with chmod -R a+rX on the recordings."
-        ) from None
+        raise forbidden(path, layout.uri) from None
     except (av.error.FFmpegError, OSError, IndexError):
-        pass  # what could be read is returned; the caller counts what is missing
-    if not frames:
-        channels, height, width = recordings.summary.cameras[recordings.cameras[key]]
-        return torch.empty((0, channels, height, width), dtype=torch.uint8)
-    return torch.stack(frames).contiguous()
+        return  # the caller counts what is missing
+
+
+def _table_pictures(
+    layout: Layout, key: str, episode: Episode
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The rows of an episode with the pictures that lie in its table."""
+    colours = layout.info.features[key].channels_first[0]
+    for row, content in enumerate(read_pictures(layout, key, episode)):
+        try:
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b"")))
+            pixels = np.array(image.convert("RGB") if colours == 3 else image)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        # LeRobot divides by 255 and multiplies again: exact for bytes.
+        yield row, torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 
 class BadFrames:
@@ -154,25 +209,29 @@ def decode(
     Yields
     ------
     The episode's rows and, by the policy's camera name, its frames (uint8,
-    ``(frames, channels, height, width)``). Missing frames are black and counted in ``bad``.
+    ``(frames, channels, height, width)``). One without a picture is black and counted in ``bad``.
     """
     for episode in recordings.episodes:
         rows = recordings.rows(episode)
         images: dict[str, torch.Tensor] = {}
         for key, camera in recordings.cameras.items():
-            shape = (rows.stop - rows.start, *recordings.summary.cameras[camera])
             frames = decode_episode(recordings, key, episode)
-            if frames.shape != shape:
-                good = len(frames) if frames.shape[1:] == shape[1:] else 0
+            if frames.missing.any():
                 broken = torch.zeros(len(recordings), dtype=torch.bool)
-                broken[rows.start + good : rows.stop] = True
-                path = recordings.metadata.get_video_file_path(episode, key)
-                bad.add(broken, f"{path}: episode {episode} breaks off after frame {good}")
-                whole = torch.zeros(shape, dtype=torch.uint8)
-                whole[:good] = frames[:good]
-                frames = whole
-            images[camera] = frames
+                broken[rows] = frames.missing
+                bad.add(broken, _lacking(recordings, key, episode, frames.missing))
+            images[camera] = frames.pixels
         yield rows, images
+
+
+def _lacking(recordings: Recordings, key: str, episode: int, missing: torch.Tensor) -> str:
+    """Which pictures an episode lacks, and where they should be."""
+    where = recordings.layout.episodes[episode]
+    file = where.spans[key].file if key in where.spans else where.file
+    first = int(missing.nonzero()[0])
+    if bool(missing[first:].all()):
+        return f"{file}: episode {episode} breaks off after frame {first}"
+    return f"{file}: episode {episode} lacks {int(missing.sum())} pictures, first of frame {first}"
 
 
 class PixelCache:

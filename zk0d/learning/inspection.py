@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from zk0d.learning.license import license_of
 from zk0d.learning.recordings import ACTION, STATE, Recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.statistics import MIN_STD
+from zk0d.learning.videos import short_videos
 
 #: What LeRobot's own recordings of SO-100 and SO-101 have.
 USUAL_FPS, USUAL_WIDTH = 30, 6
@@ -27,6 +27,16 @@ FEW_EPISODES = 50
 SHORTEST_SECONDS = 0.5
 #: Longer or shorter than the median by this factor, an episode is worth a look.
 ODD_LENGTH = 3.0
+
+#: A step so many times a fast one is a jump.
+JUMP = 10.0
+#: How far an encoder's values are apart at its zero, by the units in which joints are recorded.
+FULL_TURNS = (
+    (360.0, "degrees"),
+    (2 * np.pi, "radians"),
+    (4096.0, "ticks"),
+    (200.0, "percent of a range from -100 to 100"),
+)
 
 Severity = Literal["wrong", "notice"]
 
@@ -73,7 +83,9 @@ def inspect(recordings: Recordings) -> Inspection:
     """Look at every number of a dataset.
 
     Wild is a value further from the component's usual range (its 0.5 to 99.5 % quantiles over
-    all frames) than that range is wide, or a change by more than its width within one frame.
+    all frames) than that range is wide, or a change within one frame that is a quarter of that
+    range and ten times a fast step of that component (the 95 % quantile of those in which it
+    moves).
     """
     values = torch.cat([recordings.columns[STATE], recordings.columns[ACTION]], 1).numpy()
     finite = ~recordings.not_finite().numpy()
@@ -115,13 +127,30 @@ def _wild(
     width = np.maximum(high - low, MIN_STD)
     # A motor that hardly moves (a closed gripper) makes any movement look wild.
     moves = values[finite].std(0) > MIN_STD
+    steps = _steps(values, first)
     with np.errstate(invalid="ignore"):
         far = (values < low - width) | (values > high + width)
-        jump = np.zeros_like(far)
-        jump[1:] = np.abs(np.diff(values, axis=0)) > width
-    jump[first] = False
+        jump = (steps > width / 4) & (steps > JUMP * _fast_steps(steps))
     found: NDArray[np.bool_] = ((far | jump) & moves).any(1) & finite
     return found
+
+
+def _steps(values: NDArray[np.float32], first: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How far each component went since the frame before; 0 at an episode's first."""
+    steps = np.zeros_like(values)
+    with np.errstate(invalid="ignore"):
+        steps[1:] = np.abs(np.diff(values, axis=0))
+    steps[first] = 0
+    return steps
+
+
+def _fast_steps(steps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By component, the 95 % quantile of the steps in which it moves, shape ``(width,)``."""
+    moving = np.where(steps > 0, steps, np.nan)
+    still = np.isnan(moving).all(0)
+    moving[0, still] = 0.0
+    fast: NDArray[np.float32] = np.nanquantile(moving, 0.95, axis=0)
+    return fast
 
 
 def _remarks(
@@ -141,6 +170,14 @@ def _remarks(
             " max-bad-frames to leave such frames out.",
         )
     yield from _timing(recordings)
+    yield from _seams(recordings)
+    for file, pictures, rows in short_videos(recordings.layout, recordings.cameras):
+        yield Remark(
+            "videos",
+            "wrong",
+            f"{file} has {pictures} pictures for {rows} rows; zk0bot data check --videos names the"
+            " episodes.",
+        )
     if wild := [each for each in episodes if each.wild]:
         yield Remark(
             "outliers",
@@ -187,9 +224,7 @@ def _remarks(
             )
     if any(not each.task.strip() for each in episodes):
         yield Remark("task", "notice", "some episodes have no instruction; the policy reads it.")
-    folder = recordings.metadata.root
-    facts = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
-    if license_of(folder, facts) is None:
+    if license_of(recordings.layout.root, recordings.layout.info) is None:
         yield Remark(
             "license",
             "notice",
@@ -200,8 +235,8 @@ def _remarks(
 
 def _component(recordings: Recordings, feature: str, index: int) -> str:
     """What a component of a feature is called, in brackets, if the dataset says so."""
-    names = recordings.metadata.features[feature].get("names")
-    return f" ({names[index]})" if isinstance(names, list) and index < len(names) else ""
+    names = recordings.layout.info.features[feature].names
+    return f" ({names[index]})" if index < len(names) else ""
 
 
 def _timing(recordings: Recordings) -> Iterable[Remark]:
@@ -215,6 +250,28 @@ def _timing(recordings: Recordings) -> Iterable[Remark]:
             f"{int(off.sum())} time stamps do not fit {recordings.summary.fps} frames per second,"
             f" first {recordings.place(int(off.nonzero()[0]))}; record those episodes again.",
         )
+
+
+def _seams(recordings: Recordings) -> Iterable[Remark]:
+    """Joints whose encoder jumps from one end of its turn to the other within their travel."""
+    first = recordings.columns["frame_index"].numpy() == 0
+    for feature in (STATE, ACTION):
+        values = recordings.columns[feature].numpy()
+        steps = _steps(values, first)
+        travel = np.nanmax(values, 0) - np.nanmin(values, 0)
+        for index in range(values.shape[1]):
+            for turn, unit in FULL_TURNS:
+                rows = np.nonzero(steps[:, index] > 0.85 * turn)[0]
+                if not len(rows) or not 0.9 * turn < travel[index] < 1.1 * turn:
+                    continue
+                yield Remark(
+                    "seam",
+                    "notice",
+                    f"{feature}[{index}]{_component(recordings, feature, index)} jumps by nearly a"
+                    f" full turn ({turn:g} {unit}) {len(rows)} times, first"
+                    f" {recordings.place(int(rows[0]))}: its encoder's zero lies in its travel;"
+                    " calibrate the joint so that it does not, and record those episodes again.",
+                )
 
 
 def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from zk0d.learning.layout import Info
 
 
-def license_of(folder: Path, facts: Mapping[str, Any]) -> str | None:
-    """The license by ``info.json`` (``facts``) or by the head of README.md, as the hub has it."""
-    if facts.get("license"):
-        return " ".join(str(facts["license"]).split())
+def license_of(folder: Path, info: Info) -> str | None:
+    """The license by ``info.json``, or by the head of README.md as the hub has it."""
+    if info.license:
+        return " ".join(str(info.license).split())
     try:
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

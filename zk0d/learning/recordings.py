@@ -1,40 +1,35 @@
 """A LeRobot dataset, checked, with its numbers in memory.
 
 Everything that can be wrong with somebody's recordings is said here in one sentence, before a
-policy is loaded.
+policy is loaded. Opening them reads files only: it asks no network and writes nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
-from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from zk0d.config.names import DatasetUri
-from zk0d.errors import DataError, UnavailableError
+from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
 from zk0d.learning.spec import MAX_STATE_WIDTH, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
+from zk0d.learning.tables import read_columns
+from zk0d.learning.videos import check_videos
 
 STATE = "observation.state"
 ACTION = "action"
 IMAGES = "observation.images."
-#: Columns that LeRobot adds to every dataset.
-BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass
 class Recordings:
-    """A readable dataset: numbers in memory, videos where they are.
+    """A readable dataset: numbers in memory, pictures where they are.
 
     Attributes
     ----------
+    episodes
+        The episodes that count, all at first.
     columns
         Every numeric feature, shape ``(frames, ...)``, in recording order.
     first, last
@@ -43,9 +38,7 @@ class Recordings:
         The policy's camera name for each of this dataset's video or image features.
     """
 
-    uri: str
-    metadata: LeRobotDatasetMetadata
-    dataset: LeRobotDataset
+    layout: Layout
     episodes: list[int]
     columns: dict[str, torch.Tensor]
     first: torch.Tensor
@@ -55,19 +48,23 @@ class Recordings:
     _summary: RecordingsSummary = field(init=False)
 
     def __post_init__(self) -> None:
-        features = self.metadata.features
+        info = self.layout.info
         self._summary = RecordingsSummary(
             episodes=len(self.episodes),
             frames=len(self),
-            fps=int(self.metadata.fps),
+            fps=int(info.fps),
             state_width=self.columns[STATE].shape[1],
             action_width=self.columns[ACTION].shape[1],
-            cameras={name: _channels_first(features[key]) for key, name in self.cameras.items()},
-            robot_type=self.metadata.robot_type or "unknown",
+            cameras={name: info.features[key].channels_first for key, name in self.cameras.items()},
+            robot_type=info.robot_type or "unknown",
         )
 
     def __len__(self) -> int:
         return len(self.columns[ACTION])
+
+    @property
+    def uri(self) -> str:
+        return self.layout.uri
 
     @property
     def summary(self) -> RecordingsSummary:
@@ -75,8 +72,7 @@ class Recordings:
 
     def rows(self, episode: int) -> slice:
         """The rows of one episode."""
-        at = torch.nonzero(self.columns["episode_index"] == episode).flatten()
-        return slice(int(at[0]), int(at[-1]) + 1)
+        return self.layout.episodes[episode].rows
 
     def statistics(self, usable: torch.Tensor | None = None) -> Statistics:
         """Statistics of state and action over the usable frames (all, if none are given)."""
@@ -99,10 +95,8 @@ class Recordings:
         return f"episode {episode}, frame {int(self.columns['frame_index'][row])}"
 
 
-def open_recordings(
-    uri: str, *, cameras: Mapping[str, str] | None = None, max_episodes: int = 0
-) -> Recordings:
-    """Open a dataset and check that it can be learned from.
+def open_recordings(uri: str, *, cameras: Mapping[str, str] | None = None) -> Recordings:
+    """Open a dataset that is on this machine and check that it can be learned from.
 
     Parameters
     ----------
@@ -111,186 +105,78 @@ def open_recordings(
     cameras
         This dataset's camera names mapped to the policy's; ``""`` leaves one out. A camera that is
         not named keeps its name.
-    max_episodes
-        Read only the first so many episodes; 0 reads all.
 
     Raises
     ------
     DataError
-        If it is no LeRobot v3.0 dataset, is empty, or lacks action, state or cameras.
+        If it is no LeRobot v3.0 dataset, is empty or damaged, lacks action, state or cameras, or
+        if rows and pictures do not belong together.
     UnavailableError
-        If it is not on this machine and the hub cannot be reached.
+        If it is a dataset of the hub that was not fetched yet.
     """
-    address = _as_fetched(DatasetUri.parse(uri))
-    if address.scheme == "local":
-        _check_folder(address.folder, uri)
-    metadata = _fetched(address, uri, LeRobotDatasetMetadata)
-    _check_features(metadata.features, uri)
-    mapped = _map_cameras(metadata, dict(cameras or {}), uri)
-    if address.scheme == "local":
-        _check_files(metadata, uri)
-    # torchcodec needs a system FFmpeg; PyAV brings its own and gives the same pixels.
-    dataset = _fetched(
-        address,
-        uri,
-        LeRobotDataset,
-        episodes=list(range(min(max_episodes, metadata.total_episodes))) if max_episodes else None,
-        video_backend="pyav",
-        return_uint8=True,
-    )
-    columns = _numeric_columns(dataset)
-    first, last = _episode_bounds(columns["episode_index"])
-    names = metadata.tasks.index if metadata.tasks is not None else []
-    if int(columns["task_index"].max()) >= len(names):
-        raise DataError(
-            f"{uri}: a frame names task {int(columns['task_index'].max())}, meta/tasks.parquet has"
-            f" {len(names)}; restore it or record it again."
+    layout = read_layout(find(uri), uri)
+    if not layout.info.fps.is_integer():
+        raise wrong(
+            uri,
+            f"was recorded at {layout.info.fps:g} frames per second",
+            "a run takes whole rates only, so resample it",
         )
+    _check_features(layout.info.features, uri)
+    mapped = _map_cameras(layout, dict(cameras or {}))
+    numbers = read_columns(layout)
+    check_videos(layout, mapped, numbers["timestamp"])
+    columns = {name: torch.from_numpy(values) for name, values in numbers.items()}
+    first, last = _episode_bounds(layout.episodes)
     return Recordings(
-        uri=uri,
-        metadata=metadata,
-        dataset=dataset,
-        episodes=sorted(set(columns["episode_index"].tolist())),
+        layout=layout,
+        episodes=[episode.number for episode in layout.episodes],
         columns=columns,
         first=first,
         last=last,
-        tasks=[str(names[int(task)]) for task in columns["task_index"]],
+        tasks=[layout.tasks[task] for task in columns["task_index"].tolist()],
         cameras=mapped,
     )
 
 
-def _as_fetched(address: DatasetUri) -> DatasetUri:
-    """A dataset of the hub that ``zk0d fetch`` put on this machine is a folder like any other."""
-    folder = HF_LEROBOT_HOME / address.location
-    if address.scheme == "hf" and (folder / "meta" / "info.json").is_file():
-        return DatasetUri("local", str(folder))
-    return address
-
-
-def _check_features(features: dict[str, dict[str, Any]], uri: str) -> None:
+def _check_features(features: Mapping[str, Feature], uri: str) -> None:
     for needed, what in ((ACTION, "no action was recorded"), (STATE, "no state was recorded")):
         if needed not in features:
-            raise DataError(f"{uri}: has no '{needed}' ({what}); a policy cannot be trained on it.")
-        if len(features[needed]["shape"]) != 1:
-            raise DataError(f"{uri}: '{needed}' must be a list of numbers in every frame.")
-        if features[needed]["shape"][0] > MAX_STATE_WIDTH:
-            raise DataError(
-                f"{uri}: '{needed}' has {features[needed]['shape'][0]} values per frame, a policy"
-                f" takes at most {MAX_STATE_WIDTH}."
+            raise wrong(uri, f"has no '{needed}' ({what})", "a policy cannot be trained on it")
+        shape = features[needed].shape
+        if len(shape) != 1:
+            raise wrong(uri, f"'{needed}' must be a list of numbers in every frame")
+        if shape[0] > MAX_STATE_WIDTH:
+            raise wrong(
+                uri,
+                f"'{needed}' has {shape[0]} values per frame",
+                f"a policy takes at most {MAX_STATE_WIDTH}",
             )
 
 
-def _check_folder(folder: Path, uri: str) -> None:
-    if not folder.is_dir():
-        raise DataError(f"{uri}: there is no folder {folder}; give the folder of a dataset.")
-    info = folder / "meta" / "info.json"
-    if not info.is_file():
-        raise DataError(
-            f"{uri}: {folder} is no LeRobot dataset (meta/info.json is missing); give the folder"
-            " that holds meta, data and videos."
-        )
-    try:
-        facts = json.loads(info.read_text(encoding="utf-8"))
-        version, episodes = str(facts["codebase_version"]), int(facts["total_episodes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{uri}: {info} cannot be read ({error!r}); restore it.") from None
-    if not version.startswith("v3."):
-        raise DataError(
-            f"{uri}: is of LeRobot's format {version}, this needs v3.0; make a converted copy:"
-            f" zk0bot data convert {folder}"
-        )
-    if episodes < 1:
-        raise DataError(f"{uri}: holds no episodes; record some first.")
-    for name in ("meta/tasks.parquet", "meta/episodes", "meta/stats.json"):
-        _check_there(folder, name, uri)
-
-
-def _check_files(metadata: LeRobotDatasetMetadata, uri: str) -> None:
-    """LeRobot would ask the hub for a missing file, and so tell it a private folder's name."""
-    for episode in range(metadata.total_episodes):
-        _check_there(metadata.root, str(metadata.get_data_file_path(episode)), uri)
-        for key in metadata.video_keys:
-            _check_there(metadata.root, str(metadata.get_video_file_path(episode, key)), uri)
-
-
-def _check_there(folder: Path, name: str, uri: str) -> None:
-    if not (folder / name).exists():
-        raise DataError(
-            f"{uri}: the dataset is incomplete ({name} is missing); restore it or record it again."
-        )
-
-
-def _fetched(address: DatasetUri, uri: str, what: type[Any], **how: Any) -> Any:
-    """LeRobot's metadata or dataset at ``address``, from this machine or the hub."""
-    local = address.scheme == "local"
-    name = f"local/{address.folder.name or 'dataset'}" if local else address.location
-    try:
-        return what(name, root=address.folder if local else None, **how)
-    except Exception as error:  # lerobot and the hub raise many kinds; all mean the same here
-        first = str(error).splitlines()[0] if str(error) else ""
-        reason = f"{type(error).__name__}: {first}"
-        if local:
-            raise DataError(
-                f"{uri}: the dataset is incomplete or damaged ({reason}); restore it or record it"
-                " again."
-            ) from error
-        raise UnavailableError(
-            f"{uri}: is not on this machine and could not be fetched from the hub ({reason});"
-            " zk0d fetch gets it (systemctl start zk0d-fetch).",
-            reason="hub_unreachable",
-        ) from error
-
-
-def _map_cameras(
-    metadata: LeRobotDatasetMetadata, mapping: dict[str, str], uri: str
-) -> dict[str, str]:
-    keys = {key.removeprefix(IMAGES): key for key in metadata.camera_keys}
+def _map_cameras(layout: Layout, mapping: dict[str, str]) -> dict[str, str]:
+    keys = {key.removeprefix(IMAGES): key for key in layout.cameras}
     unknown = sorted(set(mapping) - set(keys))
     if unknown:
-        raise DataError(
-            f"{uri}: [cameras] names '{unknown[0]}', the recordings have"
-            f" {', '.join(sorted(keys)) or 'no camera'}."
+        raise layout.wrong(
+            f"[cameras] names '{unknown[0]}'",
+            f"the recordings have {', '.join(sorted(keys)) or 'no camera'}",
         )
     mapped = {key: mapping.get(short, short) for short, key in keys.items()}
     mapped = {key: name for key, name in mapped.items() if name}
     if not mapped:
-        raise DataError(f"{uri}: has no camera that is used; a policy needs at least one.")
+        raise layout.wrong("has no camera that is used", "a policy needs at least one")
     if len(set(mapped.values())) != len(mapped):
-        raise DataError(f"{uri}: [cameras] maps two cameras to one name.")
-    depth = [key for key in mapped if key in metadata.depth_keys]
+        raise layout.wrong("[cameras] maps two cameras to one name", "give each its own")
+    depth = [key for key in mapped if layout.info.features[key].is_depth]
     if depth:
-        raise DataError(
-            f"{uri}: '{depth[0].removeprefix(IMAGES)}' is a depth camera, which no policy here"
-            ' takes; map it to "" under [cameras].'
+        raise layout.wrong(
+            f"'{depth[0].removeprefix(IMAGES)}' is a depth camera, which no policy here takes",
+            'map it to "" under [cameras]',
         )
     return mapped
 
 
-def _numeric_columns(dataset: LeRobotDataset) -> dict[str, torch.Tensor]:
-    table = dataset.hf_dataset.with_format("numpy").data
-    columns: dict[str, torch.Tensor] = {}
-    for name, feature in dataset.meta.features.items():
-        if name in dataset.meta.camera_keys or feature["dtype"] in ("string", "language"):
-            continue
-        column = table.column(name)
-        if name in BOOKKEEPING:
-            columns[name] = torch.from_numpy(column.to_numpy().copy())
-        else:
-            values = np.array(column.to_pylist(), dtype=np.float32)
-            columns[name] = torch.from_numpy(values.reshape(len(values), *feature["shape"]))
-    return columns
-
-
-def _episode_bounds(episode: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    _, inverse, counts = torch.unique_consecutive(episode, return_inverse=True, return_counts=True)
-    ends = torch.cumsum(counts, 0)
-    return (ends - counts)[inverse], (ends - 1)[inverse]
-
-
-def _channels_first(feature: dict[str, Any]) -> tuple[int, int, int]:
-    shape = tuple(int(n) for n in feature["shape"])
-    names = feature.get("names") or []
-    if names and names[0] in ("channel", "channels"):
-        return shape  # type: ignore[return-value]
-    height, width, channels = shape
-    return (channels, height, width)
+def _episode_bounds(episodes: tuple[Episode, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(episode) for episode in episodes])
+    starts = torch.tensor([episode.rows.start for episode in episodes])
+    return starts.repeat_interleave(lengths), (starts + lengths - 1).repeat_interleave(lengths)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from lerobot.datasets import dataset_tools
 
-from zk0d.errors import TryAgainError
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import open_recordings
+from zk0d.learning.rewriting import draft_of, opened, verify
 
 
 def split_dataset(
     uri: str, output: Path, scheme: Scheme, parts: int, seed: int = 0, alpha: float = 0.5
 ) -> list[tuple[Path, int]]:
-    """Write a dataset for each part below ``output``, which appears once all are whole.
+    """Write a dataset for each part below ``output``, which appears once all are verified.
 
     Returns
     -------
@@ -25,7 +23,10 @@ def split_dataset(
     Raises
     ------
     DataError
-        If it cannot be dealt out so (see :func:`zk0d.learning.partition.partition`).
+        If it cannot be dealt out so (see :func:`zk0d.learning.partition.partition`), or if rows
+        and pictures do not belong together.
+    UsageError
+        If the output lies in recordings.
     TryAgainError
         If they cannot be written.
     """
@@ -33,18 +34,16 @@ def split_dataset(
     shares = partition(recordings, scheme, parts, seed=seed, alpha=alpha)
     names = [f"part-{number:0{len(str(parts - 1))}d}" for number in range(parts)]
     output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".splitting-", dir=output.parent) as draft:
-            made = Path(draft) / "parts"
-            dataset_tools.split_dataset(
-                recordings.dataset, dict(zip(names, shares, strict=True)), output_dir=made
-            )
-            shutil.rmtree(output, ignore_errors=True)
-            made.replace(output)
-    except OSError as error:
-        raise TryAgainError(
-            f"{output}: the parts cannot be written ({error.strerror or error}); free space there"
-            " or name another folder."
-        ) from None
+    with draft_of(output, "OUTPUT", uri) as draft:
+        # LeRobot counts pictures from a video's first: one that is missing would shift the others.
+        verify(recordings.layout.root, uri)
+        made = draft / "parts"
+        dataset_tools.split_dataset(
+            opened(recordings.layout.root),
+            dict(zip(names, shares, strict=True)),
+            output_dir=made,
+        )
+        for name in names:
+            verify(made / name, f"{uri}: {name}")
+        made.replace(output)
     return [(output / name, len(share)) for name, share in zip(names, shares, strict=True)]

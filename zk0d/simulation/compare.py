@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zk0d.demo.comparison import gather_everything
 from zk0d.demo.progress import Progress
+from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import open_recordings
 from zk0d.simulation.alone import ALONE
 from zk0d.simulation.arms import (
@@ -119,11 +119,11 @@ def in_one_place(nodes: Sequence[VirtualNode], folder: Path) -> VirtualNode:
     episodes, roots, offset = [], [], 0
     for node in nodes:
         recordings = open_recordings(node.dataset_uri)
-        roots.append(Path(recordings.metadata.root))
+        roots.append(recordings.layout.root)
         episodes += [offset + episode for episode in node.episodes or recordings.episodes]
-        offset += recordings.metadata.total_episodes
+        offset += len(recordings.layout.episodes)
     everything = folder / "everything"
-    gather_everything(roots, everything)
+    merge_datasets(roots, everything)
     return VirtualNode(
         name="everything",
         dataset_uri=f"local:{everything}",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from zk0d.config.machine import EvaluationDataset
+from zk0d.config.names import DatasetUri
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
@@ -20,6 +21,7 @@ from zk0d.errors import UsageError
 from zk0d.federation.journal import read_journal
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.partition import SCHEMES, Scheme
+from zk0d.learning.rewriting import check_apart
 from zk0d.report.folder import write_report
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.plan import Plan, with_faults
@@ -148,7 +150,7 @@ def source_of(options: Options, folder: Path) -> Source:
     scheme: Scheme = options.by  # type: ignore[assignment]
     if options.file is not None:
         return of_file(options.file, options.hold_out)
-    uris = [_uri(text) for text in options.datasets]
+    uris = [str(DatasetUri.typed(text)) for text in options.datasets]
     if len(uris) > 1:
         return of_datasets(uris, options.hold_out)
     if uris:
@@ -177,9 +179,10 @@ def new_folder(wanted: Path | None, parent: str) -> Path:
     Raises
     ------
     UsageError
-        If it is not.
+        If it is not, or lies in recordings.
     """
     folder = (wanted or Path(parent) / time.strftime("%Y-%m-%d_%H-%M-%S")).absolute()
+    check_apart(folder, "--folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--folder: {folder} is not empty; name a new folder.")
     return folder
@@ -201,11 +204,6 @@ def check(options: Options) -> None:
         raise UsageError("--file names the contributors; leave the datasets out.")
     if options.contributors and (options.file is not None or len(options.datasets) > 1):
         raise UsageError("--contributors deals one dataset out; several are one contributor each.")
-
-
-def _uri(text: str) -> str:
-    path = Path(text).expanduser()
-    return f"local:{path.resolve()}" if path.is_dir() else text
 
 
 def _engine(wanted: str, ray: RayOptions, nodes: int) -> Engine:

@@ -192,5 +192,5 @@ def _evaluation(
 
 def simulator_of(recordings: Recordings) -> TaskName | Literal[""]:
     """In which simulator a policy of these recordings can be driven; empty if in none."""
-    task = recorded_task(recordings.metadata.features[STATE].get("names"))
+    task = recorded_task(recordings.layout.info.features[STATE].names)
     return task.name if task else ""

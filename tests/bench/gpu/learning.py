@@ -32,10 +32,10 @@ from transformers import (
 from tests.bench.lab import _finish
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
-from zk0d.demo.comparison import gather_everything
 from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
 from zk0d.demo.recordings import make_recordings
 from zk0d.federation.journal import read_journal
+from zk0d.learning.merge import merge_datasets
 from zk0d.learning.tiny import _tokenizer
 from zk0d.simulators.task import Sector
 
@@ -156,7 +156,7 @@ def _record(layout: Layout, demonstrations: int, parts: int) -> None:
                 waiting.append(pool.submit(make_recordings, *arguments))
         frames = [future.result() for future in waiting]
     for whole, pieces in made.items():
-        gather_everything(pieces, whole)
+        merge_datasets(pieces, whole)
     print(f"recorded {sum(frames)} frames in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -167,9 +167,9 @@ def _deal(source: Path, layout: _Parts) -> None:
         letters = LETTERS[part : _Parts.parts : layout.parts]
         recorded = sorted(source.glob(f"recordings/[{letters}]-*"))
         share = recorded[turn :: len(layout.contributors[part :: layout.parts])]
-        gather_everything(share, layout.recordings(contributor))
+        merge_datasets(share, layout.recordings(contributor))
         held_out = [source / "recordings" / f"held-out-{letter}" for letter in letters]
-        gather_everything(held_out, layout.held_out(contributor))
+        merge_datasets(held_out, layout.held_out(contributor))
 
 
 def _adapt(layout: Layout, model: Path, device: str) -> None:
