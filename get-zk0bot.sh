@@ -478,10 +478,6 @@ set_up_client() {
     if [ -z "$DATASET" ] && terminal; then
       DATASET="$(ask 'Recordings to train on, a folder or user/name on the hub (empty: later):')"
     fi
-    case "$DATASET" in
-      "" | local:* | hf:*) ;;
-      /* | ./* | ../* | .) DATASET="local:$(realpath "$DATASET")" ;;
-    esac
     arguments=(client join - "${folder[@]}")
     if [ -n "$DATASET" ]; then arguments+=(--dataset "$DATASET"); fi
     if [ -n "$NAME" ]; then arguments+=(--name "$NAME"); fi

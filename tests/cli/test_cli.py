@@ -104,7 +104,7 @@ def test_a_demo_folder_that_cannot_be_made() -> None:
         ("name = 1\n", 78, "'name' is wrong"),
         ('name = "a"\n', 78, "dataset-uri is missing"),
         ('name = "a"\ndataset-uri = "local:/nothing"\n', 69, "there is no folder /nothing"),
-        ('name = "a"\ndataset-uri = "who/what"\n', 69, "could not be fetched from the hub"),
+        ('name = "a"\ndataset-uri = "who/what"\n', 69, "zk0bot data fetch who/what gets it"),
     ],
 )
 def test_a_learner_says_what_is_wrong(

@@ -62,8 +62,10 @@ def test_a_dataset_that_is_not_there_is_said_and_nothing_is_written(folder: Path
     before = (folder / "client.toml").read_text()
     with pytest.raises(ConfigError, match="there is no folder /nothing"):
         recordings.choose("/nothing", folder)
-    with pytest.raises(ConfigError, match="is no dataset address"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*/a/b/c"):
         recordings.choose("a/b/c", folder)
+    with pytest.raises(UsageError, match="is no dataset address"):
+        recordings.choose("hf:a/b/c", folder)
     assert (folder / "client.toml").read_text() == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.names import DatasetUri
 from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings
-from zk0d.errors import ConfigError, ExitCode
+from zk0d.errors import ConfigError, DataError, ExitCode, UsageError
 
 Write = Callable[[str, str], Path]
 
@@ -74,6 +74,41 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_dataset_addresses(text: str, scheme: str, location: str) -> None:
     assert DatasetUri.parse(text) == DatasetUri(scheme, location)
+
+
+def test_what_a_person_types_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arm" / "cubes").mkdir(parents=True)
+    for typed, folder in (
+        ("arm", "arm"),
+        ("./arm", "arm"),
+        ("arm/cubes", "arm/cubes"),
+        ("local:arm", "arm"),
+        (f"{tmp_path}/typo", "typo"),
+        ("typo", "typo"),
+        ("a/b/c", "a/b/c"),
+        ("../x", "../x"),
+    ):
+        meant = DatasetUri("local", str((tmp_path / folder).resolve()))
+        assert DatasetUri.typed(typed) == meant, typed
+    assert DatasetUri.typed("~/arm").folder == Path.home() / "arm"
+    assert DatasetUri.typed("ann/cubes") == DatasetUri("hf", "ann/cubes")
+    assert DatasetUri.typed("hf:arm/typo") == DatasetUri("hf", "arm/typo")
+    with pytest.raises(DataError, match=r"no folder .*/arm/typo; .*hf:arm/typo for the hub's"):
+        DatasetUri.typed("arm/typo")
+    for nothing in ("", "hf:", "hf:arm", "hf:a/b/c"):
+        with pytest.raises(UsageError, match="no dataset address"):
+            DatasetUri.typed(nothing)
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [("/data/arm", "local:/data/arm"), ("ann/cubes", "ann/cubes"), ("~/arm", "local:~/arm")],
+)
+def test_settings_take_a_plain_folder(written: str, kept: str) -> None:
+    assert (
+        ClientSettings.parse({"name": "a", "dataset-uri": written}, where="x").dataset_uri == kept
+    )
 
 
 @pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "../x"])

@@ -495,7 +495,7 @@ def test_a_contributor_is_set_up(installer: Installer, tmp_path: Path, key: Path
     assert done.stdout.strip() == "a request"
     assert (installer.home / "invite").read_text() == "zk0d-invite-1:abc\n"
     calls = (installer.home / "calls").read_text()
-    assert f"client join - --folder {installer.home}/.config/zk0d --dataset local:" in calls
+    assert f"client join - --folder {installer.home}/.config/zk0d --dataset {tmp_path}/arm" in calls
     assert "--name left --contact ann@example.org" in calls
     assert "send the lines above to the coordinator's operator" in done.stderr
     assert "zk0bot client start, which runs in the foreground" in done.stderr

@@ -27,7 +27,7 @@ Timeout = Annotated[str, typer.Option(help="Give up after so long (30s, 20m, 2h)
 
 
 Name = Annotated[str, typer.Option(help="What this node is called: a-z, 0-9 and '-'.")]
-Dataset = Annotated[str | None, typer.Option(help="local:/folder or user/name; start asks else.")]
+Dataset = Annotated[str | None, typer.Option(help="A folder, or user/name; start asks else.")]
 Contact = Annotated[str, typer.Option(help="How the operator reaches you, a mail address.")]
 
 

@@ -49,7 +49,7 @@ def choose(dataset: str | None, folder: Path) -> bool:
     if dataset is None and settings.dataset_uri is None:
         dataset = _ask()
     try:
-        uri = DatasetUri.parse(full_uri(dataset) if dataset else settings.dataset_uri or "")
+        uri = DatasetUri.typed(dataset) if dataset else DatasetUri.parse(settings.dataset_uri or "")
     except ValueError as error:
         raise ConfigError(f"the dataset: {error}.") from None
     if uri.scheme == "local" and not uri.folder.is_dir():
@@ -86,15 +86,6 @@ def _ask() -> str:
         )
     answer: str = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
     return answer
-
-
-def full_uri(dataset: str) -> str:
-    """A dataset's address; a path on this machine needs no ``local:``."""
-    plain = dataset.removeprefix("local:")
-    path = Path(plain).expanduser()
-    if dataset.startswith("local:") or plain.startswith((".", "/", "~")) or path.is_dir():
-        return f"local:{path.resolve()}"
-    return dataset
 
 
 def _write(path: Path, uri: str) -> None:

@@ -226,8 +226,11 @@ def init_client(
     ``ca`` is the coordinator's certificate; ``None`` for the system's authorities.
     """
     from zk0d.config.machine import ClientSettings
+    from zk0d.config.names import DatasetUri
     from zk0d.flower.keys import make_node_key, make_secret
 
+    if dataset:
+        dataset = str(DatasetUri.typed(dataset))
     values = {"name": name, "dataset-uri": dataset, "coordinator": {"address": coordinator}}
     ClientSettings.parse(values, where="this node")
     (folder / "tls").mkdir(exist_ok=True)

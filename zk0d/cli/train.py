@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.recordings import full_uri
 from zk0d.cli.simulate import Config, Device, HoldOut, Model, Seed, models
 
 
@@ -37,6 +36,7 @@ def train(
     from rich.console import Console
 
     from zk0d.cli.interrupt import ends_at_once
+    from zk0d.config.names import DatasetUri
     from zk0d.config.run import parse_overrides
     from zk0d.errors import UsageError
     from zk0d.simulation.alone import TrainOptions, resume_alone, train_alone
@@ -50,8 +50,8 @@ def train(
     if dataset is None:
         raise UsageError("DATASET is missing; name a folder with recordings, or user/name.")
     options = TrainOptions(
-        dataset=full_uri(dataset),
-        held_out=full_uri(held_out) if held_out else None,
+        dataset=str(DatasetUri.typed(dataset)),
+        held_out=str(DatasetUri.typed(held_out)) if held_out else None,
         hold_out=hold_out,
         rounds=rounds,
         overrides=tuple(parse_overrides(config or []).items()),

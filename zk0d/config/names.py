@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, DataError, UsageError
 
 ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -51,7 +51,9 @@ class DatasetUri:
     def parse(cls, text: str) -> DatasetUri:
         """Parse a dataset address; raises ``ValueError`` with the accepted forms."""
         scheme, colon, rest = text.partition(":")
-        if not colon:
+        if text.startswith(("/", "~/")):
+            scheme, rest = "local", text
+        elif not colon:
             scheme, rest = "hf", text
         if scheme == "local" and rest:
             return cls("local", rest)
@@ -60,6 +62,34 @@ class DatasetUri:
         raise ValueError(
             f"{text!r} is no dataset address; write hf:user/name, user/name or local:/folder"
         )
+
+    @classmethod
+    def typed(cls, text: str) -> DatasetUri:
+        """What a person at a terminal means: an address, or a folder, also relative to this one.
+
+        Raises
+        ------
+        DataError
+            For ``user/name`` where ``user`` is a folder here without ``name``: a folder that was
+            mistyped is no business of the hub's.
+        UsageError
+            If it is neither.
+        """
+        plain = text.removeprefix("local:")
+        path = Path(plain).expanduser()
+        named = plain != text or plain.startswith((".", "/", "~"))
+        if plain and not plain.startswith("hf:"):
+            if named or plain.count("/") != 1 or path.exists():
+                return cls("local", str(path.resolve()))
+            if path.parent.is_dir():
+                raise DataError(
+                    f"{text}: there is no folder {path.resolve()}; correct the path, or write"
+                    f" hf:{text} for the hub's dataset of that name."
+                )
+        try:
+            return cls.parse(text)
+        except ValueError as error:
+            raise UsageError(f"{error}.") from None
 
     @property
     def folder(self) -> Path:
@@ -73,8 +103,8 @@ class DatasetUri:
 
 
 def _dataset_uri(value: str) -> str:
-    DatasetUri.parse(value)
-    return value
+    address = DatasetUri.parse(value)
+    return str(address) if address.scheme == "local" else value
 
 
 #: The text of a valid dataset address.
