@@ -91,6 +91,7 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
 def switch(key: Key = DEFAULT_KEY) -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
     from zk0d.errors import TryAgainError, UsageError
+    from zk0d.files import rename
     from zk0d.flower.keys import sealed_form
 
     newer = key.with_name(NEXT_KEY)
@@ -98,7 +99,7 @@ def switch(key: Key = DEFAULT_KEY) -> None:
         raise UsageError(f"{newer}: there is no key to change to; zk0bot node keygen --next.")
     try:
         for suffix in (".key", ".pub"):
-            newer.with_suffix(suffix).replace(key.with_suffix(suffix))
+            rename(newer.with_suffix(suffix), key.with_suffix(suffix))
     except OSError as error:
         raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
     sealed_form(key).unlink(missing_ok=True)

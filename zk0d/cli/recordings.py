@@ -92,6 +92,7 @@ def _write(path: Path, uri: str) -> None:
     """Set ``dataset-uri`` and leave the rest of the file, comments included, as it is."""
     from zk0d.config.machine import ClientSettings
     from zk0d.errors import ConfigError, TryAgainError
+    from zk0d.files import whole_file
 
     line = f"dataset-uri = {json.dumps(uri, ensure_ascii=False)}"
     before = path.read_text(encoding="utf-8")
@@ -102,19 +103,15 @@ def _write(path: Path, uri: str) -> None:
         top = _LINE.sub(lambda _: line, top, count=1)
     else:
         top = f"{top.rstrip()}\n{line}\n\n" if top.strip() else f"{line}\n\n"
-    draft = path.with_name(f".{path.name}.new")
     try:
-        draft.write_text(top + rest, encoding="utf-8")
-        draft.chmod(path.stat().st_mode & 0o777)
-        if ClientSettings.load(draft).dataset_uri != uri:
-            raise ConfigError(f"{path}: dataset-uri cannot be set; write {line} by hand.")
-        draft.replace(path)
+        with whole_file(path) as draft:
+            draft.write_text(top + rest, encoding="utf-8")
+            if ClientSettings.load(draft).dataset_uri != uri:
+                raise ConfigError(f"{path}: dataset-uri cannot be set; write {line} by hand.")
     except OSError as error:
         raise TryAgainError(
             f"{path}: cannot be written ({error.strerror or error}); are you root?"
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _bind(folder: Path | None) -> bool:

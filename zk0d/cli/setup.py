@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from zk0d.files import write_file
+
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
@@ -65,11 +67,11 @@ def init_server(folder: Path, hosts: list[str], certificate: Path | None, key: P
                 "key": key.absolute(),
                 "address": f"{hosts[0]}:9443",
             }
-        (folder / "server.toml").write_text(
+        write_file(
+            folder / "server.toml",
             "# docs/settings.md has every key. Held-out recordings to evaluate on:\n"
             '# [[evaluation]]\n# name = "held-out"\n# dataset-uri = "local:/data/held-out"\n'
             + _toml(tables),
-            encoding="utf-8",
         )
 
 
@@ -171,7 +173,7 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
             raise ConfigError(f"[gateway]: nginx refuses what these settings give ({lines[0]}).")
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return True
 
 
@@ -235,11 +237,11 @@ def init_client(
     ClientSettings.parse(values, where="this node")
     (folder / "tls").mkdir(exist_ok=True)
     path = folder / "tls" / "ca.crt"
-    path.unlink(missing_ok=True)
     if ca is None:
+        path.unlink(missing_ok=True)
         path.symlink_to(SYSTEM_CA)
     else:
-        path.write_bytes(ca)
+        write_file(path, ca)
     if is_new(folder / "node.key"):
         make_node_key(folder / "node.key")
     if is_new(folder / "superexec.secret"):
@@ -250,8 +252,8 @@ def init_client(
             lines += f"dataset-uri = {json.dumps(dataset)}\n"
         tables = _client_paths(folder)
         tables["coordinator"] = {"address": coordinator, **tables.get("coordinator", {})}
-        (folder / "client.toml").write_text(
-            f"# docs/settings.md has every key.\n{lines}{_toml(tables)}", encoding="utf-8"
+        write_file(
+            folder / "client.toml", f"# docs/settings.md has every key.\n{lines}{_toml(tables)}"
         )
 
 

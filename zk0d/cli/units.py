@@ -66,6 +66,7 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
     Whether something changed; systemd has then read it.
     """
     from zk0d.errors import TryAgainError
+    from zk0d.files import make_folder, write_file
 
     path = Path(f"/etc/systemd/system/{unit}.d/{name}.conf")
     text = "\n".join([f"# Written by zk0bot: {why}.", "[Service]", *lines, ""]) if lines else ""
@@ -73,8 +74,8 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
         if text == (path.read_text(encoding="utf-8") if path.exists() else ""):
             return False
         if text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            make_folder(path.parent)
+            write_file(path, text)
         else:
             path.unlink()
     except OSError as error:

@@ -117,5 +117,9 @@ def split_revision(model: str) -> tuple[str, str | None]:
     return name, revision if at else None
 
 
+#: Where a checkpoint carries the settings and the tokenizer of its vision-language model.
+VLM_FOLDER = "vlm"
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.
-POLICY_FILES = ("*.json", "*.safetensors")
+POLICY_FILES = ("*.json", "*.safetensors", f"{VLM_FOLDER}/*")
+#: Settings and tokenizer of a vision-language model, without its weights.
+PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

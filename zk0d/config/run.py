@@ -252,6 +252,11 @@ class RunSettings(Settings):
         """The settings as Flower carries them: dashed keys, scalar values."""
         return self.model_dump(by_alias=True)
 
+    def public(self) -> dict[str, str | int | float | bool]:
+        """The same for who is elsewhere: without a folder of this machine."""
+        local = self.dataset_uri.startswith("local:")
+        return self.to_flat() | ({"dataset-uri": "local:"} if local else {})
+
 
 #: zk0's spellings that are not just an underscore for a dash.
 _RENAMED = {

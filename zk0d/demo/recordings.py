@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
 from zk0d.errors import TryAgainError
+from zk0d.files import rename
 from zk0d.learning.rewriting import check_apart
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
@@ -69,7 +69,7 @@ def make_recordings(
             frames += len(demonstration)
             recorded += 1
         dataset.finalize()
-        os.replace(draft, folder)
+        rename(draft, folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise TryAgainError(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import TryAgainError
+from zk0d.files import whole_file
 
 AUDIT, HEAD = "audit.jsonl", "audit.head"
 VERSION = 1
@@ -174,10 +175,9 @@ def _like_the_folder(path: Path) -> None:
 
 
 def _write_head(folder: Path, head: str) -> None:
-    draft = folder / f".{HEAD}.partial"
-    draft.write_text(head + "\n", encoding="utf-8")
-    _like_the_folder(draft)
-    draft.replace(folder / HEAD)
+    with whole_file(folder / HEAD, mode=0o640) as draft:
+        draft.write_text(head + "\n", encoding="utf-8")
+        _like_the_folder(draft)
 
 
 def _read_head(folder: Path) -> str:

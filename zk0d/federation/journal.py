@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import TryAgainError
+from zk0d.files import make_folder, sync_folder, whole_folder, write_file
 
 JOURNAL, CONFIG, STATISTICS = "journal.jsonl", "config.json", "statistics.json"
 WEIGHTS, MOMENTUM = "global.safetensors", "momentum.safetensors"
@@ -43,7 +44,7 @@ class Journal:
         self.folder = folder
         self.run = run
         with _disk(folder):
-            self.rounds.mkdir(parents=True, exist_ok=True)
+            make_folder(self.rounds)
             for draft in self.rounds.glob(".*.partial"):
                 shutil.rmtree(draft)
             self._drop_torn_line()
@@ -63,10 +64,15 @@ class Journal:
         """Append one line, make it durable, and return it."""
         line = {"v": VERSION, "time": time.time(), "run": self.run, "kind": kind, **facts}
         text = json.dumps(line, allow_nan=False) + "\n"
-        with _disk(self.folder), (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.folder / JOURNAL
+        with _disk(self.folder):
+            new = not path.exists()
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                sync_folder(self.folder)
         return line
 
     def round_folder(self, round_: int) -> Path:
@@ -76,18 +82,11 @@ class Journal:
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the run, whole or not at all."""
         text = json.dumps(content, indent=1, allow_nan=False)
-        draft = self.folder / f".{name}.partial"
         with _disk(self.folder):
-            try:
-                _write_durably(draft, text.encode())
-                os.replace(draft, self.folder / name)
-                _sync_folder(self.folder)
-            except OSError:
-                draft.unlink(missing_ok=True)
-                raise
+            write_file(self.folder / name, text)
 
     def commit(self, round_: int, files: dict[str, Callable[[Path], None]]) -> Path:
-        """Write the folder of a round: every file, then the folder's name, then durability.
+        """Write the folder of a round, which then exists whole and durable.
 
         Parameters
         ----------
@@ -97,25 +96,12 @@ class Journal:
         The folder also holds the files' SHA-256, by which :func:`is_whole` knows them.
         """
         final = self.round_folder(round_)
-        draft = self.rounds / f".{round_:05d}.partial"
-        with _disk(self.rounds):
-            shutil.rmtree(draft, ignore_errors=True)
-            try:
-                draft.mkdir()
-                sums = {}
-                for name, write in files.items():
-                    write(draft / name)
-                    _sync_file(draft / name)
-                    sums[name] = _sha256(draft / name)
-                _write_durably(draft / CHECKSUMS, json.dumps(sums, indent=1).encode())
-                _sync_folder(draft)
-                if final.exists():
-                    shutil.rmtree(final)
-                os.replace(draft, final)
-                _sync_folder(self.rounds)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
+        with _disk(self.rounds), whole_folder(final) as draft:
+            sums = {}
+            for name, write in files.items():
+                write(draft / name)
+                sums[name] = _sha256(draft / name)
+            (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         return final
 
     def prune(self, keep: int, also: Collection[int] = ()) -> None:
@@ -198,23 +184,3 @@ class _disk:  # noqa: N801 - reads as a statement
                 " or choose another folder. Every committed round is intact.",
                 reason="disk_full",
             ) from None
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

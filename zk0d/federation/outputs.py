@@ -7,7 +7,6 @@ measured is null. Fields: docs/outputs.md, schemas: docs/schemas/.
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import sys
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError
+from zk0d.files import write_file
 
 SCHEMA_VERSION = 1
 
@@ -390,12 +390,10 @@ class Outputs:
     def _write(self, name: str, content: Any) -> None:
         """Write a file, whole or not at all. Not synced: it can be made again."""
         path = self._folder / name
-        draft = path.with_name(f".{path.name}.partial")
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
+            write_file(path, text, durable=False)
         except OSError as error:
             raise TryAgainError(
                 f"{path}: cannot be written ({error.strerror or error}); free space there or"

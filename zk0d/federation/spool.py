@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.codec import PIECE, CodecName, decode, decode_piece, piece_range
 from zk0d.federation.update import Manifest, Payload, TensorEntry
+from zk0d.files import make_folder, whole_file
 
 
 class NotAdmitted(Zk0dError):
@@ -71,22 +72,18 @@ class Spool:
         manifest = payload.manifest
         path = self._folder / name
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
+            make_folder(self._folder)
+            with whole_file(path) as draft, draft.open("wb") as file:
                 square = 0.0
                 for entry, data in payload.encoded(consume=True):
                     square += _square(manifest.codec, entry, data)
                     file.write(data)
         except OSError as error:
-            path.unlink(missing_ok=True)
             raise TryAgainError(
                 f"{path}: cannot be written ({error.strerror or error}); free space there. Every"
                 " committed round is intact.",
                 reason="disk_full",
             ) from None
-        except Zk0dError:
-            path.unlink(missing_ok=True)
-            raise
         return SpooledUpdate(path, manifest, float(np.sqrt(square)))
 
     def drop(self, update: SpooledUpdate) -> None:

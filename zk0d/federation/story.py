@@ -94,7 +94,7 @@ def story_of(history: History, run: str, number: int, settings: RunSettings) -> 
         run=run,
         round=number,
         began=time.strftime("%Y-%m-%dT%H:%M:%SZ", began),
-        settings=settings.to_flat(),
+        settings=settings.public(),
         versions={name: version(name) for name in ("zk0d", "flwr", "lerobot", "torch")},
         evaluations=tuple(
             Point(

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from zk0d.errors import ConfigError
+from zk0d.files import make_folder, write_file
 from zk0d.flower.keys import write_private
 
 CA_DAYS = 3650
@@ -39,7 +40,7 @@ class Certificates:
 
 def make_certificates(folder: Path, names: list[str]) -> Certificates:
     """A certificate authority and a server certificate for ``names`` (hosts or addresses)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     now = datetime.datetime.now(datetime.UTC)
     ca_key = ec.generate_private_key(ec.SECP384R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0d federation CA")])
@@ -88,13 +89,7 @@ def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = 
         ("server.key", _pem(key), True),
         ("server.crt", certificate.public_bytes(serialization.Encoding.PEM), False),
     ):
-        draft = folder / f".{name}.draft"
-        draft.unlink(missing_ok=True)
-        if private:
-            write_private(draft, content)
-        else:
-            draft.write_bytes(content)
-        draft.replace(folder / name)
+        write_file(folder / name, content, mode=0o600 if private else None)
     return True
 
 
@@ -156,7 +151,7 @@ def _signed(
 
 
 def _write(path: Path, certificate: x509.Certificate) -> None:
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    write_file(path, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _builder(

@@ -6,7 +6,6 @@ Every private file is made with mode 0600 before a byte is in it.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from zk0d.errors import ConfigError
+from zk0d.files import make_folder, write_file
 
 
 def make_node_key(path: Path) -> str:
@@ -32,7 +32,7 @@ def make_node_key(path: Path) -> str:
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    path.with_suffix(".pub").write_bytes(public + b"\n")
+    write_file(path.with_suffix(".pub"), public + b"\n")
     return fingerprint(path.with_suffix(".pub"))
 
 
@@ -118,10 +118,8 @@ def make_secret(path: Path) -> None:
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read; refuses to replace one that is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
+    make_folder(path.parent)
+    write_file(path, content, mode=0o600, new=True)
 
 
 def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -7,7 +7,6 @@ folder is the truth: the SuperLink's list of nodes is made equal to it, and may 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from zk0d.config.names import ALIAS_PATTERN
 from zk0d.errors import ConfigError, TryAgainError, UsageError
+from zk0d.files import make_folder, rename, write_file
 from zk0d.flower.enrolment import Request
 from zk0d.flower.keys import fingerprint
 
@@ -139,7 +139,7 @@ def rotate(folder: Path, name: str) -> Entry:
         )
     path = folder / f"{name}.pub"
     try:
-        newer[0].path.replace(path)
+        rename(newer[0].path, path)
     except OSError as error:
         raise _unwritable(folder, error) from None
     return Entry(path, newer[0].key)
@@ -153,13 +153,9 @@ def _of(folder: Path, name: str) -> list[Entry]:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        # The SuperLink's user reads it.
-        draft.chmod(0o644)
-        os.replace(draft, path)
+        make_folder(path.parent)
+        write_file(path, text, mode=0o644)  # the SuperLink's user reads it
     except OSError as error:
         raise _unwritable(path.parent, error) from None
 

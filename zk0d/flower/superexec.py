@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import UnavailableError, UsageError
+from zk0d.files import write_file
 from zk0d.flower.version import check_version
 
 PULSE_VARIABLE = "ZK0D_PULSE_FILE"
@@ -147,10 +148,8 @@ class InstalledApps:
         if self._pulse is not None and time.monotonic() - self._last_pulse >= PULSE_SECONDS:
             self._last_pulse = time.monotonic()
             counts = {"started": self.started, "ends": self.ends, "refused": self.refused}
-            draft = self._pulse.with_name(f".{self._pulse.name}")
             try:
-                draft.write_text(json.dumps(counts), encoding="utf-8")
-                draft.replace(self._pulse)
+                write_file(self._pulse, json.dumps(counts), durable=False)
             except OSError:  # a full disk costs the counts, not the sign of life
                 self._pulse.touch()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 
 from zk0d.config.machine import EvaluationDataset, ServerSettings
-from zk0d.config.names import DatasetUri, split_revision
+from zk0d.config.names import VLM_FOLDER, DatasetUri, split_revision
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
@@ -134,23 +135,27 @@ class CoordinatorEvaluator(Learner):
             for data in self._datasets
             for layout in [data.recordings.layout]
         }
-        write_checkpoint(policy, task.statistics, folder)
         simulation = any(data.settings.simulator for data in self._datasets)
         uris = [DatasetUri.parse(data.settings.dataset_uri) for data in self._datasets]
-        card = model_card(
-            task.story,
-            task.statistics,
-            verdict,
-            licenses,
-            simulation=simulation,
-            datasets=[uri.location for uri in uris if uri.scheme == "hf"],
-        )
         parent = {
             "model": task.spec.model_name,
             "sha256": task.spec.sha256 or "",
             "start_from": str(task.story.settings["start-from"]),
         }
-        describe(folder, task.story, verdict, str(card), parent=parent, licenses=licenses)
+
+        def add_story(draft: Path) -> None:
+            card = model_card(
+                task.story,
+                task.statistics,
+                verdict,
+                licenses,
+                simulation=simulation,
+                datasets=[uri.location for uri in uris if uri.scheme == "hf"],
+                carries_vlm=(draft / VLM_FOLDER).exists(),
+            )
+            describe(draft, task.story, verdict, str(card), parent=parent, licenses=licenses)
+
+        write_checkpoint(policy, task.statistics, folder, add_story)
         releases.settle(folder, verdict, best=task.best)
         releases.prune(task.run, task.keep)
         return ReleaseReply(

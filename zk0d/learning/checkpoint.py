@@ -1,28 +1,47 @@
 """A policy as a folder that plain LeRobot loads: configuration, weights, both processors.
 
 ``SmolVLAPolicy.from_pretrained(folder)`` and ``lerobot-record --policy.path=folder`` read it. The
-statistics that the policy was trained with travel in the processors; with others it fails.
+statistics that the policy was trained with travel in the processors; with others it fails. It names
+no path of the machine that wrote it.
 """
 
 from __future__ import annotations
 
 import copy
-import os
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
 from zk0d.errors import TryAgainError
-from zk0d.learning.policy import BUILT, LoadedPolicy
+from zk0d.files import whole_folder
+from zk0d.learning.policy import LoadedPolicy
 from zk0d.learning.statistics import Statistics
 
-VLM = "vlm"
+#: Settings of LeRobot that say where a policy came from, or goes to, on its trainer's machine.
+_OWN = {"pretrained_path": None, "pretrained_revision": None, "repo_id": None, "push_to_hub": False}
+#: Where transformers notes the folder that it read a file from.
+_ORIGINS = ("_name_or_path", "name_or_path")
 
 
-def write_checkpoint(loaded: LoadedPolicy, statistics: Statistics, folder: Path) -> Path:
+def write_checkpoint(
+    loaded: LoadedPolicy,
+    statistics: Statistics,
+    folder: Path,
+    more: Callable[[Path], None] = lambda draft: None,
+) -> Path:
     """Write the policy as it is now to ``folder``, which appears whole or not at all.
 
-    A tiny SmolVLA's vision-language model is on no hub: its settings and tokenizer are put into
-    the folder too, and the configuration names them by their path.
+    A vision-language model that lies in a folder of this machine, as that of a tiny SmolVLA does,
+    goes with it: its settings and tokenizer, and the configuration names them as ``./vlm``.
+
+    Parameters
+    ----------
+    more
+        Adds files to the folder before it appears.
 
     Raises
     ------
@@ -30,37 +49,49 @@ def write_checkpoint(loaded: LoadedPolicy, statistics: Statistics, folder: Path)
         If it cannot be written.
     """
     folder = folder.absolute()
-    draft = folder.with_name(f".{folder.name}.partial")
     config = loaded.policy.config
     kept = copy.copy(vars(config))
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        config.push_to_hub = False
-        config.device = "cpu"  # whoever loads it chooses
-        preprocess, postprocess = loaded.processors(statistics)
-        if loaded.spec.model_name in BUILT and hasattr(config, "vlm_model_name"):
-            shutil.copytree(config.vlm_model_name, draft / VLM)
-            config.vlm_model_name = str(folder / VLM)
-            for step in preprocess.steps:
-                if hasattr(step, "tokenizer_name"):
-                    step.tokenizer_name = config.vlm_model_name
-        loaded.policy.save_pretrained(draft)
-        preprocess.save_pretrained(draft)
-        postprocess.save_pretrained(draft)
-        shutil.rmtree(folder, ignore_errors=True)
-        _share(draft)
-        os.replace(draft, folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        with whole_folder(folder) as draft:
+            config.device = "cpu"  # whoever loads it chooses
+            vars(config).update({key: value for key, value in _OWN.items() if key in kept})
+            preprocess, postprocess = loaded.processors(statistics)
+            vlm = Path(getattr(config, "vlm_model_name", ""))
+            if vlm.is_absolute():
+                _copy_vlm(vlm, draft / VLM_FOLDER)
+                config.vlm_model_name = f"./{VLM_FOLDER}"
+                for step in preprocess.steps:
+                    if hasattr(step, "tokenizer_name"):
+                        step.tokenizer_name = config.vlm_model_name
+            loaded.policy.save_pretrained(draft)
+            preprocess.save_pretrained(draft)
+            postprocess.save_pretrained(draft)
+            more(draft)
+            _share(draft)
+    except (OSError, SafetensorError) as error:
         raise TryAgainError(
-            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space"
-            " there or name another folder.",
+            f"{folder}: the checkpoint cannot be written"
+            f" ({getattr(error, 'strerror', None) or error}); free space there or name another"
+            " folder.",
             reason="disk_full",
         ) from None
     finally:
         vars(config).update(kept)
     return folder
+
+
+def _copy_vlm(source: Path, folder: Path) -> None:
+    """Settings and tokenizer of a vision-language model, without the place they came from."""
+    folder.mkdir()
+    for pattern in PROCESSOR_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if any(content.pop(key, None) for key in _ORIGINS):
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _share(folder: Path) -> None:

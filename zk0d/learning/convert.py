@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from zk0d.errors import DataError, UsageError
+from zk0d.files import rename
 from zk0d.learning.layout import (
     INFO,
     Episode,
@@ -50,7 +51,7 @@ def convert(folder: Path, output: Path) -> Path:
         _check_pictures(folder)
         _run_lerobots(copy)
         verify(copy, str(folder))
-        copy.replace(output)
+        rename(copy, output)
     return output
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lerobot.datasets.aggregate import aggregate_datasets
 
+from zk0d.files import rename
 from zk0d.learning.rewriting import draft_of, verify
 
 
@@ -31,4 +32,4 @@ def merge_datasets(folders: Sequence[Path], output: Path) -> None:
             aggr_root=made,
         )
         verify(made, str(output))
-        made.replace(output)
+        rename(made, output)

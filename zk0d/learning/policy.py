@@ -424,6 +424,12 @@ def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
             f"{folder}: the model's config.json cannot be read ({type(error).__name__}).",
             reason="model_unavailable",
         ) from error
+    vlm = getattr(config, "vlm_model_name", "")
+    # A checkpoint of ours carries it; LeRobot looks below the current folder.
+    for place in (folder / vlm, Path(vlm)) if vlm else ():
+        if place.is_dir():
+            config.vlm_model_name = str(place.absolute())
+            break
     if config.type != policy:
         raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{config.type}'.")
     return config

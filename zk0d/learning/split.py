@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lerobot.datasets import dataset_tools
 
+from zk0d.files import rename
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.rewriting import draft_of, opened, verify
@@ -45,5 +46,5 @@ def split_dataset(
         )
         for name in names:
             verify(made / name, f"{uri}: {name}")
-        made.replace(output)
+        rename(made, output)
     return [(output / name, len(share)) for name, share in zip(names, shares, strict=True)]

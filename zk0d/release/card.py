@@ -40,6 +40,34 @@ FORMAT = (
     " processors' `policy_preprocessor.json` and `policy_postprocessor.json` with their statistics."
     " No pickle. `metrics.json` has every figure of this card, `provenance.json` its origin."
 )
+USAGE = """\
+from {imported}
+from lerobot.policies import make_pre_post_processors
+
+folder = "."  # this repository's name on the hub, or its folder
+policy = {name}.from_pretrained(folder)
+policy.eval()
+preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=folder)
+# action = postprocess(policy.select_action(preprocess(observation)))
+"""
+#: LeRobot looks for ``./vlm`` in the current folder: from elsewhere it is told where that is.
+CARRIED = """\
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import make_pre_post_processors
+from {imported}
+
+folder = "."  # this repository's folder: hf download USER/NAME --local-dir FOLDER
+config = PreTrainedConfig.from_pretrained(folder)
+config.vlm_model_name = f"{{folder}}/vlm"
+policy = {name}.from_pretrained(folder, config=config)
+policy.eval()
+preprocess, postprocess = make_pre_post_processors(
+    config,
+    pretrained_path=folder,
+    preprocessor_overrides={{"tokenizer_processor": {{"tokenizer_name": config.vlm_model_name}}}},
+)
+# action = postprocess(policy.select_action(preprocess(observation)))
+"""
 BEGIN, END = "<!-- usage -->", "<!-- /usage -->"  #: around the block that a test executes
 
 
@@ -51,6 +79,7 @@ def model_card(
     *,
     simulation: bool,
     datasets: Sequence[str] = (),
+    carries_vlm: bool = False,
 ) -> ModelCard:
     """The card.
 
@@ -60,6 +89,8 @@ def model_card(
         Of the evaluation's datasets, by name.
     datasets
         Those of them that are on the hub, as user/name.
+    carries_vlm
+        Whether the checkpoint holds its vision-language model's settings and tokenizer.
     """
     data = ModelCardData(
         language="en",
@@ -83,7 +114,7 @@ def model_card(
         _final(story, verdict),
         _by_dataset(story),
         _insights(story),
-        _usage(story),
+        _usage(story, carries_vlm),
         FORMAT,
         _limits(statistics, simulation),
         _citation(story),
@@ -224,17 +255,10 @@ def _insights(story: Story) -> str:
     return "## Training Insights\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(story: Story) -> str:
+def _usage(story: Story, carries_vlm: bool) -> str:
     imported = CLASSES[_policy(story)]
     name = imported.rpartition(" ")[2]
-    code = (
-        f"from {imported}\nfrom lerobot.policies import make_pre_post_processors\n\n"
-        'folder = "."  # this repository\'s name on the hub, or its folder\n'
-        f"policy = {name}.from_pretrained(folder)\npolicy.eval()\n"
-        "preprocess, postprocess = make_pre_post_processors(\n"
-        "    policy.config, pretrained_path=folder\n)\n"
-        "# action = postprocess(policy.select_action(preprocess(observation)))\n"
-    )
+    code = (CARRIED if carries_vlm else USAGE).format(imported=imported, name=name)
     return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.federation.story import Story
+from zk0d.files import point, write_file
 from zk0d.release.chart import CHART, draw_training
 from zk0d.release.gate import Verdict, judge
 
 METRICS, PROVENANCE, CARD = "metrics.json", "provenance.json", "README.md"
+WEIGHTS = "*.safetensors"
 LATEST, BEST = "latest", "best"
 SCHEMA_VERSION = 1
 
@@ -70,9 +73,16 @@ class Releases:
         """Point ``latest`` and the run's ``best`` to a checkpoint that passed the gate."""
         if not verdict.passed:
             return
-        _link(self.folder / LATEST, folder)
-        if best:
-            _link(folder.parent / BEST, folder)
+        try:
+            point(self.folder / LATEST, folder)
+            if best:
+                point(folder.parent / BEST, folder)
+        except OSError as error:
+            raise TryAgainError(
+                f"{self.folder}: no link to the checkpoint can be written"
+                f" ({error.strerror or error}); free space there.",
+                reason="disk_full",
+            ) from None
 
     def prune(self, run: str, keep: int) -> None:
         """Delete the run's oldest checkpoints beyond ``keep``; what a link names stays."""
@@ -97,7 +107,7 @@ def describe(
 
     Raises
     ------
-    TryAgainError
+    OSError
         If it cannot be written.
     """
     contents: dict[str, Any] = {
@@ -118,19 +128,13 @@ def describe(
             "nodes": [part.model_dump() for part in story.nodes],
             "evaluation_licenses": licenses,
             "parent": parent,
+            "tensors": {path.name: tensors_of(path) for path in sorted(folder.glob(WEIGHTS))},
         },
     }
-    try:
-        for name, content in contents.items():
-            (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
-        draw_training(story, folder / CHART)
-    except OSError as error:
-        raise TryAgainError(
-            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space"
-            " there.",
-            reason="disk_full",
-        ) from None
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    draw_training(story, folder / CHART)
 
 
 def accept(folder: Path, because: str, releases: Releases) -> None:
@@ -151,13 +155,9 @@ def accept(folder: Path, because: str, releases: Releases) -> None:
         text = card.read_text(encoding="utf-8")
         said = f"\n\nAccepted by hand all the same: {because}\n"
         marked = text.replace("\n\n## Training Insights", f"{said}\n## Training Insights", 1)
-        draft = folder / f".{CARD}.new"
-        draft.write_text(marked if marked != text else text + said, encoding="utf-8")
-        draft.replace(card)
-        draft = folder / f".{METRICS}.new"
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draft.replace(metrics)
-        _link(releases.folder / LATEST, folder)
+        write_file(card, marked if marked != text else text + said)
+        write_file(metrics, json.dumps(content, indent=1) + "\n")
+        point(releases.folder / LATEST, folder)
     except OSError as error:
         raise TryAgainError(
             f"{folder}: cannot be written ({error.strerror or error}); are you root?"
@@ -183,6 +183,52 @@ def read_story(folder: Path) -> Story:
     return Story.parse(content, where=str(path))
 
 
+def tensors_of(file: Path) -> dict[str, str]:
+    """Type and shape of every tensor, ``F32 [64, 9]``, by its name; reads the file's header alone.
+
+    Raises
+    ------
+    ConfigError
+        If the file is cut short, or no safetensors file.
+    """
+    try:
+        with safe_open(file, "numpy") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {n: f"{part.get_dtype()} {part.get_shape()}" for n, part in parts.items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: is cut short or no safetensors file ({error}); take another checkpoint, or"
+            " copy this one again.",
+            reason="torn_weights",
+        ) from None
+
+
+def check_tensors(folder: Path) -> None:
+    """Whether a checkpoint's files of tensors hold what was written, by their headers.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file and the first tensor that is missing, extra, or of another type or shape.
+    """
+    path = folder / PROVENANCE
+    try:
+        written = json.loads(path.read_text(encoding="utf-8")).get("tensors", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); copy the checkpoint again.") from None
+    found = {file.name: tensors_of(file) for file in sorted(folder.glob(WEIGHTS))}
+    for name, wanted in written.items():
+        have = found.get(name, {})
+        for tensor in sorted(wanted.keys() | have.keys()):
+            if have.get(tensor) != wanted.get(tensor):
+                raise ConfigError(
+                    f"{folder / name}: tensor '{tensor}' is {have.get(tensor, 'missing')}, the"
+                    f" checkpoint was written with {wanted.get(tensor, 'none of that name')}; copy"
+                    " it again.",
+                    reason="other_weights",
+                )
+
+
 def judge_folder(folder: Path, last: Path | None) -> Verdict:
     """What the gate says of a checkpoint's folder, beside the release in ``last``."""
     return judge(read_story(folder), read_story(last) if last else None)
@@ -206,10 +252,3 @@ def _sha256(content: bytes) -> str:
 def _round_of(path: Path) -> int:
     number = path.name.rpartition("_")[2]
     return int(number) if number.isdigit() else -1
-
-
-def _link(link: Path, target: Path) -> None:
-    draft = link.with_name(f".{link.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(os.path.relpath(target, link.parent))
-    draft.replace(link)

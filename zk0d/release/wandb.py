@@ -56,7 +56,7 @@ def log_rounds(
             resume="allow",
             dir=folder,
             mode=mode,  # type: ignore[arg-type]
-            config=settings.to_flat(),
+            config=settings.public(),
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
         for line in lines[known:]:

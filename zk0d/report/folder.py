@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from zk0d.daemon.program import guarded
 from zk0d.errors import TryAgainError
+from zk0d.files import whole_folder
 from zk0d.report import PAGE, REPORT
 from zk0d.report.analysis import analyse
 from zk0d.report.charts import charts
@@ -25,15 +25,12 @@ def write_report(run: Path) -> Path:
         If it cannot be written.
     """
     analysis = analyse(run)
-    draft, there = run / f".{REPORT}.new", run / REPORT
+    there = run / REPORT
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        for chart in charts(analysis):
-            chart.save(draft / f"{chart.name}.png")
-        (draft / PAGE).write_text(page(analysis), encoding="utf-8")
-        shutil.rmtree(there, ignore_errors=True)
-        draft.rename(there)
+        with whole_folder(there) as draft:
+            for chart in charts(analysis):
+                chart.save(draft / f"{chart.name}.png")
+            (draft / PAGE).write_text(page(analysis), encoding="utf-8")
     except OSError as error:
         raise TryAgainError(
             f"{there}: cannot be written ({error.strerror or error}); free space there."

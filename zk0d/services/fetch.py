@@ -24,15 +24,14 @@ from zk0d.config.machine import (
     ClientSettings,
     ServerSettings,
 )
-from zk0d.config.names import POLICY_FILES, DatasetUri, split_revision
+from zk0d.config.names import POLICY_FILES, PROCESSOR_FILES, DatasetUri, split_revision
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, TryAgainError, Zk0dError
+from zk0d.files import rename
 
 log = logging.getLogger("zk0d")
 
 DATASET_FORMAT = "v3."
-#: Of a vision-language model its settings and its tokenizer, no weights.
-PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _TAG = re.compile(r"v(\d+)\.(\d+)")
 
 
@@ -144,7 +143,7 @@ def _dataset(name: str) -> bool:
     # What the hub's library notes there makes LeRobot take it for an old download.
     shutil.rmtree(draft / ".cache", ignore_errors=True)
     _let_the_group_read(draft)
-    draft.replace(folder)
+    rename(draft, folder)
     return True
 
 
@@ -173,7 +172,7 @@ def _model(name: str) -> bool:
     new, folder = _snapshot(name, POLICY_FILES, _is_policy)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     vlm = config.get("vlm_model_name")
-    if isinstance(vlm, str) and not Path(vlm).exists():
+    if isinstance(vlm, str) and not (folder / vlm).exists():
         with _plainly("model", vlm):
             newer, _ = _snapshot(vlm, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
         new = new or newer

@@ -6,7 +6,6 @@ it, lets the round's work be finished and its reply go out, and then leaves.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zk0d.errors import TryAgainError
+from zk0d.files import write_file
 
 HOLD, STATE = "hold.json", "state.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -65,7 +65,7 @@ class Hold:
 
     def write(self, state: Path) -> None:
         """Put it into a SuperNode's state folder."""
-        write_json(state / HOLD, asdict(self))
+        write_json(state / HOLD, asdict(self), durable=True)
 
 
 def read_hold(state: Path) -> Hold | None:
@@ -102,7 +102,7 @@ def boot_id() -> str:
     return found.strip().replace("-", "")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
     """Write a small file, whole or not at all, that every user may read.
 
     Raises
@@ -110,14 +110,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     TryAgainError
         If it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.chmod(0o644)
-        draft.replace(path)
+        write_file(path, json.dumps(content), mode=0o644, durable=durable)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise TryAgainError(
             f"{path}: cannot be written ({error.strerror or error}); are you root?"
         ) from None

@@ -18,6 +18,7 @@ from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.history import settings_of
 from zk0d.federation.journal import CONFIG, read_journal
+from zk0d.files import make_folder, write_file
 from zk0d.release.checkpoint import Releases
 from zk0d.services.credentials import optional_credential
 
@@ -79,10 +80,8 @@ class Sent:
     def keep(self, **facts: Any) -> None:
         """Add facts, whole or not at all."""
         self.facts.update(facts)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".part")
-        draft.write_text(json.dumps(self.facts), encoding="utf-8")
-        draft.replace(self._path)
+        make_folder(self._path.parent)
+        write_file(self._path, json.dumps(self.facts))
 
 
 def _send(folder: Path, settings: RunSettings, sent: Sent, releases: Releases) -> int:

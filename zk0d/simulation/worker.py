@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from zk0d.federation import client_app
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
 from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload
+from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Stopped, TaskControl
@@ -230,9 +230,8 @@ def _keep(prepared: Prepared, path: Path) -> None:
     content = {f"moments/{name}": tensor.contiguous() for name, tensor in tensors.items()}
     content |= {f"residual/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(content, draft, {"run": run, "round": str(round_)})
-    draft.replace(path)
+    with whole_file(path, durable=False) as draft:
+        save_file(content, draft, {"run": run, "round": str(round_)})
 
 
 def _recall(prepared: Prepared, path: Path) -> None:
