@@ -151,7 +151,7 @@ def test_what_a_run_made_is_reported_and_sent(fleet: Fleet) -> None:
 
     hub.run(["systemctl", "start", "zk0d-publish"], timeout=120)
     sent = json.loads(hub.read(f"/var/lib/zk0d/publish/{run}.json"))
-    assert sent["tag"] == "fl-round-3", sent
+    assert sent["tag"] == f"fl-run-{run}-round-3", sent
     assert sent["wandb_lines"] > 3
     assert "pushed to http://127.0.0.1:8099" in hub.run("journalctl -u zk0d-publish").stdout
     checkpoint = f"/var/lib/zk0d/releases/{run}/checkpoint_round_3"

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 
 @dataclass
@@ -19,7 +20,9 @@ class Repository:
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
+    #: What was there at each commit, by its name.
+    snapshots: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)  #: a commit's name by a tag's
 
 
 class HubStandIn(ThreadingHTTPServer):
@@ -70,10 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.removeprefix("/api/models/").split("?")[0]
-        name = name.split("/revision/")[0]
+        name = name.split("/revision/")[0].removesuffix("/refs")
         found = self.server.repositories.get(name)
         if found is None:
             self._say(404, {"error": "Repository not found"})
+            return
+        if self.path.split("?")[0].endswith("/refs"):
+            self._say(200, {"branches": [], "converts": [], "tags": self._tags(found)})
             return
         siblings = [{"rfilename": path} for path in found.files]
         self._say(
@@ -114,9 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self._say(200, {"errors": [], "warnings": []})
         elif "/tag/" in self.path:
-            name = self.path.removeprefix("/api/models/").split("/tag/")[0]
-            self.server.repositories[name].tags.append(json.loads(body)["tag"])
-            self._say(200)
+            name, revision = self.path.removeprefix("/api/models/").split("/tag/")
+            tags = self.server.repositories[name].tags
+            asked = json.loads(body)["tag"]
+            self._say(409 if asked in tags else 200)
+            tags.setdefault(asked, revision)
+        elif "/paths-info/" in self.path:
+            name, revision = self.path.removeprefix("/api/models/").split("/paths-info/")
+            there = self.server.repositories[name].snapshots[revision]
+            paths = parse_qs(body.decode())["paths"]
+            self._say(200, [self._about(path, there[path]) for path in paths if path in there])
         else:
             self._say(404)
 
@@ -139,6 +152,19 @@ class _Handler(BaseHTTPRequestHandler):
             "shouldIgnore": False,
         }
 
+    @staticmethod
+    def _tags(found: Repository) -> list[dict[str, str]]:
+        return [
+            {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
+            for name, commit in found.tags.items()
+        ]
+
+    @staticmethod
+    def _about(path: str, content: bytes) -> dict[str, Any]:
+        sha256 = hashlib.sha256(content).hexdigest()
+        lfs = {"size": len(content), "oid": sha256, "pointerSize": 130}
+        return {"type": "file", "path": path, "size": len(content), "oid": sha256[:40], "lfs": lfs}
+
     def _commit(self, name: str, body: bytes) -> None:
         found = self.server.repositories[name]
         for line in body.splitlines():
@@ -151,5 +177,6 @@ class _Handler(BaseHTTPRequestHandler):
             elif part["key"] == "lfsFile":
                 found.files[value["path"]] = self.server.objects[value["oid"]]
         oid = f"{len(found.commits):040d}"
+        found.snapshots[oid] = dict(found.files)
         url = f"{self.server.url}/{name}/commit/{oid}"
         self._say(200, {"success": True, "commitOid": oid, "commitUrl": url})

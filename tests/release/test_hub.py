@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from tests.release.hub_stand_in import HubStandIn, Repository
 from tests.release.test_gate import story
+from zk0d.cli.main import app
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
 from zk0d.release import hub
 from zk0d.release.checkpoint import Releases, accept, describe
@@ -32,12 +34,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     server.server_close()
 
 
-def make_checkpoint(folder: Path) -> Path:
+def make_checkpoint(folder: Path, run: str = "7", scale: float = 1.0) -> Path:
     """A folder that may be pushed."""
     folder.mkdir(parents=True)
-    save_file({"w": np.arange(1000, dtype=np.float32)}, folder / "model.safetensors")
+    weights = scale * np.arange(1000, dtype=np.float32)
+    save_file({"w": weights, "b": weights[:8]}, folder / "model.safetensors")
+    save_file({"mean": weights[:6]}, folder / "policy_preprocessor_step_3.safetensors")
     (folder / "config.json").write_text('{"type": "act"}')
-    told = story(1.0, 0.5)
+    told = story(1.0, 0.5, run=run)
     describe(folder, told, judge(told), "---\n---\n# card\n", parent={}, licenses={})
     return folder
 
@@ -61,7 +65,8 @@ def test_one_commit_with_everything_private_and_tagged(
     assert set(there.files) == {path.name for path in checkpoint.iterdir()}
     for path in checkpoint.iterdir():
         assert there.files[path.name] == path.read_bytes()
-    assert (done.tag, there.tags) == ("fl-round-1", ["fl-round-1"])
+    assert done.tag == "fl-run-7-round-1"
+    assert there.snapshots[there.tags[done.tag]] == there.files
 
 
 def test_public_only_when_asked_and_what_is_there_stays_as_it_is(
@@ -72,7 +77,7 @@ def test_public_only_when_asked_and_what_is_there_stays_as_it_is(
     stand_in.repositories["user/old"] = Repository(private=False)
     hub.push(checkpoint, "user/old", tag="v1", api=api(stand_in))
     assert not stand_in.repositories["user/old"].private
-    assert stand_in.repositories["user/old"].tags == ["v1"]
+    assert list(stand_in.repositories["user/old"].tags) == ["v1"]
 
 
 @pytest.mark.slow
@@ -84,7 +89,111 @@ def test_a_push_that_was_cut_off_is_taken_up(stand_in: HubStandIn, checkpoint: P
     stand_in.fail_uploads = 0
     hub.push(checkpoint, "user/arm", api=api(stand_in))
     hub.push(checkpoint, "user/arm", tag="again", api=api(stand_in))
-    assert len(stand_in.uploads) == 1, "what the hub has is not sent again"
+    assert len(stand_in.uploads) == 2, "what the hub has is not sent again"
+
+
+def test_each_runs_tag_names_its_own_weights(stand_in: HubStandIn, tmp_path: Path) -> None:
+    """Two runs of equal length to one repository."""
+    pushed = {}
+    for run, scale in (("7", 1.0), ("8", 2.0)):
+        folder = make_checkpoint(tmp_path / run / "checkpoint_round_1", run, scale)
+        pushed[hub.push(folder, "user/arm", api=api(stand_in)).tag] = folder
+    there = stand_in.repositories["user/arm"]
+    assert there.tags.keys() == pushed.keys()
+    for tag, folder in pushed.items():
+        found = there.snapshots[there.tags[tag]]
+        assert found["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_tag_that_is_there_keeps_its_weights(stand_in: HubStandIn, tmp_path: Path) -> None:
+    first = make_checkpoint(tmp_path / "7")
+    hub.push(first, "user/arm", tag="best", api=api(stand_in))
+    there = stand_in.repositories["user/arm"]
+    commit = there.tags["best"]
+    (first / "README.md").write_text("---\n---\n# a better card\n")
+    assert hub.push(first, "user/arm", tag="best", api=api(stand_in)).tag == "best"
+    assert there.tags == {"best": commit}, "the same weights: it stays"
+    before = list(there.commits)
+    other = make_checkpoint(tmp_path / "8", run="8", scale=2.0)
+    with pytest.raises(ConfigError, match=r"user/arm: its tag 'best' names other weights.*--tag"):
+        hub.push(other, "user/arm", tag="best", api=api(stand_in))
+    assert there.commits == before, "nothing of it is there"
+
+
+@pytest.mark.parametrize(
+    ("repository", "tag", "says"),
+    [
+        ("arm", "", "--repo-id: 'arm' is no repository of the hub; write it as user/name"),
+        ("user/my arm", "", "--repo-id: the hub takes no such name"),
+        ("user/arm.git", "", "--repo-id: the hub takes no such name"),
+        ("user/arm", "v 1", "--tag: 'v 1' is no tag"),
+        ("user/arm", "a..b", "--tag: 'a..b' is no tag"),
+        ("user/arm", "v1.lock", "--tag: 'v1.lock' is no tag"),
+    ],
+)
+def test_names_are_checked_before_anything(
+    checkpoint: Path, repository: str, tag: str, says: str
+) -> None:
+    for words in (["--dry-run"], []):
+        command = ["push", str(checkpoint), "--repo-id", repository, *words]
+        said = CliRunner().invoke(app, [*command, "--tag", tag] if tag else command)
+        assert isinstance(said.exception, ConfigError)
+        assert says in said.exception.message
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def no_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 64)
+
+
+@pytest.mark.parametrize("harm", [cut, empty, no_header])
+@pytest.mark.parametrize("name", ["model", "policy_preprocessor_step_3"])
+def test_torn_weights_are_found_by_a_dry_run(
+    checkpoint: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(checkpoint / f"{name}.safetensors")
+    said = CliRunner().invoke(app, ["push", str(checkpoint), "--repo-id", "a/b", "--dry-run"])
+    assert isinstance(said.exception, ConfigError)
+    assert f"{name}.safetensors: is cut short or no safetensors file" in said.exception.message
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ({"w": (999,), "b": (8,)}, "tensor 'w' is F32 [999], the checkpoint was written with F32"),
+        ({"w": (1000, 1), "b": (8,)}, "tensor 'w' is F32 [1000, 1]"),
+        ({"w": (1000,)}, "tensor 'b' is missing"),
+        ({"w": (1000,), "b": (8,), "c": (1,)}, "tensor 'c' is F32 [1]"),
+    ],
+)
+def test_weights_of_another_shape_are_found_by_a_dry_run(
+    checkpoint: Path, held: dict[str, tuple[int, ...]], says: str
+) -> None:
+    save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in held.items()},
+        checkpoint / "model.safetensors",
+    )
+    said = CliRunner().invoke(app, ["push", str(checkpoint), "--repo-id", "a/b", "--dry-run"])
+    assert isinstance(said.exception, ConfigError)
+    assert says in said.exception.message
+
+
+def test_a_whole_checkpoint_passes_a_dry_run(checkpoint: Path) -> None:
+    said = CliRunner().invoke(app, ["push", str(checkpoint), "--repo-id", "a/b", "--dry-run"])
+    assert said.exit_code == 0, said.output
+    assert "7 files" in said.output
+    assert "would go to a/b" in said.output
+    origin = json.loads((checkpoint / "provenance.json").read_text())
+    del origin["tensors"]  # as versions before this one wrote it
+    (checkpoint / "provenance.json").write_text(json.dumps(origin))
+    assert hub.check(checkpoint)
 
 
 def test_a_refusal_is_a_sentence(stand_in: HubStandIn, checkpoint: Path) -> None:

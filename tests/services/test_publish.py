@@ -16,6 +16,9 @@ import pytest
 from tests.release.hub_stand_in import HubStandIn
 from tests.release.test_hub import TOKEN, make_checkpoint
 from tests.report.test_report import Told
+from zk0d.config.run import run_settings
+from zk0d.federation.journal import CONFIG
+from zk0d.federation.outputs import run_config
 from zk0d.release.wandb import figures
 
 REPOSITORY = "lab/arm"
@@ -45,12 +48,16 @@ class Coordinator:
             f'[publish]\nstate = "{self.state}"\n'
         )
 
-    def told(self, run: str, *, passed: bool = True, **settings: Any) -> Told:
+    def told(self, run: str, *, passed: bool = True, began: float = 0.0, **settings: Any) -> Told:
         """A run that ended, with a checkpoint."""
         told = Told(self.folder / "state/runs" / run, run, **settings)
+        config = run_config(run, run_settings(settings), began)
+        told.journal.write_json(CONFIG, config)
         for number in range(4):
             told.round(number, 2.0 - 0.1 * number)
-        made = make_checkpoint(self.folder / "releases" / run / "checkpoint_round_3")
+        made = make_checkpoint(
+            self.folder / "releases" / run / "checkpoint_round_3", run, float(len(run))
+        )
         told.journal.write(
             "checkpoint.written",
             round=3,
@@ -99,7 +106,8 @@ def test_a_run_that_asks_is_pushed_once(coordinator: Coordinator, hub: HubStandI
     assert done.returncode == 0, done.stderr
     assert list(hub.repositories) == [REPOSITORY]
     assert hub.repositories[REPOSITORY].private
-    assert coordinator.sent("1")["tag"].startswith("fl-round-")
+    there = hub.repositories[REPOSITORY]
+    assert there.tags.keys() == {coordinator.sent("1")["tag"]}
     assert coordinator.sent("2") == {}
     commits = len(hub.repositories[REPOSITORY].commits)
     again = coordinator.publish()
@@ -152,6 +160,33 @@ def test_one_that_is_refused_does_not_hold_up_others(
     coordinator.told("1", **{"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert (done.returncode, "write it as user/name" in done.stderr) == (78, True)
+    assert REPOSITORY in hub.repositories
+
+
+def test_several_runs_to_one_repository(coordinator: Coordinator, hub: HubStandIn) -> None:
+    """Each tag names its run's own weights, and the repository ends with the newest run's."""
+    for run, began in (("333", 10.0), ("1", 30.0), ("22", 20.0)):
+        coordinator.told(run, began=began, **{"hf-repo-id": REPOSITORY})
+    done = coordinator.publish()
+    assert done.returncode == 0, done.stderr
+    there = hub.repositories[REPOSITORY]
+    for run in ("333", "22", "1"):
+        folder = coordinator.folder / "releases" / run / "checkpoint_round_3"
+        found = there.snapshots[there.tags[coordinator.sent(run)["tag"]]]
+        assert found["model.safetensors"] == (folder / "model.safetensors").read_bytes(), run
+    assert there.files == there.snapshots[there.tags[coordinator.sent("1")["tag"]]]
+
+
+def test_the_token_is_found_without_systemd(coordinator: Coordinator, hub: HubStandIn) -> None:
+    """The file that ``publish.hf-token`` names."""
+    (coordinator.credentials / "hf.token").unlink()
+    token = coordinator.folder / "token"
+    token.write_text(f"{TOKEN}\n")
+    with (coordinator.folder / "server.toml").open("a") as file:
+        file.write(f'hf-token = "{token}"\n')
+    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    done = coordinator.publish()
+    assert done.returncode == 0, done.stderr
     assert REPOSITORY in hub.repositories
 
 

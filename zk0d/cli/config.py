@@ -35,8 +35,12 @@ def check(
     ] = None,
 ) -> None:
     """Check the settings file; says the first mistake and ends with 78, or says nothing wrong."""
+    from zk0d.config.machine import ServerSettings
+
     path = file or folder / f"{role}.toml"
-    _load(role, path)
+    settings = _load(role, path)
+    if isinstance(settings, ServerSettings):
+        settings.check_autorun(str(path))
     typer.echo(f"{path}: nothing wrong")
 
 

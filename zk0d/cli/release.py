@@ -79,7 +79,7 @@ def push(
     private: Annotated[
         bool, typer.Option("--private/--public", help="Of a repository that is made now.")
     ] = True,
-    tag: Annotated[str, typer.Option(help="Instead of fl-round-N.")] = "",
+    tag: Annotated[str, typer.Option(help="Instead of fl-run-RUN-round-N.")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and say what would go.")
     ] = False,
@@ -87,6 +87,7 @@ def push(
     """Push a checkpoint to the hub, as one commit."""
     from zk0d.release import hub
 
+    hub.check_names(repo_id, tag)
     files = hub.check(checkpoint)
     if dry_run:
         size = sum(path.stat().st_size for path in files)

@@ -11,9 +11,11 @@ import typer
 from zk0d.cli import audit, units
 
 if TYPE_CHECKING:
+    from zk0d.config.run import RunSettings
     from zk0d.flower.control import Control
 
 LOOK_SECONDS = 0.5
+RUN_SETTINGS = "run settings"
 #: A run that Flower calls finished has its last journal line by now.
 LAST_LINE_SECONDS = 5.0
 
@@ -58,6 +60,8 @@ def run(
             )
         values["resume"] = resume
     settings = run_settings(values)
+    if not resume:
+        _check(settings, elsewhere=bool(superlink))
     with control(superlink, ca, secret) as link:
         number = link.start_run(settings)
         typer.echo(number)
@@ -68,6 +72,17 @@ def run(
                 _follow(link, number, resume or str(number))
             except KeyboardInterrupt:
                 typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
+
+
+def _check(settings: RunSettings, *, elsewhere: bool) -> None:
+    """Refuse what would fail at the run's end; what this coordinator lacks, if it is its own."""
+    from zk0d.config.machine import ServerSettings
+
+    path = units.CONFIG_FOLDER / "server.toml"
+    if elsewhere or not path.exists():
+        settings.check_end(RUN_SETTINGS)
+    else:
+        ServerSettings.load(path).check_run(settings, RUN_SETTINGS)
 
 
 def control(superlink: str, ca: Path | None, secret: Path | None) -> Control:

@@ -91,6 +91,7 @@ def _server_paths(folder: Path) -> dict[str, dict[str, object]]:
             "control-secret": home / "control.secret",
         },
         "gateway": {"certificate": home / "tls/server.crt", "key": home / "tls/server.key"},
+        "publish": {"hf-token": home / "hf.token", "wandb-key": home / "wandb.key"},
     }
 
 

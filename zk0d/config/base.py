@@ -65,6 +65,11 @@ class Settings(BaseModel):
         return cls.parse(values, where=str(path))
 
 
+def wrong(where: str, key: str, why: str) -> ConfigError:
+    """The error for one key, by its dotted path, that no type can refuse."""
+    return ConfigError(f"{where}: '{key}' is wrong: {why}.")
+
+
 def known_keys(model: type[BaseModel]) -> list[str]:
     """The keys of a settings table as they are written in a file."""
     return [field.alias or name for name, field in model.model_fields.items()]

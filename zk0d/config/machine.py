@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from zk0d.config.base import Settings
+from zk0d.config.base import Settings, wrong
 from zk0d.config.names import Alias, DatasetUriText
-from zk0d.config.run import run_settings
+from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import ConfigError
 
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
@@ -342,6 +343,12 @@ class PublishSettings(Settings):
     state: Path = Field(
         Path("/var/lib/zk0d/publish"), description="What was sent is noted here, with W&B's files."
     )
+    hf_token: Path = Field(
+        Path("/etc/zk0d/hf.token"), description="The hub's token; a run with hf-repo-id needs it."
+    )
+    wandb_key: Path = Field(
+        Path("/etc/zk0d/wandb.key"), description="W&B's key; without it, figures go into files."
+    )
 
 
 class ServerSettings(Settings):
@@ -379,3 +386,61 @@ class ServerSettings(Settings):
     def runs(self) -> Path:
         """The folder with one folder per run."""
         return self.state / "runs"
+
+    def check_run(self, run: RunSettings, where: str, table: str = "") -> None:
+        """Refuse, before it begins, a run whose end could not be here what it asks for.
+
+        Parameters
+        ----------
+        where, table
+            As in :meth:`RunSettings.check_end`.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        run.check_end(where, table)
+        if run.hf_repo_id and not self.evaluation:
+            raise wrong(
+                where,
+                f"{table}hf-repo-id",
+                "only what passed the gate is pushed, and nothing can without held-out recordings;"
+                " add an [[evaluation]] table to server.toml",
+            )
+        if run.hf_repo_id and not _has_token(self.publish.hf_token):
+            raise wrong(
+                where,
+                f"{table}hf-repo-id",
+                f"there is no token of the hub to push with; write one into"
+                f" {self.publish.hf_token} (publish.hf-token)",
+            )
+        if run.use_wandb and find_spec("wandb") is None:
+            raise wrong(
+                where,
+                f"{table}use-wandb",
+                "wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment",
+            )
+
+    def check_autorun(self, where: str) -> None:
+        """The same of the run that begins by itself, if there is one."""
+        if self.autorun is not None:
+            run = run_settings(self.autorun.run, where=f"{where}: autorun.run")
+            self.check_run(run, where, "autorun.run.")
+
+
+def _has_token(path: Path) -> bool:
+    """Whether the file has something in it, which may be another user's secret; or a login has."""
+    from huggingface_hub import get_token
+
+    try:
+        if path.stat().st_size > 1:
+            return True
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return True  # who may not look does not know better
+    try:
+        return bool(get_token())
+    except OSError:
+        return False

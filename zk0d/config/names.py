@@ -111,6 +111,26 @@ def _dataset_uri(value: str) -> str:
 DatasetUriText = Annotated[str, AfterValidator(_dataset_uri)]
 
 
+def check_repository(name: str) -> None:
+    """Whether a model may be called so on the hub, by the rules of its own library.
+
+    Raises
+    ------
+    ValueError
+        With the rule that is broken.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if name.count("/") != 1:
+        raise ValueError(f"{name!r} is no repository of the hub; write it as user/name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        said = str(error).rstrip(".").replace(". ", "; ")
+        raise ValueError(f"the hub takes no such name ({said})") from None
+
+
 def split_revision(model: str) -> tuple[str, str | None]:
     """A model's name and, where it is pinned (``user/name@REVISION``), its revision."""
     name, at, revision = model.partition("@")

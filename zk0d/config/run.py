@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from zk0d.config.base import Settings, known_keys, suggest
-from zk0d.config.names import DatasetUri
+from zk0d.config.base import Settings, known_keys, suggest, wrong
+from zk0d.config.names import DatasetUri, check_repository
 from zk0d.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -252,10 +252,80 @@ class RunSettings(Settings):
         """The settings as Flower carries them: dashed keys, scalar values."""
         return self.model_dump(by_alias=True)
 
+    def check_end(self, where: str, table: str = "") -> None:
+        """Refuse, before a run begins, what would fail or be for nothing at its end.
+
+        This is not part of reading settings, because those of past runs are read, too.
+
+        Parameters
+        ----------
+        table
+            The dotted path of the settings' table with a dot at its end; empty for a command line.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        if self.hf_repo_id:
+            try:
+                check_repository(self.hf_repo_id)
+            except ValueError as error:
+                raise wrong(where, f"{table}hf-repo-id", str(error)) from None
+            if self.num_server_rounds < self.checkpoint_interval:
+                raise wrong(
+                    where,
+                    f"{table}checkpoint-interval",
+                    f"the run has fewer rounds than {self.checkpoint_interval}"
+                    f" ({self.num_server_rounds}), so hf-repo-id would get nothing; lower it, or"
+                    " leave it out",
+                )
+            if not self.eval_frequency:
+                raise wrong(
+                    where,
+                    f"{table}eval-frequency",
+                    "0 evaluates nothing, and hf-repo-id gets only what was evaluated and passed"
+                    " the gate; set it to 1 or more",
+                )
+        elif self.hf_public:
+            raise wrong(where, f"{table}hf-public", "no hf-repo-id says what would be public")
+        if self.use_wandb and not _is_project(self.wandb_project):
+            raise wrong(
+                where,
+                f"{table}wandb-project",
+                f"{self.wandb_project!r} is no project of W&B, which has 1 to 128 characters and"
+                f" none of {' '.join(_NOT_IN_PROJECTS)}",
+            )
+
+    def check_stays(self, where: str) -> None:
+        """Refuse what would send something out, where nothing is ever sent.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        for name in ("hf_repo_id", "hf_public", "use_wandb"):
+            if getattr(self, name):
+                raise wrong(
+                    where,
+                    name.replace("_", "-"),
+                    f"a {where} sends nothing out; leave it out, and send a checkpoint with zk0bot"
+                    " push",
+                )
+
     def public(self) -> dict[str, str | int | float | bool]:
         """The same for who is elsewhere: without a folder of this machine."""
         local = self.dataset_uri.startswith("local:")
         return self.to_flat() | ({"dataset-uri": "local:"} if local else {})
+
+
+#: As wandb.Settings has it, which takes a second to import.
+_NOT_IN_PROJECTS = "/\\#?%:"
+
+
+def _is_project(name: str) -> bool:
+    return 0 < len(name.strip()) <= 128 and not set(name) & set(_NOT_IN_PROJECTS)
 
 
 #: zk0's spellings that are not just an underscore for a dash.

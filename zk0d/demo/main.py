@@ -64,7 +64,9 @@ class DemoOptions:
         if self.rounds is not None:
             values["num-server-rounds"] = self.rounds
         values.update(self.overrides)
-        return RunSettings.parse(values, where="demo")
+        settings = RunSettings.parse(values, where="demo")
+        settings.check_stays("demo")
+        return settings
 
 
 def run_demo(options: DemoOptions, console: Console, picture: Path | None = None) -> Path:

@@ -240,6 +240,7 @@ class Run:
         settings, journal = self._settings, self._journal
         journal.write_json(CONFIG, run_config(journal.run, settings, self._clock()))
         journal.write("run.started", settings=settings.to_flat())
+        self._server.check_run(settings, "run settings")
         self._spec, payload = self._ask_evaluator()
         self._weights = {name: array.copy() for name, array in payload.decode(consume=True)}
         journal.write("model.ready", spec=self._spec.model_dump())

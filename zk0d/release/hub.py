@@ -1,18 +1,24 @@
-"""Pushes a checkpoint to the hub: one commit, private unless asked, tagged with its round."""
+"""Pushes a checkpoint to the hub: one commit, private unless asked, with a tag of its own."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zk0d.config.names import check_repository
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
-from zk0d.release.checkpoint import PROVENANCE, read_story
+from zk0d.federation.story import Story
+from zk0d.release.checkpoint import PROVENANCE, check_tensors, read_story
 
+WEIGHTS = "model.safetensors"
 #: What a checkpoint must have before anything of it leaves.
-NEEDED = ("model.safetensors", "config.json", "README.md", "metrics.json", PROVENANCE)
+NEEDED = (WEIGHTS, "config.json", "README.md", "metrics.json", PROVENANCE)
 #: A checkpoint of zk0d has files of these kinds and no others; nothing pickled.
-SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja", ".png"}
+SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja", ".model", ".png"}
+_TAG = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.|lock$|$))*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ def check(folder: Path) -> list[Path]:
     Raises
     ------
     ConfigError
-        If one is missing, or one is there that does not belong.
+        If one is missing, or one is there that does not belong; if weights are cut short, or have
+        other names, types or shapes than those that were written.
     """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
@@ -40,7 +47,31 @@ def check(folder: Path) -> list[Path]:
     for path in files:
         if path.suffix not in SUFFIXES or path.is_symlink():
             raise ConfigError(f"{path}: does not belong into a checkpoint; remove it, then push.")
+    check_tensors(folder)
     return files
+
+
+def tag_of(story: Story) -> str:
+    """Another for each checkpoint: runs that go to one repository have rounds of equal numbers."""
+    return f"fl-run-{story.run}-round-{story.round}"
+
+
+def check_names(repository: str, tag: str) -> None:
+    """Whether the hub takes such a name and tag.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option.
+    """
+    try:
+        check_repository(repository)
+    except ValueError as error:
+        raise ConfigError(f"--repo-id: {error}.") from None
+    if tag and not _TAG.fullmatch(tag):
+        raise ConfigError(
+            f"--tag: {tag!r} is no tag; use letters, digits, '-', '_', and single '.' within."
+        )
 
 
 def push(
@@ -53,23 +84,23 @@ def push(
     repository
         ``user/name``. One that is there keeps its visibility.
     tag
-        On the hub; by default ``fl-round-N``.
+        On the hub; by default ``fl-run-RUN-round-N``. One that is there stays where it is.
 
     Raises
     ------
     ConfigError
-        If the checkpoint is not whole, or the hub refuses name or token.
+        If the checkpoint is not whole, the hub refuses name or token, or the tag is there with
+        other weights.
     UnavailableError
         Without a token.
     TryAgainError
         If the hub cannot be reached; what it has already is not sent again.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    check_names(repository, tag)
     check(folder)
-    if repository.count("/") != 1:
-        raise ConfigError(f"--repo-id {repository!r}: write it as user/name.")
     hub = api or HfApi()
     if not (hub.token or get_token()):
         raise UnavailableError(
@@ -77,9 +108,10 @@ def push(
             f" names a file with one. The checkpoint stays in {folder}."
         )
     story = read_story(folder)
-    tag = tag or f"fl-round-{story.round}"
+    tag = tag or tag_of(story)
     try:
         there = hub.repo_exists(repository)
+        tagged = there and _is_tagged(hub, repository, tag, folder)
         if not there:
             hub.create_repo(repository, private=private, exist_ok=True)
         done = hub.upload_folder(
@@ -87,9 +119,8 @@ def push(
             folder_path=folder,
             commit_message=f"zk0d: run {story.run}, round {story.round}",
         )
-        hub.create_tag(repository, tag=tag, revision=done.oid, exist_ok=True)
-    except HFValidationError as error:
-        raise ConfigError(f"--repo-id {repository!r}: {error}") from None
+        if not tagged:
+            hub.create_tag(repository, tag=tag, revision=done.oid)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403, 404):
@@ -112,3 +143,19 @@ def push(
             " push it again later."
         ) from None
     return Pushed(str(done.commit_url), tag, not there)
+
+
+def _is_tagged(hub: Any, repository: str, tag: str, folder: Path) -> bool:
+    """Whether the tag is there and names these weights."""
+    commits = {ref.name: ref.target_commit for ref in hub.list_repo_refs(repository).tags}
+    if tag not in commits:
+        return False
+    (known,) = hub.get_paths_info(repository, [WEIGHTS], revision=commits[tag]) or [None]
+    with (folder / WEIGHTS).open("rb") as file:
+        ours = hashlib.file_digest(file, "sha256").hexdigest()
+    if known is None or known.lfs is None or known.lfs.sha256 != ours:
+        raise ConfigError(
+            f"{repository}: its tag '{tag}' names other weights; give this checkpoint another with"
+            " --tag."
+        )
+    return True

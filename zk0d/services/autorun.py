@@ -27,15 +27,26 @@ class Runs(Protocol):
 
 
 class Autorun:
-    """Starts a run when enough nodes have been online for a while, and the next one after it."""
+    """Starts a run when enough nodes have been online for a while, and the next one after it.
+
+    Parameters
+    ----------
+    check
+        Raises if the run could not end here as its settings ask.
+    """
 
     def __init__(
-        self, settings: AutorunSettings, runs: Runs, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: AutorunSettings,
+        runs: Runs,
+        clock: Callable[[], float] = time.monotonic,
+        check: Callable[[RunSettings], None] = lambda run: None,
     ) -> None:
         self._settings = settings
         self._run = run_settings(settings.run, where="autorun.run")
         self._runs = runs
         self._clock = clock
+        self._check = check
         self._next_look = 0.0
         self._enough_since: float | None = None
         self._idle_since: float | None = None  #: since the last run's end; None while one goes on
@@ -74,6 +85,7 @@ class Autorun:
         if now - self._enough_since < self._settings.settle_seconds:
             return "a run begins in a moment"
         try:
+            self._check(self._run)
             number = self._runs.start_run(self._run)
         except UnavailableError:
             raise

@@ -32,11 +32,13 @@ def credential(name: str, path: Path, key: str) -> Path:
     return found
 
 
-def optional_credential(name: str) -> Path | None:
-    """The credential ``name``; ``None`` where there is none."""
+def optional_credential(name: str, path: Path) -> str | None:
+    """What the credential ``name`` or else the file ``path`` says; ``None`` where there is none."""
     folder = os.environ.get(FOLDER_VARIABLE)
-    given = Path(folder) / name if folder else None
-    return given if given is not None and _has_content(given) else None
+    for found in (Path(folder) / name if folder else None, path):
+        if found is not None and os.access(found, os.R_OK) and _has_content(found):
+            return found.read_text(encoding="utf-8").strip()
+    return None
 
 
 def _has_content(path: Path) -> bool:

@@ -44,7 +44,7 @@ def run(config: Path) -> None:
             if settings.hf_repo_id or settings.use_wandb:
                 notify.status(f"sending out run {folder.name}")
                 noted = Sent(server.publish.state / f"{folder.name}.json")
-                sent += _send(folder, settings, noted, Releases.of(server))
+                sent += _send(folder, settings, noted, server)
         except Zk0dError as error:  # the other runs go out all the same
             errors.append(error)
             log.error("run %s: %s", folder.name, error.message)
@@ -54,17 +54,23 @@ def run(config: Path) -> None:
 
 
 def _runs(home: Path) -> Iterator[Path]:
-    """Folders of runs, the newest first; most ask for nothing, and one look must be cheap."""
-    found = [path.parent for path in home.glob(f"*/{CONFIG}") if _asks(path)]
-    yield from sorted(found, key=lambda folder: folder.name, reverse=True)
+    """Folders of runs; most ask for nothing, and one look must be cheap.
+
+    The newest comes last, so that a repository that several push to ends with its weights.
+    """
+    found = [(began, path.parent) for path in home.glob(f"*/{CONFIG}") if (began := _asks(path))]
+    yield from (folder for _, folder in sorted(found))
 
 
-def _asks(config: Path) -> bool:
+def _asks(config: Path) -> str:
+    """When the run began, if it asks for anything."""
     try:
-        settings = json.loads(config.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(settings.get("hf-repo-id") or settings.get("use-wandb"))
+        content = json.loads(config.read_text(encoding="utf-8"))
+        settings = content["settings"]
+        asks = settings.get("hf-repo-id") or settings.get("use-wandb")
+        return str(content.get("timestamp") or "unknown") if asks else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 class Sent:
@@ -84,18 +90,18 @@ class Sent:
         write_file(self._path, json.dumps(self.facts))
 
 
-def _send(folder: Path, settings: RunSettings, sent: Sent, releases: Releases) -> int:
+def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSettings) -> int:
     """Send what is due; how much that was. What one refuses does not hold up the other."""
     lines = list(read_journal(folder))
     done, errors = 0, []
     if settings.hf_repo_id:
         try:
-            done += _checkpoint(lines, settings, sent, releases)
+            done += _checkpoint(lines, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
     if settings.use_wandb:
         try:
-            done += _figures(lines, settings, sent)
+            done += _figures(lines, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
     if errors:
@@ -104,7 +110,7 @@ def _send(folder: Path, settings: RunSettings, sent: Sent, releases: Releases) -
 
 
 def _checkpoint(
-    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, releases: Releases
+    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, server: ServerSettings
 ) -> bool:
     """Push a finished run's last checkpoint, if it passed the gate."""
     if "pushed" in sent.facts or lines[-1]["kind"] != "run.finished":
@@ -113,7 +119,7 @@ def _checkpoint(
     if not written:
         return False  # the journal says why
     last = written[-1]
-    folder = releases.checkpoint(lines[0]["run"], last["round"])
+    folder = Releases.of(server).checkpoint(lines[0]["run"], last["round"])
     why = ""
     if settings.num_server_rounds < settings.checkpoint_interval:
         why = "the run was shorter than its checkpoint-interval"
@@ -127,28 +133,28 @@ def _checkpoint(
 
     from zk0d.release.hub import push
 
-    file = optional_credential("hf.token")
-    api = HfApi(token=file.read_text(encoding="utf-8").strip() if file else None)
+    api = HfApi(token=optional_credential("hf.token", server.publish.hf_token))
     done = push(folder, settings.hf_repo_id, private=not settings.hf_public, api=api)
     log.info("run %s: pushed to %s (tag %s)", lines[0]["run"], done.url, done.tag)
     sent.keep(pushed=done.url, tag=done.tag)
     return True
 
 
-def _figures(lines: list[dict[str, Any]], settings: RunSettings, sent: Sent) -> bool:
+def _figures(
+    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, server: ServerSettings
+) -> bool:
     """Log the rounds that Weights & Biases has not got yet."""
     from zk0d.release.wandb import log_rounds
 
     known = sent.facts.get("wandb_lines", 0)
     if len(lines) == known:
         return False
-    key = optional_credential("wandb.key")
     log_rounds(
         lines,
         known,
         settings,
         folder=sent._path.parent / "wandb",
-        key=key.read_text(encoding="utf-8").strip() if key else None,
+        key=optional_credential("wandb.key", server.publish.wandb_key),
     )
     sent.keep(wandb_lines=len(lines))
     return True

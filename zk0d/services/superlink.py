@@ -114,7 +114,11 @@ class SuperlinkService(Service):
         if link.auto_resume:
             self._resume = Resume(self._control)
         if self._settings.autorun is not None:
-            self._autorun = Autorun(self._settings.autorun, self._control)
+            self._autorun = Autorun(
+                self._settings.autorun,
+                self._control,
+                check=lambda run: self._settings.check_run(run, "server.toml", "autorun.run."),
+            )
         link.state.mkdir(parents=True, exist_ok=True)
         command = commands.superlink(
             link.port,

@@ -75,7 +75,9 @@ def alone(values: dict[str, Any]) -> RunSettings:
     for key, value in ALONE.items():
         if values.get(key, value) != value:
             raise UsageError(f"-c: {key} is a federation's; training alone leaves it at {value}.")
-    return RunSettings.parse({**values, **ALONE}, where="train")
+    settings = RunSettings.parse({**values, **ALONE}, where="training")
+    settings.check_stays("training")
+    return settings
 
 
 def train_alone(options: TrainOptions, console: Console) -> Path:

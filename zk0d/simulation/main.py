@@ -84,7 +84,9 @@ class Options:
             values["num-server-rounds"] = self.rounds
         values.update(self.overrides)
         values.setdefault("min-fit-clients", self._quorum(nodes, values))
-        return RunSettings.parse(values, where="simulation")
+        settings = RunSettings.parse(values, where="simulation")
+        settings.check_stays("simulation")
+        return settings
 
     def _quorum(self, nodes: int, values: dict[str, Any]) -> int:
         """All, if nothing takes one away: then a run repeats bit by bit."""
@@ -193,9 +195,10 @@ def check(options: Options) -> None:
 
     Raises
     ------
-    UsageError
-        Naming the option.
+    UsageError, ConfigError
+        Naming the option or the setting.
     """
+    options.run_settings(max(3, options.count))  # before anything is recorded
     if options.by not in SCHEMES:
         raise UsageError(f"--by: {options.by!r} is none of {', '.join(SCHEMES)}.")
     if not 0.0 <= options.drop < 1.0:
