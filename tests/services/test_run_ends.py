@@ -30,6 +30,8 @@ WRONG = [
     ({"hf-repo-id": "lab/" + "x" * 100}, "hf-repo-id", "maximum length is 96"),
     ({"hf-repo-id": "https://huggingface.co/lab/arm"}, "hf-repo-id", "write it as user/name"),
     ({"hf-public": True}, "hf-public", "no hf-repo-id"),
+    ({"model-name": "/home/ann/base"}, "model-name", "map a name to it under [models]"),
+    ({"model-name": "~/base"}, "model-name", "map a name to it under [models]"),
     (
         {"hf-repo-id": "lab/arm", "checkpoint-interval": 50, "num-server-rounds": 20},
         "checkpoint-interval",

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from zk0d.config.base import Settings, wrong
-from zk0d.config.names import Alias, DatasetUriText
+from zk0d.config.names import Alias, Cameras, DatasetUriText
 from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import ConfigError
 
@@ -215,7 +215,7 @@ class ClientSettings(Settings):
     share_statistics: bool = Field(
         True, description="Answer with mean, std, min and max of state and action when asked."
     )
-    cameras: dict[str, str] = Field(
+    cameras: Cameras = Field(
         default_factory=dict, description="This node's camera names, mapped to the policy's."
     )
     models: dict[str, Path] = Field(
@@ -248,7 +248,7 @@ class EvaluationDataset(Settings):
         (0, 1),
         description="This dataset's slice of the simulator's table, as (index, of how many).",
     )
-    cameras: dict[str, str] = Field(
+    cameras: Cameras = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
     episodes: list[NonNegativeInt] = Field(

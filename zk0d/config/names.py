@@ -137,6 +137,21 @@ def split_revision(model: str) -> tuple[str, str | None]:
     return name, revision if at else None
 
 
+#: What LeRobot puts before a camera's name in a feature's.
+IMAGES = "observation.images."
+
+
+def _cameras(names: dict[str, str]) -> dict[str, str]:
+    plain = {own.removeprefix(IMAGES): to.removeprefix(IMAGES) for own, to in names.items()}
+    if len(plain) < len(names):
+        raise ValueError(f"a camera is named twice, with and without {IMAGES!r}")
+    return plain
+
+
+#: A node's camera names, mapped to the policy's; as names or as LeRobot's features.
+Cameras = Annotated[dict[str, str], AfterValidator(_cameras)]
+
+
 #: Where a checkpoint carries the settings and the tokenizer of its vision-language model.
 VLM_FOLDER = "vlm"
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.

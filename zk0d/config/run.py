@@ -267,6 +267,13 @@ class RunSettings(Settings):
         ConfigError
             Naming the key.
         """
+        if self.model_name.startswith(("/", "~", ".")):
+            raise wrong(
+                where,
+                f"{table}model-name",
+                f"{self.model_name!r} is a path, which every checkpoint would name; map a name to"
+                " it under [models]",
+            )
         if self.hf_repo_id:
             try:
                 check_repository(self.hf_repo_id)

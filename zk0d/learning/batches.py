@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
+from zk0d.config.names import IMAGES
 from zk0d.learning.frames import FeatureCache, PixelCache
 from zk0d.learning.layout import BOOKKEEPING
 from zk0d.learning.policy import LoadedPolicy
-from zk0d.learning.recordings import ACTION, IMAGES, STATE, Recordings
+from zk0d.learning.recordings import ACTION, STATE, Recordings
 from zk0d.learning.statistics import Statistics
 
 TOKENS = "observation.language.tokens"

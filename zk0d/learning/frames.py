@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from zk0d.config.names import IMAGES
 from zk0d.errors import DataError, TryAgainError
 from zk0d.learning.layout import Episode, Layout, Span, forbidden
-from zk0d.learning.recordings import IMAGES, Recordings
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.tables import read_pictures
 from zk0d.learning.videos import TOLERANCE_SECONDS
 

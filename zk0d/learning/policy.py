@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from zk0d.config.machine import Precision
-from zk0d.config.names import POLICY_FILES
+from zk0d.config.names import IMAGES, POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import tiny
-from zk0d.learning.recordings import ACTION, IMAGES, STATE
+from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
 from zk0d.learning.untrusted import refuse_code

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from zk0d.config.names import IMAGES
 from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
 from zk0d.learning.spec import MAX_STATE_WIDTH, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
@@ -19,7 +20,6 @@ from zk0d.learning.videos import check_videos
 
 STATE = "observation.state"
 ACTION = "action"
-IMAGES = "observation.images."
 
 
 @dataclass

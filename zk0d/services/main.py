@@ -54,8 +54,8 @@ def _publish(arguments: argparse.Namespace) -> None:
     publish.run(arguments.config)
 
 
-def main() -> None:
-    """Parse the command line and run one service until it is told to stop."""
+def command_line() -> argparse.ArgumentParser:
+    """What may be typed."""
     parser = argparse.ArgumentParser(
         prog="zk0d", description="The services of a zk0d federation (systemd starts them)."
     )
@@ -78,8 +78,13 @@ def main() -> None:
     for role in ("client", "server"):
         verb.add_argument(f"--{role}", type=Path, help=f"{role}.toml (those in /etc/zk0d)")
     verb.set_defaults(run=_fetch)
+    return parser
+
+
+def main() -> None:
+    """Parse the command line and run one service until it is told to stop."""
     try:
-        arguments = parser.parse_args()
+        arguments = command_line().parse_args()
     except SystemExit as end:
         # argparse ends with 2; ours for a wrong command line is 64.
         sys.exit(64 if end.code == 2 else end.code)

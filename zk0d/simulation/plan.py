@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from zk0d.config.base import Settings
 from zk0d.config.machine import Precision
-from zk0d.config.names import Alias, DatasetUriText
+from zk0d.config.names import Alias, Cameras, DatasetUriText
 from zk0d.errors import UsageError
 from zk0d.learning.statistics import Statistics
 
@@ -25,7 +25,7 @@ class VirtualNode(Settings):
     episodes: list[NonNegativeInt] = Field(
         default_factory=list, description="Its part of the dataset; empty: all of it."
     )
-    cameras: dict[str, str] = Field(
+    cameras: Cameras = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
     slow: Annotated[float, Field(ge=1.0)] = Field(
