@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.cli.test_cli import BIN, typed
 from zk0d.cli import recordings, units
 from zk0d.config.machine import ClientSettings
@@ -144,7 +145,7 @@ def started(
         f'[superexec]\nstate = "{tmp_path}/exec"\n[metrics]\nenabled = false\n'
         f'[learner]\nsocket = "{tmp_path}/l.sock"\n'
     )
-    process = subprocess.Popen(
+    with processes.started(
         [
             str(BIN / "zk0bot"),
             *("client", "start", f"local:{recordings_folder}", "--folder", str(folder)),
@@ -153,10 +154,8 @@ def started(
         stderr=subprocess.STDOUT,
         text=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
-    )
-    yield process
-    process.kill()
-    process.wait()
+    ) as process:
+        yield process
 
 
 @pytest.mark.slow

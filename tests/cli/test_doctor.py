@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import site
 import socket
 import ssl
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests import processes
 from tests.cli.test_cli import typed
 from tests.learner.test_metrics import FakeNvml
 from tests.learning.damage import change_info, set_value
@@ -96,6 +98,19 @@ def test_whatever_a_rule_raises_is_a_finding(error: Exception, ok: bool | None, 
 def test_python() -> None:
     is_right(machine.python(), sys.executable)
     is_wrong(machine.python((3, 11, 9)), "older than 3.12", "3.11.9")
+
+
+def test_a_foreign_python_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path / "own"))
+    is_right(machine.python_path({}), "no PYTHONPATH")
+    ros = "/opt/ros/jazzy/lib/python3.12/site-packages"
+    ignored = {"ZK0D_IGNORED_PYTHONPATH": ros, "ZK0D_IGNORED_PYTHONHOME": ""}
+    is_right(machine.python_path(ignored), f"ignored: PYTHONPATH={ros}")
+    is_wrong(machine.python_path({"PYTHONPATH": ros}), "other packages may come before", ros)
+    (tmp_path / "own").mkdir()
+    is_right(machine.python_path({}), f"ignored: {tmp_path}/own")
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    is_wrong(machine.python_path({}), "other packages may come before", f"{tmp_path}/own")
 
 
 def test_packages() -> None:
@@ -218,7 +233,7 @@ _LISTEN = (
 @contextmanager
 def listening(port: int, *words: str) -> Iterator[None]:
     """A process that listens at a port and whose command line has these words."""
-    with subprocess.Popen(
+    with processes.started(
         [sys.executable, "-c", _LISTEN, str(port), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -227,7 +242,6 @@ def listening(port: int, *words: str) -> Iterator[None]:
         assert process.stdout is not None
         assert process.stdout.readline() == "listens\n"
         yield
-        process.kill()
 
 
 def test_ports() -> None:

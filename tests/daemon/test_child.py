@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests import processes
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.daemon.program import guarded
 from zk0d.errors import ChildError, ConfigError, ExitCode, UnavailableError
@@ -25,17 +26,22 @@ STUBBORN = (
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Callable[..., Child]:
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    made: list[Child] = []
+
     def make(code: str, name: str = "child") -> Child:
-        return Child(
+        child = Child(
             name,
             [sys.executable, "-u", "-c", code],
             {"PATH": os.environ["PATH"]},
             tmp_path / f"{name}.log",
             tmp_path,
         )
+        made.append(child)
+        return child
 
-    return make
+    yield make
+    stop_all(made, 0.1)
 
 
 def gone(pid: int) -> bool:
@@ -100,14 +106,13 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         f"c = Child('c', [sys.executable, '-c', {STUBBORN!r}], os.environ, Path('log'), Path('.'));"
         "print(c.pid, flush=True); time.sleep(600)"
     )
-    parent = subprocess.Popen(
+    with processes.started(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert psutil.pid_exists(child)
-    parent.kill()
-    parent.wait()
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert psutil.pid_exists(child)
+        parent.kill()
     wait_until(lambda: gone(child), "the child's end", 10)
 
 

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from tests import processes
 from tests.services.listener import NotifyListener
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.metrics import Metrics
@@ -57,13 +58,11 @@ def told(tmp_path: Path) -> Iterator[NotifyListener]:
 
 @pytest.fixture
 def probe(tmp_path: Path, told: NotifyListener) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
+    with processes.started(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path)],
         env={**os.environ, "NOTIFY_SOCKET": str(told.path), "WATCHDOG_USEC": "200000"},
-    )
-    yield process
-    process.kill()
-    process.wait()
+    ) as process:
+        yield process
 
 
 def test_ready_comes_when_it_is_and_the_sentence_at_once(

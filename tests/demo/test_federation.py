@@ -18,6 +18,7 @@ import psutil
 import pytest
 from flwr.cli.build import build_fab_from_files
 
+from tests import processes
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo_federation
@@ -302,33 +303,31 @@ def test_a_port_that_is_taken(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "demo"
-    demo = subprocess.Popen(
-        [
-            str(BIN / "zk0bot"),
-            "demo",
-            *("--folder", str(folder)),
-            *("--demonstrations", "4"),
-            *("--rounds", "50"),
-        ],
+    command = [
+        *(str(BIN / "zk0bot"), "demo", "--folder", str(folder)),
+        *("--demonstrations", "4", "--rounds", "50"),
+    ]
+    with processes.started(
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
-        # A shell has what it starts in the background ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    ) as demo:
 
-    def training() -> bool:
-        assert demo.poll() is None, demo.communicate()
-        return any(1 in committed_rounds(run) for run in (folder / "coordinator/runs").glob("*"))
+        def training() -> bool:
+            assert demo.poll() is None, demo.communicate()
+            return any(
+                1 in committed_rounds(run) for run in (folder / "coordinator/runs").glob("*")
+            )
 
-    wait_until(training, "the first round", 180)
-    assert len(processes_of(folder)) >= 9
-    demo.send_signal(number)
-    began = time.monotonic()
-    _, said = demo.communicate(timeout=60)
-    wait_until(lambda: processes_of(folder) == [], "the last process's end", 30)
-    assert time.monotonic() - began < 60
+        wait_until(training, "the first round", 180)
+        assert len(processes_of(folder)) >= 9
+        demo.send_signal(number)
+        began = time.monotonic()
+        _, said = demo.communicate(timeout=60)
+        wait_until(lambda: processes_of(folder) == [], "the last process's end", 30)
+        assert time.monotonic() - began < 60
     if number == signal.SIGKILL:
         return
     assert demo.returncode == 130
@@ -338,7 +337,7 @@ def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> N
 
 def test_a_whole_demo(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    said = subprocess.run(
+    said = processes.run(
         [
             str(BIN / "zk0bot"),
             "demo",
@@ -348,7 +347,6 @@ def test_a_whole_demo(tmp_path: Path) -> None:
             *("--episodes", "4"),
             *("-c", "local_steps=10"),
         ],
-        capture_output=True,
         text=True,
     )
     assert said.returncode == 0, said.stderr

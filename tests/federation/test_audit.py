@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import processes
 from zk0d.errors import TryAgainError
 from zk0d.federation.audit import AUDIT, HEAD, AuditLog, read, verify
 
@@ -101,8 +102,10 @@ def test_writers_do_not_break_each_others_chain(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from zk0d.federation.audit import AuditLog\n"
         "for i in range(30): AuditLog(Path(sys.argv[1])).append('x', 'w', i=i)"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
-    assert [writer.wait(60) for writer in writers] == [0] * 4
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(processes.started(command)) for _ in range(4)]
+        assert [writer.wait(60) for writer in writers] == [0] * 4
     found = verify(tmp_path)
     assert (found.lines, found.problem) == (120, "")
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.guests.conftest import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.guests.environment import REPOSITORY, make_version, shared_mounts
 from tests.guests.lab import Guest, Lab, Unavailable, ensure_image
@@ -113,20 +113,16 @@ class Playbooks:
         """Runs meanwhile, and is killed with all its children at the end."""
         with (
             open(os.devnull, "wb") as nothing,
-            subprocess.Popen(
+            processes.started(
                 self._command(playbook),
                 cwd=ANSIBLE,
                 env=ansible_environment(),
                 stdout=nothing,
                 stderr=nothing,
-                start_new_session=True,
             ) as process,
         ):
-            try:
-                yield
-                assert process.poll() is None, "it had ended before it was cut off"
-            finally:
-                os.killpg(process.pid, signal.SIGKILL)
+            yield
+            assert process.poll() is None, "it had ended before it was cut off"
 
 
 def run_ansible(
@@ -137,11 +133,10 @@ def run_ansible(
     timeout: float = 900,
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    done = processes.run(
         command,
         cwd=folder,
         env={**ansible_environment(), **(env or {})},
-        capture_output=True,
         text=True,
         timeout=timeout,
     )

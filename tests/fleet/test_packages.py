@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.fleet.conftest import Playbooks
 from tests.guests.environment import REPOSITORY
 from tests.guests.lab import Guest, Lab
@@ -76,10 +77,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     env = {"PYTHON": sys.executable, "WHEELHOUSE": "1"}
     env["PATH"] = f"{find_uv().parent}:{os.environ['PATH']}"
     began = time.monotonic()
-    done = subprocess.run(
+    done = processes.run(
         [REPOSITORY / ".ci/make-release", folder],
         env={**os.environ, **env},
-        capture_output=True,
         text=True,
         timeout=2400,
     )

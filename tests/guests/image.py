@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tests import processes
 from tests.guests.podman import CACHE, call, podman, prepare_host
 
 BOOKWORM, TRIXIE = "bookworm", "trixie"
@@ -90,12 +91,12 @@ def _build(archive: Path, suite: str) -> None:
 def _pack(root: Path, archive: Path) -> None:
     tar = ["tar", "--create", "--numeric-owner", "--xattrs", "--directory", str(root), "."]
     with (
-        subprocess.Popen(tar, stdout=subprocess.PIPE) as process,
+        processes.started(tar, stdout=subprocess.PIPE) as process,
         gzip.open(archive, "wb", compresslevel=1) as packed,
     ):
         assert process.stdout is not None
         shutil.copyfileobj(process.stdout, packed)
-    assert process.returncode == 0, "tar failed"
+        assert process.wait() == 0, "tar failed"
 
 
 def _mirror() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.guests.lab import Guest, Lab, install_units
 from tests.guests.test_federation import recordings_of
 from tests.setup.releases import find_uv, make_key, make_release, write_sums
@@ -281,7 +282,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {"RELEASE_KEY": str(make_key(root)), "PYTHON": sys.executable}
     env["PATH"] = f"{find_uv().parent}:{os.environ['PATH']}"
     make = [REPOSITORY / ".ci/make-release", root / "zk0d"]
-    subprocess.run(make, check=True, capture_output=True, env={**os.environ, **env}, timeout=300)
+    processes.run(make, check=True, env={**os.environ, **env}, timeout=300)
     return root / "zk0d"
 
 

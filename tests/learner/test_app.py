@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests import processes
 from tests.federation.fakes import SPEC, STATISTICS
 from tests.serving import served
 from zk0d.daemon.child import wait_until
@@ -228,18 +229,13 @@ sys.exit(guarded("zk0d", service.run))
 
 def test_a_process_whose_gpu_failed_ends_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "learner.sock"
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDS, str(path)], stderr=subprocess.PIPE, text=True
-    )
-    try:
+    command = [sys.executable, "-c", ENDS, str(path)]
+    with processes.started(command, stderr=subprocess.PIPE, text=True) as process:
         wait_until(path.exists, "the learner's start", 60, [])
         with LearnerClient(path) as client, pytest.raises(LearnerError) as error:
             client.start(TASK)
         assert error.value.reason == "gpu_failed"
         said = process.communicate(timeout=30)[1]
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == ExitCode.UNAVAILABLE, said
     assert "zk0d: the GPU failed (CUDA error: device-side assert triggered), and only" in said
     assert not path.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.services.lab import Lab
 from tests.services.listener import NotifyListener
 
@@ -137,12 +139,12 @@ def test_a_clock_that_is_an_hour_off_is_a_state_and_no_exit(
 ) -> None:
     edit(node, "[coordinator]\n", f'[coordinator]\npresence = "{presence}"\n')
     told = NotifyListener(tmp_path / "n")
-    process = subprocess.Popen(
-        [str(ZK0D), "supernode", "--config", str(node)],
-        env={**os.environ, "NOTIFY_SOCKET": str(told.path)},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    command = [str(ZK0D), "supernode", "--config", str(node)]
+    env = {**os.environ, "NOTIFY_SOCKET": str(told.path)}
+    with (
+        contextlib.closing(told),
+        processes.started(command, env=env, stderr=subprocess.DEVNULL) as process,
+    ):
         deadline = time.monotonic() + 60
         while "clock is" not in told.status:
             assert process.poll() is None
@@ -150,7 +152,3 @@ def test_a_clock_that_is_an_hour_off_is_a_state_and_no_exit(
             time.sleep(0.1)
         assert "behind the coordinator's, which refuses it: set it (timedatectl" in told.status
         assert told.ready
-    finally:
-        process.terminate()
-        process.wait(20)
-        told.close()

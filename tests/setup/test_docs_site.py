@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests import processes
 from tests.setup.releases import REPOSITORY, make_release
 from zk0d.cli.reference import cli_page
 
@@ -23,10 +24,9 @@ DOCS = REPOSITORY / "docs"
 
 def build(folder: Path, *, checkout: Path = REPOSITORY, **env: str) -> tuple[int, str]:
     venv = {"ZK0D_VENV": str(Path(sys.executable).parents[1])}
-    done = subprocess.run(
+    done = processes.run(
         [checkout / ".ci/make-docs", folder],
         env={**os.environ, **venv, **env},
-        capture_output=True,
         text=True,
         timeout=120,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.setup.releases import (
     INSTALLER,
     REPOSITORY,
@@ -97,14 +98,11 @@ class Installer:
     def __call__(
         self, *arguments: str | Path, user: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return processes.run(
             ["bash", self.script, *(["--user"] if user else []), *map(str, arguments)],
             env={**self.environment, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
             text=True,
             timeout=120,
-            start_new_session=True,  # no terminal, whatever this test was started from
         )
 
     def version(self) -> str:
@@ -152,7 +150,7 @@ def test_cut_short_it_does_nothing(tmp_path: Path, release: Path) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "ZK0D_FROM": str(release)}
     assert len(places) > 500
     for place in places:
-        done = subprocess.run(["bash", "-s"], input=text[:place], env=env, capture_output=True)
+        done = processes.run(["bash", "-s"], input=text[:place], env=env)
         assert done.stdout == b"", place
         assert b"machine:" not in done.stderr, place
     assert list(home.iterdir()) == []
@@ -186,7 +184,7 @@ def test_each_end_has_its_own_code() -> None:
 @pytest.mark.parametrize("tool", ["shellcheck", "shfmt"])
 def test_it_is_well_kept(tool: str) -> None:
     """And so is every other shell script of the project."""
-    search = ["git", "grep", "-lIE", "^#!/(usr/bin/env |bin/)(ba)?sh"]
+    search = ["git", "grep", "-lIE", "^#!/(usr/bin/env |bin/)(ba)?sh", "--", ":!bin"]
     found = subprocess.run(search, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     scripts = found.stdout.split()
     assert {INSTALLER.name, "systemd/zk0d-release", ".ci/make-release"} <= set(scripts)
@@ -224,18 +222,15 @@ def test_from_a_folder(installer: Installer, release: Path, key: Path, what: str
 def test_from_a_checkout(installer: Installer) -> None:
     """Zk0d itself, without a network: packages come from the cache that ``make venv`` filled."""
     cache = subprocess.run([find_uv(), "cache", "dir"], capture_output=True, text=True, check=True)
-    done = subprocess.run(
+    done = processes.run(
         ["bash", INSTALLER, "--user", "--from", REPOSITORY, "--torch", "pypi"],
         env={
             **installer.environment,
             "UV_CACHE_DIR": cache.stdout.strip(),
             "PYTHON": sys.executable,
         },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
         text=True,
         timeout=280,
-        start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
     assert "building a release of" in done.stderr
@@ -271,14 +266,12 @@ def test_from_a_mirror(
     url, handler = mirror
     installer.path = without(missing)
     handler.breaks = {"constraints.txt": 5}  # the connection ends after 5 bytes
-    done = subprocess.run(
+    done = processes.run(
         ["bash", "-s", "--", "--user", "--from", url],
         input=(release / INSTALLER.name).read_text(),
         env=installer.environment,
-        capture_output=True,
         text=True,
         timeout=120,
-        start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
     assert installer.version() == "0.1.0"
@@ -706,22 +699,18 @@ def test_one_at_a_time(installer: Installer, release: Path) -> None:
     stage = installer.home / ".cache/zk0d-install"
     stage.mkdir(parents=True)
     lock = ["flock", stage / ".lock", "sh", "-c", "echo held; exec sleep 60"]
-    with subprocess.Popen(lock, stdout=subprocess.PIPE, text=True) as other:
+    with processes.started(lock, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        try:
-            assert installer("--from", release).returncode == 33
-        finally:
-            other.kill()
+        assert installer("--from", release).returncode == 33
 
 
 def test_at_a_terminal_a_person_is_asked(installer: Installer, release: Path) -> None:
     for answer, code in (("n", 34), ("", 0)):
-        done = subprocess.run(
+        done = processes.run(
             [sys.executable, Path(__file__).with_name("terminal.py"), answer]
             + ["bash", INSTALLER, "--user", "--from", release],
             env=installer.environment,
-            capture_output=True,
             text=True,
             timeout=120,
         )

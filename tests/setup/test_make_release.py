@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.setup.releases import REPOSITORY, find_uv, make_key
 
 type Built = tuple[Path, Path]
@@ -26,11 +27,10 @@ def build(
     folder: Path, checkout: Path = REPOSITORY, *, umask: int = 0o022, **env: str
 ) -> subprocess.CompletedProcess[str]:
     tools = f"{find_uv().parent}:{os.environ['PATH']}"
-    return subprocess.run(
+    return processes.run(
         [checkout / ".ci/make-release", folder],
         env={**os.environ, "PATH": tools, "PYTHON": sys.executable, **env},
         umask=umask,
-        capture_output=True,
         text=True,
         timeout=240,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import processes
 from tests.setup.releases import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / ".github/workflows").glob("*.yml"))
@@ -48,9 +49,7 @@ def commit(folder: Path) -> None:
 
 
 def check(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [folder / ".ci/release-check", *arguments], capture_output=True, text=True, timeout=60
-    )
+    done = processes.run([folder / ".ci/release-check", *arguments], text=True, timeout=60)
     return done.returncode, done.stderr
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 SCRIPT = Path(__file__).parents[2] / ".ci" / "setup-venv"
 INTERPRETER = Path(sys.executable).resolve()
 
 
 def setup(*arguments: str, path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the script with ``path`` first and little else on PATH."""
-    return subprocess.run(
+    return processes.run(
         [str(SCRIPT), *arguments],
         env={"PATH": f"{path}:{path / 'tools'}", "HOME": str(path), **env},
-        capture_output=True,
         text=True,
         timeout=60,
     )

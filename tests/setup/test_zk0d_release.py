@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.setup.releases import PROGRAM, make_release, served, write_sums
 
 type Release = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,9 +30,7 @@ def release(tmp_path: Path, prefix: Path) -> Release:
             "ZK0D_BIN": str(tmp_path / "bin"),
             "UV_OFFLINE": "1",
         }
-        return subprocess.run(
-            [PROGRAM, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120
-        )
+        return processes.run([PROGRAM, *map(str, arguments)], env=env, text=True, timeout=120)
 
     return call
 
@@ -167,9 +166,7 @@ def test_cut_short_it_does_nothing(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
     for count in range(0, len(lines), 7):
         program.write_text("".join(lines[:count]))
-        done = subprocess.run(
-            ["bash", program, "uninstall"], env=env, capture_output=True, text=True
-        )
+        done = processes.run(["bash", program, "uninstall"], env=env, text=True)
         assert done.stdout == ""
         assert not (tmp_path / "home").exists()
 
@@ -181,7 +178,7 @@ def test_hashes_of_another_index_are_not_asked_for(tmp_path: Path) -> None:
     script = (
         f"FOLDER={PROGRAM.parents[1]} TORCH=cu126\n{function}\nwrite_constraints {tmp_path}/out"
     )
-    subprocess.run(["bash", "-c", script], check=True)
+    processes.run(["bash", "-c", script], check=True)
     kept = (tmp_path / "out").read_text()
     assert "\ntorch==2.11.0\n" in kept
     assert "nvidia-cublas" not in kept
@@ -208,10 +205,9 @@ def test_uv_is_taken_by_any_python(tmp_path: Path, place: str, right: bool) -> N
     function = text[text.index("take_uv() {") : text.index("check_folder() {")]
     with served(tmp_path) as (url, _):
         settings = f"FOLDER={tmp_path} WHEELHOUSE={wheel.parent if place == 'wheelhouse' else ''}"
-        done = subprocess.run(
+        done = processes.run(
             ["bash", "-c", f"{settings}\n{function}\ntake_uv {sys.executable} {tmp_path}/tools"],
             env={**os.environ, "UV_DEFAULT_INDEX": f"{url}/simple"},
-            capture_output=True,
             text=True,
         )
     if right:

@@ -6,6 +6,7 @@ which looks at the condition that the service reports and then sends SIGABRT as 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import pynvml
 import torch
 
+from tests import processes
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.federation.messages import Message, Start
 from zk0d.federation.update import Payload
@@ -64,20 +66,17 @@ def main() -> None:
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         socket = Path(folder) / "l.sock"
         log = Path(folder) / "log"
         with log.open("w") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "tests.bench.gpu.faults", str(socket)],
-                stdout=output,
-                stderr=output,
-            )
+            served = [sys.executable, "-m", "tests.bench.gpu.faults", str(socket)]
+            child = stack.enter_context(processes.started(served, stdout=output, stderr=output))
         _until(socket.exists, 60)
         began = time.monotonic()
-        caller = subprocess.Popen(
-            [sys.executable, "-c", _CALL.format(socket=str(socket))], stdout=subprocess.DEVNULL
-        )
+        call = [sys.executable, "-c", _CALL.format(socket=str(socket))]
+        caller = stack.enter_context(processes.started(call, stdout=subprocess.DEVNULL))
         _until(lambda: "stands_still" in log.read_text(), 60)
         print(f"a kernel that does not end is seen after {time.monotonic() - began:.1f} s")
         held = pynvml.nvmlDeviceGetMemoryInfo(handle).used - before

@@ -1,0 +1,57 @@
+"""Programs that a test starts: they end with it, also when it fails or runs out of time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def started(argv: Sequence[Any], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program in a session of its own; leaving the block kills it and what it started.
+
+    pytest-timeout raises in the test's thread, so the block is left then, too. If pytest itself is
+    killed, the kernel kills the program.
+    """
+    parent = os.getpid()
+
+    def tie_to_parent() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # A shell has what it starts in the background ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with subprocess.Popen(argv, start_new_session=True, preexec_fn=tie_to_parent, **how) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run(
+    argv: Sequence[Any],
+    *,
+    input: Any = None,  # noqa: A002 - as subprocess names it
+    timeout: float | None = None,
+    check: bool = False,
+    **how: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """As ``subprocess.run`` with its output captured, for a program that starts others."""
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(argv, **{**pipes, **how}) as process:
+        out, err = process.communicate(input, timeout)
+    done = subprocess.CompletedProcess(argv, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
