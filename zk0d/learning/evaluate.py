@@ -1,8 +1,9 @@
 """Evaluation that can be repeated exactly.
 
 A flow-matching loss depends on random noise and time. Here the noise is a function of seed and
-frame, and time is stratified, so two evaluations of the same weights give the same number whatever
-the batch size, and two policies are compared under the same noise.
+frame, and time is stratified, so two policies are compared under the same noise. Two evaluations of
+the same weights are equal to the bit on one machine with as many threads; another batch size,
+processor or number of threads rounds differently.
 """
 
 from __future__ import annotations
