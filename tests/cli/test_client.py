@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests import hostile, processes
 from tests.cli.test_cli import BIN, typed
 from zk0d.cli import recordings, units
 from zk0d.config.machine import ClientSettings
@@ -153,7 +153,7 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+        env=hostile.environment(tmp_path / "packages"),
     ) as process:
         yield process
 
@@ -178,6 +178,8 @@ def test_without_systemd_the_services_run_in_the_foreground(
 
     wait_for("supernode", "(connection refused): nothing to do here")
     wait_for("learner", "ready, waiting for a round")
+    # Three services, and what two of them supervise; the SuperNode ends and is started again.
+    assert hostile.assert_right_below(started.pid) >= 4
     # One that dies is started again.
     pid = int(
         subprocess.run(

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from flwr.cli.build import build_fab_from_files
 
-from tests import processes
+from tests import hostile, processes
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo_federation
@@ -312,7 +312,7 @@ def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+        env=hostile.environment(tmp_path / "packages"),
     ) as demo:
 
         def training() -> bool:
@@ -323,6 +323,7 @@ def test_the_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> N
 
         wait_until(training, "the first round", 180)
         assert len(processes_of(folder)) >= 9
+        assert hostile.assert_right_below(demo.pid) >= 9
         demo.send_signal(number)
         began = time.monotonic()
         _, said = demo.communicate(timeout=60)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import get_fab_config
 
+from tests import hostile
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.flower import commands
@@ -29,17 +30,24 @@ def test_flower_reads_the_bundle() -> None:
     assert config["tool"]["flwr"]["app"]["config"] == RunSettings().to_flat()
 
 
-def test_children_get_little_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
+def test_children_get_what_is_meant_for_them_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in hostile.environment(tmp_path / "packages").items():
+        monkeypatch.setenv(name, value)
     environment = commands.child_environment(Path("/home/flower"), EXTRA="1")
-    assert "HF_TOKEN" not in environment
+    hostile.assert_right(environment)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert environment["FLWR_HOME"] == "/home/flower"
     assert environment["EXTRA"] == "1"
 
 
-def test_every_command_is_there_and_closed_by_default(tmp_path: Path) -> None:
+def test_every_command_is_there_and_closed_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in hostile.environment(tmp_path / "packages").items():
+        monkeypatch.setenv(name, value)
     files = make_certificates(tmp_path, ["127.0.0.1"])
     superlink = commands.superlink(
         8000, files, tmp_path / "db", tmp_path / "s", tmp_path, control_secret=tmp_path / "c"
@@ -55,6 +63,7 @@ def test_every_command_is_there_and_closed_by_default(tmp_path: Path) -> None:
     )
     for command in (superlink, node, beside_link, beside_node):
         assert Path(command.argv[0]).exists()
+        hostile.assert_right(command.env)
         assert "--superexec-auth-secret-file" in command.argv
     assert "--enable-supernode-auth" in superlink.argv
     assert superlink.argv[superlink.argv.index("--host") + 1] == "127.0.0.1"

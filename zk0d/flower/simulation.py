@@ -103,10 +103,10 @@ def run_on_ray(
         del context  # Flower's own has no settings
         server_app(grid, _context(run_config, run_id))
 
-    # Of the environment workers get what settles how they load; of sys.path, where we come from.
+    # Of the environment workers on other machines get where the hub's files lie; GPUs are Ray's.
     passed = {
         name: os.environ[name]
-        for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_LEROBOT_HOME", "PYTHONPATH")
+        for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_LEROBOT_HOME")
         if name in os.environ
     }
     local = {"num_cpus": max(1.0, options.workers * options.cpus)}
