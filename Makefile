@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 export ZK0D_VENV := $(VENV)
 export HF_HUB_OFFLINE ?= 1
+# A shell of ROS sets PYTHONPATH; what that names must not come before the pinned packages.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
 
 .PHONY: help
 help: ## Show the targets
@@ -93,7 +96,8 @@ bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
 	$(BIN)/python -m tests.bench.learning_results $(ARGS)
 
-SCRIPTS = $(shell git grep -lIE '^\#!/(usr/bin/env |bin/)(ba)?sh')
+# Those in bin are Python, too.
+SCRIPTS = $(shell git grep -lIE '^\#!/(usr/bin/env |bin/)(ba)?sh' -- ':!bin')
 .PHONY: lint
 lint: venv ## Check style, types, imports and shell scripts
 	$(BIN)/ruff check .

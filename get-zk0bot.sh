@@ -42,6 +42,9 @@
 #   0 done or nothing to do · 10-19 this machine · 20-39 what was said · 40-59 the release
 #   80-99 the installation · 70 a bug of this script · 130 interrupted
 set -euo pipefail
+# A shell of ROS sets PYTHONPATH; what that names must not come before the packages that are installed here.
+unset PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE=1
 
 # A release fills these in (make release).
 readonly STAMPED_VERSION=""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from zk0d.demo.federation import _free_ports
+from zk0d.flower.certificates import make_certificates
+from zk0d.flower.keys import make_secret
 
 BIN = Path(sys.executable).parent
 Write = Callable[[str, str], Path]
@@ -40,6 +46,23 @@ def test_every_verb_has_help() -> None:
         assert said.returncode == 0
         assert verb in said.stdout
     assert "--seed" in typed("zk0bot", "demo", "--help").stdout
+
+
+def test_a_proxy_does_not_come_between_programs_of_one_machine(tmp_path: Path) -> None:
+    tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
+    make_secret(tmp_path / "secret")
+    (link,) = _free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        said = typed(
+            *("zk0bot", "run", "--superlink", f"127.0.0.1:{link}"),
+            *("--ca", str(tls.ca), "--secret", str(tmp_path / "secret")),
+            env={**os.environ, "https_proxy": address, "no_proxy": "example.org"},
+        )
+        assert "cannot be reached (ConnectError" in said.stderr, said.stderr
+        proxy.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_version_names_what_it_stands_on() -> None:

@@ -87,6 +87,8 @@ def _write(folder: Path, home: Path, shared: Path) -> Path:
         )
         program.write_text(text, encoding="utf-8")
         program.chmod(0o755)
+    for program in (REPOSITORY / "bin").iterdir():
+        shutil.copy(program, programs)
     packages = folder / "lib" / version / "site-packages"
     packages.mkdir(parents=True)
     return packages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
     A :class:`Zk0dError` is one sentence on stderr, never a traceback. Anything else is a bug of
     ours and shows where.
     """
+    _reach_this_machine_directly()
     try:
         return function() or ExitCode.OK
     except Zk0dError as error:
@@ -29,3 +31,10 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
         traceback.print_exc()
         print(f"{name}: this is a bug in zk0d; please report the lines above", file=sys.stderr)
         return ExitCode.BUG
+
+
+def _reach_this_machine_directly() -> None:
+    """A proxy that the environment names does not come between the programs of one machine."""
+    said = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if said != "*":  # which means that there is no proxy at all
+        os.environ["no_proxy"] = ",".join(filter(None, ("localhost,127.0.0.1,::1", said)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,29 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
             "install Python 3.12 or 3.13 and zk0d anew with it",
         )
     return said
+
+
+@rule("python-path")
+def python_path(environment: Mapping[str, str] = os.environ) -> str:
+    """What the caller's shell and home hold does not come before the packages of zk0d."""
+    names = ("PYTHONPATH", "PYTHONHOME")
+    counts = [f"{name}={environment[name]}" for name in names if environment.get(name)]
+    own = site.getusersitepackages()
+    if site.ENABLE_USER_SITE and os.path.isdir(own):
+        counts.append(own)
+    if counts:
+        raise Wrong(
+            "other packages may come before those of zk0d.",
+            "; ".join(counts),
+            "start the program zk0bot itself, which ignores them",
+        )
+    # bin/zk0bot tells what it took away.
+    ignored = [
+        f"{name}={value}" for name in names if (value := environment.get(f"ZK0D_IGNORED_{name}"))
+    ]
+    if os.path.isdir(own):
+        ignored.append(own)
+    return f"ignored: {'; '.join(ignored)}" if ignored else "no PYTHONPATH, no packages in the home"
 
 
 @rule("packages")

@@ -24,6 +24,7 @@ def examine(roles: Sequence[str], folder: Path, host: Host) -> Iterator[Finding]
     """
     roles = roles or [role for role in ROLES if (folder / f"{role}.toml").exists()] or ROLES
     yield machine.python()
+    yield machine.python_path()
     yield machine.packages()
     yield machine.memory()
     yield machine.clock(host)
