@@ -39,6 +39,7 @@ from zk0d.federation.nodes import Node
 from zk0d.flower import certificates
 from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.keys import fingerprint, make_node_key, make_secret, write_private
+from zk0d.flower.sessions import KeyUse
 from zk0d.services.presence import PREFIX, Presence
 
 BARE = Host(systemd=False)
@@ -580,8 +581,11 @@ def test_enrolled(tls: Certificates, tmp_path: Path) -> None:
     with serving(tls, presence) as address:
         settings = node_settings(tmp_path, address, tls.ca)
         is_wrong(client.enrolled(settings), "does not know this node's key", "zk0bot node request")
-        presence.update([Node(1, own, "left", True, 0.0)], None)
+        presence.update([Node(1, own, "left", True, 0.0)], None, {})
         is_right(client.enrolled(settings), own[:16], "online")
+        presence.update([Node(1, own, "left", True, 0.0)], None, {own: KeyUse(("a", "b"), True)})
+        is_wrong(client.enrolled(settings), "another machine uses this node's key", "client stop")
+        presence.update([Node(1, own, "left", True, 0.0)], None, {})
         # The public half says whom to ask for where the key may not be read.
         (tmp_path / "node.key").unlink()
         is_right(client.enrolled(settings), own[:16])
@@ -810,7 +814,7 @@ def test_one_role_in_lines(bare: Path) -> None:
 
 def test_nothing_wrong_is_0(bare: Path, tls: Certificates) -> None:
     presence = Presence()
-    presence.update([Node(1, fingerprint(bare / "node.pub"), "left", True, 0.0)], None)
+    presence.update([Node(1, fingerprint(bare / "node.pub"), "left", True, 0.0)], None, {})
     with serving(tls, presence) as address:
         path = bare / "client.toml"
         text = path.read_text()

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from zk0d.errors import ConfigError
 from zk0d.flower import superlink
 from zk0d.flower.replay import KEPT_SECONDS, ReplayGuard
+from zk0d.flower.sessions import SessionWatch
 from zk0d.flower.superlink import SECRET_HEADER, ControlGuard, read_secret
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -78,11 +79,21 @@ def test_flowers_hook_is_where_we_look_for_it(monkeypatch: pytest.MonkeyPatch) -
     """And its own app has the guard outside of everything else."""
     monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
     monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")
-    superlink.install(SECRET)
+    superlink.install(SECRET, Path("sessions.json"))
     from flwr.superlink import main
 
     app = main.create_app()
-    assert [part.cls for part in app.user_middleware[:2]] == [ControlGuard, ReplayGuard]
+    assert [part.cls for part in app.user_middleware[:3]] == [
+        ControlGuard,
+        ReplayGuard,
+        SessionWatch,
+    ]
+
+
+def test_an_open_control_api_opens_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
+    superlink.install(None, Path("sessions.json"))
+    assert [part.cls for part in extensions.get_middleware()[:2]] == [ReplayGuard, SessionWatch]
 
 
 @pytest.mark.parametrize("content", ["", "short\n"])

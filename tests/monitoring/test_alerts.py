@@ -300,6 +300,14 @@ CASES = [
         30,
     ),
     fires(
+        "Zk0dKeyShared",
+        {f"zk0d_node_key_shared{{{NODE}}}": "0x5 1x60"},
+        10,
+        severity="warning",
+        node="left",
+    ),
+    silent("Zk0dKeyShared", "it was settled", {f"zk0d_node_key_shared{{{NODE}}}": "1x5 0x60"}, 10),
+    fires(
         "Zk0dLearnerStalled",
         {
             f"zk0d_learner_busy{{{CLIENT}}}": "1x90",

@@ -59,7 +59,9 @@ def test_a_version_is_checked_before_it_is_a_label() -> None:
 def test_two_nodes_of_one_name_are_two_series() -> None:
     nodes = NodeCollector()
     nodes.update(
-        [Node(1, "a" * 64, "left", True, 1.0), Node(2, "b" * 64, "left", False, 1.0, 5.0)], None
+        [Node(1, "a" * 64, "left", True, 1.0), Node(2, "b" * 64, "left", False, 1.0, 5.0)],
+        None,
+        {"b" * 64},
     )
     registry = CollectorRegistry()
     registry.register(nodes)
@@ -67,6 +69,8 @@ def test_two_nodes_of_one_name_are_two_series() -> None:
     assert 'zk0d_node_online{node="left"} 1.0' in text
     assert 'zk0d_node_online{node="left-bbbbbb"} 0.0' in text
     assert 'zk0d_node_last_online_timestamp_seconds{node="left-bbbbbb"} 5.0' in text
+    assert 'zk0d_node_key_shared{node="left-bbbbbb"} 1.0' in text
+    assert 'zk0d_node_key_shared{node="left"} 0.0' in text
 
 
 def committed(number: int, loss: float) -> dict[str, object]:

@@ -77,6 +77,12 @@ def gather(roles: list[str], folder: Path) -> dict[str, Any]:
         said = units.read_json(state / "state.json")
         if role == "server":
             content["run"], content["nodes"] = said.get("run"), said.get("nodes", [])
+            content["todo"] += [
+                f"two machines use the key of node {node['name']}: one of the two has to be stopped"
+                f" or get a key of its own; zk0bot node remove {node['name']} shuts both out"
+                for node in content["nodes"]
+                if node.get("key_shared")
+            ]
             if content["run"] and content["run"]["state"] == "failed":
                 content["todo"].append(
                     f"run {content['run']['run']} failed: {content['run']['message']}"
@@ -104,7 +110,9 @@ def _print(content: dict[str, Any]) -> None:
             typer.echo(f"  success on {task}: {ratio:.2f}")
     for node in content["nodes"]:
         loss = "" if node["policy_loss"] is None else f", training loss {node['policy_loss']:.4f}"
-        typer.echo(f"node {node['name']}: {'online' if node['online'] else 'offline'}{loss}")
+        here = "online" if node["online"] else "offline"
+        twice = ", its key is used by two machines" if node.get("key_shared") else ""
+        typer.echo(f"node {node['name']}: {here}{twice}{loss}")
     for line in content["todo"]:
         typer.echo(f"what to do: {line}")
     if os.geteuid() != 0:

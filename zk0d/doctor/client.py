@@ -15,7 +15,14 @@ from typing import Any
 from zk0d.config.machine import ClientSettings
 from zk0d.daemon.gpu import nvml
 from zk0d.doctor.finding import Unchecked, Wrong, in_one_line, rule
-from zk0d.services.supernode import CLOCK_AHEAD, CLOCK_BEHIND, Word, ask_presence
+from zk0d.services.supernode import (
+    CLOCK_AHEAD,
+    CLOCK_BEHIND,
+    KEY_SHARED,
+    KEY_SHARED_CURE,
+    Word,
+    ask_presence,
+)
 
 CURVE = "secp384r1"
 CONNECT_SECONDS = 10.0
@@ -174,6 +181,12 @@ def enrolled(settings: ClientSettings) -> str:
             "the coordinator does not know this node's key.",
             f"{settings.coordinator.presence_page} says that {own[:16]} is not enrolled",
             "send the coordinator's operator what zk0bot node request prints",
+        )
+    if word.answer.get("shared"):
+        raise Wrong(
+            f"{KEY_SHARED}.",
+            f"{settings.coordinator.presence_page} saw two SuperNodes with {own[:16]} side by side",
+            KEY_SHARED_CURE,
         )
     here = "online" if word.answer.get("online") else "not online"
     return f"key {own[:16]} is enrolled, {here}"

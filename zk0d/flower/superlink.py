@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zk0d.errors import ConfigError, UnavailableError
+from zk0d.flower.sessions import FILE_VARIABLE
 from zk0d.flower.version import check_version
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
-def install(secret: bytes) -> None:
-    """Have the SuperLink ask for ``secret``.
+def install(secret: bytes | None, sessions: Path | None = None) -> None:
+    """Have the SuperLink ask for ``secret`` and note in ``sessions`` who uses which key.
 
     Raises
     ------
@@ -83,22 +84,28 @@ def install(secret: bytes) -> None:
     from starlette.middleware import Middleware
 
     from zk0d.flower.replay import ReplayGuard
+    from zk0d.flower.sessions import SessionWatch
 
     if not hasattr(extensions, "get_middleware"):
         raise UnavailableError("this Flower's SuperLink has no get_middleware; install 1.41.")
     before = extensions.get_middleware
+    ours = [Middleware(ControlGuard, secret=secret)] if secret else []
+    ours.append(Middleware(ReplayGuard))
+    if sessions is not None:
+        ours.append(Middleware(SessionWatch, file=sessions))
 
     def guarded() -> tuple[Any, ...]:
-        return (Middleware(ControlGuard, secret=secret), Middleware(ReplayGuard), *before())
+        return (*ours, *before())
 
     extensions.get_middleware = guarded
 
 
 def main() -> None:
-    """Run ``flower-superlink``; guarded unless the variable with the secret's file is empty."""
-    path = os.environ.pop(SECRET_VARIABLE, "")
-    if path:
-        install(read_secret(Path(path)))
+    """Run ``flower-superlink``; its Control API is open if the variable with the secret's file is
+    empty.
+    """
+    path, sessions = os.environ.pop(SECRET_VARIABLE, ""), os.environ.pop(FILE_VARIABLE, "")
+    install(read_secret(Path(path)) if path else None, Path(sessions) if sessions else None)
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     flower_superlink()

@@ -1,11 +1,12 @@
-"""Flower's SuperNode with a shorter wait between its looks for work, and a way to leave in between.
+"""Flower's SuperNode: a shorter wait between its looks for work, a way to leave in between, a name.
 
 Flower 1.41 looks every 3 s, and every 0.5 s for an answer that is ready; both are numbers in its
 loop. A trivial round spends most of its time there. Here the wait is short while a run is under way
 and grows to Flower's 3 s while nothing happens, so an idle node costs the coordinator no more than
 before. That wait is also the moment when no message is in work and no reply is left to send: a
-SuperNode that got SIGUSR1 leaves there. This is the only place that reaches into Flower's loop;
-``tests/flower`` fails when Flower changes it.
+SuperNode that got SIGUSR1 leaves there. This is the only place that reaches into Flower's loop and
+into its requests, each of which names this process (:mod:`zk0d.flower.sessions`); ``tests/flower``
+fails when Flower changes either.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time as real_time
 from collections.abc import Callable
 from typing import Any
 
+from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
 
 IDLE_WAIT = 3.0  #: the constant in Flower's loop after a look that found nothing
@@ -64,9 +66,27 @@ class Pacing:
         return getattr(real_time, name)
 
 
+def session_name(service: str, pid: int) -> str:
+    """How the SuperNode process ``pid`` of a service calls itself to the SuperLink."""
+    return f"{service}-{pid}"
+
+
+def name_requests(session: str) -> None:
+    """Have every request of this process carry its name."""
+    from flwr.supernode import fleet_http_connection
+
+    class Named(fleet_http_connection.NodeAuthHttpInterceptor):  # type: ignore[misc]
+        def intercept(self, context: Any, call_next: Any) -> Any:
+            context.request.headers[SESSION_HEADER] = session
+            return super().intercept(context, call_next)
+
+    fleet_http_connection.NodeAuthHttpInterceptor = Named
+
+
 def main() -> None:
-    """Run ``flower-supernode`` with :class:`Pacing`."""
+    """Run ``flower-supernode`` with :class:`Pacing` and a name."""
     check_version()
+    name_requests(session_name(os.environ.pop(SESSION_VARIABLE, ""), os.getpid()))
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 

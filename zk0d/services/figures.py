@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -194,19 +194,27 @@ class NodeCollector:
     def __init__(self) -> None:
         self._online: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._shared: dict[str, float] = {}
 
-    def update(self, nodes: Iterable[Node], run: RunFacts | None) -> None:
-        """Take a new look; called by the service, so that no scrape asks Flower."""
+    def update(
+        self, nodes: Iterable[Node], run: RunFacts | None, shared: Container[str] = ()
+    ) -> None:
+        """Take a new look; called by the service, so that no scrape asks Flower.
+
+        ``shared`` has the keys that two machines use.
+        """
         names = run.names if run else {}
         online: dict[str, float] = {}
         last: dict[str, float] = {}
+        doubled: dict[str, float] = {}
         for node in sorted(nodes, key=lambda node: node.key):
             name = names.get(node.key, node.name)
             if name in online:
                 name = f"{name}-{node.key[:6]}"
             online[name] = float(node.online)
             last[name] = time.time() if node.online else node.counted_until
-        self._online, self._last = online, last
+            doubled[name] = float(node.key in shared)
+        self._online, self._last, self._shared = online, last, doubled
 
     def collect(self) -> Iterator[Metric]:
         """As of the last look."""
@@ -218,4 +226,7 @@ class NodeCollector:
             "When the SuperLink last counted the node online; 0 never.",
             ("node",),
             self._last,
+        )
+        yield _gauge(
+            "node_key_shared", "1 while two machines use the node's key.", ("node",), self._shared
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -18,6 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from zk0d.errors import UnavailableError
 from zk0d.federation.facts import RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.flower.sessions import KeyUse
 from zk0d.services.page import HEADERS
 
 PREFIX = "/zk0d/v1"
@@ -30,12 +32,15 @@ class Presence:
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
+        self._uses: Mapping[str, KeyUse] = {}
         self._run: dict[str, Any] | None = None
         self.page = b""  #: the page for people; empty where it is switched off
 
-    def update(self, nodes: Iterable[Node], run: RunFacts | None) -> None:
+    def update(
+        self, nodes: Iterable[Node], run: RunFacts | None, uses: Mapping[str, KeyUse]
+    ) -> None:
         """Take a new look."""
-        self._nodes = {node.key: node for node in nodes}
+        self._nodes, self._uses = {node.key: node for node in nodes}, uses
         self._run = (
             {"state": run.state, "round": run.round, "rounds": run.rounds, "run": run.run}
             if run
@@ -53,6 +58,7 @@ class Presence:
             "enrolled": True,
             "online": node.online,
             "since": since,
+            **asdict(self._uses.get(key, KeyUse())),
             "run": self._run,
         }
 

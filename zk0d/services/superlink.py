@@ -25,6 +25,7 @@ from zk0d.flower.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.logs import relay
 from zk0d.flower.roster import node_name, read_roster
+from zk0d.flower.sessions import FILE_VARIABLE, read_uses
 from zk0d.services import page
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
@@ -83,6 +84,8 @@ class SuperlinkService(Service):
         self._state: dict[str, Any] = {}
         self._audit = AuditLog(self._link.state)
         self._online: dict[str, str] = {}  #: names by key
+        self._sessions = self._link.state / "sessions.json"
+        self._shared: dict[str, str] = {}  #: names by key, of keys that two machines use
         self._last_reconcile = 0.0
         self._last_good = time.monotonic()
         self._started = time.time()
@@ -128,10 +131,11 @@ class SuperlinkService(Service):
             link.state / "flower",
             control_secret=control_secret,
         )
+        self._sessions.unlink(missing_ok=True)
         self._child = Supervised(
             "flower-superlink",
             command.argv,
-            command.env,
+            {**command.env, FILE_VARIABLE: str(self._sessions)},
             link.state,
             self.metrics,
             log=relay,
@@ -181,15 +185,19 @@ class SuperlinkService(Service):
                 if line["kind"] in AUDITED:
                     facts = {k: line[k] for k in ("run", "round", "node", "reason") if k in line}
                     self._note(line["kind"], **facts)
+        uses = read_uses(self._sessions)
         self._tell_who_came(nodes)
-        self._presence.update(nodes, run)
+        self._tell_who_shares([n for n in nodes if n.key in uses and uses[n.key].shared])
+        self._presence.update(nodes, run, uses)
         if self._settings.gateway.status_page:
             self._presence.page = page.render(nodes, run)
-        self._node_figures.update(nodes, run)
+        self._node_figures.update(nodes, run, self._shared)
         self._nodes.labels("online").set(online)
         self._nodes.labels("offline").set(len(nodes) - online)
         self._size.set(_size(self._database))
         sentence = self._sentence(nodes, online, run)
+        if self._shared:
+            sentence += f"; two machines use the key of {', '.join(sorted(self._shared.values()))}"
         condition = Condition(f"{sentence}; {waits_for}" if waits_for else sentence)
         self._tell_state(nodes, run, condition)
         return condition
@@ -212,6 +220,13 @@ class SuperlinkService(Service):
         for key in self._online.keys() - online.keys():
             self._note("node.offline", node=self._online[key], key=key)
         self._online = online
+
+    def _tell_who_shares(self, nodes: list[Node]) -> None:
+        shared = {node.key: node.name for node in nodes}
+        for key in shared.keys() - self._shared.keys():
+            log.warning("two machines use the key of node %s (%s)", shared[key], key[:12])
+            self._note("key.shared", node=shared[key], key=key)
+        self._shared = shared
 
     def _look_for_its_end(self, run: RunFacts) -> None:
         """A ServerApp that was killed wrote no last line: Flower knows that its run is over."""
@@ -271,6 +286,7 @@ class SuperlinkService(Service):
                     "name": node.name,
                     "key": node.key,
                     "online": node.online,
+                    "key_shared": node.key in self._shared,
                     "since": node.activated,
                     "policy_loss": figures.get(node.name, {}).get("policy_loss"),
                     "samples": figures.get(node.name, {}).get("samples"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import secrets
 import ssl
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.flower import commands
 from zk0d.flower.logs import relay
-from zk0d.flower.supernode import LEAVE_SIGNAL
+from zk0d.flower.sessions import SESSION_VARIABLE
+from zk0d.flower.supernode import LEAVE_SIGNAL, session_name
 from zk0d.services.credentials import credential
 from zk0d.services.hold import STATE, Hold, read_hold, write_json
 
@@ -47,6 +49,11 @@ PRESENCE_SECONDS = 5.0
 #: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
 LEAVE_SECONDS = 60.0
 STATE_VERSION = 1
+KEY_SHARED = "another machine uses this node's key"
+KEY_SHARED_CURE = (
+    "stop one of the two (zk0bot client stop), or make it a node of its own"
+    " (docs/troubleshooting.md, Joining)"
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class SupernodeService(Service):
         self._offline_since: float | None = None
         self._leaving_since: float | None = None
         self._todo = ""
+        self._session = secrets.token_hex(8)  #: names this service in its SuperNodes' requests
         self._state: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -147,7 +155,7 @@ class SupernodeService(Service):
         self._child = Supervised(
             "flower-supernode",
             command.argv,
-            command.env,
+            {**command.env, SESSION_VARIABLE: self._session},
             node.state,
             self.metrics,
             log=relay,
@@ -164,7 +172,7 @@ class SupernodeService(Service):
     def look(self) -> Condition:
         word, hold = self._watch.word, read_hold(self._settings.supernode.state)
         self._todo = ""
-        online = bool(word is not None and not word.failure and word.answer.get("online"))
+        online = word is not None and not word.failure and self._is_online(word.answer)
         self._online.set(online)
         if word is not None and not word.failure:
             self._contact.set(time.time())
@@ -172,6 +180,14 @@ class SupernodeService(Service):
         condition = self._hold(hold, word) if hold else self._take_part(word, online)
         self._tell_state(word, online, hold, condition)
         return condition
+
+    def _is_online(self, answer: dict[str, Any]) -> bool:
+        """Whether the coordinator counts this SuperNode online, and not another with its key."""
+        pid, sessions = self._child.pid, answer.get("sessions")
+        if pid is None or not answer.get("online"):
+            return False
+        # A SuperLink that was just started knows of no session yet.
+        return not sessions or session_name(self._session, pid) in sessions
 
     def _take_part(self, word: Word | None, online: bool) -> Condition:
         self._leaving_since = None
@@ -195,6 +211,11 @@ class SupernodeService(Service):
                 f"waiting for the coordinator {self._settings.coordinator.address} since {at}"
                 f" ({word.failure}): nothing to do here"
             )
+        if word.answer.get("shared"):
+            self._offline_since = None
+            self._todo = f"{KEY_SHARED}, as after a disk was copied: {KEY_SHARED_CURE}"
+            here = _online_sentence(word.answer) if online else "not let in"
+            return Condition(f"{KEY_SHARED}; this one is {here}")
         if online:
             self._offline_since = None
             return Condition(_online_sentence(word.answer))

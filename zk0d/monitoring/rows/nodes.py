@@ -63,13 +63,14 @@ def roster() -> Panel:
     return listing(
         "Nodes of the roster",
         "Each node: online by the SuperLink's word, seconds since it last was, seconds that its"
-        " last round took, accepted updates, and its version.",
+        " last round took, accepted updates, its version, and whether two machines use its key.",
         "short",
         Query('zk0d_node_online{node=~"$node"}'),
         Query('time() - (zk0d_node_last_online_timestamp_seconds{node=~"$node"} > 0)'),
         Query('zk0d_node_answer_seconds{node=~"$node"}'),
         Query('zk0d_node_updates_total{result="accepted", node=~"$node"}'),
         Query('zk0d_node_info{node=~"$node"}'),
+        Query('zk0d_node_key_shared{node=~"$node"}'),
         joined_by="node",
         names={
             "node": "Node",
@@ -77,6 +78,7 @@ def roster() -> Panel:
             "Value #B": "Last online, s ago",
             "Value #C": "Last round, s",
             "Value #D": "Accepted",
+            "Value #F": "Key shared",
             "version": "Version",
         },
         span=16,
