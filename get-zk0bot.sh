@@ -155,43 +155,68 @@ look_at_machine() {
     warn "WSL runs no systemd here: put [boot] systemd=true into /etc/wsl.conf and run wsl --shutdown, or run the services in the foreground."
 }
 
-# nvidia-smi answers where a driver works; lspci tells whether there is a GPU without one.
+# nvidia-smi answers where a driver works; lspci and the kernel tell whether there is a GPU without one.
 look_at_gpu() {
-  local said driver major pci
+  local said="" driver
   GPU=none BACKEND=cpu
   if [ "$WSL" = yes ]; then PATH="$PATH:/usr/lib/wsl/lib"; fi
   if [ -e /etc/nv_tegra_release ]; then
     GPU=Jetson
-    warn "a Jetson needs NVIDIA's own PyTorch, which this script does not know: training runs on the processor."
+    warn "a Jetson needs NVIDIA's own PyTorch, which this script does not know; $(processor_advice)"
     return
   fi
-  if has nvidia-smi && said="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n1)" && [[ "$said" == *,* ]]; then
+  if has nvidia-smi; then
+    said="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1 || true)"
+  fi
+  if [[ "$said" == *"version mismatch"* ]]; then
+    GPU="NVIDIA, to be used after a reboot"
+    # The driver that the next boot brings.
+    driver="$(sed -n 's/.*library version: *\([0-9.]*\).*/\1/p' <<<"$said" | head -n1)"
+    choose_backend "${driver:-580}" || true
+    warn "NVIDIA's driver was upgraded and this machine still runs the old one: reboot it. Until then nothing is trained here."
+    return
+  fi
+  said="$(grep -m1 -E ', [0-9]+\.' <<<"$said" || true)"
+  if [ -n "$said" ]; then
     GPU="${said%,*}"
     driver="${said##*, }"
-    major="${driver%%.*}"
-    [[ "$major" =~ ^[0-9]+$ ]] || major=0
-    # The oldest drivers that run programs of CUDA 13, 12.8 and 12.6.
-    if [ "$major" -ge 580 ]; then
-      BACKEND=pypi
-      if [ "$ARCHITECTURE" = aarch64 ]; then BACKEND=cu130; fi
-    elif [ "$major" -ge 570 ] && [ "$ARCHITECTURE" = x86_64 ]; then
-      BACKEND=cu128
-    elif [ "$major" -ge 525 ] && [ "$ARCHITECTURE" = x86_64 ]; then
-      BACKEND=cu126
+    if choose_backend "$driver"; then
+      GPU="$GPU, driver $driver"
     else
-      warn "the driver $driver of the $GPU is too old for PyTorch, so training runs on the processor; $(driver_advice)"
+      warn "the driver $driver of the $GPU is too old for PyTorch; $(driver_advice) $(processor_advice)"
       GPU="$GPU with an old driver"
-      return
     fi
-    GPU="$GPU, driver $driver"
-    return
-  fi
-  pci=""
-  if has lspci; then pci="$(lspci -d 10de: 2>/dev/null | grep -E 'VGA|3D|Display' | head -n1 || true)"; fi
-  if [ -n "$pci" ]; then
+  elif has_nvidia_card; then
     GPU="NVIDIA without a driver"
-    warn "there is an NVIDIA GPU but no driver that works, so training runs on the processor; $(driver_advice)"
+    warn "there is an NVIDIA GPU but no driver that works: a reboot may be due; if not, $(driver_advice) $(processor_advice)"
   fi
+}
+
+has_nvidia_card() {
+  # A container sees its host's.
+  if [ "$CONTAINER" = no ] && cat /proc/driver/nvidia/version >/dev/null 2>&1; then return 0; fi
+  has lspci || return 1
+  lspci -d 10de: 2>/dev/null | grep -qE 'VGA|3D|Display'
+}
+
+# The oldest drivers that run programs of CUDA 13, 12.8 and 12.6.
+choose_backend() {
+  local major="${1%%.*}"
+  [[ "$major" =~ ^[0-9]+$ ]] || return 1
+  if [ "$major" -ge 580 ]; then
+    BACKEND=pypi
+    if [ "$ARCHITECTURE" = aarch64 ]; then BACKEND=cu130; fi
+  elif [ "$major" -ge 570 ] && [ "$ARCHITECTURE" = x86_64 ]; then
+    BACKEND=cu128
+  elif [ "$major" -ge 525 ] && [ "$ARCHITECTURE" = x86_64 ]; then
+    BACKEND=cu126
+  else
+    return 1
+  fi
+}
+
+processor_advice() {
+  printf 'To train on the processor, which takes longer, write device = "cpu" under [learner] in client.toml.'
 }
 
 driver_advice() {

@@ -40,6 +40,7 @@ from zk0d.flower import certificates
 from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.keys import fingerprint, make_node_key, make_secret, write_private
 from zk0d.flower.sessions import KeyUse
+from zk0d.learning.nvidia import Trouble
 from zk0d.services.presence import PREFIX, Presence
 
 BARE = Host(systemd=False)
@@ -457,18 +458,38 @@ def torch_sees(count: int) -> Callable[[], dict[str, Any]]:
 
 
 def test_gpu() -> None:
-    found = client.gpu("auto", GpuThatIsNotHere, torch_sees(2))
+    found = client.gpu("auto", GpuThatIsNotHere, ask_torch=torch_sees(2))
     is_right(found, "NVIDIA Example 1", "driver 580.1", "CUDA 13.2", "torch 2.11.0 for CUDA 13.0")
-    is_right(client.gpu("cuda:1", GpuThatIsNotHere, torch_sees(2)))
+    is_right(client.gpu("cuda:1", GpuThatIsNotHere, ask_torch=torch_sees(2)))
     is_right(client.gpu("cpu", GpuThatIsNotHere), "not used")
-    is_wrong(client.gpu("auto", GpuThatIsNotHere, torch_sees(0)), "PyTorch cannot use the GPU")
-    is_wrong(client.gpu("cuda:2", GpuThatIsNotHere, torch_sees(2)), "PyTorch sees 2 GPU(s)")
+    is_wrong(
+        client.gpu("auto", GpuThatIsNotHere, ask_torch=torch_sees(0)), "PyTorch cannot use the GPU"
+    )
+    is_wrong(
+        client.gpu("cuda:2", GpuThatIsNotHere, ask_torch=torch_sees(2)), "PyTorch sees 2 GPU(s)"
+    )
+
+
+def no_gpu(device: str, **more: Any) -> Finding:
+    return client.gpu(device, lambda: None, trouble=lambda: None, **more)
+
+
+def test_a_gpu_that_cannot_be_used_is_wrong_unless_the_cpu_is_asked_for() -> None:
+    """By a fake: a driver that was upgraded on a machine that nobody rebooted."""
+    upgraded = Trouble("its driver was upgraded", "reboot this machine")
+
+    def found(device: str) -> Finding:
+        return client.gpu(device, lambda: None, trouble=lambda: upgraded)
+
+    for device in ("auto", "cuda"):
+        is_wrong(found(device), "NVIDIA GPU cannot be used", "driver was upgraded", "reboot")
+    is_right(found("cpu"), "its driver was upgraded", "not used, since learner.device is 'cpu'")
 
 
 def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
-    is_right(client.gpu("auto", lambda: None), "no NVIDIA GPU")
-    is_wrong(client.gpu("cuda", lambda: None), "learner.device is 'cuda'", "driver")
-    evaluator = client.gpu("cuda", lambda: None, user="evaluator")
+    is_right(no_gpu("auto"), "no NVIDIA GPU")
+    is_wrong(no_gpu("cuda"), "learner.device is 'cuda'", "driver")
+    evaluator = no_gpu("cuda", user="evaluator")
     is_wrong(evaluator, "evaluator.device is 'cuda'", "set evaluator.device to 'auto'")
 
 

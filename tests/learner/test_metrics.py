@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.learner.test_app import TASK, Scripted
 from tests.serving import served
-from zk0d.daemon.gpu import GpuCollector
+from zk0d.daemon.gpu import AGAIN_SECONDS, GpuCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import DataError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
@@ -116,11 +116,14 @@ class FakeNvml:
     """Stands for NVIDIA's library: one GPU that tells all, one that tells its memory only."""
 
     NVML_TEMPERATURE_GPU = 0
+    unloaded = False
 
     class NVMLError(Exception):
         """What the library raises."""
 
     def nvmlDeviceGetCount(self) -> int:
+        if self.unloaded:
+            raise self.NVMLError("driver not loaded")
         return 2
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
@@ -154,8 +157,9 @@ def test_gpu_figures_are_in_base_units() -> None:
 
 
 def test_without_a_gpu_there_are_no_series() -> None:
+    """NVIDIA's library is not asked at each scrape whether there is one by now."""
     asked = []
-    collector = GpuCollector(lambda: asked.append(1))
+    collector = GpuCollector(lambda: asked.append(1), lambda: 100.0)
     assert page(collector) == ""
     assert page(collector) == ""
     assert len(asked) == 1
@@ -163,3 +167,26 @@ def test_without_a_gpu_there_are_no_series() -> None:
 
     if not torch.cuda.is_available():
         assert page(GpuCollector()) == "", "nor with NVIDIA's own library"
+
+
+def test_figures_come_back_when_the_driver_does() -> None:
+    """By a fake of NVIDIA's library: not loaded at first, then unloaded for a while."""
+    now, driver = 0.0, FakeNvml()
+    found: list[FakeNvml | None] = [None, driver, None, driver]
+    collector = GpuCollector(lambda: found.pop(0), lambda: now)
+
+    def shown() -> bool:
+        return "zk0d_gpu_temperature_celsius" in page(collector)
+
+    assert not shown()
+    now += AGAIN_SECONDS
+    assert shown()
+    now += 5 * AGAIN_SECONDS
+    assert shown(), "a driver that answers is not loaded again"
+    driver.unloaded = True
+    assert not shown()
+    assert not shown()
+    assert found == [driver], "its library was looked for again"
+    driver.unloaded = False
+    now += AGAIN_SECONDS
+    assert shown()

@@ -560,6 +560,10 @@ def test_a_password_in_an_address_is_not_told(installer: Installer) -> None:
 # --- this machine ---------------------------------------------------------------------------------
 
 
+#: What nvidia-smi says, at its end with 18, where the driver was upgraded and nobody rebooted.
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {}"
+
+
 @pytest.mark.parametrize(
     ("smi", "pci", "backend", "said"),
     [
@@ -567,6 +571,9 @@ def test_a_password_in_an_address_is_not_told(installer: Installer) -> None:
         ("NVIDIA RTX A4000, 570.86.15", "", "cu128", "driver 570"),
         ("Tesla T4, 535.183.01", "", "cu126", "driver 535"),
         ("Tesla K80, 470.256.02", "", "cpu", "too old for PyTorch"),
+        (MISMATCH.format("580.95"), "", "pypi", "GPU: NVIDIA, to be used after a reboot"),
+        (MISMATCH.format("570.86"), "", "cu128", "still runs the old one: reboot it"),
+        (MISMATCH.partition("\n")[0], "", "pypi", "still runs the old one: reboot it"),
         ("", "01:00.0 VGA compatible controller: NVIDIA AD102", "cpu", "no driver that works"),
         ("", "01:00.1 Audio device: NVIDIA AD102", "cpu", "There is no NVIDIA GPU"),
         ("", "", "cpu", "There is no NVIDIA GPU: training works on the processor"),
@@ -575,24 +582,34 @@ def test_a_password_in_an_address_is_not_told(installer: Installer) -> None:
 def test_pytorch_is_the_one_for_the_driver(
     installer: Installer, release: Path, smi: str, pci: str, backend: str, said: str
 ) -> None:
-    failing = "echo 'NVIDIA-SMI has failed' ; exit 9"
-    installer.fake("nvidia-smi", f"echo '{smi}'" if smi else failing)
+    """By fakes of nvidia-smi, lspci and the kernel: this machine has no such GPU."""
+    failing = "echo 'NVIDIA-SMI has failed because it could not talk to the driver, see' ; exit 9"
+    status = 18 if smi.startswith("Failed") else 0
+    installer.fake("nvidia-smi", f"echo '{smi}' ; exit {status}" if smi else failing)
     installer.fake("lspci", f'[ "$1 $2" = "-d 10de:" ] && echo "{pci}"')
-    installer.fake("uname", 'if [ "$1" = -s ]; then echo Linux; else echo x86_64; fi')
+    fake_kernel(installer, "x86_64")
     done = installer("--from", release, "--dry-run", UV_OFFLINE="")
     assert done.returncode == 0, done.stderr
     assert said in done.stderr
     assert f"--torch {backend}" in done.stderr
     if "driver that works" in said or "too old" in said:
         assert "ansible-playbook" in done.stderr
-        assert done.stderr.count("training runs on the processor") == 2, "again at the end"
+        assert done.stderr.count('device = "cpu" under [learner]') == 2, "again at the end"
+    if "reboot" in said:
+        assert done.stderr.count("reboot it. Until then nothing is trained") == 2, (
+            "again at the end"
+        )
+        assert "no NVIDIA GPU" not in done.stderr
 
 
 def fake_kernel(installer: Installer, machine: str, version: str = "Linux version 6.1") -> None:
     """Fakes: ``uname``, and ``cat`` where it is asked for ``/proc/version``."""
     installer.fake("uname", f'if [ "$1" = -s ]; then echo Linux; else echo {machine}; fi')
     installer.fake(
-        "cat", f'[ "$*" = /proc/version ] && echo "{version}" && exit\nexec /bin/cat "$@"'
+        "cat",
+        f'[ "$*" = /proc/version ] && echo "{version}" && exit\n'
+        '[ "$*" = /proc/driver/nvidia/version ] && exit 1\n'
+        'exec /bin/cat "$@"',
     )
 
 

@@ -67,7 +67,11 @@ class EvaluatorSettings(Settings):
     """A process that holds a policy, recordings and a device: the coordinator's evaluator."""
 
     socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket it is reached at.")
-    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    device: str = Field(
+        "auto",
+        description="'auto', 'cpu', 'cuda' or 'cuda:N'. 'auto' is the GPU of a machine that has"
+        " one, and never the CPU in its place.",
+    )
     precision: Precision = Field(
         "auto",
         description="'float32', 'bfloat16', or 'auto': bfloat16 on a GPU that computes in it.",

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-log = logging.getLogger("zk0d")
+from zk0d.learning.nvidia import nvml
 
-
-def nvml() -> Any:
-    """NVIDIA's library, ready; ``None`` without one, or without a GPU."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return pynvml if pynvml.nvmlDeviceGetCount() else None
-    except pynvml.NVMLError as error:
-        log.debug("no GPU figures: %s", error)
-        return None
+#: A driver that does not answer is asked again after so long.
+AGAIN_SECONDS = 60.0
 
 
 class GpuCollector:
     """Reads each GPU at each scrape; a figure that a GPU does not give is left out."""
 
-    def __init__(self, load: Callable[[], Any] = nvml) -> None:
+    def __init__(
+        self, load: Callable[[], Any] = nvml, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._load = load
+        self._clock = clock
         self._nvml: Any = None
-        self._loaded = False
+        self._next_load = float("-inf")
         self._lock = threading.Lock()  # of scrapes among themselves
 
     def describe(self) -> list[Metric]:
@@ -40,20 +34,24 @@ class GpuCollector:
     def collect(self) -> Iterator[Metric]:
         """The figures, in base units."""
         with self._lock:
-            if not self._loaded:
-                self._loaded, self._nvml = True, self._load()
-        if self._nvml is None:
+            if self._nvml is None and self._clock() >= self._next_load:
+                self._next_load, self._nvml = self._clock() + AGAIN_SECONDS, self._load()
+            n = self._nvml
+        if n is None:
             return
         temperature, power, memory, busy = self._families()
-        n = self._nvml
-        for index in range(self._ask(n.nvmlDeviceGetCount) or 0):
-            handle, gpu = self._ask(n.nvmlDeviceGetHandleByIndex, index), str(index)
+        count = self._ask(n, n.nvmlDeviceGetCount)
+        if not count:
+            self._nvml = None  # the driver went away; what comes back has to be loaded anew
+            return
+        for index in range(count):
+            handle, gpu = self._ask(n, n.nvmlDeviceGetHandleByIndex, index), str(index)
             if handle is None:
                 continue
-            celsius = self._ask(n.nvmlDeviceGetTemperature, handle, n.NVML_TEMPERATURE_GPU)
-            milliwatts = self._ask(n.nvmlDeviceGetPowerUsage, handle)
-            held = self._ask(n.nvmlDeviceGetMemoryInfo, handle)
-            rates = self._ask(n.nvmlDeviceGetUtilizationRates, handle)
+            celsius = self._ask(n, n.nvmlDeviceGetTemperature, handle, n.NVML_TEMPERATURE_GPU)
+            milliwatts = self._ask(n, n.nvmlDeviceGetPowerUsage, handle)
+            held = self._ask(n, n.nvmlDeviceGetMemoryInfo, handle)
+            rates = self._ask(n, n.nvmlDeviceGetUtilizationRates, handle)
             if celsius is not None:
                 temperature.add_metric((gpu,), celsius)
             if milliwatts is not None:
@@ -82,8 +80,9 @@ class GpuCollector:
             ),
         )
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    @staticmethod
+    def _ask(library: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except self._nvml.NVMLError:
+        except library.NVMLError:
             return None

@@ -63,6 +63,7 @@ def federation(
     layout: Layout,
     *,
     cpu_threads: int,
+    device: str = "cpu",
     open_control: bool = False,
     metrics_hosts: Sequence[str] = (),
     adapt: Callable[[], None] = lambda: None,
@@ -73,6 +74,8 @@ def federation(
     ----------
     cpu_threads
         Threads of each learner.
+    device
+        Of the learners and the evaluator. The comparison computes on the CPU, too.
     open_control
         Let Flower's own program start runs, too.
     metrics_hosts
@@ -89,7 +92,7 @@ def federation(
     """
     check_version()
     files = _Files(layout)
-    files.write(cpu_threads, open_control, metrics_hosts)
+    files.write(cpu_threads, device, open_control, metrics_hosts)
     adapt()
     try:
         with (
@@ -170,7 +173,9 @@ class _Files:
     def node_secret(self, contributor: Contributor) -> Path:
         return self._layout.home(contributor) / "superexec.secret"
 
-    def write(self, cpu_threads: int, open_control: bool, metrics_hosts: Sequence[str]) -> None:
+    def write(
+        self, cpu_threads: int, device: str, open_control: bool, metrics_hosts: Sequence[str]
+    ) -> None:
         """``server.toml`` and each ``client.toml``, as an operator would write them."""
         layout = self._layout
         metrics = [f"host = {toml_string(host)}" for host in metrics_hosts]
@@ -203,6 +208,7 @@ class _Files:
             f"[metrics]\n{metrics[0]}\n\n"
             f"[evaluator]\n"
             f"socket = {toml_string(layout.socket('evaluator'))}\n"
+            f"device = {toml_string(device)}\n"
             f"{evaluations}",
             encoding="utf-8",
         )
@@ -228,6 +234,7 @@ class _Files:
                 f"[metrics]\n{metrics[1 + number]}\n\n"
                 f"[learner]\n"
                 f"socket = {toml_string(layout.socket(contributor.letter))}\n"
+                f"device = {toml_string(device)}\n"
                 f"cpu-threads = {cpu_threads}\n",
                 encoding="utf-8",
             )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.config.machine import ClientSettings
-from zk0d.daemon.gpu import nvml
 from zk0d.doctor.finding import Unchecked, Wrong, in_one_line, rule
+from zk0d.learning.nvidia import Trouble, nvml, trouble
 from zk0d.services.supernode import (
     CLOCK_AHEAD,
     CLOCK_BEHIND,
@@ -77,6 +77,7 @@ def key(path: Path) -> str:
 def gpu(
     device: str,
     load: Callable[[], Any] = nvml,
+    trouble: Callable[[], Trouble | None] = trouble,
     ask_torch: Callable[[], dict[str, Any]] | None = None,
     user: str = "learner",
 ) -> str:
@@ -84,6 +85,14 @@ def gpu(
     seen = _gpus(load)
     wants = device.startswith("cuda")
     if not seen:
+        if found := trouble():
+            if device == "cpu":
+                return f"NVIDIA GPU, {found.cause}; not used, since {user}.device is 'cpu'"
+            raise Wrong(
+                f"this machine's NVIDIA GPU cannot be used, and {user}.device is '{device}'.",
+                found.cause,
+                f"{found.cure}; or set {user}.device to 'cpu' to compute on the processor",
+            )
         if wants:
             raise Wrong(
                 f"{user}.device is '{device}', but this machine shows no NVIDIA GPU.",

@@ -29,7 +29,13 @@ from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
 from zk0d.learning.license import license_of
-from zk0d.learning.policy import LoadedPolicy, give_back_gpu_memory, load_policy, spec_for
+from zk0d.learning.policy import (
+    LoadedPolicy,
+    give_back_gpu_memory,
+    load_policy,
+    pick_device,
+    spec_for,
+)
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -63,6 +69,7 @@ class CoordinatorEvaluator(Learner):
         self.settings = settings
         if settings.evaluator.cpu_threads:
             torch.set_num_threads(settings.evaluator.cpu_threads)
+        pick_device(settings.evaluator.device)
         self._datasets: list[_Dataset] = []
         self._policy: LoadedPolicy | None = None
         self._revisions = dict(map(split_revision, settings.fetch_models))

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from zk0d.config.machine import Precision
 from zk0d.config.names import IMAGES, POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.learning import tiny
+from zk0d.learning import nvidia, tiny
 from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
@@ -327,9 +327,22 @@ def policy_sha256(loaded: LoadedPolicy) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is the first GPU if there is one, else the CPU."""
+    """``auto`` is the first GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    UnavailableError
+        If PyTorch cannot use the GPU that is asked for, or with ``auto`` the one that is there.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if found := nvidia.trouble():
+            raise UnavailableError(
+                f"device is 'auto', and this machine's NVIDIA GPU cannot be used: {found.cause};"
+                f" {found.cure}, or set device to 'cpu' to compute on the processor."
+            )
+        return torch.device("cpu")
     try:
         picked = torch.device(device)
     except RuntimeError:
@@ -337,9 +350,11 @@ def pick_device(device: str) -> torch.device:
             f"learner.device: {device!r} is no device; use auto, cpu, cuda or cuda:N."
         ) from None
     if picked.type == "cuda" and not torch.cuda.is_available():
+        found = nvidia.trouble()
+        cause, cure = (f" ({found.cause})", found.cure) if found else ("", "check nvidia-smi")
         raise UnavailableError(
-            "learner.device: a GPU is asked for, but PyTorch sees none; check nvidia-smi, or set"
-            " the device to auto or cpu."
+            f"learner.device: a GPU is asked for, but PyTorch sees none{cause}; {cure}, or set the"
+            " device to cpu."
         )
     return picked
 

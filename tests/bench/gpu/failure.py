@@ -45,7 +45,8 @@ def main() -> None:
         with demo.federation(
             layout,
             cpu_threads=2,
-            adapt=lambda: adapt(layout, model, recordings, chosen.device),
+            device=chosen.device,
+            adapt=lambda: adapt(layout, model, recordings),
         ) as running:
             _run(running, layout, chosen)
 

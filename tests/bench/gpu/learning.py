@@ -90,7 +90,7 @@ def main() -> None:
     layout = kind(chosen.folder.absolute(), chosen.contributors)
     model = _save(chosen.folder / "model")
     with demo.federation(
-        layout, cpu_threads=1, adapt=lambda: _adapt(layout, model, chosen.device)
+        layout, cpu_threads=1, device=chosen.device, adapt=lambda: _adapt(layout, model)
     ) as running:
         run_id = running.start_run(
             RunSettings(
@@ -172,18 +172,17 @@ def _deal(source: Path, layout: _Parts) -> None:
         merge_datasets(held_out, layout.held_out(contributor))
 
 
-def _adapt(layout: Layout, model: Path, device: str) -> None:
-    """The demo's settings, with this model and this device."""
+def _adapt(layout: Layout, model: Path) -> None:
+    """The demo's settings, with this model."""
     models = f"\n[models]\nwhole = {toml_string(model)}\n"
     server = layout.server_config
-    text = server.read_text().replace("[evaluator]\n", f'[evaluator]\ndevice = "{device}"\n')
     # One evaluation for each half of the table is enough, or two of the whole.
-    before, *evaluations = text.split("\n[[evaluation]]")
+    before, *evaluations = server.read_text().split("\n[[evaluation]]")
     text = "\n[[evaluation]]".join([before, *evaluations[:2]])
     server.write_text(text + models)
     for contributor in layout.contributors:
         path = layout.client_config(contributor)
-        path.write_text(f'{path.read_text()}device = "{device}"\n{models}')
+        path.write_text(f"{path.read_text()}{models}")
 
 
 def _save(folder: Path) -> Path:

@@ -53,8 +53,9 @@ def main() -> None:
         with demo.federation(
             layout,
             cpu_threads=2,
+            device=chosen.device,
             open_control=True,  # Flower's own program starts the peer's run
-            adapt=lambda: adapt(layout, model, recordings, chosen.device),
+            adapt=lambda: adapt(layout, model, recordings),
         ) as running:
             for name in filter(None, chosen.variants.split(",")):
                 codec = VARIANTS[name]
@@ -78,13 +79,13 @@ def main() -> None:
                 _tell("after it", lines, {})
 
 
-def adapt(layout: Layout, model: Path | None, recordings: Path, device: str) -> None:
-    """The demo's settings, with this model, these recordings and this device."""
+def adapt(layout: Layout, model: Path | None, recordings: Path) -> None:
+    """The demo's settings, with this model and these recordings."""
     uri = toml_string(f"local:{recordings}")
     models = f"\n[models]\nreal = {toml_string(model)}\n" if model else ""
     server = layout.server_config.read_text()
     server = server[: server.index("\n[[evaluation]]")]
-    server += f'device = "{device}"\n\n[[evaluation]]\nname = "held-out"\ndataset-uri = {uri}\n'
+    server += f'\n[[evaluation]]\nname = "held-out"\ndataset-uri = {uri}\n'
     layout.server_config.write_text(server + models)
     for contributor in layout.contributors:
         path = layout.client_config(contributor)
@@ -92,7 +93,7 @@ def adapt(layout: Layout, model: Path | None, recordings: Path, device: str) -> 
         text = path.read_text().replace(old, uri)
         # The site's own limit would refuse a batch that is too large before the GPU does.
         limits = "\n[limits]\nmax-batch-size = 1000000000\n"
-        path.write_text(f'{text}device = "{device}"\n{limits}{models}')
+        path.write_text(f"{text}{limits}{models}")
 
 
 def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> list[dict[str, Any]]:
