@@ -265,11 +265,13 @@ def test_a_node_that_leaves_is_noticed_by_the_superlinks_view(world: Make) -> No
     assert made.of("round.started")[1]["nodes"] == ["a", "b"]
 
 
-def test_a_node_with_a_new_session_has_not_seen_the_message(world: Make) -> None:
-    made = world([FakeNode("a"), FakeNode("b"), FakeNode("restarted", train=silent)])
+@pytest.mark.parametrize("session", [1e9, 2.0], ids=["later", "after the clock was set back"])
+def test_a_node_with_a_new_session_has_not_seen_the_message(world: Make, session: float) -> None:
+    restarted = FakeNode("restarted", train=silent, activated=5.0)
+    made = world([FakeNode("a"), FakeNode("b"), restarted])
 
     def restart() -> None:
-        made.grid.nodes[3].activated = made.grid.now
+        made.grid.nodes[3].activated = session
 
     made.grid.at(12.0, restart)
     made.run()

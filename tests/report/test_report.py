@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from PIL import Image, ImageChops, ImageStat
 from tests.browser import PHONE, drawn
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation.journal import CONFIG, Journal
+from zk0d.federation.journal import CONFIG, JOURNAL, Journal
 from zk0d.federation.outputs import run_config
 from zk0d.report import analysis
 from zk0d.report.analysis import analyse, compare, findings
@@ -263,6 +264,18 @@ def test_reports_follow_runs_by_themselves(tmp_path: Path) -> None:
     told.journal.write("run.finished", rounds=1, reason="rounds", best_round=1)
     assert written(reports, clock, page), "it ended"
     assert not written(reports, clock, page)
+
+
+def test_a_journal_of_the_future_is_reported_once(tmp_path: Path) -> None:
+    """The clock was set back after its last line."""
+    told = Told(tmp_path / "runs/7").good()
+    later = time.time() + 3600
+    os.utime(told.folder / JOURNAL, (later, later))
+    page, clock = told.folder / "report/index.html", Clock()
+    reports = Reports(tmp_path / "runs", clock)
+    assert written(reports, clock, page)
+    for _ in range(3):
+        assert not written(reports, clock, page, IDLE_SECONDS)
 
 
 def test_a_run_that_cannot_be_reported_is_no_endless_work(

@@ -20,10 +20,22 @@ def test_a_pause_is_read_back_until_it_is_over(
     found = read_hold(tmp_path)
     assert found is not None
     assert found.sentence().startswith("paused until 20")
+    up = hold.uptime()
+    monkeypatch.setattr(hold, "uptime", lambda: up + 101)
+    assert read_hold(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_boot_a_pause_is_over_by_the_time_of_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hold.pause(100).write(tmp_path)
+    monkeypatch.setattr(hold, "boot_id", lambda: "another")
+    monkeypatch.setattr(hold, "uptime", lambda: 0.0)
+    assert read_hold(tmp_path) is not None
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 101)
     assert read_hold(tmp_path) is None
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pause_outlives_a_boot_and_a_drain_does_not(

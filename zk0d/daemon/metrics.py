@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 
+from zk0d.daemon.clock import uptime
 from zk0d.errors import UnavailableError
 
 PREFIX = "zk0d"
@@ -49,7 +50,7 @@ class _Process(ProcessCollector):
 
     def _boot_time(self) -> float:
         # The parent's reads /proc/stat, which our sandbox hides; it would count from 1970.
-        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.time() - uptime()
 
 
 class Metrics:

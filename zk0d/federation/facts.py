@@ -274,26 +274,31 @@ class NewestRun:
         self._runs = runs
         self._folder: Path | None = None
         self._tail: JournalTail | None = None
+        self._known: set[Path] | None = None
         self.facts: RunFacts | None = None
-        self.fresh: list[dict[str, Any]] = []  #: lines that the last look read
+        #: Lines that were written since the look before. What a run holds that was there at the
+        #: first look, or that is looked at once more after another, is old.
+        self.fresh: list[dict[str, Any]] = []
 
     def look(self) -> RunFacts | None:
         """The newest run's facts; ``None`` if there is no run."""
-        newest = self._newest()
+        there = {path.parent for path in self._runs.glob(f"*/{JOURNAL}") if path.is_file()}
+        if self._known is None:
+            self._known = there
+        newest = max(there, key=_begun, default=None)
+        old = newest != self._folder and newest in self._known
         if newest != self._folder:
             self._folder = newest
             self._tail = JournalTail(newest) if newest else None
             self.facts = RunFacts(run=newest.name) if newest else None
         self.fresh = []
-        if self._tail is not None and self.facts is not None:
-            self.fresh = self._tail.new_lines()
-            for line in self.fresh:
+        if newest is not None and self._tail is not None and self.facts is not None:
+            self._known.add(newest)
+            lines = self._tail.new_lines()
+            for line in lines:
                 self.facts.take(line)
+            self.fresh = [] if old else lines
         return self.facts
-
-    def _newest(self) -> Path | None:
-        folders = [path.parent for path in self._runs.glob(f"*/{JOURNAL}") if path.is_file()]
-        return max(folders, key=_begun) if folders else None
 
 
 def _begun(folder: Path) -> float:

@@ -48,7 +48,6 @@ class _Pending:
 
     node: Node
     kind: str
-    sent: float
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Fleet:
     on_update, on_lost
         Take a node's answer to a round, and the news that none will come; by key.
     clock
-        Seconds since 1970; replaced in tests.
+        Seconds; replaced in tests.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Fleet:
         query: Query,
         on_update: Callable[[str, Message], None],
         on_lost: Callable[[str, str], None],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid = grid
         self._journal = journal
@@ -94,8 +93,7 @@ class Fleet:
         self._names: dict[str, str] = {}
         self._left_out: dict[str, str] = {}  # reasons by key
         self._delays: dict[str, _Delay] = {}
-        self._last_look = 0.0
-        self._last_presence = 0.0
+        self._last_look = self._last_presence = float("-inf")
         self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
 
     @property
@@ -153,11 +151,10 @@ class Fleet:
         messages = [
             Message(record, dst_node_id=node.id, message_type=kind) for node, record in records
         ]
-        sent = self._clock()
         for (node, _), message_id in zip(records, self._grid.push_messages(messages), strict=True):
             self._names.setdefault(node.key, node.name)
             if message_id:
-                self._pending[message_id] = _Pending(node, waits_for, sent)
+                self._pending[message_id] = _Pending(node, waits_for)
 
     def collect(self) -> bool:
         """Take the answers that are there, one at a time; whether there was any."""
@@ -237,8 +234,8 @@ class Fleet:
         for message_id, pending in list(self._pending.items()):
             now = nodes.get(pending.node.key)
             gone = now is None or not now.online or now.id != pending.node.id
-            # A session that began after the message was sent has never seen it.
-            if gone or (now is not None and now.activated > pending.sent):
+            # Another session than the one it was sent to has never seen the message.
+            if gone or (now is not None and now.activated != pending.node.activated):
                 del self._pending[message_id]
                 if pending.kind == MessageType.TRAIN:
                     self._on_lost(pending.node.key, "offline")

@@ -116,7 +116,7 @@ class Run:
         evaluator: Evaluator,
         *,
         resumed_by: str = "",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid = grid
@@ -238,7 +238,7 @@ class Run:
     def _begin(self) -> None:
         """A new run: settings, first weights, nodes, their statistics, and round 0."""
         settings, journal = self._settings, self._journal
-        journal.write_json(CONFIG, run_config(journal.run, settings, self._clock()))
+        journal.write_json(CONFIG, run_config(journal.run, settings, time.time()))
         journal.write("run.started", settings=settings.to_flat())
         self._server.check_run(settings, "run settings")
         self._spec, payload = self._ask_evaluator()

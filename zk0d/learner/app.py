@@ -75,11 +75,15 @@ class LearnerApp:
 
     @property
     def doing(self) -> dict[str, Any]:
-        """What it does now, and in ``seen`` when progress was last seen (seconds since 1970)."""
+        """What it does now; ``since`` when, and in ``seen`` when progress was last seen.
+
+        Both are of :func:`time.monotonic`: a watchdog looks at them.
+        """
         return dict(self._doing)
 
     async def _status(self, _: Request) -> Response:
-        return JSONResponse({**self._doing, **self._learner.facts()})
+        doing = {key: each for key, each in self._doing.items() if key not in ("since", "seen")}
+        return JSONResponse({**doing, **self._learner.facts()})
 
     async def _figures(self, _: Request) -> Response:
         self._metrics.facts(self._learner.facts())
@@ -97,7 +101,7 @@ class LearnerApp:
             return _events_of(_error("learner_busy", f"the learner is busy with {busy}."))
         control = self._control = TaskControl()
         self._result = None
-        now = time.time()
+        now = time.monotonic()
         self._doing = {"state": "working", "task": kind, "since": now, "seen": now}
         self._metrics.began()
         reader = BodyReader()
@@ -123,7 +127,7 @@ class LearnerApp:
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         def report(event: dict[str, Any]) -> None:
-            self._doing = {**self._doing, **event, "seen": time.time()}
+            self._doing = {**self._doing, **event, "seen": time.monotonic()}
             self._metrics.progress(event)
             loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -193,7 +197,7 @@ class LearnerApp:
     def _over(self, kind: str, result: str) -> None:
         self._metrics.ended(kind, result)
         self._control = None
-        self._doing = {"state": "idle", "since": time.time()}
+        self._doing = {"state": "idle", "since": time.monotonic()}
 
     async def _give_result(self, request: Request) -> Response:
         result, self._result = self._result, None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from zk0d.daemon.clock import uptime
 from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message
 from zk0d.federation.update import Payload
@@ -38,21 +38,21 @@ class TaskControl:
         self._stop.set()
 
     def set_deadline(self, seconds: float) -> None:
-        """From now on the task has so many seconds."""
-        self._deadline = time.monotonic() + seconds
+        """From now on the task has so many seconds, suspended ones included."""
+        self._deadline = uptime() + seconds
 
     def should_stop(self) -> bool:
-        return self._stop.is_set() or time.monotonic() > self._deadline
+        return self._stop.is_set() or uptime() > self._deadline
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until the task should end."""
-        self._stop.wait(max(0.0, min(seconds, self._deadline - time.monotonic())))
+        self._stop.wait(max(0.0, min(seconds, self._deadline - uptime())))
 
     def check(self) -> None:
         """Raise :class:`Stopped` if the task should end."""
         if self._stop.is_set():
             raise Stopped("the task was dropped: nobody waits for it.", reason="dropped")
-        if time.monotonic() > self._deadline:
+        if uptime() > self._deadline:
             raise Stopped("the round's deadline has passed.", reason="deadline")
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from zk0d.daemon.clock import uptime
 from zk0d.errors import TryAgainError
 from zk0d.files import write_file
 
@@ -35,15 +36,18 @@ class Hold:
         When a pause ends, in seconds since 1970; ``None`` for a drain.
     boot
         The boot in which it was made.
+    until_uptime
+        When a pause ends, in seconds since that boot: the clock may be set meanwhile.
     """
 
     kind: Literal["pause", "drain"]
     until: float | None
     boot: str
+    until_uptime: float | None = None
 
     @classmethod
     def pause(cls, seconds: float) -> Hold:
-        return cls("pause", time.time() + seconds, boot_id())
+        return cls("pause", time.time() + seconds, boot_id(), uptime() + seconds)
 
     @classmethod
     def drain(cls) -> Hold:
@@ -51,10 +55,12 @@ class Hold:
 
     @property
     def over(self) -> bool:
-        if self.until is not None:
-            return time.time() >= self.until
         now = boot_id()
-        return bool(now) and self.boot != now
+        if self.until is None:
+            return bool(now) and self.boot != now
+        if self.until_uptime is not None and now and self.boot == now:
+            return uptime() >= self.until_uptime
+        return time.time() >= self.until
 
     def sentence(self) -> str:
         """What it means, for a status line."""

@@ -112,7 +112,7 @@ class LearnerService(Service):
         ready = self._server.started
         if doing["state"] == "idle":
             return Condition("ready, waiting for a round", ready=ready)
-        still = time.time() - doing["seen"]
+        still = time.monotonic() - doing["seen"]
         limit = STEP_SECONDS if "step" in doing else LOAD_SECONDS
         stuck = f"{doing['task']}_stands_still" if still > limit else ""
         return Condition(_sentence(doing), ready=ready, stuck=stuck)

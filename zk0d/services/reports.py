@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zk0d.daemon.clock import Stillness
 from zk0d.federation.journal import JOURNAL
 from zk0d.report import PAGE, REPORT
 
@@ -32,15 +33,16 @@ class Reports:
     runs
         The folder with one folder for each run.
     clock
-        Seconds since 1970, as files have them.
+        Seconds.
     """
 
-    def __init__(self, runs: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, runs: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._runs = runs
         self._clock = clock
-        self._next_look = 0.0
-        self._failed: dict[Path, float] = {}  #: by run, the journal that none could be made of
-        self._writing: tuple[subprocess.Popen[str], Path, float] | None = None
+        self._next_look = float("-inf")
+        self._still: dict[Path, Stillness] = {}  #: by run, its journal
+        self._tried: dict[Path, int] = {}  #: by run, the journal's mark when one was last made
+        self._writing: tuple[subprocess.Popen[str], Path, int] | None = None
 
     def look(self) -> None:
         """Begin a report that is due, or notice that one is written; never waits."""
@@ -52,7 +54,7 @@ class Reports:
             return
         self._next_look = now + LOOK_SECONDS
         for journal in self._runs.glob(f"*/{JOURNAL}"):
-            if self._due(journal, now):
+            if self._due(journal):
                 self._begin(journal)
                 return
 
@@ -63,20 +65,22 @@ class Reports:
             self._writing[0].wait()
             self._writing = None
 
-    def _due(self, journal: Path, now: float) -> bool:
+    def _due(self, journal: Path) -> bool:
+        run = journal.parent
         try:
-            told = journal.stat().st_mtime
-            if self._failed.get(journal.parent) == told:
+            told, page = journal.stat().st_mtime_ns, run / REPORT / PAGE
+            still = self._still.setdefault(run, Stillness(self._clock)).seconds(told)
+            # Made by a service before this one: both times are then of one clock.
+            if run not in self._tried and page.exists() and page.stat().st_mtime_ns >= told:
+                self._tried[run] = told
+            if self._tried.get(run) == told:
                 return False
-            page = journal.parent / REPORT / PAGE
-            if page.exists() and page.stat().st_mtime >= told:
-                return False
-            return now - told > IDLE_SECONDS or _last_kind(journal) in ENDS
+            return still > IDLE_SECONDS or _last_kind(journal) in ENDS
         except OSError:
             return False
 
     def _begin(self, journal: Path) -> None:
-        told = journal.stat().st_mtime
+        told = journal.stat().st_mtime_ns
         env = {**os.environ, "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "zk0d-charts")}
         command = [sys.executable, "-m", "zk0d.report.folder", str(journal.parent)]
         process = subprocess.Popen(
@@ -89,13 +93,13 @@ class Reports:
         )
         self._writing = (process, journal.parent, told)
 
-    def _finish(self, process: subprocess.Popen[str], run: Path, told: float) -> None:
+    def _finish(self, process: subprocess.Popen[str], run: Path, told: int) -> None:
         if process.poll() is None:
             return
         self._writing = None
+        self._tried[run] = told
         said = process.communicate()[1].strip()
         if process.returncode:
-            self._failed[run] = told
             log.warning("run %s: no report could be written (%s)", run.name, said[-300:])
         else:
             log.info("run %s: its report is in %s", run.name, run / REPORT / PAGE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -21,6 +20,7 @@ from zk0d.config.machine import (
     ServerSettings,
     SuperexecSettings,
 )
+from zk0d.daemon.clock import Stillness
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
@@ -67,6 +67,7 @@ class SuperexecService(Service):
         self._peer = peer
         self._reports = reports
         self._pulse = settings.state / "pulse"
+        self._still = Stillness()
         metrics.collect(AppCollector(self._pulse))
         metrics.collect(LearnerCollector(learner))
         self._child = Supervised(
@@ -92,7 +93,8 @@ class SuperexecService(Service):
             assert end is not None
             return Condition(f"the SuperExec ended ({end.reason}): starting it again", ready=False)
         try:
-            silent = time.time() - self._pulse.stat().st_mtime
+            still = self._still.seconds(self._pulse.stat().st_mtime_ns)
+            silent = min(still, self._child.running_seconds)  # not of the process before
         except FileNotFoundError:
             silent = self._child.running_seconds
             if silent < START_LIMIT:

@@ -88,7 +88,6 @@ class SuperlinkService(Service):
         self._shared: dict[str, str] = {}  #: names by key, of keys that two machines use
         self._last_reconcile = 0.0
         self._last_good = time.monotonic()
-        self._started = time.time()
         self._autorun: Autorun | None = None
         self._resume: Resume | None = None
         self._rebuild_look, self._end_look = 0.0, 0.0
@@ -110,6 +109,7 @@ class SuperlinkService(Service):
         self._expiry.watch("ca", lambda: expiry_of(certificates.ca))
         self._expiry.watch("link", lambda: expiry_of(certificates.certificate))
         self._expiry.watch("gateway", lambda: shown_expiry(self._settings.gateway.port))
+        self._run.look()  # what was written before is no news
         require_free_port(link.port, "superlink.port")
         self._address = f"127.0.0.1:{link.port}"
         self._control = Control(self._address, certificates.ca, control_secret)
@@ -180,11 +180,10 @@ class SuperlinkService(Service):
             )
         self._last_good = time.monotonic()
         for line in self._run.fresh:
-            if line["time"] >= self._started:
-                log_event(line)
-                if line["kind"] in AUDITED:
-                    facts = {k: line[k] for k in ("run", "round", "node", "reason") if k in line}
-                    self._note(line["kind"], **facts)
+            log_event(line)
+            if line["kind"] in AUDITED:
+                facts = {k: line[k] for k in ("run", "round", "node", "reason") if k in line}
+                self._note(line["kind"], **facts)
         uses = read_uses(self._sessions)
         self._tell_who_came(nodes)
         self._tell_who_shares([n for n in nodes if n.key in uses and uses[n.key].shared])
