@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -298,7 +297,6 @@ def test_a_node_reads_what_is_held_against_it(
 ) -> None:
     lab.contribute("left")
     lab.contribute("right")
-    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     lines = lab.run(
         monkeypatch,
         **{
