@@ -132,11 +132,15 @@ docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
 	@.ci/make-docs
 
 .PHONY: reference
-reference: settings-page monitoring-files cli-page roles-pages ## Write every page that is made from the code
+reference: settings-page monitoring-files cli-page roles-pages reasons-table ## Write every page that is made from the code
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference
+
+.PHONY: reasons-table
+reasons-table: venv ## Write docs/architecture.md's table of reasons
+	$(BIN)/python -m zk0d.record.reasons
 
 .PHONY: cli-page
 cli-page: venv ## Write docs/cli.md from the verbs

@@ -15,17 +15,18 @@ from types import SimpleNamespace
 import pytest
 
 from tests.learner.test_app import TASK, Scripted
+from tests.record.lines import write as note
 from zk0d.config.machine import SuperexecSettings
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.clock import Stillness
 from zk0d.daemon.metrics import Metrics
-from zk0d.federation.facts import NewestRun
-from zk0d.federation.journal import Journal
 from zk0d.flower.commands import Command
 from zk0d.learner import tasks
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.tasks import Stopped, TaskControl
+from zk0d.record.journal import Journal
+from zk0d.record.state import NewestRun
 from zk0d.services import hold
 from zk0d.services import learner as learner_service
 from zk0d.services.hold import Hold, read_hold
@@ -43,8 +44,8 @@ ALLOWED = {
     ("doctor/client.py", "gateway"): "a certificate's end is a date",
     ("doctor/server.py", "_days"): "a certificate's end is a date",
     ("federation/audit.py", "append"): "kept: when something happened",
-    ("federation/facts.py", "_begun"): "which run is the newest, across boots",
-    ("federation/journal.py", "write"): "kept: when something happened",
+    ("record/state.py", "_begun"): "which run is the newest, across boots",
+    ("record/journal.py", "write"): "kept: when something happened",
     ("federation/rounds.py", "_begin"): "kept: when the run began",
     ("flower/certificates.py", "make_certificates"): "a certificate's end is a date",
     ("flower/certificates.py", "renew"): "a certificate's end is a date",
@@ -237,14 +238,14 @@ def test_what_is_new_in_a_journal(
     """The coordinator's log and audit log have what was written since the service began."""
     runs = tmp_path / "runs"
     old = Journal(runs / "1", "1")
-    old.write("run.started", settings=RunSettings().to_flat())
+    note(old, "run.started", settings=RunSettings().to_flat())
     newest = NewestRun(runs)
     newest.look()
     assert newest.fresh == []
     set_clock(monkeypatch, step)
-    old.write("run.failed", reason="x", message="y")
+    note(old, "run.failed", reason="x", message="y")
     newest.look()
-    assert [line["kind"] for line in newest.fresh] == ["run.failed"]
+    assert [event.kind for event in newest.fresh] == ["run.failed"]
 
 
 def test_a_task_ends_at_its_deadline_also_on_a_machine_that_was_suspended(

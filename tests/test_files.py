@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.record.lines import write as note
 from zk0d import files
 
 ROOT = Path(__file__).parents[1]
@@ -180,17 +181,17 @@ def test_a_link(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_a_commit(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.federation.journal import JOURNAL, Journal
+    from zk0d.record.journal import JOURNAL, Journal
 
     journal = Journal(tmp_path / "runs" / "7", "7")
     journal.write_json("statistics.json", {})
-    journal.write("run.started")
+    note(journal, "run.started")
     watched.assert_durable(journal.folder / "statistics.json")
     new = watched.at("sync", journal.folder / JOURNAL)
     assert ("sync", journal.folder) in watched.events[new:], "the journal's own name"
     folder = journal.commit(3, {"weights": lambda path: _write(path, "w")})
     done = watched.assert_durable(folder, "weights", "checksums.json")
-    journal.write("round.committed", round=3)
+    note(journal, "round.committed", round=3)
     assert watched.at("sync", journal.folder / JOURNAL) > done
     journal.commit(3, {"weights": lambda path: _write(path, "v")})
     assert (folder / "weights").read_text() == "v"
@@ -287,7 +288,7 @@ def test_what_was_sent_the_audits_head_and_a_pause(watched: Watched, tmp_path: P
 
 def test_nobody_else_renames_or_syncs() -> None:
     """One home for it: a rename elsewhere would be one that is not durable."""
-    appends = {"zk0d/federation/journal.py", "zk0d/federation/audit.py"}  # to a file that stays
+    appends = {"zk0d/record/journal.py", "zk0d/federation/audit.py"}  # to a file that stays
     for path in sorted((ROOT / "zk0d").rglob("*.py")):
         name = str(path.relative_to(ROOT))
         if name == "zk0d/files.py":

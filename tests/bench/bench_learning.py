@@ -15,12 +15,12 @@ from rich.console import Console
 
 from tests.bench.lab import _finish
 from tests.bench.table import show
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.demo import main as demo
 from zk0d.demo.federation import federation
 from zk0d.demo.layout import Layout
 from zk0d.demo.progress import Progress
-from zk0d.federation.journal import read_journal
 
 SEEDS = (0, 1, 2)
 ROUNDS = 16
@@ -51,7 +51,7 @@ def main() -> None:
                     }
                     run_id = running.start_run(RunSettings.parse(values, where="bench"))
                     _finish(running, run_id)
-                    lines = list(read_journal(layout.runs / str(run_id)))
+                    lines = list(read_lines(layout.runs / str(run_id)))
                     last = [line for line in lines if line["kind"] == "round.committed"][-1]
                     found = last["evaluation"]
                     results[name].append((found["loss"], found["success"]))

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from tests.bench.table import show, spread
+from tests.record.lines import read_lines
+from tests.record.lines import write as note
 from tests.report.test_report import Told
-from zk0d.federation.journal import read_journal
 from zk0d.report.folder import write_report
 
 NODES = 12
@@ -22,7 +23,7 @@ def _told(folder: Path, rounds: int) -> Path:
     for number in range(rounds + 1):
         nodes = {f"n{at}": 2 / (1 + number) + 0.1 * at for at in range(NODES)}
         told.round(number, 0.5 + 1.5 * math.exp(-number / 100), nodes)
-    told.journal.write("run.finished", rounds=rounds, reason="rounds", best_round=rounds)
+    note(told.journal, "run.finished", rounds=rounds, reason="rounds", best_round=rounds)
     return folder
 
 
@@ -40,7 +41,7 @@ def main() -> None:
             read, wrote, peaks = [], [], []
             for run in runs:
                 began = time.perf_counter()
-                for _ in read_journal(run):
+                for _ in read_lines(run):
                     pass
                 read.append(time.perf_counter() - began)
                 began = time.perf_counter()

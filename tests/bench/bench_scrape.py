@@ -22,9 +22,10 @@ from tests.services.lab import lab
 from zk0d.config.machine import METRICS_PORTS
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.metrics import Metrics
-from zk0d.federation.facts import NewestRun, NodeFacts, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.learner.metrics import LearnerMetrics
+from zk0d.record.events import NodeRound
+from zk0d.record.state import Member, NewestRun, RunState
 from zk0d.services.figures import NodeCollector, RunCollector
 
 SCRAPES = 50
@@ -34,23 +35,24 @@ PHASES = ("load", "evaluate", "train", "encode", "transfer")
 
 def fleet(count: int) -> CollectorRegistry:
     """The coordinator's figures of a run with so many nodes."""
-    facts = RunFacts(run="7")
+    facts = RunState(run="7")
     for number in range(count):
         name = f"node-{number:04}"
         facts.names[f"{number:064x}"] = name
-        facts.members[name] = NodeFacts(
+        facts.members[name] = Member(
             version="1.0",
-            last={
-                "policy_loss": 0.5,
-                "proximal_loss": 0.0,
-                "grad_norm": 1.0,
-                "update_norm": 1.0,
-                "answer_seconds": 9.0,
-                "seconds": dict.fromkeys(PHASES, 1.0),
-            },
+            last=NodeRound(
+                node=name,
+                loss=0.5,
+                policy_loss=0.5,
+                grad_norm=1.0,
+                update_norm=1.0,
+                answer_seconds=9.0,
+                seconds=dict.fromkeys(PHASES, 1.0),
+            ),
         )
     run = NewestRun(Path("/nonexistent"))
-    run.facts = facts
+    run.state = facts
     nodes = NodeCollector()
     nodes.update([Node(i, key, "", True, 1.0) for i, key in enumerate(facts.names)], facts)
     registry = CollectorRegistry()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import (
-    DatasetResult,
     Evaluate,
     EvaluateReply,
     Message,
@@ -30,6 +29,7 @@ from zk0d.federation.update import Kind, Payload, PayloadEncoder
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
+from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.services.learner import LearnerService
 
 TENSOR = 1_000_000  # values in each tensor but the last
@@ -82,19 +82,15 @@ class FakeLearner(Learner):
             assert payload is not None
             for _ in payload.decode(consume=True):
                 pass
-            reply = TrainReply(
-                name=self._name,
-                round=task.round,
-                base=task.base,
+            figures = NodeFigures(
                 steps=task.steps,
                 samples=task.steps * task.batch_size,
                 loss=1.0,
                 policy_loss=1.0,
-                proximal_loss=0.0,
                 grad_norm=1.0,
-                update_norm=1.0,
                 learning_rate=1e-3,
             )
+            reply = TrainReply(name=self._name, round=task.round, base=task.base, figures=figures)
             return reply, self._payload("delta", task.uplink_codec, task.round)
         return EvaluateReply(datasets=(DatasetResult(name="none", loss=1.0),)), None
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
-from zk0d.federation.journal import read_journal
 from zk0d.flower import commands
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.services.foreground import Program
@@ -74,7 +74,7 @@ def run_ours(
     )
     run_id = running.start_run(settings)
     _finish(running, run_id)
-    return list(read_journal(running.layout.runs / str(run_id)))
+    return list(read_lines(running.layout.runs / str(run_id)))
 
 
 @contextlib.contextmanager

@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 
+from tests.record.lines import read_lines
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.recordings import make_recordings
-from zk0d.federation.journal import read_journal
 from zk0d.flower.simulation import RayOptions
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.main import TINY
@@ -76,7 +76,7 @@ def measure(contributors: int, engine: Engine, rounds: int, steps: int) -> dict[
         watch.start()
         began = time.monotonic()
         try:
-            lines = list(read_journal(simulate(simulation)))
+            lines = list(read_lines(simulate(simulation)))
         finally:
             over.set()
             watch.join()

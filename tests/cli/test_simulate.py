@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from zk0d.cli.main import app
 from zk0d.errors import ConfigError, UsageError
-from zk0d.federation.journal import committed_rounds
+from zk0d.record.journal import committed_rounds
 
 runner = CliRunner()
 

@@ -19,15 +19,16 @@ import pytest
 from flwr.cli.build import build_fab_from_files
 
 from tests import hostile, processes
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo_federation
 from zk0d.demo.federation import Federation, federation
 from zk0d.demo.layout import Layout
 from zk0d.errors import ChildError, Zk0dError
-from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.flower.bundle import CLIENT_APP, SERVER_APP, bundle_toml
 from zk0d.flower.control import COMPLETED, FINISHED, Control
+from zk0d.record.journal import committed_rounds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -104,7 +105,7 @@ def test_zk0bot_run_trains_on_real_processes(running: Federation) -> None:
     state = finished(running, run_id)
     assert state.outcome == COMPLETED
     folder = running.layout.runs / str(run_id)
-    lines = list(read_journal(folder))
+    lines = list(read_lines(folder))
     assert committed_rounds(folder) == [0, 1, 2]
     committed = [line for line in lines if line["kind"] == "round.committed"]
     assert [node["node"] for node in committed[-1]["nodes"]] == ["contributor-a", "contributor-b"]
@@ -215,7 +216,7 @@ def test_a_failed_run_says_why(running: Federation) -> None:
     state = finished(running, run_id)
     with pytest.raises(Zk0dError, match="could not be fetched from the hub"):
         running.raise_if_failed(state)
-    last = list(read_journal(running.layout.runs / str(run_id)))[-1]
+    last = list(read_lines(running.layout.runs / str(run_id)))[-1]
     assert last["kind"] == "run.failed"
     assert last["reason"] == "hub_unreachable"
 
@@ -243,7 +244,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_committed(running: Federatio
         assert kept == list(range(len(kept)))
         assert kept, "what was committed is there"
         assert not list((folder / "rounds").glob(".*")), "and nothing half-written"
-        committed = [line for line in read_journal(folder) if line["kind"] == "round.committed"]
+        committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
         assert [line["round"] for line in committed] in (kept, kept[:-1])
     finally:
         subprocess.run(["umount", str(runs)], check=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.record.lines import read_lines
 from zk0d.demo.main import DemoOptions, run_demo
-from zk0d.federation.journal import read_journal
 from zk0d.simulators.so101 import GOAL, STATE
 
 pytestmark = [
@@ -40,7 +40,7 @@ def test_a_whole_demo_with_physics(tmp_path: Path) -> None:
     assert info["fps"] == 10
     assert info["features"]["observation.state"]["names"] == [*STATE, *GOAL]
     rounds = [
-        line for line in read_journal(folder / summary["run"]) if line["kind"] == "round.committed"
+        line for line in read_lines(folder / summary["run"]) if line["kind"] == "round.committed"
     ]
     assert [line["round"] for line in rounds] == [0, 1, 2]
     # The evaluator drove the arm as well, and not only measured a loss.

@@ -24,7 +24,6 @@ from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
     Noted,
-    Notice,
     Query,
     QueryReply,
     Refusal,
@@ -34,10 +33,12 @@ from zk0d.federation.messages import (
     StartReply,
     Train,
     TrainReply,
+    UpdateRejected,
 )
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
+from zk0d.record.events import NodeFigures
 from zk0d.release.gate import judge
 
 NEVER = float("inf")
@@ -71,7 +72,7 @@ class FakeNode:
     shares: bool = True
     trained: list[Train] = field(default_factory=list)
     queried: int = 0
-    notices: list[Notice] = field(default_factory=list)
+    notices: list[UpdateRejected] = field(default_factory=list)
     train: Callable[[FakeNode, Train, Payload], tuple[RecordDict | None, float]] | None = None
     query: Callable[[FakeNode, Query], tuple[RecordDict | None, float]] | None = None
 
@@ -104,26 +105,23 @@ class FakeNode:
     ) -> RecordDict:
         """A plausible answer; ``change`` alters the arrays, ``facts`` the numbers."""
         arrays = {n: np.full_like(a, self.step) for n, a in payload.arrays().items()}
-        reply = {
-            "name": self.name,
-            "round": task.round,
-            "base": task.base,
+        figures = {
             "steps": task.steps,
             "samples": task.steps * task.batch_size,
             "loss": 0.5,
             "policy_loss": 0.5,
-            "proximal_loss": 0.0,
             "grad_norm": 1.0,
-            "update_norm": 1.0,
             "learning_rate": 1e-3,
-            **facts,
         }
+        reply = {"name": self.name, "round": task.round, "base": task.base}
+        for key, value in facts.items():
+            (figures if key in NodeFigures.model_fields else reply)[key] = value
         changed = change(arrays)
         if all(np.isfinite(array).all() for array in changed.values()):
             update = Payload.of(changed, "delta", task.uplink_codec)
         else:
             update = raw_payload(changed)
-        return to_record(TrainReply.model_validate(reply), update)
+        return to_record(TrainReply.model_validate({**reply, "figures": figures}), update)
 
 
 def raw_payload(arrays: dict[str, Any], kind: Kind = "delta") -> Payload:
@@ -215,8 +213,8 @@ class FakeGrid(Grid):
             ids.append(name)
             copied = RecordDict(dict(message.content.items()))
             if message.metadata.message_type == "query":
-                if kind_of(copied) == "Notice":
-                    node.notices.append(from_record(copied, Notice)[0])
+                if kind_of(copied) == UpdateRejected.__name__:
+                    node.notices.append(from_record(copied, UpdateRejected)[0])
                     record, seconds = to_record(Noted()), 1.0
                 else:
                     record, seconds = node.answer_query(from_record(copied, Query)[0])
@@ -289,6 +287,6 @@ class FakeEvaluator:
         if self.release_error is not None:
             raise self.release_error
         self.released.append((task, weights.manifest.sha256))
-        verdict = judge(task.story)
+        verdict = judge(task.summary)
         name = f"checkpoint_round_{task.round}"
         return ReleaseReply(folder=name, passed=verdict.passed, reasons=verdict.reasons)

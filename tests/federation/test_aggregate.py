@@ -7,7 +7,7 @@ import pytest
 
 from tests.federation.fakes import raw_payload
 from zk0d.errors import Zk0dError
-from zk0d.federation.admission import Strikes, check_norm, check_reply, outliers
+from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
 from zk0d.federation.aggregate import (
     ServerStep,
     Weighted,
@@ -24,6 +24,7 @@ from zk0d.federation.update import Manifest, Payload, UpdateError
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import FeatureStatistics, Statistics
+from zk0d.record.events import NodeFigures, UpdateRefused
 
 STATISTICS = Statistics(features={"action": FeatureStatistics.of(np.ones((2, 2)))})
 SPEC = PolicySpec(
@@ -58,20 +59,18 @@ def task(**changes: object) -> Train:
 
 
 def reply(of: Train, **changes: object) -> TrainReply:
-    facts: dict[str, object] = {
-        "name": "n",
-        "round": of.round,
-        "base": of.base,
+    figures: dict[str, object] = {
         "steps": of.steps,
         "samples": of.steps * of.batch_size,
         "loss": 1.0,
         "policy_loss": 1.0,
-        "proximal_loss": 0.0,
         "grad_norm": 1.0,
-        "update_norm": 1.0,
         "learning_rate": 1e-3,
     }
-    return TrainReply.model_validate({**facts, **changes})
+    facts: dict[str, object] = {"name": "n", "round": of.round, "base": of.base}
+    for key, value in changes.items():
+        (figures if key in NodeFigures.model_fields else facts)[key] = value
+    return TrainReply.model_validate({**facts, "figures": figures})
 
 
 MODEL = Payload.of(weights(), "weights").manifest
@@ -188,17 +187,24 @@ def test_norms_against_the_rounds_median() -> None:
     assert outliers({"a": 1.0, "b": 1.0, "c": 1000.0}, 0.0) == {}
 
 
+def refused(*rounds: int, key: str = "x", strike: bool = True) -> list[UpdateRefused]:
+    return [
+        UpdateRefused(round=number, node=key, key=key, reason="norm_cap", strike=strike)
+        for number in rounds
+    ]
+
+
 def test_three_strikes() -> None:
-    strikes = Strikes(most=3, cooldown=10)
-    assert [strikes.refused("x", 1), strikes.refused("x", 2)] == [1, 2]
-    assert not strikes.sits_out("x", 3)
-    assert strikes.refused("x", 4) == 3
-    assert [n for n in range(5, 20) if strikes.sits_out("x", n)] == list(range(5, 15))
-    assert strikes.refused("x", 15) == 1, "it begins again"
-    assert not strikes.sits_out("y", 5)
-    never = Strikes(most=0, cooldown=10)
-    for number in range(9):
-        never.refused("x", number)
+    standing = Standing(refused(1, 2), most=3, cooldown=10)
+    assert standing.strikes("x") == 2
+    assert not standing.sits_out("x", 3)
+    standing = Standing([*refused(1, 2, 4), *refused(4, key="y", strike=False)], 3, 10)
+    assert standing.strikes("x") == 3
+    assert [n for n in range(5, 20) if standing.sits_out("x", n)] == list(range(5, 15))
+    assert not standing.sits_out("y", 5)
+    assert Standing(refused(1, 2, 4, 15), 3, 10).strikes("x") == 1, "it begins again"
+    never = Standing(refused(*range(9)), most=0, cooldown=10)
+    assert never.strikes("x") == 9
     assert not never.sits_out("x", 9)
 
 

@@ -17,13 +17,14 @@ import safetensors.numpy
 from flwr.app import RecordDict
 
 from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, first_weights, silent
+from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.federation.envelope import to_record
-from zk0d.federation.journal import Journal, read_journal
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.rounds import Run
 from zk0d.federation.update import Manifest, Payload
+from zk0d.record.journal import Journal
 
 GOAL = {name: np.full_like(array, 3.0) for name, array in first_weights().items()}
 ROUNDS = 6
@@ -196,7 +197,7 @@ def trained(folder: Path, attack: Attack | None) -> tuple[float, list[dict[str, 
         clock=grid.clock,
         sleep=grid.sleep,
     ).run()
-    return distance(folder), list(read_journal(folder)), nodes[3]
+    return distance(folder), list(read_lines(folder)), nodes[3]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -154,7 +154,7 @@ def test_foreign_records_are_refused() -> None:
 def test_another_protocol_is_refused() -> None:
     record = to_record(TASK)
     text = str(record["message"]["body"])  # type: ignore[index]
-    record["message"]["body"] = text.replace('"protocol":2', '"protocol":3')  # type: ignore[index]
+    record["message"]["body"] = text.replace('"protocol":3', '"protocol":2')  # type: ignore[index]
     with pytest.raises(UpdateError) as error:
         from_record(record, Start)
     assert error.value.reason == "protocol_mismatch"

@@ -16,19 +16,20 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from tests.federation.fakes import _copied, raw_payload
+from tests.record.lines import read_lines
 from tests.serving import served
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.federation import client_app, rounds, server_app
-from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.federation import client_app, model, server_app
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
-from zk0d.federation.rounds import RunFailed
+from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.update import Payload
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.statistics import Statistics
+from zk0d.record.journal import committed_rounds
 
 SETTINGS: dict[str, Any] = {
     "policy": "smolvla",
@@ -162,7 +163,7 @@ class Lab:
             with pytest.raises(fails) if fails else nullcontext():
                 server_app.app(DirectGrid(self.sockets), context)
         finally:
-            self.lines = list(read_journal(self.folder / "runs" / "1"))
+            self.lines = list(read_lines(self.folder / "runs" / "1"))
         return self.lines
 
     def client(self, name: str) -> LearnerClient:
@@ -242,7 +243,7 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     class Killed(BaseException):
         pass
 
-    real = rounds.aggregate
+    real = model.aggregate
 
     def deadly(*args: Any) -> float:
         deadly.calls += 1  # type: ignore[attr-defined]
@@ -251,7 +252,7 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
         return real(*args)
 
     deadly.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(rounds, "aggregate", deadly)
+    monkeypatch.setattr(model, "aggregate", deadly)
     # As it would be in another run: the learners have seen this one.
     lab.run(monkeypatch, **{**settings, "num-server-rounds": 1, "local-steps": 1, "seed": 7})
     shutil.rmtree(runs)
@@ -306,7 +307,7 @@ def test_a_node_reads_what_is_held_against_it(
             "node-wait": 2.0,
             "local-steps": 1,
         },
-        fails=RunFailed,
+        fails=RunFailedError,
     )
     assert {line["reason"] for line in lines if line["kind"] == "update.refused"} == {"norm_cap"}
     said = [record.message for record in caplog.records if "refused this node's" in record.message]
@@ -347,7 +348,7 @@ def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.Mo
 
 def test_the_run_may_not_name_a_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.contribute("left")
-    with pytest.raises(RunFailed):
+    with pytest.raises(RunFailedError):
         lab.run(
             monkeypatch,
             **{"dataset-uri": "local:/etc", "min-fit-clients": 1, "node-wait": 0.5},
@@ -485,11 +486,11 @@ def test_the_update_is_the_difference(lab: Lab) -> None:
         reply, update = client.train(train_task(spec, weights, statistics), weights, events.append)
         again, repeated = client.train(train_task(spec, weights, statistics), weights)
     weights.manifest.check_same_tensors(update.manifest)
-    assert reply.update_norm > 0
+    assert reply.figures.grad_norm > 0
     assert reply.base == weights.manifest.sha256
     assert update.manifest.kind == "delta"
     assert update.manifest == repeated.manifest, "a repeated round gives the same update"
-    assert again.policy_loss == reply.policy_loss
+    assert again.figures.policy_loss == reply.figures.policy_loss
     assert any(event["event"] == "progress" for event in events)
 
 

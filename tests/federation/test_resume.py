@@ -14,15 +14,17 @@ import pytest
 from flwr.app import RecordDict
 
 from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode
+from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation import rounds
-from zk0d.federation.history import History, settings_of
-from zk0d.federation.journal import CHECKSUMS, JOURNAL, Journal, committed_rounds, read_journal
+from zk0d.federation import model
 from zk0d.federation.messages import Train
-from zk0d.federation.rounds import Run, RunFailed
+from zk0d.federation.rounds import Run, RunFailedError
 from zk0d.federation.update import Payload
+from zk0d.record.events import Event
+from zk0d.record.journal import CHECKSUMS, JOURNAL, Journal, committed_rounds, settings_of
+from zk0d.record.state import RunState
 
 SETTINGS = {
     "num-server-rounds": 5,
@@ -79,7 +81,7 @@ class World:
         ).run()
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in read_journal(self.folder) if line["kind"] == kind]
+        return [line for line in read_lines(self.folder) if line["kind"] == kind]
 
     def files(self) -> dict[str, bytes]:
         """The weights and momentum of every committed round."""
@@ -136,8 +138,8 @@ def is_train_of_3(grid: FakeGrid, messages: list[Any]) -> bool:
 def updates_of(number: int, count: int) -> Callable[..., bool]:
     seen: list[int] = []
 
-    def when(journal: Journal, kind: str, **facts: Any) -> bool:
-        if kind == "update.accepted" and facts["round"] == number:
+    def when(journal: Journal, event: Event) -> bool:
+        if event.kind == "update.accepted" and event.round == number:
             seen.append(number)
         return len(seen) == count
 
@@ -173,7 +175,7 @@ PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
         2,
     ),
     "collect": (lambda m: after(m, Journal, "write", updates_of(3, 2)), 2),
-    "aggregate": (lambda m: kill(m, rounds, "aggregate", middle_of_aggregation), 2),
+    "aggregate": (lambda m: kill(m, model, "aggregate", middle_of_aggregation), 2),
     "evaluate": (
         lambda m: kill(m, FakeEvaluator, "evaluate", lambda _, task, weights: task.round == 3),
         2,
@@ -189,7 +191,7 @@ PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
             m,
             Journal,
             "write",
-            lambda _, kind, **facts: kind == "round.committed" and facts["round"] == 3,
+            lambda _, event: event.kind == "round.committed" and event.round == 3,
         ),
         2,
     ),
@@ -198,12 +200,12 @@ PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
             m,
             Journal,
             "write",
-            lambda _, kind, **facts: kind == "round.committed" and facts["round"] == 3,
+            lambda _, event: event.kind == "round.committed" and event.round == 3,
         ),
         3,
     ),
     "before round 0": (
-        lambda m: kill(m, Journal, "write", lambda _, kind, **facts: kind == "statistics.merged"),
+        lambda m: kill(m, Journal, "write", lambda _, event: event.kind == "statistics.merged"),
         -1,
     ),
 }
@@ -220,7 +222,7 @@ def test_killed_at_any_phase_the_run_ends_with_the_same_weights(
         strike(patched)
         with pytest.raises(Killed):
             world.run()
-    assert max(History.read(world.folder).rounds, default=-1) == last
+    assert max(RunState.read(world.folder).rounds, default=-1) == last
     assert not world.of("run.failed"), "a killed program says nothing"
     world.run(resumed_by="77")
     assert world.files() == uninterrupted.files()
@@ -319,10 +321,10 @@ def test_strikes_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     world = World(tmp_path / "run")
-    with pytest.raises(ConfigError, match="there is no such run to go on with"):
+    with pytest.raises(ConfigError, match="there is no such run to resume"):
         settings_of(tmp_path / "nowhere")
     world.run()
-    with pytest.raises(RunFailed, match="run 1 is finished"):
+    with pytest.raises(RunFailedError, match="run 1 is finished"):
         world.run(resumed_by="77")
     for folder in (world.folder / "rounds").iterdir():
         shutil.rmtree(folder)

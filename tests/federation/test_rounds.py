@@ -19,15 +19,16 @@ from tests.federation.fakes import (
     refuse,
     silent,
 )
+from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import to_record
-from zk0d.federation.journal import Journal, committed_rounds, read_journal
 from zk0d.federation.learner_client import LearnerError
 from zk0d.federation.messages import Train
-from zk0d.federation.rounds import Run, RunFailed
+from zk0d.federation.rounds import Run, RunFailedError
 from zk0d.federation.update import Payload
+from zk0d.record.journal import Journal, committed_rounds
 
 Lines = list[dict[str, Any]]
 
@@ -67,7 +68,7 @@ class World:
         try:
             run.run()
         finally:
-            self.lines = list(read_journal(self.folder))
+            self.lines = list(read_lines(self.folder))
         return self.lines
 
     def of(self, kind: str) -> Lines:
@@ -295,14 +296,16 @@ def test_a_late_node_joins_the_next_round(world: Make) -> None:
 
 def test_too_few_nodes(world: Make) -> None:
     made = world([FakeNode("a")])
-    with pytest.raises(RunFailed, match="1 of 2 nodes can train after waiting 50 s"):
+    with pytest.raises(RunFailedError, match="1 of 2 nodes can train after waiting 50 s"):
         made.run()
     assert made.lines[-1]["reason"] == "too_few_nodes"
 
 
 def test_who_waits_for_nodes_is_told_which_refused(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("bad", query=refuse("data_error"))])
-    with pytest.raises(RunFailed, match=r"after waiting 50 s, bad refused \(data_error\); start"):
+    with pytest.raises(
+        RunFailedError, match=r"after waiting 50 s, bad refused \(data_error\); start"
+    ):
         made.run()
 
 
@@ -348,7 +351,7 @@ def test_a_node_that_never_answers_the_query_does_not_hold_the_run(world: Make) 
 def test_a_round_without_quorum_is_repeated_then_the_run_fails(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b", train=silent)])
     told = r"round 1 failed 3 times in a row; .* updates of b \(deadline\) are missing"
-    with pytest.raises(RunFailed, match=told):
+    with pytest.raises(RunFailedError, match=told):
         made.run()
     failed = made.of("round.failed")
     assert [line["round"] for line in failed] == [1, 1, 1]
@@ -450,7 +453,9 @@ def test_a_learner_that_does_not_come_back_ends_the_wait(world: Make) -> None:
         refuse("learner_gone")() if node.trained else (to_record(node.query_reply()), 1.0)
     )
     made = world([FakeNode("a"), node])
-    with pytest.raises(RunFailed, match=r"1 of 2 nodes .* in round 1.*b refused \(learner_gone\)"):
+    with pytest.raises(
+        RunFailedError, match=r"1 of 2 nodes .* in round 1.*b refused \(learner_gone\)"
+    ):
         made.run()
     assert len(node.trained) == 1
 
@@ -554,8 +559,8 @@ def test_checkpoints_are_of_the_last_round_and_of_the_best(
         assert (
             sha256 == task.base == Payload.of(world.weights(task.round), "weights").manifest.sha256
         )
-        assert [point.round for point in task.story.rounds] == list(range(1, task.round + 1))
-        assert {part.name for part in task.story.nodes} == {"a", "b"}
+        assert [point.round for point in task.summary.rounds] == list(range(1, task.round + 1))
+        assert {part.name for part in task.summary.nodes} == {"a", "b"}
     assert [line["round"] for line in world.of("checkpoint.written")] == rounds
     if losses:
         best = int(np.argmin(losses))

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zk0d.config.run import run_settings
+from zk0d.config.run import RunSettings, run_settings
 from zk0d.federation.schedule import RunSchedule
 from zk0d.learning.schedule import ConstantSchedule, CosineSchedule
+from zk0d.record.events import Evaluation, RoundCommitted
 
 BASE: dict[str, Any] = {
     "initial-lr": 1e-3,
@@ -23,11 +24,39 @@ BASE: dict[str, Any] = {
 }
 
 
-def schedule(**settings: Any) -> RunSchedule:
-    return RunSchedule(run_settings({**BASE, **settings}), 4)
+class Told:
+    """A schedule after the rounds that it is told; otherwise it is one."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self._settings = settings
+        self._events: dict[int, RoundCommitted] = {}
+        self._losses: dict[int, dict[str, float]] = {}
+
+    def trained(self, number: int, losses: dict[str, float]) -> None:
+        self._events[number] = RoundCommitted(round=number)
+        self._losses[number] = losses
+
+    def evaluated(self, number: int, loss: float | None) -> None:
+        before = self._events.get(number, RoundCommitted(round=number))
+        measured = None if loss is None else Evaluation(loss=loss)
+        self._events[number] = before.model_copy(update={"evaluation": measured})
+
+    def rolled_back(self, to_round: int) -> None:
+        last = max(self._events)
+        if self._events[last].rolled_back_to is not None:
+            last += 1
+            self._events[last] = RoundCommitted(round=last)
+        self._events[last] = self._events[last].model_copy(update={"rolled_back_to": to_round})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(RunSchedule(self._settings, self._events.values(), self._losses), name)
 
 
-def feed(made: RunSchedule, losses: list[float | None]) -> RunSchedule:
+def schedule(**settings: Any) -> Told:
+    return Told(run_settings({**BASE, **settings}))
+
+
+def feed(made: Told, losses: list[float | None]) -> Told:
     """Round 0 has the first loss, and so on; the nodes' losses are all 1."""
     for number, loss in enumerate(losses):
         if number:
@@ -36,7 +65,7 @@ def feed(made: RunSchedule, losses: list[float | None]) -> RunSchedule:
     return made
 
 
-def rate(made: RunSchedule, round_: int) -> float:
+def rate(made: Told, round_: int) -> float:
     return made.plan(round_).schedule.rate((round_ - 1) * 4)
 
 

@@ -57,7 +57,7 @@ class Scripted(Learner):
     ) -> tuple[Message, Payload | None]:
         return self.work(task, payload, control)
 
-    def give_back(self) -> None:
+    def release_gpu_memory(self) -> None:
         self.after()
 
     def facts(self) -> dict[str, Any]:

@@ -193,6 +193,9 @@ def test_a_hubs_dataset_is_opened_where_lerobot_keeps_it(
         open_recordings("ann/cubes")
     snapshot = home / "hub/datasets--ann--cubes/snapshots" / ("c" * 40)
     shutil.copytree(recordings_folder, snapshot)
+    tag = snapshot.parents[1] / "refs" / "v3.0"
+    tag.parent.mkdir()
+    tag.write_text("c" * 40)
     assert open_recordings("hf:ann/cubes").layout.root == snapshot
     shutil.copytree(recordings_folder, home / "ann/cubes")
     assert open_recordings("ann/cubes").layout.root == home / "ann/cubes"

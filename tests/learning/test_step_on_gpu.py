@@ -12,7 +12,7 @@ import torch
 from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError
 from zk0d.learning import step as steps
-from zk0d.learning.policy import LoadedPolicy, give_back_gpu_memory, load_policy
+from zk0d.learning.policy import LoadedPolicy, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.schedule import CosineSchedule
@@ -137,9 +137,9 @@ def test_bfloat16_learns_as_float32_does(smolvla_spec: PolicySpec, recordings: R
 
 
 def test_an_idle_learner_keeps_no_memory_that_it_does_not_use() -> None:
-    give_back_gpu_memory()
+    release_gpu_memory()
     before = torch.cuda.memory_reserved()
     torch.empty(2**30, dtype=torch.uint8, device="cuda")
     assert torch.cuda.memory_reserved() >= before + 2**30, "PyTorch keeps it for reuse"
-    give_back_gpu_memory()
+    release_gpu_memory()
     assert torch.cuda.memory_reserved() <= before

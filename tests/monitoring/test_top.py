@@ -11,17 +11,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.federation.test_facts import write
+from tests.record.test_state import write
 from zk0d.cli.main import app
 from zk0d.config.machine import METRICS_PORTS
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import ConfigError, UnavailableError
-from zk0d.federation.facts import NewestRun
-from zk0d.federation.journal import Journal
 from zk0d.federation.nodes import Node
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.monitoring.samples import LocalServices, Sample, Samples
 from zk0d.monitoring.top import View, _bytes, _span
+from zk0d.record.journal import Journal
+from zk0d.record.state import NewestRun
 from zk0d.services.figures import NodeCollector, RunCollector
 
 
@@ -56,8 +56,8 @@ def test_one_frame_of_this_machines_services(folder: Path) -> None:
     assert "round 2/3" in said.output
     assert lines["held-out"][:5] == ["held-out", "loss", "0.5", "best", "0.5"]
     assert lines["success"][1:] == ["90%", "a"]
-    assert lines["left"][1:4] == ["online", "0.5", "–"]
-    assert lines["left"][4:7] == ["2", "0", "0"]
+    assert lines["left"][1:4] == ["online", "0.5", "9"]
+    assert lines["left"][5:8] == ["2", "0", "0"]
     assert lines["right"][1:3] == ["never", "seen"]
     assert "does not answer: server-superexec" in said.output
 

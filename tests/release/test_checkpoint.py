@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tests.release.test_gate import story
+from tests.release.test_gate import summary
 from zk0d.config.machine import EvaluationDataset, EvaluatorSettings, ServerSettings
 from zk0d.errors import ConfigError
 from zk0d.federation.messages import Release, ReleaseReply, Start
@@ -70,14 +70,14 @@ def release(
     assert payload is not None
     weights = {name: array * scale for name, array in payload.decode(consume=True)}
     moved = Payload.of(weights, "weights")
-    told = story(*losses, run=run)
+    told = summary(*losses, run=run)
     task = Release(
         run=run,
         round=told.round,
         spec=reply.spec,  # type: ignore[attr-defined]
         base=moved.manifest.sha256,
         statistics=statistics_of(evaluator),
-        story=told,
+        summary=told,
         best=True,
         keep=1,
     )

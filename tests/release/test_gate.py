@@ -3,13 +3,15 @@ from __future__ import annotations
 import pytest
 
 from zk0d.config.run import RunSettings
-from zk0d.federation.story import Point, RoundPoint, Story
+from zk0d.record.summary import Point, RoundPoint, RunSummary
 from zk0d.release.gate import judge
 
 
-def story(*losses: float | None, spread: float = 0.01, run: str = "7", **settings: object) -> Story:
+def summary(
+    *losses: float | None, spread: float = 0.01, run: str = "7", **settings: object
+) -> RunSummary:
     """A run with one evaluation per round, from round 0 on."""
-    return Story(
+    return RunSummary(
         run=run,
         round=len(losses) - 1,
         began="2026-01-01T00:00:00Z",
@@ -48,7 +50,7 @@ def story(*losses: float | None, spread: float = 0.01, run: str = "7", **setting
     ],
 )
 def test_against_the_baseline(losses: tuple[float | None, ...], passed: bool, says: str) -> None:
-    verdict = judge(story(*losses))
+    verdict = judge(summary(*losses))
     assert verdict.passed is passed
     assert says in " ".join(verdict.reasons)
 
@@ -56,12 +58,12 @@ def test_against_the_baseline(losses: tuple[float | None, ...], passed: bool, sa
 @pytest.mark.parametrize(
     ("last", "passed", "says"),
     [
-        (story(1.0, 0.8, run="6"), True, "it beats the last release (run 6, round 1)"),
-        (story(1.0, 0.4, run="6"), False, "it is no better than the last release"),
-        (story(1.0, 0.8, run="6", seed=1), False, "was evaluated otherwise"),
+        (summary(1.0, 0.8, run="6"), True, "it beats the last release (run 6, round 1)"),
+        (summary(1.0, 0.4, run="6"), False, "it is no better than the last release"),
+        (summary(1.0, 0.8, run="6", seed=1), False, "was evaluated otherwise"),
     ],
 )
-def test_against_the_last_release(last: Story, passed: bool, says: str) -> None:
-    verdict = judge(story(1.0, 0.5), last)
+def test_against_the_last_release(last: RunSummary, passed: bool, says: str) -> None:
+    verdict = judge(summary(1.0, 0.5), last)
     assert verdict.passed is passed
     assert says in " ".join(verdict.reasons)

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from tests.release.hub_stand_in import HubStandIn, Repository
-from tests.release.test_gate import story
+from tests.release.test_gate import summary
 from zk0d.cli.main import app
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
 from zk0d.release import hub
@@ -41,7 +41,7 @@ def make_checkpoint(folder: Path, run: str = "7", scale: float = 1.0) -> Path:
     save_file({"w": weights, "b": weights[:8]}, folder / "model.safetensors")
     save_file({"mean": weights[:6]}, folder / "policy_preprocessor_step_3.safetensors")
     (folder / "config.json").write_text('{"type": "act"}')
-    told = story(1.0, 0.5, run=run)
+    told = summary(1.0, 0.5, run=run)
     describe(folder, told, judge(told), "---\n---\n# card\n", parent={}, licenses={})
     return folder
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.release.test_checkpoint import LOAD, statistics_of
-from tests.release.test_gate import story
+from tests.release.test_gate import summary
 from zk0d.config.machine import EvaluationDataset, EvaluatorSettings, ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.federation.messages import Release, Start
@@ -81,7 +81,7 @@ def released(evaluator: CoordinatorEvaluator, policy: str, model: str) -> Path:
         spec=reply.spec,  # type: ignore[attr-defined]
         base=moved.manifest.sha256,
         statistics=statistics_of(evaluator),
-        story=story(1.0, 0.5, **run.public()),
+        summary=summary(1.0, 0.5, **run.public()),
         best=True,
         keep=1,
     )

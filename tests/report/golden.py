@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.browser import drawn
+from tests.record.lines import write as note
 from tests.report.test_report import Told
 from zk0d.report.folder import write_report
 
@@ -27,7 +28,8 @@ def golden_page(folder: Path) -> str:
         }
         told.round(number, 0.5 + 1.5 * math.exp(-number / 10) + 0.02 * chance.random(), nodes)
     for number, node, reason in ((7, 2, "norm"), (8, 2, "norm"), (9, 2, "norm"), (9, 4, "nan")):
-        told.journal.write(
+        note(
+            told.journal,
             "update.refused",
             round=number,
             node=f"bench-{node}",
@@ -35,7 +37,7 @@ def golden_page(folder: Path) -> str:
             reason=reason,
             message="of a test",
         )
-    told.journal.write("run.failed", reason="quorum", message="1 of 4 nodes came.")
+    note(told.journal, "run.failed", reason="quorum", message="1 of 4 nodes came.")
     return write_report(told.folder).read_text(encoding="utf-8")
 
 

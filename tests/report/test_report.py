@@ -15,10 +15,11 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from tests.browser import PHONE, drawn
+from tests.record.lines import write as note
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation.journal import CONFIG, JOURNAL, Journal
-from zk0d.federation.outputs import run_config
+from zk0d.record.journal import CONFIG, JOURNAL, Journal
+from zk0d.record.outputs import run_config
 from zk0d.report import analysis
 from zk0d.report.analysis import analyse, compare, findings
 from zk0d.report.charts import charts
@@ -38,7 +39,7 @@ class Told:
         self.journal = Journal(folder, run)
         made = run_settings(settings)
         self.journal.write_json(CONFIG, run_config(run, made, 0.0))
-        self.journal.write("run.started", settings=made.to_flat())
+        note(self.journal, "run.started", settings=made.to_flat())
 
     def round(
         self,
@@ -49,7 +50,8 @@ class Told:
     ) -> None:
         """Commit a round; ``nodes`` are training losses by name."""
         trained = dict.fromkeys(NODES, 1.0) if nodes is None else nodes
-        self.journal.write(
+        note(
+            self.journal,
             "round.committed",
             round=number,
             nodes=[
@@ -74,7 +76,7 @@ class Told:
     def good(self, rounds: int = 12) -> Told:
         for number in range(rounds + 1):
             self.round(number, 2.0 - 0.1 * number)
-        self.journal.write("run.finished", rounds=rounds, reason="rounds", best_round=rounds)
+        note(self.journal, "run.finished", rounds=rounds, reason="rounds", best_round=rounds)
         return self
 
 
@@ -115,12 +117,12 @@ def _far_off(told: Told) -> None:
 
 def _refused(told: Told) -> None:
     told.good()
-    told.journal.write("update.refused", round=3, node="left", key="k", reason="nan", message="x")
+    note(told.journal, "update.refused", round=3, node="left", key="k", reason="nan", message="x")
 
 
 def _no_progress(told: Told) -> None:
     told.good()
-    told.journal.write("round.failed", round=13, reason="quorum", message="1 of 2 came.")
+    note(told.journal, "round.failed", round=13, reason="quorum", message="1 of 2 came.")
 
 
 @pytest.mark.parametrize(
@@ -167,12 +169,12 @@ def test_a_run_that_died_and_one_that_was_taken_up(tmp_path: Path) -> None:
     told.round(0)
     told.round(1, 0.9)
     told.round(2, 0.8)
-    told.journal.write("run.failed", reason="bug", message="it broke")
-    assert analyse(told.folder).state == "failed"
+    note(told.journal, "run.failed", reason="bug", message="it broke")
+    assert analyse(told.folder).outcome == "failed"
     assert "it broke" in analyse(told.folder).summary()
-    told.journal.write("run.resumed", round=1, flower_run="8")
+    note(told.journal, "run.resumed", round=1, flower_run="8")
     read = analyse(told.folder)
-    assert (read.state, max(read.evaluated)) == ("unfinished", 1), "round 2 was lost"
+    assert (read.outcome, max(read.evaluated)) == ("unfinished", 1), "round 2 was lost"
 
 
 def test_runs_are_compared_only_if_evaluated_alike(tmp_path: Path) -> None:
@@ -189,8 +191,14 @@ def test_runs_are_compared_only_if_evaluated_alike(tmp_path: Path) -> None:
 def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
     _refused_by = "update.refused"
-    told.journal.write(
-        _refused_by, round=3, node="<script>alert(1)</script>", key="k", reason="nan", message="x"
+    note(
+        told.journal,
+        _refused_by,
+        round=3,
+        node="<script>alert(1)</script>",
+        key="k",
+        reason="nan",
+        message="x",
     )
     text = page(analyse(told.folder))
     assert "<script" not in text
@@ -202,7 +210,7 @@ def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
 
 def test_a_runs_folder_gets_page_and_pictures(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
-    told.journal.write("update.refused", round=3, node="left", key="k", reason="nan", message="x")
+    note(told.journal, "update.refused", round=3, node="left", key="k", reason="nan", message="x")
     report = write_report(told.folder).parent
     names = {path.stem for path in report.glob("*.png")}
     assert names == {chart.name for chart in charts(analyse(told.folder))}
@@ -221,7 +229,7 @@ def test_a_runs_folder_gets_page_and_pictures(tmp_path: Path) -> None:
 def test_a_report_of_nothing_evaluated(tmp_path: Path) -> None:
     """A run that died in its first round has little, and what it has is shown."""
     told = Told(tmp_path / "run")
-    told.journal.write("run.failed", reason="quorum", message="nobody came")
+    note(told.journal, "run.failed", reason="quorum", message="nobody came")
     assert "nobody came" in write_report(told.folder).read_text()
     assert list(tmp_path.glob("run/report/*.png")) == []
 
@@ -261,7 +269,7 @@ def test_reports_follow_runs_by_themselves(tmp_path: Path) -> None:
     reports = Reports(tmp_path / "runs", clock)
     told.round(1, 0.9)
     assert not written(reports, clock, page), "taken up again, it goes on"
-    told.journal.write("run.finished", rounds=1, reason="rounds", best_round=1)
+    note(told.journal, "run.finished", rounds=1, reason="rounds", best_round=1)
     assert written(reports, clock, page), "it ended"
     assert not written(reports, clock, page)
 

@@ -9,7 +9,7 @@ import pytest
 from zk0d.config.machine import AutorunSettings, ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.flower.control import COMPLETED, FINISHED, RunState
+from zk0d.flower.control import COMPLETED, FINISHED, FlowerRun
 from zk0d.services.autorun import LONGEST_PAUSE, LOOK_SECONDS, Autorun
 
 
@@ -17,23 +17,23 @@ from zk0d.services.autorun import LONGEST_PAUSE, LOOK_SECONDS, Autorun
 class Coordinator:
     """Stands for the SuperLink: keeps runs, and lets a test end them."""
 
-    kept: list[RunState] = field(default_factory=list)
+    kept: list[FlowerRun] = field(default_factory=list)
     started: list[RunSettings] = field(default_factory=list)
     refuses: bool = False
 
-    def runs(self) -> list[RunState]:
+    def runs(self) -> list[FlowerRun]:
         return self.kept
 
     def start_run(self, settings: RunSettings) -> int:
         if self.refuses:
             raise Zk0dError("no.")
         self.started.append(settings)
-        self.kept.append(RunState(len(self.kept) + 1, "", "running", "", ""))
+        self.kept.append(FlowerRun(len(self.kept) + 1, "", "running", "", ""))
         return len(self.kept)
 
     def end(self, outcome: str = COMPLETED) -> None:
         last = self.kept[-1]
-        self.kept[-1] = RunState(last.run_id, "", FINISHED, outcome, "")
+        self.kept[-1] = FlowerRun(last.run_id, "", FINISHED, outcome, "")
 
 
 class Bench:
@@ -103,14 +103,14 @@ def test_failures_make_the_pause_longer_up_to_a_limit() -> None:
 
 def test_a_service_that_has_just_started_waits_for_no_pause() -> None:
     bench = Bench()
-    bench.coordinator.kept.append(RunState(1, "", FINISHED, COMPLETED, ""))
+    bench.coordinator.kept.append(FlowerRun(1, "", FINISHED, COMPLETED, ""))
     bench.pass_(45)
     assert len(bench.coordinator.started) == 1
 
 
 def test_a_run_of_another_is_not_disturbed() -> None:
     bench = Bench()
-    bench.coordinator.kept.append(RunState(1, "", "running", "", ""))
+    bench.coordinator.kept.append(FlowerRun(1, "", "running", "", ""))
     assert bench.pass_(600) == ""
     assert bench.coordinator.started == []
 

@@ -9,10 +9,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 
 from tests.bench.bench_scrape import fleet
-from zk0d.federation.facts import OTHER, REASONS, NewestRun, RunFacts
-from zk0d.federation.fleet import PASSING
+from tests.record.lines import Told
 from zk0d.federation.messages import QueryReply
 from zk0d.federation.nodes import Node
+from zk0d.record.reasons import Reason
+from zk0d.record.state import NewestRun, RunState
 from zk0d.services.figures import NodeCollector, RunCollector
 
 MOST_PER_NODE = 30
@@ -23,9 +24,9 @@ def series(registry: CollectorRegistry) -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def shown(facts: RunFacts) -> list[str]:
+def shown(facts: RunState) -> list[str]:
     run = NewestRun(Path("/nonexistent"))
-    run.facts = facts
+    run.state = facts
     registry = CollectorRegistry()
     registry.register(RunCollector(run))
     return series(registry)
@@ -37,14 +38,13 @@ def test_a_node_costs_a_bounded_number_of_series() -> None:
 
 
 def test_a_reason_that_a_node_makes_up_is_counted_as_other() -> None:
-    facts = RunFacts(run="7")
+    facts = Told(run="7")
     for number in range(500):
         facts.take({"kind": "update.refused", "node": "left", "reason": f"made-up-{number}"})
     facts.take({"kind": "update.refused", "node": "left", "reason": "norm_cap"})
-    assert facts.refused == {("left", OTHER): 500, ("left", "norm_cap"): 1}
+    assert facts.refused == {("left", Reason.OTHER): 500, ("left", Reason.NORM_CAP): 1}
     rejected = [line for line in shown(facts) if line.startswith("zk0d_updates_rejected")]
     assert len(rejected) == 3
-    assert set(PASSING) <= REASONS, "what our own code says has its own name"
 
 
 def test_a_version_is_checked_before_it_is_a_label() -> None:
@@ -92,7 +92,7 @@ def committed(number: int, loss: float) -> dict[str, object]:
 
 
 def test_losses_are_held_against_the_start_and_the_best() -> None:
-    facts = RunFacts()
+    facts = Told()
     for number, loss in enumerate((0.9, 0.4, 0.6, 0.5)):
         facts.take(committed(number, loss))
     text = shown(facts)
@@ -104,11 +104,11 @@ def test_losses_are_held_against_the_start_and_the_best() -> None:
     assert 'zk0d_node_steps_total{node="left"} 21.0' in text
     facts.take({"kind": "run.resumed", "round": 2, "flower_run": "8"})
     assert "zk0d_evaluations_since_best 1.0" in shown(facts), "round 3 is trained again"
-    assert facts.loss_history == [(0, 0.9), (1, 0.4), (2, 0.6)]
+    assert facts.evaluated == {0: 0.9, 1: 0.4, 2: 0.6}
 
 
 def test_a_deadline_is_there_while_a_round_is_under_way() -> None:
-    facts = RunFacts()
+    facts = Told()
     start = {"nodes": ["left"], "learning_rate": 0.1, "proximal_mu": 0.0}
     facts.take({"kind": "round.started", "time": 100.0, "deadline_seconds": 50.0, **start})
     assert "zk0d_round_deadline_timestamp_seconds 150.0" in shown(facts)
@@ -117,7 +117,7 @@ def test_a_deadline_is_there_while_a_round_is_under_way() -> None:
 
 
 def test_what_became_of_updates_is_counted_from_zero() -> None:
-    facts = RunFacts(run="7")
+    facts = Told(run="7")
     facts.take({"kind": "node.joined", "node": "left", "key": "a", "version": "1.0"})
     text = shown(facts)
     assert 'zk0d_node_updates_total{node="left",result="lost"} 0.0' in text
@@ -131,7 +131,7 @@ def test_what_became_of_updates_is_counted_from_zero() -> None:
 
 
 def test_a_journal_of_an_older_version_is_read() -> None:
-    facts = RunFacts(run="7")
+    facts = Told(run="7")
     facts.take({"kind": "node.joined", "node": "left"})
     facts.take(
         {

@@ -13,18 +13,19 @@ import httpx
 import pytest
 
 from tests.browser import PHONE, drawn
+from tests.record.lines import Told
 from tests.services.lab import lab, nginx
 from zk0d.config.machine import ServerSettings
-from zk0d.federation.facts import RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.record.state import RunState
 from zk0d.services.page import HEADERS, MOST_POINTS, render, thinned
 from zk0d.services.presence import Presence, PresencePage
 
 NODES = [Node(1, "a" * 64, "left", True, 5.0), Node(2, "b" * 64, "right", False, 5.0)]
 
 
-def facts(rounds: int = 3, model: str = "tiny") -> RunFacts:
-    made = RunFacts()
+def facts(rounds: int = 3, model: str = "tiny") -> RunState:
+    made = Told()
     settings = {
         "num-server-rounds": 9,
         "min-fit-clients": 2,
@@ -136,7 +137,14 @@ def test_hostile_names_are_text() -> None:
     hostile = '"><script>alert(1)</script>'
     run = facts(model=hostile)
     run.run = hostile
-    run.success[hostile] = run.losses[hostile] = 0.5
+    dataset = {"name": hostile, "loss": 0.5, "success": 0.5}
+    run.take(
+        {
+            "kind": "round.committed",
+            "round": 4,
+            "evaluation": {"loss": 0.5, "datasets": [dataset]},
+        }
+    )
     text = render([Node(1, "c" * 64, hostile, True, 5.0)], run).decode()
     page = Tags(text)
     assert "script" not in {tag for tag, _ in page.tags}

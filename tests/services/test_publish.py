@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from tests.record.lines import write as note
 from tests.release.hub_stand_in import HubStandIn
 from tests.release.test_hub import TOKEN, make_checkpoint
 from tests.report.test_report import Told
 from zk0d.config.run import run_settings
-from zk0d.federation.journal import CONFIG
-from zk0d.federation.outputs import run_config
+from zk0d.record.events import RoundCommitted
+from zk0d.record.journal import CONFIG, read_journal
+from zk0d.record.outputs import run_config
 from zk0d.release.wandb import figures
 
 REPOSITORY = "lab/arm"
@@ -58,7 +60,8 @@ class Coordinator:
         made = make_checkpoint(
             self.folder / "releases" / run / "checkpoint_round_3", run, float(len(run))
         )
-        told.journal.write(
+        note(
+            told.journal,
             "checkpoint.written",
             round=3,
             folder=made.name,
@@ -66,7 +69,7 @@ class Coordinator:
             reasons=["it beats nothing"],
             seconds=1.0,
         )
-        told.journal.write("run.finished", rounds=3, reason="rounds", best_round=3)
+        note(told.journal, "run.finished", rounds=3, reason="rounds", best_round=3)
         return told
 
     def publish(self) -> subprocess.CompletedProcess[str]:
@@ -135,7 +138,7 @@ def test_what_is_not_pushed_is_said_once(
 
 def test_a_run_that_goes_on_waits(coordinator: Coordinator, hub: HubStandIn) -> None:
     told = coordinator.told("1", **{"hf-repo-id": REPOSITORY})
-    told.journal.write("run.resumed", round=3, flower_run="8")
+    note(told.journal, "run.resumed", round=3, flower_run="8")
     assert coordinator.publish().returncode == 0
     assert not hub.repositories
 
@@ -203,7 +206,7 @@ def test_figures_go_to_wandb_by_and_by(coordinator: Coordinator) -> None:
     assert len(files) == 1
     assert b"server_eval_policy_loss" in files[0].read_bytes()
     told.round(2, 1.2)
-    told.journal.write("run.finished", rounds=2, reason="rounds", best_round=2)
+    note(told.journal, "run.finished", rounds=2, reason="rounds", best_round=2)
     assert coordinator.publish().returncode == 0
     assert coordinator.sent("1")["wandb_lines"] == kept + 2
     texts = [path.read_bytes() for path in coordinator.state.glob("wandb/wandb/*/*.wandb")]
@@ -216,8 +219,9 @@ def test_figures_go_to_wandb_by_and_by(coordinator: Coordinator) -> None:
 def test_zk0s_names(tmp_path: Path) -> None:
     told = Told(tmp_path / "7")
     told.round(4, 0.5, {"left": 1.0})
-    line = json.loads((tmp_path / "7/journal.jsonl").read_text().splitlines()[-1])
-    found = figures(line)
+    *_, committed = read_journal(tmp_path / "7")
+    assert isinstance(committed, RoundCommitted)
+    found = figures(committed)
     assert found["server_round"] == 4
     assert found["server_eval_loss"] == found["server_eval_policy_loss"] == 0.5
     assert found["client_left_policy_loss"] == 1.0

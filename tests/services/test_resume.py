@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from tests.record.lines import Told
 from tests.services.test_autorun import Coordinator
 from zk0d.errors import UnavailableError
-from zk0d.federation.facts import RunFacts
 from zk0d.services.resume import FIRST_WAIT, LONGEST_WAIT, MOST_TRIES, Resume
 
 
@@ -17,7 +17,8 @@ class Bench:
         self.now = 1000.0
         self.coordinator = Coordinator()
         self.resume = Resume(self.coordinator, lambda: self.now)
-        self.facts = RunFacts(run="7", state="running", round=3)
+        self.facts = Told(run="7", phase="running")
+        self.facts.take({"kind": "round.committed", "round": 3})
 
     def pass_(self, seconds: float) -> str:
         said = ""
@@ -41,7 +42,7 @@ def test_a_run_whose_app_died_goes_on_after_a_moment() -> None:
     )
     assert bench.pass_(60) == ""
     assert bench.facts.flower == "1"
-    assert bench.facts.state == "running"
+    assert bench.facts.phase == "running"
 
 
 def test_tries_grow_rarer_and_end() -> None:
@@ -59,7 +60,7 @@ def test_tries_grow_rarer_and_end() -> None:
     assert waits[-1] == pytest.approx(LONGEST_WAIT, abs=2)
     assert "zk0bot run --resume 7 tries again" in bench.pass_(2000)
     assert len(bench.coordinator.started) == MOST_TRIES
-    bench.facts.round = 4  # somebody went on with it
+    bench.facts.take({"kind": "round.committed", "round": 4})  # somebody resumed it
     bench.facts.end("failed", "no heartbeat")
     bench.pass_(20)
     assert len(bench.coordinator.started) == MOST_TRIES + 1, "a commit begins the count anew"

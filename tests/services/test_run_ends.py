@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode
+from tests.record.lines import read_lines
 from tests.services.test_autorun import Coordinator
 from zk0d.cli import run as run_verb
 from zk0d.cli import units
@@ -18,8 +19,8 @@ from zk0d.cli.main import app
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation.journal import Journal, read_journal
 from zk0d.federation.rounds import Run
+from zk0d.record.journal import Journal
 from zk0d.services.autorun import LOOK_SECONDS, Autorun
 
 #: Settings, the key that is named, and a part of the sentence.
@@ -148,7 +149,7 @@ def by_flower(site: Site, run: dict[str, Any]) -> str:
     )
     with pytest.raises(ConfigError) as caught:
         asked.run()
-    lines = list(read_journal(journal.folder))
+    lines = list(read_lines(journal.folder))
     assert [line["kind"] for line in lines] == ["run.started", "run.failed"]
     assert (lines[-1]["reason"], lines[-1]["message"]) == ("config_error", caught.value.message)
     return caught.value.message
@@ -223,7 +224,7 @@ def test_a_run_that_goes_on_is_not_stopped_by_it(site: Site) -> None:
         patched.setattr(stopped, "_train_rounds", lambda: None)
         stopped.run()
     made("2").run()
-    kinds = [line["kind"] for line in read_journal(site.folder / "runs" / "1")]
+    kinds = [line["kind"] for line in read_lines(site.folder / "runs" / "1")]
     assert kinds[-1] == "run.finished"
 
 

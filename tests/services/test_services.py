@@ -15,12 +15,13 @@ import httpx
 import psutil
 import pytest
 
+from tests.record.lines import read_lines
 from tests.services.lab import Lab, lab, nginx
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
-from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.flower.keys import fingerprint
+from zk0d.record.journal import committed_rounds
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,7 +98,7 @@ def test_a_killed_server_app_is_gone_on_with_by_itself(running: Lab) -> None:
         running.wait_for_status("superlink", "going on with it", 120)
         running.wait_for_status("superlink", "finished, round 3/3", 180)
     assert committed_rounds(folder) == [0, 1, 2, 3]
-    lines = list(read_journal(folder))
+    lines = list(read_lines(folder))
     assert "run.failed" not in {line["kind"] for line in lines}, "a killed app says nothing"
     resumed = next(line for line in lines if line["kind"] == "run.resumed")
     assert resumed["flower_run"] != str(run_id)
@@ -128,7 +129,7 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
         running.wait_for_status("left-node", "drained: zk0bot client resume", 10)
         wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
         assert control.run(run_id).outcome == COMPLETED
-    committed = [line for line in read_journal(folder) if line["kind"] == "round.committed"]
+    committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
     taking_part = [{node["node"] for node in line["nodes"]} for line in committed[1:]]
     assert taking_part[0] == set(NAMES), "its update came through"
     assert taking_part[-1] == {"right"}

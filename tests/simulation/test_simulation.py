@@ -11,12 +11,13 @@ import pytest
 import safetensors.numpy
 
 from tests.federation.test_in_process import SETTINGS, Lab, lab  # noqa: F401 - a fixture
+from tests.record.lines import read_lines
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
 from zk0d.federation import rounds
-from zk0d.federation.journal import committed_rounds, read_journal
 from zk0d.flower.simulation import RayOptions, has_ray
+from zk0d.record.journal import committed_rounds
 from zk0d.simulation.alone import alone, export
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.main import _missing, read_plan, write_plan
@@ -69,7 +70,7 @@ def weights(run: Path, number: int | None = None) -> bytes:
 
 
 def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for line in read_journal(run) if line["kind"] == kind]
+    return [line for line in read_lines(run) if line["kind"] == kind]
 
 
 def test_it_is_what_real_learners_do(

@@ -59,16 +59,16 @@ def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """The checkpoints of this coordinator; * is the latest release."""
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import ConfigError
-    from zk0d.release.checkpoint import LATEST, Releases, read_story
+    from zk0d.release.checkpoint import LATEST, Releases, read_summary
 
     home = Releases.of(ServerSettings.load(folder / "server.toml")).folder
     latest = (home / LATEST).resolve()
     for path in sorted(home.glob("*/checkpoint_round_*")):
         try:
-            story = read_story(path)
+            summary = read_summary(path)
         except ConfigError:
             continue
-        loss = story.evaluations[-1].loss if story.evaluations else None
+        loss = summary.evaluations[-1].loss if summary.evaluations else None
         shown = "not evaluated" if loss is None else f"loss {loss:.4f}"
         typer.echo(f"{'*' if path.resolve() == latest else ' '} {path}  {shown}")
 

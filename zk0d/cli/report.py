@@ -46,9 +46,9 @@ def report(
             "schema_version": 1,
             "runs": [
                 {
-                    "state": each.state,
+                    "state": each.outcome,
                     "summary": each.summary(),
-                    "story": each.story.model_dump(mode="json"),
+                    "run": each.run.model_dump(mode="json"),
                     "findings": [vars(found) for found in findings(each)],
                 }
                 for each in read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from zk0d.cli import audit, units
 if TYPE_CHECKING:
     from zk0d.config.run import RunSettings
     from zk0d.flower.control import Control
+    from zk0d.record.events import Event
 
 LOOK_SECONDS = 0.5
 RUN_SETTINGS = "run settings"
@@ -103,23 +104,24 @@ def control(superlink: str, ca: Path | None, secret: Path | None) -> Control:
 def _follow(link: Control, number: int, name: str) -> None:
     from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
     from zk0d.errors import Zk0dError
-    from zk0d.federation.journal import JournalTail
     from zk0d.flower.control import FINISHED
+    from zk0d.record.events import RunFailed, RunFinished
+    from zk0d.record.journal import JournalTail
 
     server = ServerSettings()
     if DEFAULT_SERVER_CONFIG.exists():
         server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
     tail = JournalTail(server.runs / name)
     if name != str(number):
-        tail.new_lines()  # what it did before is known
+        tail.new_events()  # what it did before is known
     ended = 0.0
     while True:
-        for line in tail.new_lines():
-            _show(line)
-            if line["kind"] == "run.finished":
+        for event in tail.new_events():
+            _show(event)
+            if isinstance(event, RunFinished):
                 return
-            if line["kind"] == "run.failed":
-                raise Zk0dError(f"run {name} failed: {line['message']}", reason="run_failed")
+            if isinstance(event, RunFailed):
+                raise Zk0dError(f"run {name} failed: {event.message}", reason="run_failed")
         state = link.run(number)
         if state.status == FINISHED:
             # Its ServerApp may have died without a last line.
@@ -132,14 +134,16 @@ def _follow(link: Control, number: int, name: str) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _show(line: dict[str, Any]) -> None:
-    kind = line["kind"]
-    if kind == "round.committed":
-        evaluation = line["evaluation"]
-        loss = f", policy loss {evaluation['loss']:.4f}" if evaluation else ""
-        nodes = f", {len(line['nodes'])} nodes" if line["round"] else ""
-        typer.echo(f"round {line['round']} is committed{nodes}{loss}")
-    elif kind == "update.refused":
-        typer.echo(f"round {line['round']}: {line['node']} is left out ({line['reason']})")
-    elif kind == "round.failed":
-        typer.echo(f"round {line['round']} failed: {line['message']}")
+def _show(event: Event) -> None:
+    from zk0d.record.events import RoundCommitted, RoundFailed, UpdateRefused
+
+    match event:
+        case RoundCommitted():
+            measured = event.evaluation.loss if event.evaluation else None
+            loss = f", policy loss {measured:.4f}" if measured is not None else ""
+            nodes = f", {len(event.nodes)} nodes" if event.round else ""
+            typer.echo(f"round {event.round} is committed{nodes}{loss}")
+        case UpdateRefused():
+            typer.echo(f"round {event.round}: {event.node} is left out ({event.reason})")
+        case RoundFailed():
+            typer.echo(f"round {event.round} failed: {event.message}")

@@ -17,7 +17,7 @@ from zk0d.daemon.child import Child
 from zk0d.demo.layout import Contributor, Layout, toml_string
 from zk0d.errors import Zk0dError
 from zk0d.flower.certificates import Certificates, make_certificates
-from zk0d.flower.control import COMPLETED, FINISHED, Control, RunState
+from zk0d.flower.control import COMPLETED, FINISHED, Control, FlowerRun
 from zk0d.flower.enrolment import Request
 from zk0d.flower.keys import make_node_key, make_secret
 from zk0d.flower.roster import approve
@@ -48,10 +48,10 @@ class Federation:
         """Start a run; its number, which is also its folder's name under ``layout.runs``."""
         return self.control.start_run(settings)
 
-    def state(self, run_id: int) -> RunState:
+    def state(self, run_id: int) -> FlowerRun:
         return self.control.run(run_id)
 
-    def raise_if_failed(self, state: RunState) -> None:
+    def raise_if_failed(self, state: FlowerRun) -> None:
         """Raise what ended a run that did not complete."""
         if state.status == FINISHED and state.outcome != COMPLETED:
             said = state.details.removeprefix("ServerApp failed with exception: ")

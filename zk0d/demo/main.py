@@ -21,9 +21,9 @@ from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
 from zk0d.demo.layout import Layout
-from zk0d.demo.progress import Progress, RoundFacts, Stage
+from zk0d.demo.progress import Progress, RoundsView, Stage
 from zk0d.errors import ChildError
-from zk0d.federation.journal import committed_rounds, read_journal
+from zk0d.record.journal import JournalTail, committed_rounds
 from zk0d.report.folder import write_report
 from zk0d.simulators.tasks import TASKS
 
@@ -187,20 +187,18 @@ def _federate(
             seconds["start"] = time.monotonic() - began
             run_id = federated.start_run(settings)
             run = layout.runs / str(run_id)
-            progress.facts = RoundFacts(settings.num_server_rounds, options.contributors)
-            shown = 0
+            progress.rounds = RoundsView(settings.num_server_rounds, options.contributors)
+            tail = JournalTail(run)
             while True:
                 state = federated.state(run_id)
-                lines = list(read_journal(run))
-                for line in lines[shown:]:
-                    progress.take(line)
-                shown = len(lines)
+                for event in tail.new_events():
+                    progress.show(event)
                 if state.status == FINISHED:
                     break
                 federated.check()
                 time.sleep(LOOK_SECONDS)
             federated.raise_if_failed(state)
-            stage.note = f"{progress.facts.round} rounds of {settings.steps_per_round} steps"
+            stage.note = f"{progress.rounds.round} rounds of {settings.steps_per_round} steps"
     except BaseException as error:
         if not running.__exit__(type(error), error, error.__traceback__):
             raise

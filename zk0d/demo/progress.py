@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,66 +13,80 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zk0d.record.events import (
+    EvaluationFailed,
+    Event,
+    NodeLost,
+    NodeRefused,
+    RoundCommitted,
+    RoundFailed,
+    RoundStarted,
+    UpdateRefused,
+)
+from zk0d.record.state import RunState
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass
-class RoundFacts:
-    """The federation's figures, read from the journal's lines."""
+class RoundsView:
+    """A run's rounds as they come, and what a person should notice."""
 
     rounds: int
     nodes_wanted: int
-    round: int = 0
-    nodes: int = 0
-    train_loss: float | None = None
-    policy_loss: float | None = None
-    success: float | None = None
-    learning_rate: float | None = None
-    losses: list[float] = field(default_factory=list)
+    state: RunState = field(default_factory=lambda: RunState(whole=False))
     notices: list[str] = field(default_factory=list)
     started: float = 0.0
-    updated: float = 0.0
 
-    def take(self, line: dict[str, Any]) -> bool:
-        """Read one line of the journal; whether it is worth a line of plain output."""
-        kind = line["kind"]
-        if kind == "round.started":
-            self.started = self.started or line["time"]
-            self.learning_rate = line["learning_rate"]
-        elif kind == "round.committed":
-            self.round, self.updated = line["round"], line["time"]
-            self.nodes = len(line.get("nodes", []))
-            self.train_loss = line.get("train_loss")
-            evaluation = line["evaluation"]
-            if evaluation and evaluation["loss"] is not None:
-                self.policy_loss = evaluation["loss"]
-                self.losses.append(evaluation["loss"])
-                self.success = evaluation["success"]
-            return True
-        elif kind in ("update.refused", "node.refused"):
-            self.notices.append(f"{line['node']}: {line['message']}")
-            return True
-        elif kind == "node.lost":
-            self.notices.append(f"{line['node']}: lost ({line['reason']})")
-            return True
-        elif kind in ("round.failed", "evaluation.failed"):
-            self.notices.append(line["message"])
-            return True
-        return False
+    def apply(self, event: Event) -> bool:
+        """Take the next event; whether it is worth a line of plain output."""
+        self.state.apply(event)
+        match event:
+            case RoundStarted():
+                self.started = self.started or event.time
+                return False
+            case RoundCommitted():
+                return True
+            case UpdateRefused() | NodeRefused():
+                self.notices.append(f"{event.node}: {event.message}")
+            case NodeLost():
+                self.notices.append(f"{event.node}: lost ({event.reason})")
+            case RoundFailed() | EvaluationFailed():
+                self.notices.append(event.message)
+            case _:
+                return False
+        return True
+
+    @property
+    def round(self) -> int:
+        """The last committed round."""
+        return self.state.round
+
+    @property
+    def nodes(self) -> int:
+        """Nodes in that round."""
+        return len(self.state.last.nodes) if self.state.last else 0
+
+    @property
+    def success(self) -> float | None:
+        """Success in closed loop, mean of the datasets."""
+        evaluation = self.state.last.evaluation if self.state.last else None
+        return evaluation.success if evaluation else None
 
     @property
     def seconds_left(self) -> float | None:
         """At the pace so far; ``None`` before the first round is done."""
         if not self.round or not self.started:
             return None
-        return (self.updated - self.started) / self.round * (self.rounds - self.round)
+        pace = (self.state.last_commit - self.started) / self.round
+        return pace * (self.rounds - self.round)
 
     def sentence(self) -> str:
         """All of it in one plain line."""
         parts = [f"round {self.round}/{self.rounds}", f"nodes {self.nodes}/{self.nodes_wanted}"]
         for name, value in (
-            ("train loss", self.train_loss),
-            ("policy loss", self.policy_loss),
+            ("train loss", self.state.train_loss),
+            ("policy loss", self.state.policy_loss),
             ("success", self.success),
         ):
             if value is not None:
@@ -116,7 +129,7 @@ class Progress:
         self._headline = headline
         self._stages = {title: Stage(title) for title in stages}
         self._began = time.monotonic()
-        self.facts: RoundFacts | None = None
+        self.rounds: RoundsView | None = None
         self._live: Live | None = None
 
     @contextmanager
@@ -146,13 +159,13 @@ class Progress:
         stage.note = note
         self._line(f"{stage.title}: {note}")
 
-    def take(self, line: dict[str, Any]) -> None:
-        """Show one line of the journal."""
-        if self.facts is not None and self.facts.take(line):
-            if line["kind"] == "round.committed":
-                self._line(self.facts.sentence())
+    def show(self, event: Event) -> None:
+        """Show one event of the run."""
+        if self.rounds is not None and self.rounds.apply(event):
+            if isinstance(event, RoundCommitted):
+                self._line(self.rounds.sentence())
             else:
-                self._line(self.facts.notices[-1])
+                self._line(self.rounds.notices[-1])
 
     def _line(self, text: str) -> None:
         if self._live is None:
@@ -177,24 +190,25 @@ class Progress:
             seconds = f"{stage.seconds:.0f} s" if stage.state == "done" else ""
             stages.add_row(Text(mark, style), Text(stage.title, style), stage.note, seconds)
         parts: list[RenderableType] = [head, stages]
-        if self.facts is not None:
-            parts.append(self._rounds(self.facts))
+        if self.rounds is not None:
+            parts.append(self._rounds(self.rounds))
         return Group(*parts)
 
-    def _rounds(self, facts: RoundFacts) -> RenderableType:
+    def _rounds(self, view: RoundsView) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
-        left = facts.seconds_left
+        left, state = view.seconds_left, view.state
         grid.add_row(
-            Text(f"round {facts.round}/{facts.rounds}", "bold"),
-            ProgressBar(total=facts.rounds, completed=facts.round, width=30),
+            Text(f"round {view.round}/{view.rounds}", "bold"),
+            ProgressBar(total=view.rounds, completed=view.round, width=30),
             f"{left:.0f} s left" if left else "",
         )
-        grid.add_row("nodes", f"{facts.nodes} of {facts.nodes_wanted}", "")
-        grid.add_row("train loss", _number(facts.train_loss), "")
-        trend = sparkline(facts.losses) if len(facts.losses) > 1 else ""
-        grid.add_row("policy loss", f"{_number(facts.policy_loss)}  {trend}", "")
-        grid.add_row("success", _number(facts.success), "")
-        for notice in facts.notices[-3:]:
+        losses = list(state.evaluated.values())
+        grid.add_row("nodes", f"{view.nodes} of {view.nodes_wanted}", "")
+        grid.add_row("train loss", _number(state.train_loss), "")
+        trend = sparkline(losses) if len(losses) > 1 else ""
+        grid.add_row("policy loss", f"{_number(state.policy_loss)}  {trend}", "")
+        grid.add_row("success", _number(view.success), "")
+        for notice in view.notices[-3:]:
             grid.add_row(Text("notice", "yellow"), Text(notice, overflow="fold"), "")
         return grid
 

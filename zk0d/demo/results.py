@@ -12,7 +12,8 @@ from rich.table import Table
 
 from zk0d.demo.comparison import Outcome
 from zk0d.demo.layout import Contributor
-from zk0d.federation.journal import read_journal
+from zk0d.record.events import RoundCommitted
+from zk0d.record.journal import read_journal
 
 FEDERATED = "federated"
 SCHEMA_VERSION = 1
@@ -71,19 +72,18 @@ def draw_chart(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    committed = [line for line in read_journal(run) if line["kind"] == "round.committed"]
+    committed = [event for event in read_journal(run) if isinstance(event, RoundCommitted)]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for contributor in contributors:
         points = [
-            (line["round"], dataset["loss"])
-            for line in committed
-            if line["evaluation"]
-            for dataset in line["evaluation"]["datasets"]
-            if dataset["name"] == contributor.letter and dataset["loss"] is not None
+            (event.round, dataset.loss)
+            for event in committed
+            for dataset in (event.evaluation.datasets if event.evaluation else ())
+            if dataset.name == contributor.letter and dataset.loss is not None
         ]
         if points:
             left.plot(*zip(*points, strict=True), marker="o", label=f"region {contributor.title}")
-    trained = [(line["round"], line["train_loss"]) for line in committed if "train_loss" in line]
+    trained = [(e.round, e.train_loss) for e in committed if e.train_loss is not None]
     if trained:
         left.plot(*zip(*trained, strict=True), ls=":", color="gray", label="training, all nodes")
     left.set(xlabel="round", ylabel="loss", title="Policy loss on held-out episodes")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.spool import NotAdmitted
 from zk0d.federation.update import Manifest, Payload
+from zk0d.record.events import UpdateRefused
 
 #: Fewer updates have no median to be far from.
 FEWEST_FOR_MEDIAN = 3
@@ -53,12 +53,13 @@ def check_reply(
             reason="wrong_codec",
         )
     most = task.steps * task.batch_size if usable_frames else 0
-    if reply.samples > most or reply.steps > task.steps:
+    figures = reply.figures
+    if not 0 < figures.samples <= most or figures.steps > task.steps:
         raise NotAdmitted(
-            f"{reply.samples} samples are claimed, at most {most} were asked for.",
+            f"{figures.samples} samples are claimed, at most {most} were asked for.",
             reason="implausible_samples",
         )
-    numbers = (reply.loss, reply.policy_loss, reply.proximal_loss, reply.grad_norm)
+    numbers = (figures.loss, figures.policy_loss, figures.proximal_loss, figures.grad_norm)
     if not np.isfinite(numbers).all():
         raise NotAdmitted("the answer's losses are no numbers.", reason="not_finite")
     model.check_same_tensors(payload.manifest)
@@ -99,31 +100,35 @@ def outliers(norms: Mapping[str, float], factor: float) -> dict[str, NotAdmitted
     }
 
 
-class Strikes:
-    """Nodes that sent updates which were refused; a fold over the journal, so resume replays it.
+class Standing:
+    """The nodes that had updates refused, by the refusals that count.
 
     Parameters
     ----------
+    refusals
+        In the order in which they came.
     most
         Refused updates after which a node sits out; 0 never.
     cooldown
         Rounds that it sits out. Afterwards it begins with none.
     """
 
-    def __init__(self, most: int, cooldown: int) -> None:
-        self._most = most
-        self._cooldown = cooldown
+    def __init__(self, refusals: Iterable[UpdateRefused], most: int, cooldown: int) -> None:
         self._count: dict[str, int] = {}
-        self._until: dict[str, int] = {}  #: the last round that it sits out
+        self._until: dict[str, int] = {}
+        for refusal in refusals:
+            if not refusal.strike:
+                continue
+            count = self._count.get(refusal.key, 0) + 1
+            if most and count > most:
+                count = 1
+            self._count[refusal.key] = count
+            if count == most:
+                self._until[refusal.key] = refusal.round + cooldown
 
-    def refused(self, key: str, round_: int) -> int:
-        """Note a refused update of ``round_``; how many the node has now."""
-        self._count[key] = self._count.get(key, 0) + 1
-        if self._most and self._count[key] >= self._most:
-            self._until[key] = round_ + self._cooldown
-            count, self._count[key] = self._count[key], 0
-            return count
-        return self._count[key]
+    def strikes(self, key: str) -> int:
+        """Refused updates of a node since it last sat out, or since it began."""
+        return self._count.get(key, 0)
 
     def sits_out_until(self, key: str) -> int:
         """The last round that the node sits out; 0 if it never had to."""
@@ -132,8 +137,3 @@ class Strikes:
     def sits_out(self, key: str, round_: int) -> bool:
         """Whether the node has no part in ``round_``."""
         return round_ <= self.sits_out_until(key)
-
-    def take(self, line: dict[str, Any]) -> None:
-        """Read one line of the journal."""
-        if line["kind"] == "update.refused" and line.get("strike"):
-            self.refused(line["key"], line["round"])

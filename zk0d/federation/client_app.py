@@ -20,7 +20,7 @@ from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.learner_client import LearnerClient, NodeLearner
-from zk0d.federation.messages import Noted, Notice, Query, Refusal, Train
+from zk0d.federation.messages import Noted, Query, Refusal, Train, UpdateRejected
 from zk0d.federation.update import Payload, UpdateError
 
 SOCKET_KEY = "learner-socket"
@@ -32,8 +32,8 @@ _PROGRESS_LOG_SECONDS = 5.0
 
 @app.query()  # type: ignore[untyped-decorator]
 def query(message: Message, context: Context) -> Message:
-    """Ask the learner whether and on what it can train the run's policy; or read a notice."""
-    if kind_of(message.content) == Notice.__name__:
+    """Ask the learner whether and on what it can train the run's policy; or read a told."""
+    if kind_of(message.content) == UpdateRejected.__name__:
         return _note(message)
 
     def ask(learner: NodeLearner) -> Any:
@@ -58,16 +58,16 @@ def train(message: Message, context: Context) -> Message:
 
 def _note(message: Message) -> Message:
     """Say in this node's log what the coordinator has against its updates."""
-    notice, _ = from_record(message.content, Notice)
+    told, _ = from_record(message.content, UpdateRejected)
     sits_out = (
-        f"; this node sits out until round {notice.sits_out_until}" if notice.sits_out_until else ""
+        f"; this node sits out until round {told.sits_out_until}" if told.sits_out_until else ""
     )
     log.error(
         "zk0d: the coordinator refused this node's update of round %d (%s, strike %d): %s%s",
-        notice.round,
-        notice.reason,
-        notice.strikes,
-        notice.message,
+        told.round,
+        told.reason,
+        told.strikes,
+        told.message,
         sits_out,
     )
     return Message(to_record(Noted()), reply_to=message)

@@ -9,13 +9,14 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias
 from zk0d.federation.codec import CodecName
-from zk0d.federation.story import Story
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
+from zk0d.record.events import DatasetResult, NodeFigures
+from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[2] = 2
+PROTOCOL: Literal[3] = 3
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -28,7 +29,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[2] = PROTOCOL
+    protocol: Literal[3] = PROTOCOL
 
 
 class Refusal(Message):
@@ -56,7 +57,7 @@ class QueryReply(Message):
     version: Version = Field("", description="Of the node's zk0d.")
 
 
-class Notice(Message):
+class UpdateRejected(Message):
     """Tells a node that its update was refused, and why."""
 
     run: str
@@ -68,7 +69,7 @@ class Notice(Message):
 
 
 class Noted(Message):
-    """The answer to a :class:`Notice`."""
+    """The answer to an :class:`UpdateRejected`."""
 
 
 class Train(Message):
@@ -101,25 +102,12 @@ class Train(Message):
 
 
 class TrainReply(Message):
-    """Numbers of an update. Losses are means over the round's steps."""
+    """A node's word on its update, which comes as the payload."""
 
     name: Alias
     round: PositiveInt
     base: str
-    steps: NonNegativeInt
-    samples: PositiveInt
-    loss: float
-    policy_loss: float
-    proximal_loss: float
-    grad_norm: float
-    update_norm: NonNegativeFloat
-    learning_rate: NonNegativeFloat
-    bad_batches: NonNegativeInt = 0
-    holdout_loss: float | None = Field(
-        None, description="Of the weights that the round began with, on the node's own episodes."
-    )
-    holdout_frames: NonNegativeInt = 0
-    seconds: dict[str, float] = Field(default_factory=dict)
+    figures: NodeFigures
 
 
 class Start(Message):
@@ -152,18 +140,6 @@ class Evaluate(Message):
     seed: NonNegativeInt
 
 
-class DatasetResult(Settings):
-    """One dataset's result. What could not be measured is missing, with the error beside it."""
-
-    name: Alias
-    loss: float | None = None
-    spread: float | None = Field(None, description="Standard error of the loss over its frames.")
-    frames: NonNegativeInt = 0
-    success: float | None = None
-    rollouts: NonNegativeInt = 0
-    error: str | None = None
-
-
 class EvaluateReply(Message):
     """Results by dataset, in the order of the evaluator's settings."""
 
@@ -193,7 +169,7 @@ class Release(Message):
     spec: PolicySpec
     base: str
     statistics: Statistics
-    story: Story
+    summary: RunSummary
     best: bool = Field(description="It is the run's best evaluation so far.")
     keep: PositiveInt = Field(description="Checkpoints of a run that stay, besides the best.")
 

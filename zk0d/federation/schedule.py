@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zk0d.config.run import RunSettings
 from zk0d.learning.schedule import ConstantSchedule, CosineSchedule
+from zk0d.record.events import RoundCommitted
 
 STALL, DIVERGENCE = 0.8, 1.1
 #: Relative change of the loss over two evaluations: below the first it stalls, below minus the
@@ -34,21 +35,26 @@ class RoundPlan:
 
 
 class RunSchedule:
-    """A run's schedule.
+    """A run's schedule after the rounds that are committed.
 
-    Feed it every committed round, in order, with :meth:`trained` (from round 1), then
-    :meth:`evaluated`, then :meth:`rolled_back` if the weights went back. Fed the same it plans the
-    same, so a run that is taken up goes on as it would have.
+    It is made anew from them for each round, so that a resumed run continues as it would have.
 
     Parameters
     ----------
-    steps
-        Optimizer steps per node and round.
+    committed
+        The committed rounds in order.
+    losses
+        The nodes' policy losses of each of them: by round, then by node.
     """
 
-    def __init__(self, settings: RunSettings, steps: int) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        committed: Iterable[RoundCommitted] = (),
+        losses: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> None:
         self._settings = settings
-        self._steps = steps
+        self._steps = settings.steps_per_round
         self._decay_scale = 1.0  #: of the learning rate, by stalls and divergences; has a floor
         self._rollback_scale = 1.0
         self._mu_scale = 1.0
@@ -59,12 +65,18 @@ class RunSchedule:
         self._reasons: list[str] = []
         self._seen: list[tuple[int, float]] = []  #: rounds and losses that still count
         self._fresh = False  #: whether the last committed round was evaluated
+        for event in committed:
+            if event.round:
+                self._trained((losses or {}).get(event.round, {}))
+            evaluation = event.evaluation
+            self._evaluated(event.round, evaluation.loss if evaluation else None)
+            if event.rolled_back_to is not None:
+                self._rolled_back(event.rolled_back_to)
 
     # --- what happened ----------------------------------------------------------------------------
 
-    def trained(self, round_: int, losses: Mapping[str, float]) -> None:
+    def _trained(self, losses: Mapping[str, float]) -> None:
         """The nodes' policy losses of a committed round, by name."""
-        del round_
         self._reasons = []
         self._fresh = False
         self._node_losses = dict(losses)
@@ -74,7 +86,7 @@ class RunSchedule:
             self._adjust_mu(min(settings.mu_adjust_factor, settings.max_adjust_factor))
             self._reasons.append("mu_spread")
 
-    def evaluated(self, round_: int, loss: float | None) -> None:
+    def _evaluated(self, round_: int, loss: float | None) -> None:
         """The held-out loss of a committed round; ``None`` if it was not measured."""
         if loss is None:
             return
@@ -90,7 +102,7 @@ class RunSchedule:
         if self._settings.dynamic_training_decay:
             self._decay()
 
-    def rolled_back(self, to_round: int) -> None:
+    def _rolled_back(self, to_round: int) -> None:
         """The weights went back to those of ``to_round``: what came after says nothing any more."""
         self._seen = [(number, loss) for number, loss in self._seen if number <= to_round]
         self._rollback_scale *= HALF

@@ -13,10 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
 from zk0d.config.run import run_settings
-from zk0d.federation.history import settings_of
-from zk0d.federation.journal import Journal
 from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.rounds import Run
+from zk0d.record.journal import Journal, settings_of
 
 app = ServerApp()
 

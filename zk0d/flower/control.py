@@ -36,7 +36,7 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class RunState:
+class FlowerRun:
     """A run as Flower sees it."""
 
     run_id: int
@@ -111,13 +111,13 @@ class Control:
             raise Zk0dError("the SuperLink did not start the run; its log says why.")
         return run_id
 
-    def run(self, run_id: int) -> RunState:
+    def run(self, run_id: int) -> FlowerRun:
         """One run's state."""
         return _state(
             self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id]
         )
 
-    def runs(self) -> list[RunState]:
+    def runs(self) -> list[FlowerRun]:
         """The newest runs, oldest first. Asking also lets Flower clean up finished ones."""
         found = self._call(self._client.ListRuns, ListRunsRequest(limit=100)).run_dict
         return sorted((_state(run) for run in found.values()), key=lambda run: run.submitted)
@@ -157,6 +157,6 @@ class _Secret:
         return response
 
 
-def _state(run: Any) -> RunState:
+def _state(run: Any) -> FlowerRun:
     status = run.status
-    return RunState(run.run_id, run.pending_at, status.status, status.sub_status, status.details)
+    return FlowerRun(run.run_id, run.pending_at, status.status, status.sub_status, status.details)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zk0d.files import write_file
 from zk0d.flower.replay import KEY_HEADER
 
 if TYPE_CHECKING:
@@ -127,10 +128,9 @@ class SessionWatch:
         }
         if uses == self._written:
             return
-        draft = self._file.with_name(f".{self._file.name}")
+        told = json.dumps({key: asdict(use) for key, use in uses.items()})
         with contextlib.suppress(OSError):  # a full disk costs this, and no node its answer
-            draft.write_text(json.dumps({k: asdict(use) for k, use in uses.items()}))
-            draft.replace(self._file)
+            write_file(self._file, told, durable=False)
             self._written = uses
 
 

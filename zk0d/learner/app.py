@@ -169,7 +169,7 @@ class LearnerApp:
             raise
         finally:
             if not self._broken_by:
-                self._learner.give_back()
+                self._learner.release_gpu_memory()
 
     def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
         try:

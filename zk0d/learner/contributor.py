@@ -19,22 +19,23 @@ from zk0d.federation.body import require_payload
 from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
+from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.residual import Residual
-from zk0d.learner.rest import Rest
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.policy import (
     BUILT,
     LoadedPolicy,
-    give_back_gpu_memory,
     limit_gpu_memory,
     load_policy,
+    release_gpu_memory,
 )
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.train import Moments, StepPlan, train
+from zk0d.record.events import NodeFigures
 
 PROGRESS_SECONDS = 0.5
 
@@ -96,8 +97,8 @@ class Contributor(Learner):
         assert isinstance(task, Train)
         return self._train(task, require_payload(payload), control)
 
-    def give_back(self) -> None:
-        give_back_gpu_memory()
+    def release_gpu_memory(self) -> None:
+        release_gpu_memory()
 
     def _query(self, task: Query) -> QueryReply:
         uri = self._uri(task.dataset_uri)
@@ -154,35 +155,30 @@ class Contributor(Learner):
                 proximal_mu=task.proximal_mu,
             ),
             on_step=_reporter(control, task.steps),
-            check=Rest(control, self.settings.limits.power_share, policy.device),
+            check=DutyCycle(control, self.settings.limits.power_share, policy.device),
         )
         trained = time.perf_counter()
-        update, update_norm = _encode(policy, base, task.uplink_codec, prepared.residual)
-        return (
-            TrainReply(
-                name=self.settings.name,
-                round=task.round,
-                base=task.base,
-                steps=result.steps,
-                samples=result.samples,
-                loss=result.loss,
-                policy_loss=result.policy_loss,
-                proximal_loss=result.proximal_loss,
-                grad_norm=result.grad_norm,
-                update_norm=update_norm,
-                learning_rate=result.learning_rate,
-                bad_batches=result.bad_batches,
-                holdout_loss=holdout_loss,
-                holdout_frames=holdout_frames,
-                seconds={
-                    "load": ready - began,
-                    "evaluate": evaluated - ready,
-                    "train": trained - evaluated,
-                    "encode": time.perf_counter() - trained,
-                },
-            ),
-            update,
+        update = _encode(policy, base, task.uplink_codec, prepared.residual)
+        figures = NodeFigures(
+            steps=result.steps,
+            samples=result.samples,
+            loss=result.loss,
+            policy_loss=result.policy_loss,
+            proximal_loss=result.proximal_loss,
+            grad_norm=result.grad_norm,
+            learning_rate=result.learning_rate,
+            bad_batches=result.bad_batches,
+            holdout_loss=holdout_loss,
+            holdout_frames=holdout_frames,
+            seconds={
+                "load": ready - began,
+                "evaluate": evaluated - ready,
+                "train": trained - evaluated,
+                "encode": time.perf_counter() - trained,
+            },
         )
+        name = self.settings.name
+        return TrainReply(name=name, round=task.round, base=task.base, figures=figures), update
 
     def _check_allowed(self, spec: PolicySpec) -> None:
         """Refuse what this site does not train."""
@@ -297,19 +293,17 @@ def _evaluate_held_out(
 
 def _encode(
     policy: LoadedPolicy, base: dict[str, NDArray[np.float32]], codec: CodecName, residual: Residual
-) -> tuple[Payload, float]:
-    """The update, and its norm before anything is lost to the codec; ``base`` is used up."""
+) -> Payload:
+    """The update; ``base`` is used up."""
     encoder = PayloadEncoder("delta", codec)
-    square = 0.0
     for name, parameter in policy.trainable().items():
         delta = parameter.detach().cpu().float().numpy() - base.pop(name)
-        square += float(np.dot(delta.ravel(), delta.ravel()))
         if codec == "fp32":
             encoder.add(name, delta)
             continue
         residual.add_to(name, delta)
         encoder.add(name, delta, residual.after(name, delta.shape))
-    return encoder.finish(), float(np.sqrt(square))
+    return encoder.finish()
 
 
 def _reporter(control: TaskControl, steps: int) -> Any:

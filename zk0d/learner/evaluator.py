@@ -15,7 +15,6 @@ from zk0d.config.names import VLM_FOLDER, DatasetUri, split_revision
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
-    DatasetResult,
     Evaluate,
     EvaluateReply,
     Message,
@@ -31,14 +30,15 @@ from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
 from zk0d.learning.license import license_of
 from zk0d.learning.policy import (
     LoadedPolicy,
-    give_back_gpu_memory,
     load_policy,
     pick_device,
+    release_gpu_memory,
     spec_for,
 )
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
 from zk0d.release.checkpoint import Releases, describe
 from zk0d.release.gate import judge
@@ -99,8 +99,8 @@ class CoordinatorEvaluator(Learner):
         assert isinstance(task, Evaluate)
         return self._evaluate(task, require_payload(payload), control), None
 
-    def give_back(self) -> None:
-        give_back_gpu_memory()
+    def release_gpu_memory(self) -> None:
+        release_gpu_memory()
 
     def _start(self, task: Start) -> tuple[StartReply, Payload]:
         like = self._datasets[0].recordings.summary if self._datasets else None
@@ -136,7 +136,7 @@ class CoordinatorEvaluator(Learner):
         policy.load_weights(payload.arrays())
         releases = Releases.of(self.settings)
         folder = releases.checkpoint(task.run, task.round)
-        verdict = judge(task.story, releases.latest())
+        verdict = judge(task.summary, releases.latest())
         licenses = {
             data.settings.name: license_of(layout.root, layout.info) or "not said"
             for data in self._datasets
@@ -147,12 +147,12 @@ class CoordinatorEvaluator(Learner):
         parent = {
             "model": task.spec.model_name,
             "sha256": task.spec.sha256 or "",
-            "start_from": str(task.story.settings["start-from"]),
+            "start_from": str(task.summary.settings["start-from"]),
         }
 
-        def add_story(draft: Path) -> None:
+        def add_summary(draft: Path) -> None:
             card = model_card(
-                task.story,
+                task.summary,
                 task.statistics,
                 verdict,
                 licenses,
@@ -160,9 +160,9 @@ class CoordinatorEvaluator(Learner):
                 datasets=[uri.location for uri in uris if uri.scheme == "hf"],
                 carries_vlm=(draft / VLM_FOLDER).exists(),
             )
-            describe(draft, task.story, verdict, str(card), parent=parent, licenses=licenses)
+            describe(draft, task.summary, verdict, str(card), parent=parent, licenses=licenses)
 
-        write_checkpoint(policy, task.statistics, folder, add_story)
+        write_checkpoint(policy, task.statistics, folder, add_summary)
         releases.settle(folder, verdict, best=task.best)
         releases.prune(task.run, task.keep)
         return ReleaseReply(

@@ -74,7 +74,7 @@ class Learner(ABC):
             For everything that the other end should hear as a refusal with a reason.
         """
 
-    def give_back(self) -> None:  # noqa: B027
+    def release_gpu_memory(self) -> None:  # noqa: B027
         """Free what only a running task needs; called after each, from the same thread."""
 
     def facts(self) -> dict[str, Any]:

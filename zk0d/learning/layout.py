@@ -157,11 +157,12 @@ def find(uri: str) -> Path:
     fetched = Path(HF_LEROBOT_HOME) / address.location
     if (fetched / INFO).is_file():
         return fetched
-    # LeRobot's own downloads are snapshots, one for each commit.
+    # LeRobot's own downloads are snapshots, one for each commit, with the commits of its tags.
     cached = Path(HF_LEROBOT_HUB_CACHE) / f"datasets--{address.location.replace('/', '--')}"
-    snapshots = [path.parents[1] for path in cached.glob(f"snapshots/*/{INFO}")]
-    if snapshots:
-        return max(snapshots, key=lambda path: path.stat().st_mtime)
+    tags = sorted((cached / "refs").glob("v3.*"), reverse=True)
+    for commit in [tag.read_text(encoding="utf-8").strip() for tag in tags]:
+        if (cached / "snapshots" / commit / INFO).is_file():
+            return cached / "snapshots" / commit
     raise UnavailableError(
         f"{uri}: is not on this machine; zk0bot data fetch {address.location} gets it (for a"
         " service: systemctl start zk0d-fetch).",

@@ -366,7 +366,7 @@ def limit_gpu_memory(device: str, share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(share, where)
 
 
-def give_back_gpu_memory() -> None:
+def release_gpu_memory() -> None:
     """Return to the driver what PyTorch keeps for reuse, so that others on this GPU can have it."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()

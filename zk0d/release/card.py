@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from zk0d.federation.story import Story
 from zk0d.learning.statistics import Statistics
+from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART
 from zk0d.release.gate import Verdict
 
@@ -72,7 +72,7 @@ BEGIN, END = "<!-- usage -->", "<!-- /usage -->"  #: around the block that a tes
 
 
 def model_card(
-    story: Story,
+    summary: RunSummary,
     statistics: Statistics,
     verdict: Verdict,
     licenses: Mapping[str, str],
@@ -97,42 +97,42 @@ def model_card(
         license="apache-2.0",
         library_name="lerobot",
         pipeline_tag="robotics",
-        base_model=_base(story),
+        base_model=_base(summary),
         datasets=list(datasets) or None,
-        metrics=["policy_loss"] if story.evaluations else None,
-        tags=["federated-learning", "flower", "robotics", "lerobot", _policy(story), "zk0d"],
-        model_name=f"zk0d-{story.run}",
-        eval_results=_results(story),
+        metrics=["policy_loss"] if summary.evaluations else None,
+        tags=["federated-learning", "flower", "robotics", "lerobot", _policy(summary), "zk0d"],
+        model_name=f"zk0d-{summary.run}",
+        eval_results=_results(summary),
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        _title(story, simulation),
-        _training(story),
-        _hyperparameters(story),
-        _nodes(story),
-        _evaluated_on(story, licenses),
-        _final(story, verdict),
-        _by_dataset(story),
-        _insights(story),
-        _usage(story, carries_vlm),
+        _title(summary, simulation),
+        _training(summary),
+        _hyperparameters(summary),
+        _nodes(summary),
+        _evaluated_on(summary, licenses),
+        _final(summary, verdict),
+        _by_dataset(summary),
+        _insights(summary),
+        _usage(summary, carries_vlm),
         FORMAT,
         _limits(statistics, simulation),
-        _citation(story),
+        _citation(summary),
     ]
     return ModelCard("\n\n".join(parts) + "\n")
 
 
-def _base(story: Story) -> str | None:
-    name = str(story.settings["model-name"])
+def _base(summary: RunSummary) -> str | None:
+    name = str(summary.settings["model-name"])
     return name if "/" in name else None
 
 
-def _policy(story: Story) -> str:
-    return str(story.settings["policy"])
+def _policy(summary: RunSummary) -> str:
+    return str(summary.settings["policy"])
 
 
-def _results(story: Story) -> list[EvalResult] | None:
-    if not story.evaluations:
+def _results(summary: RunSummary) -> list[EvalResult] | None:
+    if not summary.evaluations:
         return None
     return [
         EvalResult(
@@ -143,37 +143,37 @@ def _results(story: Story) -> list[EvalResult] | None:
             metric_name="policy loss",
             metric_value=loss,
         )
-        for name, loss in story.evaluations[-1].losses.items()
+        for name, loss in summary.evaluations[-1].losses.items()
         if loss is not None
     ] or None
 
 
-def _title(story: Story, simulation: bool) -> str:
+def _title(summary: RunSummary, simulation: bool) -> str:
     kind = "simulated federation on one machine" if simulation else "federation"
     return (
-        f"# {_policy(story)}, trained together\n\nTrained by {len(story.nodes)} contributors in a"
-        f" {kind} with [zk0d](https://github.com/zk0/zk0d): their recordings stayed at"
-        f" home, weight updates travelled. Round {story.round} of run {story.run}."
+        f"# {_policy(summary)}, trained together\n\nTrained by {len(summary.nodes)} contributors in"
+        f" a {kind} with [zk0d](https://github.com/zk0/zk0d): their recordings stayed at"
+        f" home, weight updates travelled. Round {summary.round} of run {summary.run}."
     )
 
 
-def _training(story: Story) -> str:
+def _training(summary: RunSummary) -> str:
     rows = [
         ("Training Type", "federated"),
-        ("Base Model", str(story.settings["model-name"])),
-        ("Timestamp", story.began),
-        ("Version", ", ".join(f"{name} {v}" for name, v in story.versions.items())),
+        ("Base Model", str(summary.settings["model-name"])),
+        ("Timestamp", summary.began),
+        ("Version", ", ".join(f"{name} {v}" for name, v in summary.versions.items())),
     ]
     return "## Training Details\n\n" + _table(("", ""), rows)
 
 
-def _hyperparameters(story: Story) -> str:
-    rows = [(label, str(story.settings[key])) for label, key in HYPERPARAMETERS.items()]
+def _hyperparameters(summary: RunSummary) -> str:
+    rows = [(label, str(summary.settings[key])) for label, key in HYPERPARAMETERS.items()]
     return "## Hyperparameters\n\n" + _table(("", ""), rows)
 
 
-def _nodes(story: Story) -> str:
-    rows = [(part.name, str(part.rounds), str(part.samples)) for part in story.nodes]
+def _nodes(summary: RunSummary) -> str:
+    rows = [(part.name, str(part.rounds), str(part.samples)) for part in summary.nodes]
     return (
         "## Training Datasets\n\nRecordings of contributors, by the alias that each chose; what"
         " they hold is known to their owners alone.\n\n"
@@ -181,22 +181,22 @@ def _nodes(story: Story) -> str:
     )
 
 
-def _evaluated_on(story: Story, licenses: Mapping[str, str]) -> str:
-    if not story.evaluations:
+def _evaluated_on(summary: RunSummary, licenses: Mapping[str, str]) -> str:
+    if not summary.evaluations:
         return "## Evaluation Datasets\n\nNone."
-    rows = [(name, licenses.get(name, "not said")) for name in story.evaluations[-1].losses]
+    rows = [(name, licenses.get(name, "not said")) for name in summary.evaluations[-1].losses]
     text = "## Evaluation Datasets\n\nNobody trained on them.\n\n"
     return text + _table(("dataset", "license"), rows)
 
 
-def _final(story: Story, verdict: Verdict) -> str:
+def _final(summary: RunSummary, verdict: Verdict) -> str:
     title = "## Final Evaluation Metrics\n\n"
-    if not story.evaluations:
+    if not summary.evaluations:
         return title + "This run was not evaluated."
-    first, last = story.evaluations[0], story.evaluations[-1]
+    first, last = summary.evaluations[0], summary.evaluations[-1]
     rows = [("Composite Eval Loss", _number(first.loss), _number(last.loss))]
-    if story.rounds:
-        before, after = story.rounds[0], story.rounds[-1]
+    if summary.rounds:
+        before, after = summary.rounds[0], summary.rounds[-1]
         rows.append(("Clients' Loss", f"{before.train_loss:.4f}", f"{after.train_loss:.4f}"))
         rows.append(("Clients", str(before.nodes), str(after.nodes)))
     table = _table(("", f"round {first.round}", f"round {last.round}"), rows)
@@ -209,10 +209,10 @@ def _final(story: Story, verdict: Verdict) -> str:
     )
 
 
-def _by_dataset(story: Story) -> str:
-    if not story.evaluations:
+def _by_dataset(summary: RunSummary) -> str:
+    if not summary.evaluations:
         return "## Per-Dataset Results\n\nNone."
-    first, last = story.evaluations[0], story.evaluations[-1]
+    first, last = summary.evaluations[0], summary.evaluations[-1]
     rows = [
         (
             name,
@@ -226,20 +226,20 @@ def _by_dataset(story: Story) -> str:
     return "## Per-Dataset Results\n\n" + _table(head, rows)
 
 
-def _insights(story: Story) -> str:
+def _insights(summary: RunSummary) -> str:
     lines = []
-    measured = [point for point in story.evaluations if point.loss is not None]
+    measured = [point for point in summary.evaluations if point.loss is not None]
     if len(measured) > 1:
         lines.append(
             f"Convergence: policy loss {_number(measured[0].loss)} → {_number(measured[-1].loss)},"
             f" best {_number(min(p.loss for p in measured if p.loss is not None))}."
         )
-    if story.rounds:
-        first, last = story.rounds[0], story.rounds[-1]
-        mean = sum(point.update_norm for point in story.rounds) / len(story.rounds)
-        full = max(point.nodes for point in story.rounds)
-        taken = sum(point.nodes for point in story.rounds) / (full * len(story.rounds))
-        short = [str(point.round) for point in story.rounds if point.nodes < full]
+    if summary.rounds:
+        first, last = summary.rounds[0], summary.rounds[-1]
+        mean = sum(point.update_norm for point in summary.rounds) / len(summary.rounds)
+        full = max(point.nodes for point in summary.rounds)
+        taken = sum(point.nodes for point in summary.rounds) / (full * len(summary.rounds))
+        short = [str(point.round) for point in summary.rounds if point.nodes < full]
         lines += [
             f"Clients' loss: {first.train_loss:.4f} → {last.train_loss:.4f}.",
             f"Norm of the mean update: {mean:.4f} on average.",
@@ -249,14 +249,14 @@ def _insights(story: Story) -> str:
         ]
         if short:
             lines.append(f"Rounds with fewer nodes: {', '.join(short[:20])}.")
-    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(story.refused.items()))
-    lines.append(f"Refused updates: {refused or 'none'}. Lost answers: {story.lost}.")
-    lines += [f"Schedule, {note}." for note in story.notes[-20:]]
+    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.refused.items()))
+    lines.append(f"Refused updates: {refused or 'none'}. Lost answers: {summary.lost}.")
+    lines += [f"Schedule, {note}." for note in summary.notes[-20:]]
     return "## Training Insights\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(story: Story, carries_vlm: bool) -> str:
-    imported = CLASSES[_policy(story)]
+def _usage(summary: RunSummary, carries_vlm: bool) -> str:
+    imported = CLASSES[_policy(summary)]
     name = imported.rpartition(" ")[2]
     code = (CARRIED if carries_vlm else USAGE).format(imported=imported, name=name)
     return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
@@ -275,14 +275,15 @@ def _limits(statistics: Statistics, simulation: bool) -> str:
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _citation(story: Story) -> str:
+def _citation(summary: RunSummary) -> str:
     return (
         "## Citation\n\n```bibtex\n"
-        f"@misc{{zk0d_{story.run.replace('-', '_')},\n"
-        f"  title = {{{_policy(story)}, trained together by {len(story.nodes)} contributors}},\n"
-        f"  year = {{{story.began[:4]}}},\n"
-        f"  note = {{zk0d {story.versions.get('zk0d', '')}, run {story.run},"
-        f" round {story.round}}}\n}}\n```"
+        f"@misc{{zk0d_{summary.run.replace('-', '_')},\n"
+        f"  title = {{{_policy(summary)}, trained together by {len(summary.nodes)}"
+        " contributors}},\n"
+        f"  year = {{{summary.began[:4]}}},\n"
+        f"  note = {{zk0d {summary.versions.get('zk0d', '')}, run {summary.run},"
+        f" round {summary.round}}}\n}}\n```"
     )
 
 

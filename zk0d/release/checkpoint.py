@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
 from zk0d.errors import ConfigError, TryAgainError
-from zk0d.federation.story import Story
 from zk0d.files import point, write_file
+from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART, draw_training
 from zk0d.release.gate import Verdict, judge
 
@@ -45,10 +45,10 @@ class Releases:
             raise ConfigError(f"run {run!r} is no run's name.", reason="bad_message")
         return self.folder / run / f"checkpoint_round_{number}"
 
-    def latest(self) -> Story | None:
-        """The story of the latest release; ``None`` if there is none that can be read."""
+    def latest(self) -> RunSummary | None:
+        """The summary of the latest release; ``None`` if there is none that can be read."""
         try:
-            return read_story(self.folder / LATEST)
+            return read_summary(self.folder / LATEST)
         except ConfigError:
             return None
 
@@ -96,7 +96,7 @@ class Releases:
 
 def describe(
     folder: Path,
-    story: Story,
+    summary: RunSummary,
     verdict: Verdict,
     card: str,
     *,
@@ -114,18 +114,18 @@ def describe(
         METRICS: {
             "schema_version": SCHEMA_VERSION,
             "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
-            "story": story.model_dump(mode="json"),
+            "summary": summary.model_dump(mode="json"),
         },
         PROVENANCE: {
             "schema_version": SCHEMA_VERSION,
-            "run": story.run,
-            "round": story.round,
-            "seed": story.settings["seed"],
-            "versions": story.versions,
-            "settings": story.settings,
-            "settings_sha256": _sha256(json.dumps(story.settings, sort_keys=True).encode()),
+            "run": summary.run,
+            "round": summary.round,
+            "seed": summary.settings["seed"],
+            "versions": summary.versions,
+            "settings": summary.settings,
+            "settings_sha256": _sha256(json.dumps(summary.settings, sort_keys=True).encode()),
             "code_sha256": code_sha256(),
-            "nodes": [part.model_dump() for part in story.nodes],
+            "nodes": [part.model_dump() for part in summary.nodes],
             "evaluation_licenses": licenses,
             "parent": parent,
             "tensors": {path.name: tensors_of(path) for path in sorted(folder.glob(WEIGHTS))},
@@ -134,7 +134,7 @@ def describe(
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
-    draw_training(story, folder / CHART)
+    draw_training(summary, folder / CHART)
 
 
 def accept(folder: Path, because: str, releases: Releases) -> None:
@@ -147,7 +147,7 @@ def accept(folder: Path, because: str, releases: Releases) -> None:
     TryAgainError
         If it cannot be written.
     """
-    read_story(folder)
+    read_summary(folder)
     metrics, card = folder / METRICS, folder / CARD
     try:
         content = json.loads(metrics.read_text(encoding="utf-8"))
@@ -164,7 +164,7 @@ def accept(folder: Path, because: str, releases: Releases) -> None:
         ) from None
 
 
-def read_story(folder: Path) -> Story:
+def read_summary(folder: Path) -> RunSummary:
     """What a checkpoint's ``metrics.json`` tells.
 
     Raises
@@ -174,13 +174,14 @@ def read_story(folder: Path) -> Story:
     """
     path = folder / METRICS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["story"]
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        content = metrics["summary"] if "summary" in metrics else metrics["story"]  # before 0.2
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder}: is no checkpoint of zk0d ({METRICS}: {error}); name a checkpoint_round_N"
             " folder."
         ) from None
-    return Story.parse(content, where=str(path))
+    return RunSummary.parse(content, where=str(path))
 
 
 def tensors_of(file: Path) -> dict[str, str]:
@@ -231,7 +232,7 @@ def check_tensors(folder: Path) -> None:
 
 def judge_folder(folder: Path, last: Path | None) -> Verdict:
     """What the gate says of a checkpoint's folder, beside the release in ``last``."""
-    return judge(read_story(folder), read_story(last) if last else None)
+    return judge(read_summary(folder), read_summary(last) if last else None)
 
 
 @functools.cache

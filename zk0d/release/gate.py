@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from zk0d.federation.story import Point, Story
+from zk0d.record.summary import Point, RunSummary
 
 
 @dataclass(frozen=True)
@@ -16,23 +16,23 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def judge(story: Story, last: Story | None = None) -> Verdict:
+def judge(summary: RunSummary, last: RunSummary | None = None) -> Verdict:
     """Compare a checkpoint with its run's baseline (round 0) and the last release.
 
     Parameters
     ----------
-    story
+    summary
         Of the checkpoint: its newest evaluation must be of its own round.
     last
         Of the release that is the latest now.
     """
-    points = {point.round: point for point in story.evaluations}
-    mine = points.get(story.round)
+    points = {point.round: point for point in summary.evaluations}
+    mine = points.get(summary.round)
     if mine is None or mine.loss is None:
-        return Verdict(False, (f"round {story.round} was not evaluated on every dataset",))
+        return Verdict(False, (f"round {summary.round} was not evaluated on every dataset",))
     verdicts = []
     baseline = points.get(0)
-    if story.round == 0:
+    if summary.round == 0:
         verdicts.append((False, "round 0 is the baseline itself"))
     elif baseline is None or baseline.loss is None:
         verdicts.append((False, "the run has no baseline: round 0 was not evaluated"))
@@ -41,7 +41,7 @@ def judge(story: Story, last: Story | None = None) -> Verdict:
     if last is not None:
         theirs = {point.round: point for point in last.evaluations}.get(last.round)
         name = f"the last release (run {last.run}, round {last.round})"
-        if last.comparable != story.comparable:
+        if last.comparable != summary.comparable:
             verdicts.append((False, f"{name} was evaluated otherwise: nothing to compare with"))
         elif theirs is None or theirs.loss is None:
             verdicts.append((False, f"{name} was not evaluated"))

@@ -10,8 +10,8 @@ from typing import Any
 
 from zk0d.config.names import check_repository
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
-from zk0d.federation.story import Story
-from zk0d.release.checkpoint import PROVENANCE, check_tensors, read_story
+from zk0d.record.summary import RunSummary
+from zk0d.release.checkpoint import PROVENANCE, check_tensors, read_summary
 
 WEIGHTS = "model.safetensors"
 #: What a checkpoint must have before anything of it leaves.
@@ -42,7 +42,7 @@ def check(folder: Path) -> list[Path]:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: {', '.join(missing)} is missing; push a checkpoint's folder.")
-    read_story(folder)
+    read_summary(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         if path.suffix not in SUFFIXES or path.is_symlink():
@@ -51,9 +51,9 @@ def check(folder: Path) -> list[Path]:
     return files
 
 
-def tag_of(story: Story) -> str:
+def tag_of(summary: RunSummary) -> str:
     """Another for each checkpoint: runs that go to one repository have rounds of equal numbers."""
-    return f"fl-run-{story.run}-round-{story.round}"
+    return f"fl-run-{summary.run}-round-{summary.round}"
 
 
 def check_names(repository: str, tag: str) -> None:
@@ -107,8 +107,8 @@ def push(
             "there is no token of the hub, so nothing was pushed; hf auth login, or HF_TOKEN_PATH"
             f" names a file with one. The checkpoint stays in {folder}."
         )
-    story = read_story(folder)
-    tag = tag or tag_of(story)
+    summary = read_summary(folder)
+    tag = tag or tag_of(summary)
     try:
         there = hub.repo_exists(repository)
         tagged = there and _is_tagged(hub, repository, tag, folder)
@@ -117,7 +117,7 @@ def push(
         done = hub.upload_folder(
             repo_id=repository,
             folder_path=folder,
-            commit_message=f"zk0d: run {story.run}, round {story.round}",
+            commit_message=f"zk0d: run {summary.run}, round {summary.round}",
         )
         if not tagged:
             hub.create_tag(repository, tag=tag, revision=done.oid)

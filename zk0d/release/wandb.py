@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, TryAgainError
-
-ENDS = ("run.finished", "run.failed")
+from zk0d.record.events import Event, RoundCommitted, RunFailed, RunFinished
 
 
 def log_rounds(
-    lines: Sequence[Mapping[str, Any]],
+    events: Sequence[Event],
     known: int,
     settings: RunSettings,
     *,
     folder: Path,
     key: str | None,
 ) -> None:
-    """Log the rounds of a journal from line ``known`` on; the last line may end the run.
+    """Log the rounds of a journal from event ``known`` on; the last one may end the run.
 
     Parameters
     ----------
@@ -43,7 +42,7 @@ def log_rounds(
         raise ConfigError(
             "use-wandb: wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment."
         ) from None
-    name = str(lines[0]["run"])
+    name = events[0].run
     folder.mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
     try:
@@ -59,14 +58,14 @@ def log_rounds(
             config=settings.public(),
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
-        for line in lines[known:]:
-            if line["kind"] == "round.committed":
-                run.log(figures(line), step=line["round"])
-        committed = [line for line in lines if line["kind"] == "round.committed"]
-        if lines[-1]["kind"] in ENDS and committed:
+        for event in events[known:]:
+            if isinstance(event, RoundCommitted):
+                run.log(figures(event), step=event.round)
+        committed = [event for event in events if isinstance(event, RoundCommitted)]
+        if isinstance(events[-1], RunFinished | RunFailed) and committed:
             for label, value in figures(committed[-1]).items():
                 run.summary[f"final_{label.removeprefix('server_')}"] = value
-        run.finish(exit_code=int(lines[-1]["kind"] == "run.failed"))
+        run.finish(exit_code=int(isinstance(events[-1], RunFailed)))
     except wandb.errors.AuthenticationError as error:
         raise ConfigError(f"use-wandb: the key is refused ({error}); see wandb.key.") from None
     except (wandb.errors.Error, OSError) as error:
@@ -76,28 +75,27 @@ def log_rounds(
         ) from None
 
 
-def figures(line: Mapping[str, Any]) -> dict[str, float]:
+def figures(event: RoundCommitted) -> dict[str, float]:
     """One committed round under zk0's names (zk0-behaviour A11); what was not measured is left out.
 
     ``server_eval_policy_loss`` is the same as ``server_eval_loss``, as it was in zk0.
     """
-    found: dict[str, Any] = {"server_round": line["round"]}
-    evaluation = line.get("evaluation")
+    found: dict[str, Any] = {"server_round": event.round}
+    evaluation = event.evaluation
     if evaluation is not None:
-        datasets = evaluation["datasets"]
         found |= {
-            "server_eval_loss": evaluation["loss"],
-            "server_eval_policy_loss": evaluation["loss"],
-            "server_eval_success": evaluation["success"],
-            "server_eval_total_samples": sum(d.get("frames") or 0 for d in datasets) or None,
+            "server_eval_loss": evaluation.loss,
+            "server_eval_policy_loss": evaluation.loss,
+            "server_eval_success": evaluation.success,
+            "server_eval_total_samples": sum(d.frames for d in evaluation.datasets) or None,
         }
-        found |= {f"server_eval_{d['name']}_loss": d["loss"] for d in datasets}
+        found |= {f"server_eval_{d.name}_loss": d.loss for d in evaluation.datasets}
     for name in ("learning_rate", "proximal_mu", "mean_update_norm", "bytes_up", "bytes_down"):
-        found[f"server_{name}"] = line.get(name)
-    for node in line.get("nodes") or []:
+        found[f"server_{name}"] = getattr(event, name)
+    for node in event.nodes:
         found |= {
-            f"client_{node['node']}_{label}": value
-            for label, value in node.items()
+            f"client_{node.node}_{label}": value
+            for label, value in node.model_dump().items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
     return {label: value for label, value in found.items() if value is not None}

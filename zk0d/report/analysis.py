@@ -3,58 +3,72 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from zk0d.errors import ConfigError
-from zk0d.federation.history import History, settings_of
-from zk0d.federation.journal import read_journal
-from zk0d.federation.story import Story, story_of
+from zk0d.record.events import EvaluationFailed, RoundFailed
+from zk0d.record.journal import settings_of
+from zk0d.record.state import RunState
+from zk0d.record.summary import RunSummary, summary_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class Analysis:
-    """The figures of a run, by round.
+    """The figures of a run, by round."""
 
-    Attributes
-    ----------
-    state
-        ``finished``, ``failed`` or ``unfinished``.
-    losses
-        The nodes' training loss: by node, then by round.
-    success
-        In closed loop, 0 to 1: by dataset, then by round.
-    lost, refused, failed
-        Journal lines: answers that did not come, updates that were refused, rounds that failed.
-    """
+    state: RunState
+    run: RunSummary
 
-    story: Story
-    state: str
-    message: str
-    losses: dict[str, dict[int, float]] = field(default_factory=dict)
-    success: dict[str, dict[int, float]] = field(default_factory=dict)
-    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
-    traffic: dict[int, tuple[int, int]] = field(default_factory=dict)
-    lost: list[dict[str, Any]] = field(default_factory=list)
-    refused: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    @property
+    def outcome(self) -> str:
+        """``finished``, ``failed`` or ``unfinished``."""
+        return self.state.phase if self.state.phase in ("finished", "failed") else "unfinished"
+
+    @cached_property
+    def losses(self) -> dict[str, dict[int, float]]:
+        """The nodes' training loss: by node, then by round."""
+        found: dict[str, dict[int, float]] = {}
+        for number, losses in sorted(self.state.losses.items()):
+            for node, loss in losses.items():
+                found.setdefault(node, {})[number] = loss
+        return found
+
+    @cached_property
+    def success(self) -> dict[str, dict[int, float]]:
+        """In closed loop, 0 to 1: by dataset, then by round."""
+        found: dict[str, dict[int, float]] = {}
+        for number, event in sorted(self.state.rounds.items()):
+            for dataset in event.evaluation.datasets if event.evaluation else ():
+                if dataset.success is not None:
+                    found.setdefault(dataset.name, {})[number] = dataset.success
+        return found
+
+    @property
+    def seconds(self) -> dict[int, dict[str, float]]:
+        """Seconds by phase."""
+        return {n: e.seconds for n, e in sorted(self.state.rounds.items()) if e.seconds}
+
+    @property
+    def traffic(self) -> dict[int, tuple[int, int]]:
+        """Payload bytes: up, down."""
+        return {n: (e.bytes_up, e.bytes_down) for n, e in sorted(self.state.rounds.items()) if n}
 
     @property
     def evaluated(self) -> dict[int, float]:
         """Policy loss by round, where it was measured."""
-        return {p.round: p.loss for p in self.story.evaluations if p.loss is not None}
+        return self.state.evaluated
 
     @property
     def best(self) -> tuple[int, float] | None:
         """Round and policy loss of the best evaluation."""
-        measured = self.evaluated
-        return min(measured.items(), key=lambda item: item[1]) if measured else None
+        return self.state.best
 
     def summary(self) -> str:
         """The run in a sentence or two."""
-        rounds, nodes = len(self.story.rounds), len(self.losses)
-        text = f"Run {self.story.run} {self.state}: {rounds} rounds with {nodes} nodes."
+        rounds, nodes = len(self.run.rounds), len(self.losses)
+        text = f"Run {self.run.run} {self.outcome}: {rounds} rounds with {nodes} nodes."
         measured = self.evaluated
         if self.best and 0 in measured and len(measured) > 1:
             last = measured[max(measured)]
@@ -62,7 +76,7 @@ class Analysis:
                 f" Policy loss {measured[0]:.4f} before, {last:.4f} after, best {self.best[1]:.4f}"
                 f" in round {self.best[0]}."
             )
-        return text + (f" {self.message}" if self.message else "")
+        return text + (f" {self.state.message}" if self.state.message else "")
 
 
 def analyse(folder: Path) -> Analysis:
@@ -74,38 +88,10 @@ def analyse(folder: Path) -> Analysis:
         If there is no run.
     """
     settings = settings_of(folder)
-    history = History.read(folder)
-    lines = list(read_journal(folder))
-    if not lines:
+    state = RunState.read(folder)
+    if not state.began:
         raise ConfigError(f"{folder}: the journal is empty, so there is nothing to report.")
-    last_round = max(history.rounds, default=0)
-    state, message = "unfinished", ""
-    for line in lines:
-        if line["kind"] == "run.finished":
-            state, message = "finished", ""
-        elif line["kind"] == "run.failed":
-            state, message = "failed", line["message"]
-        elif line["kind"] == "run.resumed":
-            state, message = "unfinished", ""
-    analysis = Analysis(
-        story_of(history, lines[0]["run"], last_round, settings),
-        state,
-        message,
-        lost=[line for line in lines if line["kind"] == "node.lost"],
-        refused=history.refused,
-        failed=[line for line in lines if line["kind"] in ("round.failed", "evaluation.failed")],
-    )
-    for number, line in sorted(history.rounds.items()):
-        for node in line.get("nodes") or []:
-            analysis.losses.setdefault(node["node"], {})[number] = node["policy_loss"]
-        for dataset in (line["evaluation"] or {}).get("datasets", []):
-            if dataset.get("success") is not None:
-                analysis.success.setdefault(dataset["name"], {})[number] = dataset["success"]
-        if line.get("seconds"):
-            analysis.seconds[number] = line["seconds"]
-        if number:
-            analysis.traffic[number] = (line.get("bytes_up") or 0, line.get("bytes_down") or 0)
-    return analysis
+    return Analysis(state, summary_of(state, state.round, settings))
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ def findings(analysis: Analysis) -> list[Finding]:
 
 def dropouts(analysis: Analysis) -> list[Finding]:
     """Nodes that took part and then no more for two rounds or longer."""
-    last = max((point.round for point in analysis.story.rounds), default=0)
+    last = max((point.round for point in analysis.run.rounds), default=0)
     return [
         Finding(
             "dropout",
@@ -145,8 +131,8 @@ def dropouts(analysis: Analysis) -> list[Finding]:
 
 def missing(analysis: Analysis) -> list[Finding]:
     """Evaluations that failed, or gave no loss."""
-    none = [str(point.round) for point in analysis.story.evaluations if point.loss is None]
-    none += [str(line["round"]) for line in analysis.failed if line["kind"] == "evaluation.failed"]
+    none = [str(point.round) for point in analysis.run.evaluations if point.loss is None]
+    none += [str(e.round) for e in analysis.state.failures if isinstance(e, EvaluationFailed)]
     if not none:
         return []
     return [
@@ -236,8 +222,8 @@ def far_off(analysis: Analysis) -> list[Finding]:
 def refusals(analysis: Analysis) -> list[Finding]:
     """Updates that were refused."""
     by_node: dict[str, list[str]] = {}
-    for line in analysis.refused:
-        by_node.setdefault(line["node"], []).append(line["reason"])
+    for event in analysis.state.refusals:
+        by_node.setdefault(event.node, []).append(event.reason)
     return [
         Finding(
             "refused",
@@ -250,7 +236,7 @@ def refusals(analysis: Analysis) -> list[Finding]:
 
 def no_progress(analysis: Analysis) -> list[Finding]:
     """Rounds that failed for want of updates."""
-    failed = [str(line["round"]) for line in analysis.failed if line["kind"] == "round.failed"]
+    failed = [str(e.round) for e in analysis.state.failures if isinstance(e, RoundFailed)]
     if not failed:
         return []
     return [
@@ -276,14 +262,14 @@ def compare(runs: list[Analysis]) -> list[str]:
     first, *others = runs
     said = []
     for other in others:
-        if other.story.comparable != first.story.comparable:
+        if other.run.comparable != first.run.comparable:
             raise ConfigError(
-                f"runs {first.story.run} and {other.story.run} were not evaluated on the same"
+                f"runs {first.run.run} and {other.run.run} were not evaluated on the same"
                 " datasets, frames and seed, so their losses cannot be compared."
             )
         mine, theirs = first.best, other.best
         if mine is None or theirs is None:
-            said.append(f"run {other.story.run}: one of the two was not evaluated")
+            said.append(f"run {other.run.run}: one of the two was not evaluated")
             continue
         noise = _spread(first, mine[0]) + _spread(other, theirs[0])
         gain = mine[1] - theirs[1]
@@ -295,7 +281,7 @@ def compare(runs: list[Analysis]) -> list[str]:
             else "worse"
         )
         said.append(
-            f"run {other.story.run} against {first.story.run}: best {theirs[1]:.4f} against"
+            f"run {other.run.run} against {first.run.run}: best {theirs[1]:.4f} against"
             f" {mine[1]:.4f}, spread {noise:.4f}: {word}"
         )
     return said
@@ -303,5 +289,5 @@ def compare(runs: list[Analysis]) -> list[str]:
 
 def _spread(analysis: Analysis, number: int) -> float:
     """The largest standard error of that round's losses."""
-    point = next(p for p in analysis.story.evaluations if p.round == number)
+    point = next(p for p in analysis.run.evaluations if p.round == number)
     return max((s for s in point.spreads.values() if s is not None), default=0.0)

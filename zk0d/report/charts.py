@@ -57,7 +57,7 @@ class Chart:
 
 def charts(analysis: Analysis) -> list[Chart]:
     """Those that the run has figures for."""
-    story, made = analysis.story, []
+    summary, made = analysis.run, []
     losses = _by_dataset(analysis)
     if losses:
         made.append(Chart("policy_loss", "Policy loss", _with_baseline(losses)))
@@ -74,10 +74,10 @@ def charts(analysis: Analysis) -> list[Chart]:
                 rows=nodes,
             )
         )
-    if story.rounds:
-        rates = {"learning rate": {p.round: p.learning_rate for p in story.rounds}}
-        pulls = {"proximal mu": {p.round: p.proximal_mu for p in story.rounds}}
-        norms = {"norm of the mean update": {p.round: p.update_norm for p in story.rounds}}
+    if summary.rounds:
+        rates = {"learning rate": {p.round: p.learning_rate for p in summary.rounds}}
+        pulls = {"proximal mu": {p.round: p.proximal_mu for p in summary.rounds}}
+        norms = {"norm of the mean update": {p.round: p.update_norm for p in summary.rounds}}
         made += [
             Chart("learning_rate", "Learning rate, as applied", _lines(rates, "rate")),
             Chart("proximal_mu", "Proximal mu, as applied", _lines(pulls, "mu")),
@@ -95,13 +95,13 @@ def charts(analysis: Analysis) -> list[Chart]:
             for at, name in enumerate(("up", "down"))
         }
         made.append(Chart("bytes", "Megabytes", _stacked(directions, "MB")))
-    if analysis.refused:
+    if analysis.state.refusals:
         made.append(Chart("refused", "Refused updates", _stacked(_refusals(analysis), "updates")))
     return made
 
 
 def _by_dataset(analysis: Analysis) -> dict[str, dict[int, float]]:
-    points = analysis.story.evaluations
+    points = analysis.run.evaluations
     names = sorted({name for point in points for name in point.losses})
     found = {
         name: {p.round: loss for p in points if (loss := p.losses.get(name)) is not None}
@@ -111,8 +111,8 @@ def _by_dataset(analysis: Analysis) -> dict[str, dict[int, float]]:
 
 
 def _refusals(analysis: Analysis) -> dict[str, dict[int, float]]:
-    counts = Counter((line["reason"], line["round"]) for line in analysis.refused)
-    rounds = range(1, max(analysis.story.round, *(number for _, number in counts)) + 1)
+    counts = Counter((event.reason, event.round) for event in analysis.state.refusals)
+    rounds = range(1, max(analysis.run.round, *(number for _, number in counts)) + 1)
     return {
         reason: {number: float(counts[reason, number]) for number in rounds}
         for reason in sorted({reason for reason, _ in counts})
@@ -176,9 +176,9 @@ def _heat(analysis: Analysis) -> Callable[[Axes], None]:
         names = sorted(analysis.losses)
         last = max(max(losses) for losses in analysis.losses.values())
         grid = [[int(n in analysis.losses[name]) for n in range(1, last + 1)] for name in names]
-        for line in analysis.refused:
-            if line["node"] in analysis.losses and 1 <= line["round"] <= last:
-                grid[names.index(line["node"])][line["round"] - 1] = 2
+        for event in analysis.state.refusals:
+            if event.node in analysis.losses and 1 <= event.round <= last:
+                grid[names.index(event.node)][event.round - 1] = 2
         axes.imshow(
             grid,
             aspect="auto",

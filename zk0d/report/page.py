@@ -28,14 +28,14 @@ def page(analysis: Analysis) -> str:
     )
     settings = "".join(
         f"<tr><td>{_e(key)}</td><td>{_e(str(value))}</td></tr>"
-        for key, value in sorted(analysis.story.settings.items())
+        for key, value in sorted(analysis.run.settings.items())
     )
     drawn = "".join(f"<h2>{_e(c.title)}</h2>{c.svg()}" for c in charts(analysis))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>run {_e(analysis.story.run)}</title><style>{STYLE}</style>"
-        f"<h1>Run {_e(analysis.story.run)}</h1><p>{_e(analysis.summary())}</p>"
+        f"<title>run {_e(analysis.run.run)}</title><style>{STYLE}</style>"
+        f"<h1>Run {_e(analysis.run.run)}</h1><p>{_e(analysis.summary())}</p>"
         f"<h2>What was odd</h2>{odd}{drawn}<h2>Settings</h2><table>{settings}</table></html>\n"
     )
 

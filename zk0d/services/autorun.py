@@ -10,7 +10,7 @@ from typing import Protocol
 from zk0d.config.machine import AutorunSettings
 from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import UnavailableError, Zk0dError
-from zk0d.flower.control import COMPLETED, FINISHED, RunState
+from zk0d.flower.control import COMPLETED, FINISHED, FlowerRun
 
 log = logging.getLogger("zk0d")
 
@@ -21,7 +21,7 @@ LONGEST_PAUSE = 6 * 3600.0
 class Runs(Protocol):
     """What starts runs: :class:`zk0d.flower.control.Control`."""
 
-    def runs(self) -> list[RunState]: ...
+    def runs(self) -> list[FlowerRun]: ...
 
     def start_run(self, settings: RunSettings) -> int: ...
 
@@ -98,7 +98,7 @@ class Autorun:
         self._idle_since, self._began_one = None, True
         return ""
 
-    def _pause(self, runs: list[RunState]) -> float:
+    def _pause(self, runs: list[FlowerRun]) -> float:
         failures = 0
         for run in reversed(runs):
             if run.outcome == COMPLETED:

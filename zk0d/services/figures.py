@@ -8,11 +8,12 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from zk0d.federation.facts import RESULTS, NewestRun, RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.record.events import NodeRound
+from zk0d.record.reasons import Reason
+from zk0d.record.state import RESULTS, NewestRun, RunState
 
-NOT_FINITE = "not_finite"
-STATES = ("starting", "running", "finished", "failed", "stopped")
+PHASES = ("starting", "running", "finished", "failed", "stopped")
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
@@ -41,30 +42,34 @@ class RunCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Every family, also before the first run."""
-        facts = self._run.facts or RunFacts()
-        yield from _of_the_run(facts)
-        yield from _of_evaluation(facts)
-        yield from _of_nodes(facts)
+        state = self._run.state or RunState()
+        yield from _of_the_run(state)
+        yield from _of_evaluation(state)
+        yield from _of_nodes(state)
 
 
-def _of_the_run(facts: RunFacts) -> Iterator[Metric]:
-    there = bool(facts.run)
+def _of_the_run(state: RunState) -> Iterator[Metric]:
+    there = bool(state.run)
     for name, text, value in (
-        ("round", "Last committed round.", facts.round),
-        ("run_rounds", "Rounds that the run is to have.", facts.rounds),
-        ("run_start_timestamp_seconds", "When the run began; 0 if there is none.", facts.began),
-        ("quorum_nodes", "Nodes whose updates a round needs.", facts.min_nodes),
-        ("learning_rate", "Learning rate at the round's start.", facts.learning_rate),
-        ("proximal_mu", "FedProx's mu.", facts.proximal_mu),
+        ("round", "Last committed round.", state.round),
+        ("run_rounds", "Rounds that the run is to have.", state.wanted),
+        ("run_start_timestamp_seconds", "When the run began; 0 if there is none.", state.began),
+        (
+            "quorum_nodes",
+            "Nodes whose updates a round needs.",
+            _quorum(state),
+        ),
+        ("learning_rate", "Learning rate at the round's start.", state.learning_rate),
+        ("proximal_mu", "FedProx's mu.", state.proximal_mu),
         (
             "round_deadline_timestamp_seconds",
             "Until when the round under way waits for updates; 0 between rounds.",
-            facts.deadline,
+            state.deadline,
         ),
         (
             "last_round_committed_timestamp_seconds",
             "When the last round was committed; 0 before the first.",
-            facts.last_commit,
+            state.last_commit,
         ),
     ):
         yield GaugeMetricFamily(f"zk0d_{name}", text, value=value)
@@ -72,77 +77,84 @@ def _of_the_run(facts: RunFacts) -> Iterator[Metric]:
         "run_info",
         "1; its labels name the newest run.",
         ("run", "policy", "model"),
-        {(facts.run, facts.policy, facts.model): 1} if there else {},
+        {(state.run, state.settings.get("policy", ""), state.settings.get("model-name", "")): 1}
+        if there
+        else {},
     )
     yield _gauge(
         "run_state",
         "1 for the state that the newest run is in, 0 for the others.",
         ("state",),
-        {state: float(there and facts.state == state) for state in STATES},
+        {phase: float(there and state.phase == phase) for phase in PHASES},
     )
     yield _counter(
         "rounds",
         "Rounds by result.",
         ("result",),
-        {"committed": facts.committed, "failed": facts.failed},
+        {"committed": state.committed, "failed": state.failed},
     )
     yield _gauge(
-        "round_phase_seconds", "Seconds of the last round by phase.", ("phase",), facts.phases
+        "round_phase_seconds",
+        "Seconds of the last round by phase.",
+        ("phase",),
+        state.last.seconds if state.last else {},
     )
     yield _counter(
         "update_bytes",
         "Payload bytes: down to the nodes, up from them.",
         ("direction",),
-        {"up": facts.bytes_up, "down": facts.bytes_down},
+        {"up": state.bytes_up, "down": state.bytes_down},
     )
 
 
-def _of_evaluation(facts: RunFacts) -> Iterator[Metric]:
-    yield _gauge("policy_loss", "Held-out loss.", ("dataset",), facts.losses)
+def _quorum(state: RunState) -> float:
+    return float(state.settings.get("min-fit-clients", 0))
+
+
+def _of_evaluation(state: RunState) -> Iterator[Metric]:
+    best = state.best
+    yield _gauge("policy_loss", "Held-out loss.", ("dataset",), state.by_dataset("loss"))
     yield _gauge(
         "policy_loss_baseline",
         "Held-out loss before any training.",
         ("dataset",),
-        facts.baseline,
+        state.baseline,
     )
-    yield _gauge("success_ratio", "Success in closed loop.", ("task",), facts.success)
-    yield _counter("evaluations", "Evaluations by result.", ("result",), facts.evaluations)
+    yield _gauge("success_ratio", "Success in closed loop.", ("task",), state.by_dataset("success"))
+    yield _counter("evaluations", "Evaluations by result.", ("result",), state.evaluations)
     for name, text, value in (
-        ("policy_loss_mean", "Held-out loss, mean of the datasets.", facts.policy_loss),
-        ("policy_loss_best", "The lowest such mean of the run.", facts.best_loss),
+        ("policy_loss_mean", "Held-out loss, mean of the datasets.", state.policy_loss),
+        (
+            "policy_loss_best",
+            "The lowest such mean of the run.",
+            best[1] if best else None,
+        ),
     ):
         family = GaugeMetricFamily(f"zk0d_{name}", text)
         if value is not None:
             family.add_metric((), value)
         yield family
     yield GaugeMetricFamily(
-        "zk0d_evaluations_since_best", "Evaluations after the best one.", value=facts.since_best
+        "zk0d_evaluations_since_best", "Evaluations after the best one.", value=state.since_best
     )
 
 
-def _of_nodes(facts: RunFacts) -> Iterator[Metric]:
-    members, node = facts.members, ("node",)
+def _of_nodes(state: RunState) -> Iterator[Metric]:
+    members, node = state.members, ("node",)
     last = {name: member.last for name, member in members.items() if member.last}
-    for name, text, key in (
-        ("train_loss", "Training loss of the node's last round.", "policy_loss"),
-        ("proximal_loss", "FedProx's part of the loss.", "proximal_loss"),
-        ("grad_norm", "Mean gradient norm of the node's last round.", "grad_norm"),
-        ("update_norm", "Norm of the node's last update.", "update_norm"),
-        (
-            "node_answer_seconds",
-            "From sending the node's last round to its answer.",
-            "answer_seconds",
-        ),
-    ):
-        yield _gauge(name, text, node, {n: v[key] for n, v in last.items() if key in v})
+    for name, field in NodeRound.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "metric" in extra:
+            values = {n: getattr(part, name) for n, part in last.items()}
+            yield _gauge(str(extra["metric"]), field.description or "", node, values)
     yield _gauge(
         "node_phase_seconds",
         "Seconds of the node's last round by phase.",
         ("node", "phase"),
         {
             (name, phase): seconds
-            for name, figures in last.items()
-            for phase, seconds in figures.get("seconds", {}).items()
+            for name, part in last.items()
+            for phase, seconds in part.seconds.items()
         },
     )
     yield _counter(
@@ -170,7 +182,7 @@ def _of_nodes(facts: RunFacts) -> Iterator[Metric]:
         "node_sits_out",
         "1 while the node's updates are not asked for, after too many that were refused.",
         node,
-        {n: float(m.sits_out_until > facts.round) for n, m in members.items()},
+        {n: float(m.sits_out_until > state.round) for n, m in members.items()},
     )
     yield _gauge(
         "node_info",
@@ -179,12 +191,12 @@ def _of_nodes(facts: RunFacts) -> Iterator[Metric]:
         {(name, member.version): 1 for name, member in members.items()},
     )
     # The one that an alert counts is there before it happens, so that a rate sees the first.
-    refused = {(name, NOT_FINITE): 0 for name in members}
+    refused = {(name, Reason.NOT_FINITE): 0 for name in members}
     yield _counter(
         "updates_rejected",
         "Updates that were refused, by reason.",
         ("node", "reason"),
-        {**refused, **facts.refused},
+        {**refused, **state.refused},
     )
 
 
@@ -197,7 +209,7 @@ class NodeCollector:
         self._shared: dict[str, float] = {}
 
     def update(
-        self, nodes: Iterable[Node], run: RunFacts | None, shared: Container[str] = ()
+        self, nodes: Iterable[Node], run: RunState | None, shared: Container[str] = ()
     ) -> None:
         """Take a new look; called by the service, so that no scrape asks Flower.
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from zk0d.federation.facts import ACCEPTED, RunFacts
 from zk0d.federation.nodes import Node
+from zk0d.record.state import ACCEPTED, RunState
 
 REFRESH_SECONDS = 30
 WIDTH, HEIGHT = 640, 280
@@ -82,7 +82,7 @@ class _Part:
     samples: int
 
 
-def render(nodes: Iterable[Node], run: RunFacts | None, now: float | None = None) -> bytes:
+def render(nodes: Iterable[Node], run: RunState | None, now: float | None = None) -> bytes:
     """The whole document.
 
     Parameters
@@ -111,11 +111,11 @@ def render(nodes: Iterable[Node], run: RunFacts | None, now: float | None = None
     ).encode()
 
 
-def _title(run: RunFacts | None) -> str:
-    return f"round {run.round} of {run.rounds}" if run else "no run yet"
+def _title(run: RunState | None) -> str:
+    return f"round {run.round} of {run.wanted}" if run else "no run yet"
 
 
-def _parts(nodes: Iterable[Node], run: RunFacts | None) -> list[_Part]:
+def _parts(nodes: Iterable[Node], run: RunState | None) -> list[_Part]:
     """Nodes of the roster, and those of the run that have left it since."""
     online: dict[str, bool] = {}
     for node in nodes:
@@ -138,45 +138,49 @@ def _parts(nodes: Iterable[Node], run: RunFacts | None) -> list[_Part]:
     return made
 
 
-def _head(parts: Sequence[_Part], run: RunFacts | None, now: float) -> str:
+def _head(parts: Sequence[_Part], run: RunState | None, now: float) -> str:
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
     online = sum(part.online for part in parts)
     if run is None:
         words = "no run yet"
     else:
-        kind = {"running": "good", "finished": "good", "failed": "bad"}.get(run.state, "soft")
-        model = f" · {escape(run.model)} ({escape(run.policy)})" if run.model else ""
-        words = f'run {escape(run.run)} · <span class="{kind}">{escape(run.state)}</span>{model}'
+        kind = {"running": "good", "finished": "good", "failed": "bad"}.get(run.phase, "soft")
+        name, policy = (str(run.settings.get(key, "")) for key in ("model-name", "policy"))
+        model = f" · {escape(name)} ({escape(policy)})" if name else ""
+        words = f'run {escape(run.run)} · <span class="{kind}">{escape(run.phase)}</span>{model}'
     return (
         f"<h1>zk0d federation</h1><p>{words}</p>"
         f'<p class="soft">{online} of {len(parts)} nodes online · {at}</p>'
     )
 
 
-def _figures(run: RunFacts, parts: Sequence[_Part]) -> str:
-    start = run.loss_history[0][1] if run.loss_history else None
+def _figures(run: RunState, parts: Sequence[_Part]) -> str:
+    start = next(iter(run.evaluated.values()), None)
+    answered = len(run.last.nodes) if run.last else 0
     facts = [
-        ("Round", f"{run.round} of {run.rounds}"),
+        ("Round", f"{run.round} of {run.wanted}"),
         ("Held-out loss", _number(run.policy_loss)),
-        ("Best", _number(run.best_loss)),
+        ("Best", _number(run.best[1] if run.best else None)),
         ("Before training", _number(start)),
-        ("In the last round", f"{run.answered} of {run.asked}" if run.asked else "–"),
+        ("In the last round", f"{answered} of {run.asked}" if run.asked else "–"),
         ("Frames trained on", f"{sum(part.samples for part in parts):,}"),
     ]
-    facts += [(f"Success, {task}", f"{ratio:.0%}") for task, ratio in run.success.items()]
+    facts += [
+        (f"Success, {task}", f"{ratio:.0%}") for task, ratio in run.by_dataset("success").items()
+    ]
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts
     )
     return f"<dl>{cells}</dl>"
 
 
-def _chart(run: RunFacts) -> str:
+def _chart(run: RunState) -> str:
     """Held-out loss by round as SVG: no script draws it, so every browser shows it."""
-    points = thinned(run.loss_history)
+    points = thinned(list(run.evaluated.items()))
     heading = "<h2>Held-out loss by round</h2>"
     if len(points) < 2:
         return f'{heading}<p class="soft">There is a line once two rounds were evaluated.</p>'
-    last = max(run.rounds, points[-1][0], 1)
+    last = max(run.wanted, points[-1][0], 1)
     values = [loss for _, loss in points]
     low, high = min(values), max(values)
     room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
@@ -220,13 +224,14 @@ def _chart(run: RunFacts) -> str:
     )
 
 
-def _by_dataset(run: RunFacts) -> str:
-    if len(run.losses) < 2:
+def _by_dataset(run: RunState) -> str:
+    losses, baseline = run.by_dataset("loss"), run.baseline
+    if len(losses) < 2:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_number(run.baseline.get(name))}</td>"
+        f"<tr><td>{escape(name)}</td><td>{_number(baseline.get(name))}</td>"
         f"<td>{_number(loss)}</td></tr>"
-        for name, loss in run.losses.items()
+        for name, loss in losses.items()
     )
     return (
         "<h2>By dataset</h2><table><thead><tr><th>Dataset</th><th>Before training</th>"

@@ -17,9 +17,9 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from zk0d.errors import UnavailableError
-from zk0d.federation.facts import RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower.sessions import KeyUse
+from zk0d.record.state import RunState
 from zk0d.services.page import HEADERS
 
 PREFIX = "/zk0d/v1"
@@ -37,12 +37,12 @@ class Presence:
         self.page = b""  #: the page for people; empty where it is switched off
 
     def update(
-        self, nodes: Iterable[Node], run: RunFacts | None, uses: Mapping[str, KeyUse]
+        self, nodes: Iterable[Node], run: RunState | None, uses: Mapping[str, KeyUse]
     ) -> None:
         """Take a new look."""
         self._nodes, self._uses = {node.key: node for node in nodes}, uses
         self._run = (
-            {"state": run.state, "round": run.round, "rounds": run.rounds, "run": run.run}
+            {"state": run.phase, "round": run.round, "rounds": run.wanted, "run": run.run}
             if run
             else None
         )

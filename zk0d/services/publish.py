@@ -16,9 +16,9 @@ from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.federation.history import settings_of
-from zk0d.federation.journal import CONFIG, read_journal
 from zk0d.files import make_folder, write_file
+from zk0d.record.events import CheckpointWritten, Event, RunFinished
+from zk0d.record.journal import CONFIG, read_journal, settings_of
 from zk0d.release.checkpoint import Releases
 from zk0d.services.credentials import optional_credential
 
@@ -92,16 +92,16 @@ class Sent:
 
 def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSettings) -> int:
     """Send what is due; how much that was. What one refuses does not hold up the other."""
-    lines = list(read_journal(folder))
+    events = list(read_journal(folder))
     done, errors = 0, []
     if settings.hf_repo_id:
         try:
-            done += _checkpoint(lines, settings, sent, server)
+            done += _checkpoint(events, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
     if settings.use_wandb:
         try:
-            done += _figures(lines, settings, sent, server)
+            done += _figures(events, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
     if errors:
@@ -110,23 +110,23 @@ def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSetting
 
 
 def _checkpoint(
-    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, server: ServerSettings
+    events: list[Event], settings: RunSettings, sent: Sent, server: ServerSettings
 ) -> bool:
     """Push a finished run's last checkpoint, if it passed the gate."""
-    if "pushed" in sent.facts or lines[-1]["kind"] != "run.finished":
+    if "pushed" in sent.facts or not isinstance(events[-1], RunFinished):
         return False
-    written = [line for line in lines if line["kind"] == "checkpoint.written"]
+    written = [event for event in events if isinstance(event, CheckpointWritten)]
     if not written:
         return False  # the journal says why
     last = written[-1]
-    folder = Releases.of(server).checkpoint(lines[0]["run"], last["round"])
+    folder = Releases.of(server).checkpoint(last.run, last.round)
     why = ""
     if settings.num_server_rounds < settings.checkpoint_interval:
         why = "the run was shorter than its checkpoint-interval"
-    elif not last["passed"]:
-        why = f"its checkpoint did not pass the gate ({'; '.join(last['reasons'])})"
+    elif not last.passed:
+        why = f"its checkpoint did not pass the gate ({'; '.join(last.reasons)})"
     if why:
-        log.info("run %s: not pushed, %s; it is in %s", lines[0]["run"], why, folder)
+        log.info("run %s: not pushed, %s; it is in %s", last.run, why, folder)
         sent.keep(pushed="", why=why)
         return False
     from huggingface_hub import HfApi
@@ -135,26 +135,26 @@ def _checkpoint(
 
     api = HfApi(token=optional_credential("hf.token", server.publish.hf_token))
     done = push(folder, settings.hf_repo_id, private=not settings.hf_public, api=api)
-    log.info("run %s: pushed to %s (tag %s)", lines[0]["run"], done.url, done.tag)
+    log.info("run %s: pushed to %s (tag %s)", last.run, done.url, done.tag)
     sent.keep(pushed=done.url, tag=done.tag)
     return True
 
 
 def _figures(
-    lines: list[dict[str, Any]], settings: RunSettings, sent: Sent, server: ServerSettings
+    events: list[Event], settings: RunSettings, sent: Sent, server: ServerSettings
 ) -> bool:
     """Log the rounds that Weights & Biases has not got yet."""
     from zk0d.release.wandb import log_rounds
 
     known = sent.facts.get("wandb_lines", 0)
-    if len(lines) == known:
+    if len(events) == known:
         return False
     log_rounds(
-        lines,
+        events,
         known,
         settings,
         folder=sent._path.parent / "wandb",
         key=optional_credential("wandb.key", server.publish.wandb_key),
     )
-    sent.keep(wandb_lines=len(lines))
+    sent.keep(wandb_lines=len(events))
     return True

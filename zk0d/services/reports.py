@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zk0d.daemon.clock import Stillness
-from zk0d.federation.journal import JOURNAL
+from zk0d.record.journal import JOURNAL
 from zk0d.report import PAGE, REPORT
 
 LOOK_SECONDS = 10.0

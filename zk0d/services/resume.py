@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import UnavailableError, Zk0dError
-from zk0d.federation.facts import RunFacts
 from zk0d.flower.control import FINISHED
+from zk0d.record.state import RunState
 from zk0d.services.autorun import Runs
 
 log = logging.getLogger("zk0d")
@@ -38,7 +38,7 @@ class Resume:
         self._tries = 0
         self._next = 0.0
 
-    def look(self, run: RunFacts | None) -> str:
+    def look(self, run: RunState | None) -> str:
         """Go on with ``run`` if it was interrupted and it is time; what is being done, or ``""``.
 
         Raises

@@ -18,7 +18,6 @@ from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
 from zk0d.errors import TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.audit import AuditLog
-from zk0d.federation.facts import NewestRun, RunFacts
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
 from zk0d.flower.certificates import Certificates, expiry_of, shown_expiry
@@ -26,6 +25,18 @@ from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.logs import relay
 from zk0d.flower.roster import node_name, read_roster
 from zk0d.flower.sessions import FILE_VARIABLE, read_uses
+from zk0d.record.events import (
+    Event,
+    NodeSitsOut,
+    RoundCommitted,
+    RoundFailed,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    UpdateRefused,
+)
+from zk0d.record.state import NewestRun, RunState
 from zk0d.services import page
 from zk0d.services.autorun import Autorun
 from zk0d.services.credentials import credential
@@ -51,6 +62,7 @@ AUDITED = {
     "node.sits_out",
     "checkpoint.written",
 }
+AUDITED_FACTS = ("run", "round", "node", "reason")
 UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
 
@@ -162,7 +174,7 @@ class SuperlinkService(Service):
             probe_database(self._database)
             online = sum(node.online for node in nodes)
             run = self._run.look()
-            if run is not None and run.open:
+            if run is not None and run.goes_on:
                 self._look_for_its_end(run)
             if self._resume is not None:
                 waits_for = self._resume.look(run)
@@ -179,11 +191,11 @@ class SuperlinkService(Service):
                 stuck="" if starting or silent < STUCK_SECONDS else "no_answer",
             )
         self._last_good = time.monotonic()
-        for line in self._run.fresh:
-            log_event(line)
-            if line["kind"] in AUDITED:
-                facts = {k: line[k] for k in ("run", "round", "node", "reason") if k in line}
-                self._note(line["kind"], **facts)
+        for event in self._run.fresh:
+            log_event(event)
+            if event.kind in AUDITED:
+                facts = {k: getattr(event, k) for k in AUDITED_FACTS if hasattr(event, k)}
+                self._note(event.kind, **facts)
         uses = read_uses(self._sessions)
         self._tell_who_came(nodes)
         self._tell_who_shares([n for n in nodes if n.key in uses and uses[n.key].shared])
@@ -227,7 +239,7 @@ class SuperlinkService(Service):
             self._note("key.shared", node=shared[key], key=key)
         self._shared = shared
 
-    def _look_for_its_end(self, run: RunFacts) -> None:
+    def _look_for_its_end(self, run: RunState) -> None:
         """A ServerApp that was killed wrote no last line: Flower knows that its run is over."""
         now = time.monotonic()
         if now - self._end_look < END_LOOK_SECONDS:
@@ -245,7 +257,7 @@ class SuperlinkService(Service):
         elif flowers.status == FINISHED:
             why = flowers.details or "its ServerApp ended"
             run.end("failed", f"{why}; every committed round is kept.")
-        if not run.open:
+        if not run.goes_on:
             log.error("%s", run.sentence(), extra={"run": run.run, "round": run.round})
 
     def _rebuild(self) -> bool:
@@ -273,13 +285,13 @@ class SuperlinkService(Service):
         self._rebuilt.inc()
         return True
 
-    def _tell_state(self, nodes: list[Node], run: RunFacts | None, condition: Condition) -> None:
+    def _tell_state(self, nodes: list[Node], run: RunState | None, condition: Condition) -> None:
         """Write what ``zk0bot status`` wants to know, when it changes."""
-        figures = run.nodes if run else {}
+        parts = {name: m.last for name, m in run.members.items() if m.last} if run else {}
         state = {
             "version": STATE_VERSION,
             "status": condition.status,
-            "run": run.summary() if run else None,
+            "run": run.status() if run else None,
             "nodes": [
                 {
                     "name": node.name,
@@ -287,8 +299,8 @@ class SuperlinkService(Service):
                     "online": node.online,
                     "key_shared": node.key in self._shared,
                     "since": node.activated,
-                    "policy_loss": figures.get(node.name, {}).get("policy_loss"),
-                    "samples": figures.get(node.name, {}).get("samples"),
+                    "policy_loss": getattr(parts.get(node.name), "policy_loss", None),
+                    "samples": getattr(parts.get(node.name), "samples", None),
                 }
                 for node in sorted(nodes, key=lambda node: node.name)
             ],
@@ -323,7 +335,7 @@ class SuperlinkService(Service):
                 log.info("node %s may not join any more", node.name)
                 self._note("node.cut_off", node=node.name, key=key)
 
-    def _sentence(self, nodes: list[Node], online: int, run: RunFacts | None) -> str:
+    def _sentence(self, nodes: list[Node], online: int, run: RunState | None) -> str:
         if not nodes:
             return f"no node may join yet: put public keys into {self._link.roster}"
         here = f"{online} of {len(nodes)} nodes online"
@@ -344,26 +356,27 @@ def probe_database(path: Path) -> None:
         ) from None
 
 
-def log_event(line: dict[str, Any]) -> None:
-    """One line of the log for one of a run's journal, with its fields."""
-    kind, where = line["kind"], {key: line.get(key) for key in ("run", "round", "node")}
-    if kind == "round.committed":
-        evaluation = line["evaluation"]
-        loss = f", policy loss {evaluation['loss']:.4f}" if evaluation else ""
-        log.info("round %d is committed%s", line["round"], loss, extra=where)
-    elif kind == "update.refused":
-        log.warning("the update of %s is refused: %s", line["node"], line["message"], extra=where)
-    elif kind in ("round.failed", "run.failed"):
-        log.error("%s: %s", kind.replace(".", " "), line["message"], extra=where)
-    elif kind == "node.sits_out":
-        log.warning(
-            "%s sent too many updates that were refused: it sits out until round %d",
-            line["node"],
-            line["until"],
-            extra=where,
-        )
-    elif kind in ("run.started", "run.resumed", "run.finished"):
-        log.info("%s", kind.replace(".", " "), extra=where)
+def log_event(event: Event) -> None:
+    """One line of the log for an event of a run, with its fields."""
+    where = {key: getattr(event, key, None) for key in ("run", "round", "node")}
+    match event:
+        case RoundCommitted():
+            measured = event.evaluation.loss if event.evaluation else None
+            loss = f", policy loss {measured:.4f}" if measured is not None else ""
+            log.info("round %d is committed%s", event.round, loss, extra=where)
+        case UpdateRefused():
+            log.warning("the update of %s is refused: %s", event.node, event.message, extra=where)
+        case RoundFailed() | RunFailed():
+            log.error("%s: %s", event.kind.replace(".", " "), event.message, extra=where)
+        case NodeSitsOut():
+            log.warning(
+                "%s sent too many updates that were refused: it sits out until round %d",
+                event.node,
+                event.until,
+                extra=where,
+            )
+        case RunStarted() | RunResumed() | RunFinished():
+            log.info("%s", event.kind.replace(".", " "), extra=where)
 
 
 def _files(database: Path) -> list[Path]:

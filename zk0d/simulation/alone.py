@@ -17,14 +17,14 @@ from rich.console import Console
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
 from zk0d.demo.budget import run_values
-from zk0d.demo.progress import Progress, RoundFacts
+from zk0d.demo.progress import Progress, RoundsView
 from zk0d.errors import UsageError
-from zk0d.federation.journal import STATISTICS, WEIGHTS, committed_rounds, read_journal
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.policy import load_policy
 from zk0d.learning.recordings import open_recordings
-from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
+from zk0d.record.journal import STATISTICS, WEIGHTS, committed_rounds
+from zk0d.record.state import RunState
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.main import new_folder, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode
@@ -134,8 +134,8 @@ def _train(simulation: Simulation, console: Console) -> Path:
     settings = simulation.settings
     progress = Progress(console, f"zk0d train · {simulation.plan.nodes[0].dataset_uri}", [TRAINING])
     with progress.shown(), progress.stage(TRAINING) as stage:
-        progress.facts = RoundFacts(settings.num_server_rounds, 1)
-        run = simulate(simulation, progress.take)
+        progress.rounds = RoundsView(settings.num_server_rounds, 1)
+        run = simulate(simulation, progress.show)
         stage.note = (
             f"{settings.total_steps} steps, evaluated after every {settings.steps_per_round}"
         )
@@ -152,9 +152,10 @@ def _train(simulation: Simulation, console: Console) -> Path:
 
 def export(run: Path, plan: Plan, folder: Path) -> Path:
     """Write a run's last committed round as a LeRobot checkpoint."""
-    ready = next(line for line in read_journal(run) if line["kind"] == "model.ready")
+    spec = RunState.read(run).spec
+    assert spec is not None
     last = run / "rounds" / f"{committed_rounds(run)[-1]:05d}"
-    loaded = load_policy(PolicySpec.model_validate(ready["spec"]), models=plan.models, device="cpu")
+    loaded = load_policy(spec, models=plan.models, device="cpu")
     loaded.load_weights(safetensors.numpy.load_file(last / WEIGHTS))
     statistics = Statistics.model_validate(
         json.loads((run / STATISTICS).read_text(encoding="utf-8"))

@@ -14,9 +14,10 @@ import torch
 
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
-from zk0d.federation.journal import read_journal
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics, merge
+from zk0d.record.events import Evaluation, RoundCommitted, RoundFailed, UpdateRefused
+from zk0d.record.journal import read_journal
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.plan import VirtualNode
 
@@ -50,23 +51,28 @@ class Outcome:
 def run_arm(arm: Arm) -> Outcome:
     """Train and evaluate one; in a worker process."""
     run = simulate(arm.simulation)
-    lines = list(read_journal(run))
-    committed = [line for line in lines if line["kind"] == "round.committed"]
-    evaluated = [line for line in committed if line["evaluation"] is not None]
-    last = evaluated[-1]["evaluation"]
+    events = list(read_journal(run))
+    committed = [event for event in events if isinstance(event, RoundCommitted)]
+    evaluated = [(e.round, e.evaluation) for e in committed if e.evaluation is not None]
+    last = evaluated[-1][1]
     return Outcome(
         title=arm.title,
         seed=arm.seed,
-        steps=committed[-1]["round"] * arm.simulation.settings.steps_per_round,
-        loss=last["loss"],
-        success=last["success"],
-        rollouts=sum(dataset["rollouts"] for dataset in last["datasets"]),
-        losses=tuple((line["round"], line["evaluation"]["loss"]) for line in evaluated),
-        bytes_up=sum(line.get("bytes_up", 0) for line in committed),
-        refused=sum(line["kind"] == "update.refused" for line in lines),
-        failed_rounds=sum(line["kind"] == "round.failed" for line in lines),
-        seconds=lines[-1]["time"] - lines[0]["time"],
+        steps=committed[-1].round * arm.simulation.settings.steps_per_round,
+        loss=_measured(last),
+        success=last.success,
+        rollouts=sum(dataset.rollouts for dataset in last.datasets),
+        losses=tuple((number, _measured(evaluation)) for number, evaluation in evaluated),
+        bytes_up=sum(event.bytes_up for event in committed),
+        refused=sum(isinstance(event, UpdateRefused) for event in events),
+        failed_rounds=sum(isinstance(event, RoundFailed) for event in events),
+        seconds=events[-1].time - events[0].time,
     )
+
+
+def _measured(evaluation: Evaluation) -> float:
+    assert evaluation.loss is not None, [each.error for each in evaluation.datasets]
+    return evaluation.loss
 
 
 def run_arms(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import uvicorn
 
@@ -20,11 +20,12 @@ from zk0d.config.machine import CONFIG_VARIABLE, EvaluationDataset, ServerSettin
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError
 from zk0d.federation import server_app
-from zk0d.federation.journal import JournalTail
 from zk0d.flower.simulation import RayOptions, log_to, run_in_process, run_on_ray
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import Learner
+from zk0d.record.events import Event
+from zk0d.record.journal import JournalTail
 from zk0d.services.learner import listen
 from zk0d.simulation.plan import Plan
 from zk0d.simulation.worker import VirtualApp
@@ -59,15 +60,13 @@ class Simulation:
         return self.folder / "runs" / (self.settings.resume or str(self.number))
 
 
-def simulate(
-    simulation: Simulation, show: Callable[[dict[str, Any]], None] = lambda line: None
-) -> Path:
+def simulate(simulation: Simulation, show: Callable[[Event], None] = lambda event: None) -> Path:
     """Run it to its end; the run's folder.
 
     Parameters
     ----------
     show
-        Takes each line of the journal as it is written.
+        Takes each event of the run as it is written.
 
     Raises
     ------
@@ -91,14 +90,14 @@ def simulate(
         ) from None
     tail = JournalTail(simulation.run_folder)
     if simulation.settings.resume:
-        tail.new_lines()  # what it did before is known
+        tail.new_events()  # what it did before is known
     # Who looks must be free to see Ctrl-C and to draw.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
-        for line in tail.new_lines():
-            show(line)
+        for event in tail.new_events():
+            show(event)
     if failed:
         raise failed[0]
     return simulation.run_folder

@@ -16,12 +16,13 @@ from zk0d.config.names import DatasetUri
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
-from zk0d.demo.progress import Progress, RoundFacts
+from zk0d.demo.progress import Progress, RoundsView
 from zk0d.errors import UsageError
-from zk0d.federation.journal import read_journal
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.partition import SCHEMES, Scheme
 from zk0d.learning.rewriting import check_apart
+from zk0d.record.events import NodeLost, UpdateRefused
+from zk0d.record.journal import read_journal
 from zk0d.report.folder import write_report
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.plan import Plan, with_faults
@@ -227,13 +228,12 @@ def _at_once(ray: RayOptions) -> RayOptions:
 def _missing(run: Path) -> dict[int, list[str]]:
     """By round, who gave no answer in a run, by its journal."""
     away: dict[int, list[str]] = {}
-    lines = list(read_journal(run))
-    if not lines:
+    events = list(read_journal(run))
+    if not events:
         raise UsageError(f"--replay: {run} holds no journal; give a run's folder.")
-    for line in lines:
-        passing = line["kind"] == "update.refused" and not line["strike"]
-        if passing or (line["kind"] == "node.lost" and line.get("round")):
-            away.setdefault(line["round"], []).append(line["node"])
+    for event in events:
+        if isinstance(event, NodeLost) or (isinstance(event, UpdateRefused) and not event.strike):
+            away.setdefault(event.round, []).append(event.node)
     return away
 
 
@@ -282,9 +282,9 @@ def _follow(simulation: Simulation, progress: Progress, console: Console) -> Pat
         where += " (Ray is not installed; pip install 'zk0d[simulation]' for many)"
     with progress.stage(ROUNDS) as stage:
         progress.note(stage, where)
-        progress.facts = RoundFacts(settings.num_server_rounds, len(plan.nodes))
-        run = simulate(simulation, progress.take)
-        stage.note = f"{progress.facts.round} rounds of {settings.steps_per_round} steps, {where}"
+        progress.rounds = RoundsView(settings.num_server_rounds, len(plan.nodes))
+        run = simulate(simulation, progress.show)
+        stage.note = f"{progress.rounds.round} rounds of {settings.steps_per_round} steps, {where}"
     report = write_report(run)
     console.print(
         f"run      {run}  (journal.jsonl, committed rounds, server, clients)\n"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from tests.bench.gpu import real
 from tests.bench.gpu.round import adapt, follow
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
-from zk0d.federation.journal import read_journal
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.services.foreground import Program
 
@@ -91,7 +91,7 @@ def _run(running: demo.Federation, layout: Layout, chosen: argparse.Namespace) -
     for each in services.seen():
         print(f"{each.name}: {each.state}, restarts {each.restarts}, {each.status}")
     state = running.state(run_id)
-    committed = [line for line in read_journal(journal) if line["kind"] == "round.committed"][1:]
+    committed = [line for line in read_lines(journal) if line["kind"] == "round.committed"][1:]
     counts = [len(line["nodes"]) for line in committed]
     print(f"the run {state.outcome}; updates by round: {counts}")
     if state.outcome != COMPLETED or counts != [chosen.nodes] * chosen.rounds or end is None:

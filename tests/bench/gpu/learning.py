@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from tests.bench.lab import _finish
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
 from zk0d.demo.recordings import make_recordings
-from zk0d.federation.journal import read_journal
 from zk0d.learning.merge import merge_datasets
 from zk0d.learning.tiny import _tokenizer
 from zk0d.simulators.task import Sector
@@ -114,7 +114,7 @@ def _follow(running: demo.Federation, run_id: int, seconds: float) -> None:
     began, shown = time.monotonic(), 0
     journal = running.layout.runs / str(run_id)
     while True:
-        lines = [x for x in read_journal(journal) if x["kind"] == "round.committed"]
+        lines = [x for x in read_lines(journal) if x["kind"] == "round.committed"]
         for line in lines[shown:]:
             found = line.get("evaluation") or {}
             print(

@@ -17,11 +17,12 @@ from typing import Any
 
 from tests.bench.gpu import real
 from tests.bench.lab import PeakMemory, _finish, run_stock, stock_nodes
+from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout, toml_string
 from zk0d.errors import Zk0dError
-from zk0d.federation.journal import JournalTail, read_journal
+from zk0d.record.journal import JournalTail
 
 TRAINABLE = 99_880_992
 SERVER_APP, SUPERLINK = "serverapp", "zk0d.flower.superlink"
@@ -117,7 +118,7 @@ def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> l
     finally:
         over.set()
         following.join()
-    return list(read_journal(journal))
+    return list(read_lines(journal))
 
 
 def follow(journal: Path, over: threading.Event) -> None:

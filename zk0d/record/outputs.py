@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError
 from zk0d.files import write_file
+from zk0d.learning.spec import PolicySpec
+from zk0d.record.events import NodeRound, RoundCommitted
+from zk0d.record.state import RunState
 
 SCHEMA_VERSION = 1
 
@@ -206,27 +209,19 @@ class Outputs:
         self._history: dict[int, RoundMetrics] = {}
         self._losses: dict[int, PolicyLoss] = {}
 
-    def model(self, spec: dict[str, Any]) -> None:
-        """The policy's shape, as the journal's ``model.ready`` has it."""
-        self._action_dim = spec.get("action_width")
+    def model(self, spec: PolicySpec) -> None:
+        """The policy's shape."""
+        self._action_dim = spec.action_width
 
-    def replay(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Take up a run from its journal, and make its files those of the rounds that count."""
-        rounds: dict[int, dict[str, Any]] = {}
-        for line in lines:
-            if line["kind"] == "model.ready":
-                self.model(line["spec"])
-            elif line["kind"] == "run.resumed":
-                rounds = {n: kept for n, kept in rounds.items() if n <= line["round"]}
-            elif line["kind"] == "round.committed":
-                for node in line.get("nodes", []):
-                    self._slug(node["node"])
-                rounds[line["round"]] = line
+    def replay(self, state: RunState) -> None:
+        """Take up a resumed run, read whole, and make its files those of the rounds that count."""
+        if state.spec is not None:
+            self.model(state.spec)
         self._history, self._losses = {}, {}
         expected: set[Path] = set()
-        for line in rounds.values():
-            self._remember(line)
-            for name, content in self._of_round(line).items():
+        for _, event in sorted(state.rounds.items()):
+            self._remember(event)
+            for name, content in self._of_round(event).items():
                 path = self._folder / name
                 expected.add(path)
                 if not _readable(path):
@@ -235,24 +230,24 @@ class Outputs:
             for path in self._folder.glob(pattern):
                 if path not in expected:
                     path.unlink()  # of a round that was given up
-        if rounds:
+        if state.rounds:
             self._write_histories()
 
-    def committed(self, line: dict[str, Any]) -> None:
-        """Write the files of a ``round.committed`` line."""
-        self._remember(line)
-        for name, content in self._of_round(line).items():
+    def committed(self, event: RoundCommitted) -> None:
+        """Write the files of a committed round."""
+        self._remember(event)
+        for name, content in self._of_round(event).items():
             self._write(name, content)
         self._write_histories()
 
-    def _of_round(self, line: dict[str, Any]) -> dict[str, Any]:
+    def _of_round(self, event: RoundCommitted) -> dict[str, Any]:
         """A round's own files and their contents."""
-        number, clients = line["round"], self._clients(line)
+        number, clients = event.round, self._clients(event)
         files: dict[str, Any] = {
             f"clients/{self._slug(client.client_id)}/round_{number}.json": client.model_dump()
             for client in clients
         }
-        evaluation = self._evaluation(line, clients).model_dump()
+        evaluation = self._evaluation(event, clients).model_dump()
         return files | {f"server/round_{number}_server_eval.json": evaluation}
 
     def _write_histories(self) -> None:
@@ -267,107 +262,106 @@ class Outputs:
 
     # --- contents ---------------------------------------------------------------------------------
 
-    def _remember(self, line: dict[str, Any]) -> None:
-        number, loss = line["round"], _composite(line)
-        if line.get("evaluation"):
-            self._losses[number] = PolicyLoss(server_policy_loss=loss, action_dim=self._action_dim)
+    def _remember(self, event: RoundCommitted) -> None:
+        number, evaluation = event.round, event.evaluation
+        if evaluation is not None:
+            self._losses[number] = PolicyLoss(
+                server_policy_loss=evaluation.loss, action_dim=self._action_dim
+            )
         if number == 0:
             return
-        nodes = line["nodes"]
         self._history[number] = RoundMetrics(
             run_id=self._run,
             round=number,
-            num_clients=len(nodes),
-            avg_policy_loss=_mean(nodes, "policy_loss"),
-            avg_client_loss=_mean(nodes, "loss"),
-            param_update_norm=line["mean_update_norm"],
-            server_policy_loss=loss,
-            applied_lr=line["learning_rate"],
-            applied_mu=line["proximal_mu"],
-            bytes_up=line["bytes_up"],
-            bytes_down=line["bytes_down"],
+            num_clients=len(event.nodes),
+            avg_policy_loss=_mean(node.policy_loss for node in event.nodes),
+            avg_client_loss=_mean(node.loss for node in event.nodes),
+            param_update_norm=event.mean_update_norm,
+            server_policy_loss=evaluation.loss if evaluation else None,
+            applied_lr=event.learning_rate,
+            applied_mu=event.proximal_mu,
+            bytes_up=event.bytes_up,
+            bytes_down=event.bytes_down,
         )
 
-    def _clients(self, line: dict[str, Any]) -> list[ClientMetrics]:
+    def _clients(self, event: RoundCommitted) -> list[ClientMetrics]:
         return [
             ClientMetrics(
                 run_id=self._run,
-                round=line["round"],
-                client_id=node["node"],
-                loss=node["loss"],
-                policy_loss=node["policy_loss"],
-                fedprox_loss=node["proximal_loss"],
-                grad_norm=node["grad_norm"],
-                param_hash=node["sha256"],
-                num_steps=node["steps"],
-                num_samples=node["samples"],
-                dataset_frames=node["dataset_frames"],
-                param_update_norm=node["update_norm"],
-                holdout_loss=node["holdout_loss"],
-                applied_lr=node["learning_rate"],
-                bad_batches=node["bad_batches"],
-                bytes_up=node["bytes_up"],
-                bytes_down=node["bytes_down"],
+                round=event.round,
+                client_id=node.node,
+                loss=node.loss,
+                policy_loss=node.policy_loss,
+                fedprox_loss=node.proximal_loss,
+                grad_norm=node.grad_norm,
+                param_hash=node.sha256,
+                num_steps=node.steps,
+                num_samples=node.samples,
+                dataset_frames=node.dataset_frames,
+                param_update_norm=node.update_norm,
+                holdout_loss=node.holdout_loss,
+                applied_lr=node.learning_rate,
+                bad_batches=node.bad_batches,
+                bytes_up=node.bytes_up,
+                bytes_down=node.bytes_down,
                 **{
-                    f"seconds_{phase}": node["seconds"].get(phase)
+                    f"seconds_{phase}": node.seconds.get(phase)
                     for phase in ("load", "train", "encode", "evaluate", "transfer")
                 },
             )
-            for node in line.get("nodes", [])
+            for node in event.nodes
         ]
 
-    def _evaluation(self, line: dict[str, Any], clients: list[ClientMetrics]) -> RoundEvaluation:
-        nodes, seconds = line.get("nodes", []), line.get("seconds", {})
+    def _evaluation(self, event: RoundCommitted, clients: list[ClientMetrics]) -> RoundEvaluation:
+        nodes, seconds, evaluation = event.nodes, event.seconds, event.evaluation
         datasets = [
             DatasetEvaluation(
-                dataset_name=each["name"],
+                dataset_name=each.name,
                 evaldata_id=number,
-                loss=each["loss"],
-                num_examples=each["frames"],
+                loss=each.loss,
+                num_examples=each.frames,
                 metrics=DatasetMetrics(
-                    policy_loss=each["loss"],
+                    policy_loss=each.loss,
                     action_dim=self._action_dim,
-                    total_samples=each["frames"],
-                    success=each["success"],
-                    rollouts=each["rollouts"],
-                    error=each["error"],
+                    total_samples=each.frames,
+                    success=each.success,
+                    rollouts=each.rollouts,
+                    error=each.error,
                 ),
             )
-            for number, each in enumerate((line.get("evaluation") or {}).get("datasets", []))
+            for number, each in enumerate(evaluation.datasets if evaluation else ())
         ]
         return RoundEvaluation(
             run_id=self._run,
-            round=line["round"],
-            server_composite_eval_loss=_composite(line),
+            round=event.round,
+            server_composite_eval_loss=evaluation.loss if evaluation else None,
             client_aggregated_training_metrics=AggregatedMetrics(
-                avg_client_loss=_mean(nodes, "loss"),
-                std_client_loss=(
-                    statistics.pstdev(node["loss"] for node in nodes) if nodes else None
-                ),
-                avg_client_proximal_loss=_mean(nodes, "proximal_loss"),
-                avg_client_grad_norm=_mean(nodes, "grad_norm"),
+                avg_client_loss=_mean(node.loss for node in nodes),
+                std_client_loss=pstdev(node.loss for node in nodes) if nodes else None,
+                avg_client_proximal_loss=_mean(node.proximal_loss for node in nodes),
+                avg_client_grad_norm=_mean(node.grad_norm for node in nodes),
                 num_clients=len(nodes),
-                param_update_norm=line.get("mean_update_norm"),
-                weighted_client_loss=_weighted(nodes, "loss"),
-                weighted_client_policy_loss=line.get("train_loss"),
-                weighted_client_proximal_loss=line.get("proximal_loss"),
-                weighted_holdout_loss=line.get("holdout_loss"),
+                param_update_norm=event.mean_update_norm,
+                weighted_client_loss=_weighted(nodes),
+                weighted_client_policy_loss=event.train_loss,
+                weighted_client_proximal_loss=event.proximal_loss,
+                weighted_holdout_loss=event.holdout_loss,
             ),
             individual_client_training_metrics=clients,
             server_per_dataset_eval_results=datasets,
             num_server_eval_datasets=len(datasets),
             seed=self._seed,
-            applied_lr=line.get("learning_rate"),
-            applied_mu=line.get("proximal_mu"),
-            scheduler_reason=line.get("reasons", []),
-            client_lr_boosts=line.get("boosts", {}),
-            rolled_back_to=line.get("rolled_back_to"),
-            aggregation=line.get("aggregation"),
-            codec=line.get("codec"),
-            refusals=line.get("refused", {}),
-            lost_clients=line.get("lost", {}),
-            bytes_up=line.get("bytes_up", 0),
-            bytes_down=line.get("bytes_down", 0),
+            applied_lr=event.learning_rate,
+            applied_mu=event.proximal_mu,
+            scheduler_reason=list(event.reasons),
+            client_lr_boosts=event.boosts,
+            rolled_back_to=event.rolled_back_to,
+            aggregation=event.aggregation,
+            codec=event.codec,
+            refusals=event.refused,
+            lost_clients=event.lost,
+            bytes_up=event.bytes_up,
+            bytes_down=event.bytes_down,
             seconds_send=seconds.get("send"),
             seconds_collect=seconds.get("collect"),
             seconds_aggregate=seconds.get("aggregate"),
@@ -410,18 +404,15 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _composite(line: dict[str, Any]) -> float | None:
-    loss = (line.get("evaluation") or {}).get("loss")
-    return None if loss is None else float(loss)
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
 
 
-def _mean(nodes: list[dict[str, Any]], key: str) -> float | None:
-    return statistics.fmean(node[key] for node in nodes) if nodes else None
-
-
-def _weighted(nodes: list[dict[str, Any]], key: str) -> float | None:
-    samples = sum(node["samples"] for node in nodes)
-    return sum(node[key] * node["samples"] for node in nodes) / samples if samples else None
+def _weighted(nodes: Sequence[NodeRound]) -> float | None:
+    """Mean of the nodes' losses by samples."""
+    samples = sum(node.samples for node in nodes)
+    return sum(node.loss * node.samples for node in nodes) / samples if samples else None
 
 
 #: The files' models, by schema file.

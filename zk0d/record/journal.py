@@ -11,17 +11,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zk0d.errors import TryAgainError
+from zk0d.config.run import RunSettings, run_settings
+from zk0d.errors import ConfigError, TryAgainError
 from zk0d.files import make_folder, sync_folder, whole_folder, write_file
+from zk0d.record.events import EVENT, KINDS, AnyEvent, Event
 
 JOURNAL, CONFIG, STATISTICS = "journal.jsonl", "config.json", "statistics.json"
 WEIGHTS, MOMENTUM = "global.safetensors", "momentum.safetensors"
 CHECKSUMS = "checksums.json"
-VERSION = 1
 
 
 class Journal:
@@ -60,10 +61,10 @@ class Journal:
             with path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 
-    def write(self, kind: str, **facts: Any) -> dict[str, Any]:
-        """Append one line, make it durable, and return it."""
-        line = {"v": VERSION, "time": time.time(), "run": self.run, "kind": kind, **facts}
-        text = json.dumps(line, allow_nan=False) + "\n"
+    def write[E: AnyEvent](self, event: E) -> E:
+        """Append an event as a line, make it durable, and return it with its time and run."""
+        event = event.model_copy(update={"time": time.time(), "run": self.run})
+        text = json.dumps(event.model_dump(), allow_nan=False) + "\n"
         path = self.folder / JOURNAL
         with _disk(self.folder):
             new = not path.exists()
@@ -73,7 +74,7 @@ class Journal:
                 os.fsync(file.fileno())
             if new:
                 sync_folder(self.folder)
-        return line
+        return event
 
     def round_folder(self, round_: int) -> Path:
         """Where a committed round lies."""
@@ -111,16 +112,16 @@ class Journal:
                 shutil.rmtree(self.round_folder(number), ignore_errors=True)
 
 
-def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's journal, oldest first; a torn last line is left out."""
+def read_journal(folder: Path) -> Iterator[Event]:
+    """The events of a run's journal, oldest first; a torn last line is left out.
+
+    So are kinds that this version does not know.
+    """
     try:
         text = (folder / JOURNAL).read_text(encoding="utf-8")
     except FileNotFoundError:
         return
-    for line in text.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            return
-        yield json.loads(line)
+    yield from _events(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
 
 
 class JournalTail:
@@ -136,8 +137,8 @@ class JournalTail:
         self._path = folder / JOURNAL
         self._at = 0
 
-    def new_lines(self) -> list[dict[str, Any]]:
-        """The whole lines that came since the last call, oldest first."""
+    def new_events(self) -> list[Event]:
+        """The events whose whole lines came since the last call, oldest first."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._at)
@@ -146,7 +147,38 @@ class JournalTail:
             return []
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return list(_events(whole.splitlines()))
+
+
+def settings_of(folder: Path) -> RunSettings:
+    """The settings that the run in ``folder`` began with.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run, or they cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder}: there is no such run to resume; zk0bot run starts a new one.",
+            reason="nothing_to_resume",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: the run's settings cannot be read ({error}); start a new run.",
+            reason="nothing_to_resume",
+        ) from None
+    return run_settings(values, where=str(path))
+
+
+def _events(lines: Iterable[str | bytes]) -> Iterator[Event]:
+    for line in lines:
+        content = json.loads(line)
+        if content.get("kind") in KINDS:
+            yield EVENT.validate_python(content)
 
 
 def is_whole(folder: Path) -> bool:

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from zk0d.learner.rest import Rest
+from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.tasks import Stopped, TaskControl
 
 
@@ -15,7 +15,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.rested = 0.0
-        monkeypatch.setattr("zk0d.learner.rest.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("zk0d.learner.duty_cycle.time.perf_counter", lambda: self.now)
 
     def rest(self, seconds: float) -> None:
         self.now += seconds
@@ -27,7 +27,7 @@ def test_computing_is_the_share_of_the_time(monkeypatch: pytest.MonkeyPatch, sha
     clock = Clock(monkeypatch)
     control = TaskControl()
     monkeypatch.setattr(control, "rest", clock.rest)
-    rest = Rest(control, share, torch.device("cpu"))
+    rest = DutyCycle(control, share, torch.device("cpu"))
     for _ in range(20):
         clock.now += 1.0
         rest()
@@ -36,7 +36,7 @@ def test_computing_is_the_share_of_the_time(monkeypatch: pytest.MonkeyPatch, sha
 
 def test_a_task_that_is_dropped_does_not_rest() -> None:
     control = TaskControl()
-    rest = Rest(control, 0.05, torch.device("cpu"))
+    rest = DutyCycle(control, 0.05, torch.device("cpu"))
     control.stop()
     with pytest.raises(Stopped):
         rest()

@@ -9,7 +9,7 @@ import torch
 from zk0d.learner.tasks import TaskControl
 
 
-class Rest:
+class DutyCycle:
     """Called before each step; rests so long that computing is ``share`` of the time.
 
     Parameters

@@ -12,34 +12,19 @@ from flwr.serverapp import Grid
 
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, to_record
-from zk0d.federation.journal import Journal
-from zk0d.federation.messages import Notice, Query, QueryReply
+from zk0d.federation.messages import Query, QueryReply, UpdateRejected
 from zk0d.federation.nodes import Node, nodes_of
+from zk0d.record.events import AnyEvent, NodeJoined, NodeLeftOut, NodeRefused
+from zk0d.record.reasons import Effect, Reason
 
 log = logging.getLogger("flwr")
 
 #: Seconds between two looks at who is online.
 PRESENCE_INTERVAL = 2.0
-#: A refusal for one of these passes by itself, so the node is asked again; after any other it is
-#: left out of the run, because it would only refuse again.
-PASSING = {
-    "deadline",
-    "disk_full",
-    "dropped",
-    "flower_error",
-    "gpu_failed",
-    "learner_busy",
-    "learner_gone",
-    "learner_silent",
-    "out_of_memory",
-    "try_again",
-}
-#: Those of them that say that its learner takes no task now.
-AWAY = {"gpu_failed", "learner_busy", "learner_gone", "learner_silent"}
 #: Seconds until a node that refused in passing is asked again; doubles up to the second number.
 ASK_AGAIN = (2.0, 60.0)
 #: What a node is told needs no answer that anybody waits for.
-_NOTICE = "notice"
+_TOLD = "told"
 
 
 @dataclass
@@ -59,13 +44,15 @@ class _Delay:
     reason: str
 
 
-class Fleet:
+class Cohort:
     """The nodes of a run and the messages that are on their way.
 
     Parameters
     ----------
     grid
         Flower's way to the nodes.
+    record
+        Takes each event of the run.
     query
         What every node is asked once.
     on_update, on_lost
@@ -77,14 +64,14 @@ class Fleet:
     def __init__(
         self,
         grid: Grid,
-        journal: Journal,
+        record: Callable[[AnyEvent], object],
         query: Query,
         on_update: Callable[[str, Message], None],
         on_lost: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid = grid
-        self._journal = journal
+        self._record = record
         self._query = query
         self._on_update = on_update
         self._on_lost = on_lost
@@ -143,9 +130,9 @@ class Fleet:
         """Send a round to its nodes."""
         self._send(records, MessageType.TRAIN, MessageType.TRAIN)
 
-    def notify(self, node: Node, notice: Notice) -> None:
+    def notify(self, node: Node, told: UpdateRejected) -> None:
         """Tell a node something; its answer is taken and forgotten."""
-        self._send([(node, to_record(notice))], MessageType.QUERY, _NOTICE)
+        self._send([(node, to_record(told))], MessageType.QUERY, _TOLD)
 
     def _send(self, records: list[tuple[Node, RecordDict]], kind: str, waits_for: str) -> None:
         messages = [
@@ -164,7 +151,7 @@ class Fleet:
                 any_came = True
                 # Losing a node may have dropped it meanwhile.
                 pending = self._pending.pop(message_id, None)
-                if pending is None or pending.kind == _NOTICE:
+                if pending is None or pending.kind == _TOLD:
                     continue
                 if pending.kind == MessageType.QUERY:
                     self._take_query(pending.node, answer)
@@ -182,28 +169,26 @@ class Fleet:
 
     def leave_out(self, key: str, error: Zk0dError) -> None:
         """A node that refuses for a reason that stays is not asked again in this run."""
-        self._journal.write("node.left_out", node=self.name(key), reason=error.reason)
+        self._record(NodeLeftOut(node=self.name(key), reason=error.reason))
         self._left_out[key] = error.reason
         self.members.pop(key, None)
 
-    def doubt(self, refused: dict[str, str]) -> None:
+    def requery_unavailable(self, refused: dict[str, str]) -> None:
         """Ask nodes whether they can train, before they get a round again.
 
         Only those, by key, whose reason to refuse the last one was a learner that takes no task: a
         round that fails at once would be sent again before any learner has started.
         """
         for key, reason in refused.items():
-            if reason in AWAY:
+            if Reason.of(reason).effect is Effect.AWAY:
                 self.members.pop(key, None)
 
     def _take_query(self, node: Node, answer: Message) -> None:
         try:
             reply, _ = from_record(content(answer), QueryReply)
         except Zk0dError as error:
-            self._journal.write(
-                "node.refused", node=node.name, reason=error.reason, message=error.message
-            )
-            if error.reason in PASSING:
+            self._record(NodeRefused(node=node.name, reason=error.reason, message=error.message))
+            if Reason.of(error.reason).passes:
                 last = self._delays.get(node.key)
                 seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
                 self._delays[node.key] = _Delay(self._clock() + seconds, seconds, error.reason)
@@ -215,14 +200,15 @@ class Fleet:
         others = {name for key, name in self._names.items() if key != node.key}
         name = reply.name if reply.name not in others else f"{reply.name}-{node.key[:6]}"
         self._names[node.key] = name
-        self._journal.write(
-            "node.joined",
-            node=name,
-            key=node.key,
-            frames=reply.usable_frames,
-            episodes=reply.recordings.episodes,
-            shares_statistics=reply.statistics is not None,
-            version=reply.version,
+        self._record(
+            NodeJoined(
+                node=name,
+                key=node.key,
+                frames=reply.usable_frames,
+                episodes=reply.recordings.episodes,
+                shares_statistics=reply.statistics is not None,
+                version=reply.version,
+            )
         )
 
     def _give_up_lost(self) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from zk0d.federation.facts import NewestRun, RunFacts
-from zk0d.federation.journal import Journal, JournalTail
+from tests.record.lines import write as note
+from zk0d.record.journal import Journal, JournalTail
+from zk0d.record.reasons import Reason
+from zk0d.record.state import NewestRun, RunState
 
 
 def round_line(number: int, loss: float) -> dict[str, object]:
@@ -17,10 +19,12 @@ def round_line(number: int, loss: float) -> dict[str, object]:
         "nodes": [
             {
                 "node": "left",
+                "loss": 0.5,
                 "policy_loss": 0.5,
                 "proximal_loss": 0.0,
                 "grad_norm": 1.5,
                 "update_norm": 2.5,
+                "answer_seconds": 9.0,
             }
         ],
         "train_loss": 0.5,
@@ -39,30 +43,40 @@ def round_line(number: int, loss: float) -> dict[str, object]:
 
 
 def write(journal: Journal, rounds: int = 2) -> None:
-    journal.write("run.started", settings={"num-server-rounds": 3})
-    journal.write("round.committed", round=0, evaluation=None)
+    note(journal, "run.started", settings={"num-server-rounds": 3})
+    note(journal, "round.committed", round=0, evaluation=None)
     for number in range(1, rounds + 1):
-        journal.write(
-            "round.started", round=number, nodes=["left"], learning_rate=0.1, proximal_mu=0.0
+        note(
+            journal,
+            "round.started",
+            round=number,
+            nodes=["left"],
+            learning_rate=0.1,
+            proximal_mu=0.0,
         )
-        journal.write(
-            "update.refused", round=number, node="right", reason="not_finite", message="NaN"
+        note(
+            journal,
+            "update.refused",
+            round=number,
+            node="right",
+            reason="not_finite",
+            message="NaN",
         )
-        journal.write("round.committed", **round_line(number, 1.0 / number))
+        note(journal, "round.committed", **round_line(number, 1.0 / number))
 
 
 def test_a_tail_reads_each_whole_line_once(tmp_path: Path) -> None:
     tail = JournalTail(tmp_path)
-    assert tail.new_lines() == []
+    assert tail.new_events() == []
     journal = Journal(tmp_path, "7")
-    journal.write("a")
-    assert [line["kind"] for line in tail.new_lines()] == ["a"]
+    note(journal, "run.finished", rounds=3)
+    assert [event.kind for event in tail.new_events()] == ["run.finished"]
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('{"kind": "to')
-    assert tail.new_lines() == [], "a torn line is not read yet"
+        file.write('{"kind": "run.fin')
+    assert tail.new_events() == [], "a torn line is not read yet"
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('rn"}\n')
-    assert [line["kind"] for line in tail.new_lines()] == ["torn"]
+        file.write('ished"}\n')
+    assert [event.kind for event in tail.new_events()] == ["run.finished"]
 
 
 def test_the_sentence_says_where_a_run_stands(tmp_path: Path) -> None:
@@ -72,12 +86,12 @@ def test_the_sentence_says_where_a_run_stands(tmp_path: Path) -> None:
     facts = newest.look()
     assert facts is not None
     assert facts.sentence() == "round 2/3, loss 0.500, 1 of 1 nodes"
-    assert facts.refused == {("right", "not_finite"): 2}
-    assert facts.losses == {"a": 0.5}, "what could not be measured is missing"
-    journal.write("run.finished", rounds=3)
+    assert facts.refused == {("right", Reason.NOT_FINITE): 2}
+    assert facts.by_dataset("loss") == {"a": 0.5}, "what could not be measured is missing"
+    note(journal, "run.finished", rounds=3)
     assert newest.look() is facts
     assert facts.sentence().startswith("finished, round 2/3")
-    journal.write("run.failed", reason="run_failed", message="too few nodes.")
+    note(journal, "run.failed", reason="run_failed", message="too few nodes.")
     newest.look()
     assert facts.sentence() == "run 7 failed at round 2: too few nodes."
 
@@ -95,7 +109,7 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
         facts = newest.look()
         assert facts is not None
         assert facts.run == "4"
-        journal.write("update.accepted", round=3)  # one that was stopped goes on for a while
+        note(journal, "update.accepted", round=3)  # one that was stopped goes on for a while
 
 
 def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path) -> None:
@@ -119,4 +133,4 @@ def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path
         'zk0d_round_phase_seconds{phase="collect"} 3.0',
     ):
         assert line in text, line
-    assert RunFacts().sentence() == "round 0/0"
+    assert RunState().sentence() == "round 0/0"

@@ -9,10 +9,23 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.record.lines import event
 from zk0d.config.run import run_settings
-from zk0d.federation.outputs import SCHEMAS, Outputs, run_config
+from zk0d.learning.spec import PolicySpec
+from zk0d.record.outputs import SCHEMAS, Outputs, run_config
+from zk0d.record.state import RunState
 
 SCHEMA_FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+
+SPEC = PolicySpec(
+    policy="act",
+    model_name="tiny",
+    seed=0,
+    fps=30,
+    state_width=9,
+    action_width=6,
+    cameras={"top": (3, 96, 96)},
+)
 
 
 def node(name: str, loss: float, samples: int) -> dict[str, Any]:
@@ -57,11 +70,10 @@ def line(
             },
         ],
     }
-    base = {"v": 1, "time": 1.0, "run": "7", "kind": "round.committed", "round": number}
+    base = {"time": 1.0, "run": "7", "kind": "round.committed", "round": number}
     if not number:
-        return {**base, "evaluation": evaluation}
-    return {
-        **base,
+        return event(**base, evaluation=evaluation)
+    facts = {
         "nodes": [node(names[0], 1.0, 30), node(names[1], 3.0, 10)],
         "refused": {"bad": "not_finite"},
         "lost": {"gone": "offline"},
@@ -82,12 +94,13 @@ def line(
         "seconds": {"send": 1.0, "collect": 9.0, "aggregate": 0.5, "evaluate": 2.0, "commit": 0.1},
         "evaluation": evaluation,
     }
+    return event(**base, **facts)
 
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
     made = Outputs(tmp_path, "7", run_settings({"seed": 5}))
-    made.model({"action_width": 6})
+    made.model(SPEC)
     return made
 
 
@@ -199,7 +212,7 @@ def test_a_failed_evaluation_is_missing(outputs: Outputs, tmp_path: Path) -> Non
     assert content["server_per_dataset_eval_results"][1]["loss"] is None
     assert content["server_per_dataset_eval_results"][1]["metrics"]["error"] == "the disk is gone"
     assert read(tmp_path, "server/policy_loss_history.json")["1"]["server_policy_loss"] is None
-    outputs.committed({**line(2), "evaluation": None})
+    outputs.committed(line(2).model_copy(update={"evaluation": None}))
     assert read(tmp_path, "server/round_2_server_eval.json")["num_server_eval_datasets"] == 0
     assert "2" not in read(tmp_path, "server/policy_loss_history.json"), "it was not evaluated"
 
@@ -215,11 +228,11 @@ def test_names_that_look_alike_keep_their_folders(outputs: Outputs, tmp_path: Pa
 
 def test_a_run_that_is_taken_up(outputs: Outputs, tmp_path: Path) -> None:
     lines: list[Any] = [
-        {"kind": "model.ready", "spec": {"action_width": 6}},
+        event("model.ready", spec=SPEC),
         line(0),
         line(1),
         line(2, loss=0.9),
-        {"kind": "run.resumed", "round": 1},
+        event("run.resumed", round=1, flower_run="8"),
     ]
     for each in (lines[1], lines[2], lines[3]):
         outputs.committed(each)
@@ -227,7 +240,10 @@ def test_a_run_that_is_taken_up(outputs: Outputs, tmp_path: Path) -> None:
     again = Outputs(tmp_path, "7", run_settings({}))
     (tmp_path / "server" / "round_1_server_eval.json").write_text('{"torn')
     (tmp_path / "clients" / "left" / "round_1.json").unlink()
-    again.replay(lines)
+    state = RunState()
+    for each in lines:
+        state.apply(each)
+    again.replay(state)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("round_*.json"))
     assert files == [
         "clients/left/round_1.json",
@@ -275,5 +291,5 @@ def test_the_schemas_are_the_codes() -> None:
     for name, model in SCHEMAS.items():
         written = json.loads((SCHEMA_FOLDER / f"{name}.schema.json").read_text())
         assert written == model.model_json_schema(mode="serialization"), (
-            "run python -m zk0d.federation.outputs docs/schemas"
+            "run python -m zk0d.record.outputs docs/schemas"
         )

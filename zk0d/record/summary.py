@@ -1,16 +1,17 @@
-"""What a checkpoint tells of its run: made from the journal, sent to the evaluator, no secrets."""
+"""What a checkpoint tells of its run: made from its journal, sent to the evaluator, no secrets."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from importlib.metadata import version
+from statistics import fmean
 
 from pydantic import NonNegativeInt
 
 from zk0d.config.base import Settings
 from zk0d.config.run import RunSettings
-from zk0d.federation.history import History
+from zk0d.record.state import RunState
 
 
 class Point(Settings):
@@ -43,7 +44,7 @@ class Part(Settings):
     samples: NonNegativeInt
 
 
-class Story(Settings):
+class RunSummary(Settings):
     """A run up to one of its rounds."""
 
     run: str
@@ -66,54 +67,50 @@ class Story(Settings):
         return {"datasets": datasets, **{key: self.settings[key] for key in keys}}
 
 
-def story_of(history: History, run: str, number: int, settings: RunSettings) -> Story:
-    """The story of ``run`` up to round ``number``."""
-    lines = [history.rounds[n] for n in sorted(history.rounds) if n <= number]
+def summary_of(state: RunState, number: int, settings: RunSettings) -> RunSummary:
+    """The summary of a run, read whole, up to its round ``number``."""
+    events = [state.rounds[n] for n in sorted(state.rounds) if n <= number]
     samples: Counter[str] = Counter()
     parts: Counter[str] = Counter()
     trained, notes = [], []
-    for line in lines:
-        nodes = line.get("nodes") or []
-        for node in nodes:
-            samples[node["node"]] += node["samples"]
-            parts[node["node"]] += 1
-        if nodes:
+    for event in events:
+        for node in event.nodes:
+            samples[node.node] += node.samples
+            parts[node.node] += 1
+        if event.nodes:
             trained.append(
                 RoundPoint(
-                    round=line["round"],
-                    nodes=len(nodes),
-                    train_loss=sum(node["policy_loss"] for node in nodes) / len(nodes),
-                    learning_rate=line.get("learning_rate") or 0.0,
-                    proximal_mu=line.get("proximal_mu") or 0.0,
-                    update_norm=line.get("mean_update_norm") or 0.0,
+                    round=event.round,
+                    nodes=len(event.nodes),
+                    train_loss=fmean(node.policy_loss for node in event.nodes),
+                    learning_rate=event.learning_rate or 0.0,
+                    proximal_mu=event.proximal_mu or 0.0,
+                    update_norm=event.mean_update_norm or 0.0,
                 )
             )
-        notes += [f"round {line['round']}: {reason}" for reason in line.get("reasons", [])]
-    began = time.gmtime(history.began)
-    return Story(
-        run=run,
+        notes += [f"round {event.round}: {reason}" for reason in event.reasons]
+    return RunSummary(
+        run=state.run,
         round=number,
-        began=time.strftime("%Y-%m-%dT%H:%M:%SZ", began),
+        began=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(state.began)),
         settings=settings.public(),
         versions={name: version(name) for name in ("zk0d", "flwr", "lerobot", "torch")},
         evaluations=tuple(
             Point(
-                round=line["round"],
-                loss=line["evaluation"]["loss"],
-                losses={d["name"]: d["loss"] for d in line["evaluation"]["datasets"]},
-                spreads={d["name"]: d.get("spread") for d in line["evaluation"]["datasets"]},
-                success=line["evaluation"]["success"],
+                round=event.round,
+                loss=event.evaluation.loss,
+                losses={each.name: each.loss for each in event.evaluation.datasets},
+                spreads={each.name: each.spread for each in event.evaluation.datasets},
+                success=event.evaluation.success,
             )
-            for line in lines
-            if line["evaluation"]
+            for event in events
+            if event.evaluation
         ),
         rounds=tuple(trained),
         nodes=tuple(
             Part(name=name, rounds=parts[name], samples=samples[name]) for name in sorted(parts)
         ),
-        refused=dict(
-            Counter(line["reason"] for line in history.refused if line["round"] <= number)
-        ),
-        lost=sum(len(line.get("lost") or {}) for line in lines),
+        refused=dict(Counter(event.reason for event in state.refusals if event.round <= number)),
+        lost=sum(len(event.lost) for event in events),
         notes=tuple(notes),
     )

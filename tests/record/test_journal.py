@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.record.lines import write as note
 from zk0d.errors import ExitCode, TryAgainError
-from zk0d.federation.journal import Journal, committed_rounds, read_journal
+from zk0d.record.journal import Journal, committed_rounds, read_journal
 
 
 @pytest.fixture
@@ -20,18 +21,42 @@ def write(text: str):  # type: ignore[no-untyped-def]
 
 
 def test_lines_are_read_as_they_were_written(journal: Journal) -> None:
-    journal.write("run.started", settings={"a": 1})
-    journal.write("round.committed", round=1)
-    lines = list(read_journal(journal.folder))
-    assert [line["kind"] for line in lines] == ["run.started", "round.committed"]
-    assert all(line["v"] == 1 and line["run"] == "7" for line in lines)
+    written = [
+        note(journal, "run.started", settings={"a": 1}),
+        note(journal, "round.committed", round=1),
+    ]
+    assert list(read_journal(journal.folder)) == written
+    assert [event.kind for event in written] == ["run.started", "round.committed"]
+    assert all(event.v == 1 and event.run == "7" and event.time for event in written)
+
+
+def test_what_another_version_wrote_is_read(journal: Journal) -> None:
+    """A later one's kinds and fields are left out; the first one's gaps are filled."""
+    lines = [
+        {"v": 9, "time": 1.0, "run": "7", "kind": "moon.landed", "round": 1},
+        {"v": 9, "time": 2.0, "run": "7", "kind": "run.finished", "rounds": 3, "mood": "good"},
+        {"v": 1, "time": 3.0, "run": "7", "kind": "node.joined", "node": "left"},
+        {
+            "v": 1,
+            "time": 4.0,
+            "run": "7",
+            "kind": "round.committed",
+            "round": 0,
+            "evaluation": None,
+        },
+    ]
+    (journal.folder / "journal.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in lines)
+    )
+    finished, joined, committed = read_journal(journal.folder)
+    assert (finished.kind, joined.key, committed.nodes) == ("run.finished", "", ())
 
 
 def test_a_torn_last_line_is_left_out(journal: Journal) -> None:
-    journal.write("run.started")
+    note(journal, "run.started")
     with (journal.folder / "journal.jsonl").open("a") as file:
         file.write('{"v": 1, "kind": "round.comm')
-    assert [line["kind"] for line in read_journal(journal.folder)] == ["run.started"]
+    assert [event.kind for event in read_journal(journal.folder)] == ["run.started"]
 
 
 def test_no_journal_is_no_lines(tmp_path: Path) -> None:
@@ -40,7 +65,7 @@ def test_no_journal_is_no_lines(tmp_path: Path) -> None:
 
 def test_a_number_that_is_none_is_never_written(journal: Journal) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        journal.write("round.committed", loss=float("nan"))
+        note(journal, "round.committed", round=1, train_loss=float("nan"))
 
 
 def test_a_round_appears_whole(journal: Journal) -> None:
@@ -98,7 +123,7 @@ def test_a_full_disk_is_a_sentence(journal: Journal, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TryAgainError, match="No space left on device"):
-        journal.write("run.started")
+        note(journal, "run.started")
     with pytest.raises(TryAgainError):
         journal.write_json("config.json", {})
     assert not list(journal.folder.glob("*config.json*"))

@@ -1,0 +1,52 @@
+"""Every reason that reaches a round is known, and the documentation's table is theirs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from zk0d.record.reasons import BEGIN, END, Effect, Reason, table
+
+ROOT = Path(__file__).parents[2]
+#: Ends of commands and of runs, which no node answers to a round.
+ELSEWHERE = {
+    "error",
+    "evaluation_failed",
+    "no_release",
+    "no_updates",
+    "nothing_to_resume",
+    "other_weights",
+    "quorum",
+    "rounds",
+    "run_failed",
+    "simulator_missing",
+    "too_few_nodes",
+    "torn_weights",
+}
+
+
+def test_every_reason_in_the_code_is_known() -> None:
+    found = set()
+    for path in (ROOT / "zk0d").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r'reason(?:=|: str = )"([a-z_]+)"', text))
+    assert len(found) > 30
+    assert found - {reason.value for reason in Reason} == ELSEWHERE
+
+
+def test_what_a_node_makes_up_is_other_and_leaves() -> None:
+    assert Reason.of("norm_cap") is Reason.NORM_CAP
+    assert Reason.of("made-up") is Reason.OTHER
+    assert not Reason.OTHER.passes
+    assert {r for r in Reason if r.effect is Effect.AWAY} == {
+        Reason.GPU_FAILED,
+        Reason.LEARNER_BUSY,
+        Reason.LEARNER_GONE,
+        Reason.LEARNER_SILENT,
+    }
+    assert all(reason.passes for reason in Reason if reason.interrupts)
+
+
+def test_the_table_in_the_documentation_is_made_from_them() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert page.split(BEGIN)[1].split(END)[0].strip() == table(), "make reference writes it"

@@ -1,0 +1,251 @@
+"""One round's answers: checked as they come, kept on disk, refused, or given up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from zk0d.config.run import RunSettings
+from zk0d.errors import TryAgainError, Zk0dError
+from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
+from zk0d.federation.cohort import Cohort, content
+from zk0d.federation.envelope import Refused, from_record
+from zk0d.federation.messages import Train, TrainReply, UpdateRejected
+from zk0d.federation.nodes import Node
+from zk0d.federation.schedule import RoundPlan
+from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
+from zk0d.federation.update import Manifest
+from zk0d.record.events import (
+    AnyEvent,
+    NodeLost,
+    NodeRound,
+    NodeSitsOut,
+    RoundCommitted,
+    UpdateAccepted,
+    UpdateRefused,
+)
+from zk0d.record.reasons import Reason
+
+log = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A node's update that may count."""
+
+    reply: TrainReply
+    update: SpooledUpdate
+    bytes: int
+    sha256: str
+    seconds: float  #: from the round's sending to the answer
+
+
+class RoundAnswers:
+    """What one round has so far.
+
+    Parameters
+    ----------
+    nodes
+        Those that were asked, by key.
+    sent
+        When, by ``clock``.
+    record
+        Takes each event of the run.
+    standing
+        The nodes' strikes before this round.
+    """
+
+    def __init__(
+        self,
+        task: Train,
+        plan: RoundPlan,
+        model: Manifest,
+        weights_norm: float,
+        nodes: dict[str, Node],
+        *,
+        settings: RunSettings,
+        cohort: Cohort,
+        spool: Spool,
+        record: Callable[[AnyEvent], object],
+        standing: Callable[[], Standing],
+        clock: Callable[[], float],
+    ) -> None:
+        self.task = task
+        self.plan = plan
+        self.model = model
+        self.sent = clock()
+        self._weights_norm = weights_norm
+        self._nodes = nodes
+        self._settings = settings
+        self._cohort = cohort
+        self._spool = spool
+        self._record = record
+        self._standing = standing
+        self._clock = clock
+        self.accepted: dict[str, Accepted] = {}
+        self.refused: dict[str, str] = {}  #: reasons by key
+        self.lost: dict[str, str] = {}
+
+    @property
+    def open(self) -> list[str]:
+        """Keys of the nodes that have neither answered nor been given up."""
+        done = {*self.accepted, *self.refused, *self.lost}
+        return [key for key in self._nodes if key not in done]
+
+    def take(self, key: str, answer: Message) -> None:
+        """A node's answer; it counts if nothing speaks against it."""
+        if key not in self.open:
+            return
+        try:
+            reply, payload = from_record(content(answer), TrainReply)
+            del answer
+            member = self._cohort.members.get(key)
+            payload = check_reply(
+                self.task, reply, payload, self.model, member.usable_frames if member else 0
+            )
+            size, sha256 = payload.manifest.size, payload.manifest.sha256
+            update = self._spool.take(key, payload)
+            try:
+                check_norm(update.norm, self._weights_norm, self._settings.max_update_ratio)
+            except NotAdmitted:
+                self._spool.drop(update)
+                raise
+        except TryAgainError:
+            raise  # our own disk, not the node
+        except Zk0dError as error:
+            self.refuse(key, error)
+            return
+        self.accepted[key] = Accepted(reply, update, size, sha256, self._clock() - self.sent)
+        self._record(
+            UpdateAccepted(
+                round=self.task.round,
+                node=self._cohort.name(key),
+                loss=reply.figures.policy_loss,
+                samples=reply.figures.samples,
+                norm=update.norm,
+            )
+        )
+
+    def refuse(self, key: str, error: Zk0dError) -> None:
+        """Leave a node's answer out of the round; an update that is no good is a strike."""
+        self.refused[key] = error.reason
+        passes, own = Reason.of(error.reason).passes, isinstance(error, Refused)
+        strike = not own and not passes
+        self._record(
+            UpdateRefused(
+                round=self.task.round,
+                node=self._cohort.name(key),
+                key=key,
+                reason=error.reason,
+                message=error.message,
+                strike=strike,
+            )
+        )
+        if own and not passes:
+            self._cohort.leave_out(key, error)
+        if strike:
+            self._tell(key, error)
+
+    def _tell(self, key: str, error: Zk0dError) -> None:
+        """Tell a node what is held against it, and whether it sits out now."""
+        round_, standing = self.task.round, self._standing()
+        until = standing.sits_out_until(key)
+        if until > round_:
+            self._record(
+                NodeSitsOut(round=round_, node=self._cohort.name(key), key=key, until=until)
+            )
+        self._cohort.notify(
+            self._nodes[key],
+            UpdateRejected(
+                run=self.task.run,
+                round=round_,
+                reason=error.reason,
+                message=error.message,
+                strikes=standing.strikes(key),
+                sits_out_until=until if until > round_ else 0,
+            ),
+        )
+
+    def lose(self, key: str, reason: str) -> None:
+        """No answer will come from a node."""
+        if key not in self.open:
+            return
+        self.lost[key] = reason
+        self._record(NodeLost(round=self.task.round, node=self._cohort.name(key), reason=reason))
+
+    def close(self) -> None:
+        """Wait no longer, and leave out what is far longer than the rest."""
+        for key in self.open:
+            self._cohort.give_up([key])
+            self.lose(key, Reason.DEADLINE)
+        norms = {key: each.update.norm for key, each in self.accepted.items()}
+        for key, error in outliers(norms, self._settings.norm_outlier_factor).items():
+            self._spool.drop(self.accepted.pop(key).update)
+            self.refuse(key, error)
+
+    def in_order(self) -> list[Accepted]:
+        """The updates that count, in the order of the nodes' names."""
+        return [self.accepted[key] for key in sorted(self.accepted, key=self._cohort.name)]
+
+    def missing(self) -> str:
+        """Whose updates the round lacks, and for what reason."""
+        told = self._cohort.named({**self.refused, **self.lost})
+        missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(told.items()))
+        return f"updates of {missing} are missing" if missing else "too few nodes were asked"
+
+    def committed(self) -> RoundCommitted:
+        """The round's event, but for evaluation, times and the norm of the mean."""
+        figures = [each.reply.figures for each in self.accepted.values()]
+        settings, task, cohort = self._settings, self.task, self._cohort
+        return RoundCommitted(
+            round=task.round,
+            nodes=tuple(self._node(key) for key in sorted(self.accepted, key=cohort.name)),
+            refused=cohort.named(self.refused),
+            lost=cohort.named(self.lost),
+            samples=sum(each.samples for each in figures),
+            train_loss=_mean((each.policy_loss, each.samples) for each in figures),
+            proximal_loss=_mean((each.proximal_loss, each.samples) for each in figures),
+            holdout_loss=_mean(
+                (each.holdout_loss, each.holdout_frames)
+                for each in figures
+                if each.holdout_loss is not None
+            ),
+            learning_rate=task.schedule.rate(task.first_step),
+            proximal_mu=task.proximal_mu,
+            reasons=self.plan.reasons,
+            boosts=dict(self.plan.boosts),
+            codec={"uplink": settings.uplink_codec, "downlink": settings.downlink_codec},
+            aggregation=settings.aggregation,
+            weights_norm=self._weights_norm,
+            bytes_down=self.model.size * len(self._nodes),
+            bytes_up=sum(each.bytes for each in self.accepted.values()),
+        )
+
+    def _node(self, key: str) -> NodeRound:
+        each, member = self.accepted[key], self._cohort.members.get(key)
+        figures = each.reply.figures
+        # What neither the learner nor anything else on the node has measured: the way there and
+        # back, and the wait for a poll.
+        transfer = max(0.0, each.seconds - sum(figures.seconds.values()))
+        return NodeRound(
+            **figures.model_dump(exclude={"seconds"}),
+            node=self._cohort.name(key),
+            key=key,
+            update_norm=each.update.norm,
+            dataset_frames=member.usable_frames if member else None,
+            bytes_up=each.bytes,
+            bytes_down=self.model.size,
+            sha256=each.sha256,
+            answer_seconds=each.seconds,
+            seconds=figures.seconds | {"transfer": transfer},
+        )
+
+
+def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
+    """Mean of values by their weights; ``None`` if there are none."""
+    pairs = list(weighted)
+    total = sum(weight for _, weight in pairs)
+    return float(sum(value * weight for value, weight in pairs) / total) if total else None

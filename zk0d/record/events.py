@@ -1,0 +1,324 @@
+"""The lines of a run's journal, one type for each kind.
+
+Fields have defaults where earlier versions did not write them, and a reader leaves out kinds and
+fields that it does not know, so that journals of other versions are read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from zk0d.learning.spec import PolicySpec
+
+VERSION = 1
+
+
+class _Content(BaseModel):
+    # A loss that is no number must travel as one: admission says so, by name.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+class AnyEvent(_Content):
+    """What every line has. The journal fills in when, and of which run."""
+
+    v: int = VERSION
+    time: float = 0.0  #: seconds since 1970
+    run: str = ""
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+class RunStarted(AnyEvent):
+    """A run begins, with these settings in Flower's flat spelling."""
+
+    kind: Literal["run.started"] = "run.started"
+    settings: dict[str, str | int | float | bool]
+
+
+class RunResumed(AnyEvent):
+    """The run was interrupted and continues after ``round``; later rounds never were."""
+
+    kind: Literal["run.resumed"] = "run.resumed"
+    round: int
+    flower_run: str
+
+
+class RunFinished(AnyEvent):
+    """All rounds are trained, or patience ended."""
+
+    kind: Literal["run.finished"] = "run.finished"
+    rounds: int = 0
+    reason: str = "rounds"
+    best_round: int | None = None
+
+
+class RunFailed(AnyEvent):
+    """The run ended before its last round."""
+
+    kind: Literal["run.failed"] = "run.failed"
+    reason: str
+    message: str
+
+
+class ModelReady(AnyEvent):
+    """The evaluator has built the policy."""
+
+    kind: Literal["model.ready"] = "model.ready"
+    spec: PolicySpec
+
+
+class StatisticsMerged(AnyEvent):
+    """The run's normalization statistics are committed."""
+
+    kind: Literal["statistics.merged"] = "statistics.merged"
+    nodes: int
+    sha256: str
+
+
+# --- nodes ----------------------------------------------------------------------------------------
+
+
+class NodeJoined(AnyEvent):
+    """A node can train. Journals of the first versions have no key."""
+
+    kind: Literal["node.joined"] = "node.joined"
+    node: str
+    key: str = ""
+    frames: int = 0
+    episodes: int = 0
+    shares_statistics: bool = True
+    version: str = ""
+
+
+class NodeRefused(AnyEvent):
+    """A node says that it cannot train this run."""
+
+    kind: Literal["node.refused"] = "node.refused"
+    node: str
+    reason: str
+    message: str
+
+
+class NodeLeftOut(AnyEvent):
+    """A node is not asked again in this run."""
+
+    kind: Literal["node.left_out"] = "node.left_out"
+    node: str
+    reason: str
+
+
+class NodeLost(AnyEvent):
+    """No answer will come from a node of this round."""
+
+    kind: Literal["node.lost"] = "node.lost"
+    round: int = 0
+    node: str
+    reason: str
+
+
+class NodeSitsOut(AnyEvent):
+    """A node had too many updates refused; ``until`` is the last round without it."""
+
+    kind: Literal["node.sits_out"] = "node.sits_out"
+    round: int
+    node: str
+    key: str = ""
+    until: int
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+class RoundStarted(AnyEvent):
+    """A round was sent to its nodes."""
+
+    kind: Literal["round.started"] = "round.started"
+    round: int
+    nodes: tuple[str, ...]
+    learning_rate: float
+    proximal_mu: float = 0.0
+    deadline_seconds: float = 0.0
+    reasons: tuple[str, ...] = ()  #: of the schedule
+    boosts: dict[str, float] = Field(default_factory=dict)
+
+
+class RoundFailed(AnyEvent):
+    """Too few updates came; the round is tried again."""
+
+    kind: Literal["round.failed"] = "round.failed"
+    round: int
+    reason: str = "quorum"
+    message: str
+    refused: dict[str, str] = Field(default_factory=dict)
+    lost: dict[str, str] = Field(default_factory=dict)
+
+
+class UpdateAccepted(AnyEvent):
+    """A node's update counts, as far as it was checked."""
+
+    kind: Literal["update.accepted"] = "update.accepted"
+    round: int
+    node: str = ""
+    loss: float = 0.0
+    samples: int = 0
+    norm: float = 0.0
+
+
+class UpdateRefused(AnyEvent):
+    """A node's answer has no part in the round."""
+
+    kind: Literal["update.refused"] = "update.refused"
+    round: int
+    node: str
+    key: str = ""
+    reason: str
+    message: str = ""
+    strike: bool = False
+
+
+def figure(text: str, metric: str = "", **more: Any) -> Any:
+    """A figure of a node: what it is, and the Prometheus gauge that shows it (``zk0d_METRIC``)."""
+    extra: dict[str, Any] | None = {"metric": metric} if metric else None
+    return Field(description=text, json_schema_extra=extra, **more)
+
+
+class NodeFigures(_Content):
+    """What a learner says of a round it trained. Losses and norms are means over its steps.
+
+    This is the one place where a figure of a node is declared: the reply, the journal, the metrics
+    and Weights & Biases have it from here.
+    """
+
+    steps: int = figure("Optimizer steps taken.", default=0, ge=0)
+    samples: int = figure("Frames trained on.", default=0, ge=0)
+    loss: float = figure("Loss that was minimized.")
+    policy_loss: float = figure("Training loss of the node's last round.", "train_loss")
+    proximal_loss: float = figure("FedProx's part of the loss.", "proximal_loss", default=0.0)
+    grad_norm: float = figure("Mean gradient norm of the node's last round.", "grad_norm")
+    learning_rate: float = figure("Learning rate of the last step.", default=0.0, ge=0.0)
+    bad_batches: int = figure("Batches with a loss that was no number.", default=0, ge=0)
+    holdout_loss: float | None = figure(
+        "Loss of the round's first weights on the node's own held-out episodes.", default=None
+    )
+    holdout_frames: int = figure("Frames of that evaluation.", default=0, ge=0)
+    seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")
+
+
+class NodeRound(NodeFigures):
+    """A node's part in a committed round: its own figures, and what the coordinator saw."""
+
+    node: str
+    key: str = ""
+    update_norm: float = figure("Norm of the node's last update.", "update_norm")
+    dataset_frames: int | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    sha256: str = ""
+    answer_seconds: float = figure(
+        "From sending the node's last round to its answer.", "node_answer_seconds", default=0.0
+    )
+
+
+class DatasetResult(_Content):
+    """One evaluation dataset. What could not be measured is missing, with the error beside it."""
+
+    name: str
+    loss: float | None = None
+    spread: float | None = Field(None, description="Standard error of the loss over its frames.")
+    frames: int = 0
+    success: float | None = None
+    rollouts: int = 0
+    error: str | None = None
+
+
+class Evaluation(_Content):
+    """A round's evaluation: unweighted means, and each dataset."""
+
+    loss: float | None
+    success: float | None = None
+    datasets: tuple[DatasetResult, ...] = ()
+
+
+class RoundCommitted(AnyEvent):
+    """The round exists. Round 0 is the policy before any training: it has no nodes."""
+
+    kind: Literal["round.committed"] = "round.committed"
+    round: int
+    nodes: tuple[NodeRound, ...] = ()
+    refused: dict[str, str] = Field(default_factory=dict)
+    lost: dict[str, str] = Field(default_factory=dict)
+    samples: int = 0
+    train_loss: float | None = None
+    proximal_loss: float | None = None
+    holdout_loss: float | None = None
+    learning_rate: float | None = None
+    proximal_mu: float | None = None
+    reasons: tuple[str, ...] = ()
+    boosts: dict[str, float] = Field(default_factory=dict)
+    codec: dict[str, str] | None = None
+    aggregation: str | None = None
+    weights_norm: float | None = None
+    mean_update_norm: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    rolled_back_to: int | None = None
+
+
+class EvaluationFailed(AnyEvent):
+    """A round's evaluation gave nothing; the round counts."""
+
+    kind: Literal["evaluation.failed"] = "evaluation.failed"
+    round: int
+    reason: str
+    message: str
+
+
+class CheckpointWritten(AnyEvent):
+    """A round's weights lie as a checkpoint in ``folder``."""
+
+    kind: Literal["checkpoint.written"] = "checkpoint.written"
+    round: int
+    folder: str
+    passed: bool
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class CheckpointFailed(AnyEvent):
+    """No checkpoint of this round."""
+
+    kind: Literal["checkpoint.failed"] = "checkpoint.failed"
+    round: int
+    reason: str
+    message: str
+
+
+Event = Annotated[
+    RunStarted
+    | RunResumed
+    | RunFinished
+    | RunFailed
+    | ModelReady
+    | StatisticsMerged
+    | NodeJoined
+    | NodeRefused
+    | NodeLeftOut
+    | NodeLost
+    | NodeSitsOut
+    | RoundStarted
+    | RoundFailed
+    | UpdateAccepted
+    | UpdateRefused
+    | RoundCommitted
+    | EvaluationFailed
+    | CheckpointWritten
+    | CheckpointFailed,
+    Field(discriminator="kind"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+KINDS = frozenset(EVENT.json_schema()["discriminator"]["mapping"])

@@ -1,0 +1,134 @@
+"""Why a node's answer has no part in a round, or a run ended, and what follows from it."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import Self
+
+
+class Effect(Enum):
+    """What a reason means for the node that it is about."""
+
+    PASSES = "passes: the node is asked again after a pause"
+    AWAY = "passes: the node is first asked whether its learner takes tasks again"
+    STRIKE = "strike: after max-strikes of them the node sits out"
+    LEAVES = "leaves the run, because it would only refuse again"
+
+
+class Reason(StrEnum):
+    """A short name, stable over versions.
+
+    A node may give any; what is not known here is :attr:`OTHER`, so that what a node writes cannot
+    make metrics without end.
+    """
+
+    effect: Effect
+    text: str
+    interrupts: bool  #: a run that ends for it can be resumed without a person's help
+
+    def __new__(cls, value: str, effect: Effect, text: str, interrupts: bool = False) -> Self:
+        """A member with what it means."""
+        made = str.__new__(cls, value)
+        made._value_ = value
+        made.effect, made.text, made.interrupts = effect, text, interrupts
+        return made
+
+    # Passing conditions of a machine.
+    DEADLINE = "deadline", Effect.PASSES, "the round's deadline has passed"
+    DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", True
+    DROPPED = "dropped", Effect.PASSES, "nobody waits for the task any more"
+    FLOWER_ERROR = "flower_error", Effect.PASSES, "Flower reports an error instead of an answer"
+    OUT_OF_MEMORY = "out_of_memory", Effect.PASSES, "a GPU's or machine's memory does not suffice"
+    TRY_AGAIN = "try_again", Effect.PASSES, "something passing", True
+    GPU_FAILED = "gpu_failed", Effect.AWAY, "the GPU failed and the learner restarts", True
+    LEARNER_BUSY = "learner_busy", Effect.AWAY, "the learner does another task"
+    LEARNER_GONE = "learner_gone", Effect.AWAY, "the learner is not there", True
+    LEARNER_SILENT = "learner_silent", Effect.AWAY, "the learner says nothing", True
+
+    # What admission refuses.
+    MANIFEST_MISMATCH = (
+        "manifest_mismatch",
+        Effect.STRIKE,
+        "a tensor is missing, extra, of another shape or type, or altered on the way",
+    )
+    WRONG_ROUND = "wrong_round", Effect.STRIKE, "the answer is to another round"
+    WRONG_BASE = "wrong_base", Effect.STRIKE, "the update is against other weights"
+    WRONG_CODEC = "wrong_codec", Effect.STRIKE, "encoded in another way than was asked for"
+    WRONG_KIND = "wrong_kind", Effect.STRIKE, "weights where a difference was asked for"
+    NO_PAYLOAD = "no_payload", Effect.STRIKE, "an answer without an update"
+    NOT_FINITE = (
+        "not_finite",
+        Effect.STRIKE,
+        "NaN, infinity or a norm that overflows, or losses that are no numbers",
+    )
+    IMPLAUSIBLE_SAMPLES = (
+        "implausible_samples",
+        Effect.STRIKE,
+        "more samples than were asked for",
+    )
+    ZERO_UPDATE = "zero_update", Effect.STRIKE, "the update changes nothing"
+    NORM_CAP = "norm_cap", Effect.STRIKE, "longer than max-update-ratio times the weights"
+    NORM_OUTLIER = (
+        "norm_outlier",
+        Effect.STRIKE,
+        "longer than norm-outlier-factor times the round's median, where three or more came",
+    )
+    NOT_ADMITTED = "not_admitted", Effect.STRIKE, "the update is no good otherwise"
+    BAD_BODY = "bad_body", Effect.STRIKE, "the answer cannot be read"
+    BAD_MESSAGE = "bad_message", Effect.STRIKE, "the answer is no message of this protocol"
+
+    # What a node says of itself and what stays so.
+    BUG = "bug", Effect.LEAVES, "a bug of zk0d on the node"
+    CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"
+    DATA_ERROR = "data_error", Effect.LEAVES, "the recordings cannot be used"
+    HUB_UNREACHABLE = "hub_unreachable", Effect.LEAVES, "a model could not be fetched"
+    LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "more than the owner lends"
+    MODEL_MISMATCH = "model_mismatch", Effect.LEAVES, "the base model is not the coordinator's"
+    MODEL_NOT_ALLOWED = "model_not_allowed", Effect.LEAVES, "the site does not list the model"
+    MODEL_UNAVAILABLE = "model_unavailable", Effect.LEAVES, "the model is not here, or not whole"
+    MODEL_UNSAFE = "model_unsafe", Effect.LEAVES, "the model's folder holds code"
+    NOT_FETCHED = "not_fetched", Effect.LEAVES, "the dataset was not fetched"
+    NO_DATASET = "no_dataset", Effect.LEAVES, "the node names no recordings"
+    NO_STATISTICS = "no_statistics", Effect.LEAVES, "nothing to normalize with"
+    OUTSIDE_HOURS = "outside_hours", Effect.LEAVES, "the owner lends other hours"
+    POLICY_NOT_ALLOWED = "policy_not_allowed", Effect.LEAVES, "the site trains other policies"
+    PROTOCOL_MISMATCH = "protocol_mismatch", Effect.LEAVES, "another version of the protocol"
+    RUN_DATASET_REFUSED = "run_dataset_refused", Effect.LEAVES, "nodes train on their own data"
+    STATISTICS_MISMATCH = "statistics_mismatch", Effect.LEAVES, "other statistics than announced"
+    STOPPED = "stopped", Effect.LEAVES, "the task was ended"
+    UNAVAILABLE = "unavailable", Effect.LEAVES, "something that is needed is not there"
+    OTHER = "other", Effect.LEAVES, "anything else"
+
+    @classmethod
+    def of(cls, text: str) -> Reason:
+        """The reason that a machine gave."""
+        return next((reason for reason in cls if reason.value == text), cls.OTHER)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the node is worth asking again."""
+        return self.effect in (Effect.PASSES, Effect.AWAY)
+
+
+BEGIN, END = "<!-- reasons: make reference writes this table -->", "<!-- reasons end -->"
+
+
+def table() -> str:
+    """The reasons as Markdown."""
+    lines = ["| reason | what it says | what follows |", "|---|---|---|"]
+    lines += [f"| `{r.value}` | {r.text} | {r.effect.value} |" for r in Reason]
+    return "\n".join(lines)
+
+
+def write_table(page: Path) -> None:
+    """Put the table between its marks in a page."""
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    page.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/architecture.md"))

@@ -1,0 +1,373 @@
+"""What is known of a run: one fold over its journal, for all who ask.
+
+The coordinator continues a run by it, and status, metrics, pages, reports and summaries are views
+of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zk0d.errors import ConfigError
+from zk0d.learning.spec import PolicySpec
+from zk0d.record.events import (
+    EvaluationFailed,
+    Event,
+    ModelReady,
+    NodeJoined,
+    NodeLost,
+    NodeRound,
+    NodeSitsOut,
+    RoundCommitted,
+    RoundFailed,
+    RoundStarted,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StatisticsMerged,
+    UpdateRefused,
+)
+from zk0d.record.journal import CONFIG, JOURNAL, JournalTail, is_whole, read_journal
+from zk0d.record.reasons import Reason
+
+ACCEPTED, REFUSED, LOST = RESULTS = ("accepted", "refused", "lost")
+Phase = Literal["starting", "running", "finished", "failed", "stopped"]
+
+
+@dataclass
+class Member:
+    """A node of a run. Sums count repeated rounds, too."""
+
+    version: str = ""
+    updates: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+    bytes_up: int = 0
+    bytes_down: int = 0
+    steps: int = 0
+    samples: int = 0
+    sits_out_until: int = 0  #: the last round without it
+    last: NodeRound | None = None  #: its part in the last round that it had one in
+
+
+@dataclass
+class RunState:
+    """A run after the events that it was given, in order.
+
+    Attributes
+    ----------
+    whole
+        Whether the nodes' parts are kept of every round. Who follows a run for weeks keeps those
+        of the last one only.
+    rounds
+        The committed rounds that count: a round that was committed again counts once, the last
+        time, and what came after the round at which the run was resumed never was.
+    losses
+        The nodes' training losses: by round, then by node.
+    refusals
+        Refused updates of rounds that count, or may still.
+    """
+
+    run: str = ""
+    whole: bool = True
+    phase: Phase = "starting"
+    settings: dict[str, str | int | float | bool] = field(default_factory=dict)
+    spec: PolicySpec | None = None
+    statistics_sha256: str = ""
+    began: float = 0.0  #: seconds since 1970
+    message: str = ""  #: why it failed
+    interrupted: bool = False  #: it failed for a cause that passes
+    flower_run: str = ""  #: what Flower calls it, if it was resumed
+    resumed: int = 0
+
+    rounds: dict[int, RoundCommitted] = field(default_factory=dict)
+    last: RoundCommitted | None = None  #: the last one, with its nodes
+    losses: dict[int, dict[str, float]] = field(default_factory=dict)
+    refusals: list[UpdateRefused] = field(default_factory=list)
+    lost: list[NodeLost] = field(default_factory=list)
+    failures: list[RoundFailed | EvaluationFailed] = field(default_factory=list)
+    members: dict[str, Member] = field(default_factory=dict)  #: every node that was there
+    names: dict[str, str] = field(default_factory=dict)  #: what the run calls a node, by key
+    open: RoundStarted | None = None  #: the round under way
+
+    asked: int = 0  #: nodes in the round that was sent last
+    learning_rate: float = 0.0
+    proximal_mu: float = 0.0
+    bytes_up: int = 0  #: sums and counts hold repeated rounds, too
+    bytes_down: int = 0
+    committed: int = 0
+    failed: int = 0
+    evaluations: dict[str, int] = field(default_factory=lambda: {"done": 0, "failed": 0})
+    refused: Counter[tuple[str, Reason]] = field(default_factory=Counter)  #: by node and reason
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState:
+        """The run in ``folder``, whole."""
+        state = cls(run=folder.name)
+        for event in read_journal(folder):
+            state.apply(event)
+        return state
+
+    def apply(self, event: Event) -> None:
+        """Take the next event."""
+        match event:
+            case RunStarted():
+                self.run, self.settings, self.phase = event.run, event.settings, "running"
+                self.began = self.began or event.time
+            case RunResumed():
+                self._resume(event)
+            case RunFinished():
+                self.phase, self.open = "finished", None
+            case RunFailed():
+                self.phase, self.message, self.open = "failed", event.message, None
+                self.interrupted = Reason.of(event.reason).interrupts
+            case ModelReady():
+                self.spec = event.spec
+            case StatisticsMerged():
+                self.statistics_sha256 = event.sha256
+            case NodeJoined():
+                if event.key:
+                    self.names[event.key] = event.node
+                self._member(event.node).version = event.version
+            case NodeLost():
+                self.lost.append(event)
+                self._member(event.node).updates[LOST] += 1
+            case NodeSitsOut():
+                self._member(event.node).sits_out_until = event.until
+            case UpdateRefused():
+                self.refusals.append(event)
+                self.refused[event.node, Reason.of(event.reason)] += 1
+                self._member(event.node).updates[REFUSED] += 1
+            case RoundStarted():
+                self.open, self.asked = event, len(event.nodes)
+                self.learning_rate, self.proximal_mu = event.learning_rate, event.proximal_mu
+            case RoundFailed():
+                self.open = None
+                self.failed += 1
+                self.failures.append(event)
+            case EvaluationFailed():
+                self.evaluations["failed"] += 1
+                self.failures.append(event)
+            case RoundCommitted():
+                self._commit(event)
+
+    def _commit(self, event: RoundCommitted) -> None:
+        self.open, self.last = None, event
+        self.rounds[event.round] = event if self.whole else event.model_copy(update={"nodes": ()})
+        self.evaluations["done"] += event.evaluation is not None
+        if not event.round:
+            return  # the policy before any training
+        self.losses[event.round] = {node.node: node.policy_loss for node in event.nodes}
+        self.committed += 1
+        self.bytes_up += event.bytes_up
+        self.bytes_down += event.bytes_down
+        for node in event.nodes:
+            member = self._member(node.node)
+            member.last = node
+            member.updates[ACCEPTED] += 1
+            member.bytes_up += node.bytes_up
+            member.bytes_down += node.bytes_down
+            member.steps += node.steps
+            member.samples += node.samples
+
+    def _resume(self, event: RunResumed) -> None:
+        self.phase, self.message, self.interrupted, self.open = "running", "", False, None
+        self.flower_run = event.flower_run
+        self.resumed += 1
+        self.cut(event.round)
+
+    def cut(self, last: int) -> None:
+        """Forget what came after round ``last``: it is trained again."""
+        self.rounds = {n: event for n, event in self.rounds.items() if n <= last}
+        self.losses = {n: losses for n, losses in self.losses.items() if n <= last}
+        self.refusals = [event for event in self.refusals if event.round <= last]
+        if self.last is not None and self.last.round > last:
+            self.last = self.rounds.get(last)
+
+    def end(self, phase: Literal["failed", "stopped"], message: str) -> None:
+        """It ended without a last event of its own: its ServerApp died or was stopped."""
+        self.phase, self.message, self.open = phase, message, None
+        self.interrupted = phase == "failed"
+
+    def _member(self, node: str) -> Member:
+        return self.members.setdefault(node, Member())
+
+    # --- what follows from it ---------------------------------------------------------------------
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its journal says that it is not over."""
+        return self.phase in ("starting", "running")
+
+    @property
+    def flower(self) -> str:
+        """What Flower calls it: another number than its own once it was resumed."""
+        return self.flower_run or self.run
+
+    @property
+    def round(self) -> int:
+        """The last committed round that counts."""
+        return max(self.rounds, default=0)
+
+    @property
+    def wanted(self) -> int:
+        """Rounds that the run is to have."""
+        return int(self.settings.get("num-server-rounds", 0))
+
+    @property
+    def deadline(self) -> float:
+        """Until when the round under way waits, seconds since 1970; 0 between rounds."""
+        return self.open.time + self.open.deadline_seconds if self.open else 0.0
+
+    @property
+    def evaluated(self) -> dict[int, float]:
+        """Held-out loss by round, where it was measured."""
+        return {
+            number: event.evaluation.loss
+            for number, event in sorted(self.rounds.items())
+            if event.evaluation is not None and event.evaluation.loss is not None
+        }
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Round and held-out loss of the best evaluation."""
+        return min(self.evaluated.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def since_best(self) -> int:
+        """Evaluations after the best one."""
+        best = self.best
+        return sum(number > best[0] for number in self.evaluated) if best else 0
+
+    @property
+    def policy_loss(self) -> float | None:
+        """Held-out loss of the last evaluation, mean of the datasets."""
+        found = [event.evaluation for _, event in sorted(self.rounds.items()) if event.evaluation]
+        return found[-1].loss if found else None
+
+    @property
+    def train_loss(self) -> float | None:
+        """Training loss of the last round, weighted by samples."""
+        return self.last.train_loss if self.last else None
+
+    @property
+    def last_commit(self) -> float:
+        """When the last round was committed; 0 before the first."""
+        return self.last.time if self.last else 0.0
+
+    def by_dataset(self, what: Literal["loss", "success"]) -> dict[str, float]:
+        """The newest held-out loss, or success in closed loop, of each dataset."""
+        return _by_dataset((event for _, event in sorted(self.rounds.items())), what)
+
+    @property
+    def baseline(self) -> dict[str, float]:
+        """Each dataset's held-out loss before any training."""
+        return _by_dataset([self.rounds[0]] if 0 in self.rounds else [], "loss")
+
+    def last_whole(self, folder: Path) -> int:
+        """The newest committed round whose files in ``folder`` are those that were written.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        for number in sorted(self.rounds, reverse=True):
+            if is_whole(folder / "rounds" / f"{number:05d}"):
+                return number
+        raise ConfigError(
+            f"{folder}: no committed round is whole, so it cannot be resumed; start a new run.",
+            reason="nothing_to_resume",
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What ``status --json`` tells of a run."""
+        return {
+            "run": self.run,
+            "state": self.phase,
+            "round": self.round,
+            "rounds": self.wanted,
+            "policy_loss": self.policy_loss,
+            "train_loss": self.train_loss,
+            "losses": self.by_dataset("loss"),
+            "success": self.by_dataset("success"),
+            "last_commit": self.last_commit or None,
+            "message": self.message,
+            "resumed": self.resumed,
+        }
+
+    def sentence(self) -> str:
+        """All of it in one line."""
+        if self.phase == "stopped":
+            return f"run {self.run} was stopped at round {self.round}/{self.wanted}"
+        if self.phase == "failed":
+            return f"run {self.run} failed at round {self.round}: {self.message}"
+        parts = [f"round {self.round}/{self.wanted}"]
+        loss = self.policy_loss if self.policy_loss is not None else self.train_loss
+        if loss is not None:
+            parts.append(f"loss {loss:.3f}")
+        if self.asked:
+            answered = len(self.last.nodes) if self.last else 0
+            parts.append(f"{answered or self.asked} of {self.asked} nodes")
+        if self.phase == "finished":
+            parts.insert(0, "finished")
+        return ", ".join(parts)
+
+
+def _by_dataset(
+    events: Iterable[RoundCommitted], what: Literal["loss", "success"]
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for event in events:
+        for dataset in event.evaluation.datasets if event.evaluation else ():
+            value = getattr(dataset, what)
+            if value is not None:
+                found[dataset.name] = value
+    return found
+
+
+class NewestRun:
+    """Follows the newest run under a folder of runs."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._folder: Path | None = None
+        self._known: set[Path] | None = None
+        self._tail: JournalTail | None = None
+        self.state: RunState | None = None
+        #: Events that were written since the look before. What a run holds that was there at the
+        #: first look, or that is looked at once more after another, is old.
+        self.fresh: list[Event] = []
+
+    def look(self) -> RunState | None:
+        """The newest run's state; ``None`` if there is no run."""
+        there = {path.parent for path in self._runs.glob(f"*/{JOURNAL}") if path.is_file()}
+        if self._known is None:
+            self._known = there
+        newest = max(there, key=_begun, default=None)
+        old = newest != self._folder and newest in self._known
+        if newest != self._folder:
+            self._folder = newest
+            self._tail = JournalTail(newest) if newest else None
+            self.state = RunState(run=newest.name, whole=False) if newest else None
+        self.fresh = []
+        if newest is not None and self._tail is not None and self.state is not None:
+            self._known.add(newest)
+            events = self._tail.new_events()
+            for event in events:
+                self.state.apply(event)
+            self.fresh = [] if old else events
+        return self.state
+
+
+def _begun(folder: Path) -> float:
+    """When a run began: its settings are written once. (A stopped run may go on for a minute.)"""
+    for name in (CONFIG, JOURNAL):
+        try:
+            return (folder / name).stat().st_mtime
+        except FileNotFoundError:
+            continue
+    return 0.0
