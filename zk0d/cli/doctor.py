@@ -11,7 +11,8 @@ import typer
 
 from zk0d.cli import units
 from zk0d.cli.config import Role
-from zk0d.cli.status import Folder, Json
+from zk0d.cli.status import Json
+from zk0d.cli.verbs import Folder
 
 if TYPE_CHECKING:
     from zk0d.doctor.finding import Finding

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import audit, units
+from zk0d.cli import audit, units, verbs
 
 if TYPE_CHECKING:
+    from zk0d.config.machine import ServerSettings
     from zk0d.config.run import RunSettings
     from zk0d.flower.control import Control
     from zk0d.record.events import Event
@@ -45,6 +46,7 @@ def run(
     superlink: Superlink = "",
     ca: Ca = None,
     secret: Secret = None,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Start a run on this coordinator; its bundle holds settings and no code."""
     from zk0d.config.run import parse_overrides, run_settings
@@ -62,38 +64,33 @@ def run(
         values["resume"] = resume
     settings = run_settings(values)
     if not resume:
-        _check(settings, elsewhere=bool(superlink))
-    with control(superlink, ca, secret) as link:
+        _check(settings, folder, elsewhere=bool(superlink))
+    with control(folder, superlink, ca, secret) as link:
         number = link.start_run(settings)
         typer.echo(number)
         changed = {"resume": resume} if resume else values
-        audit.note(units.CONFIG_FOLDER, "run.requested", run=str(number), settings=changed)
+        audit.note(folder, "run.requested", run=str(number), settings=changed)
         if follow:
             try:
-                _follow(link, number, resume or str(number))
+                _follow(link, folder, number, resume or str(number))
             except KeyboardInterrupt:
                 typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
 
 
-def _check(settings: RunSettings, *, elsewhere: bool) -> None:
+def _check(settings: RunSettings, folder: Path, *, elsewhere: bool) -> None:
     """Refuse what would fail at the run's end; what this coordinator lacks, if it is its own."""
-    from zk0d.config.machine import ServerSettings
-
-    path = units.CONFIG_FOLDER / "server.toml"
-    if elsewhere or not path.exists():
+    if elsewhere or not (folder / "server.toml").exists():
         settings.check_end(RUN_SETTINGS)
     else:
-        ServerSettings.load(path).check_run(settings, RUN_SETTINGS)
+        coordinator(folder).check_run(settings, RUN_SETTINGS)
 
 
-def control(superlink: str, ca: Path | None, secret: Path | None) -> Control:
+def control(folder: Path, superlink: str, ca: Path | None, secret: Path | None) -> Control:
     """The SuperLink of this coordinator, by ``server.toml`` where nothing else is said."""
-    from zk0d.config.machine import DEFAULT_CA, DEFAULT_SERVER_CONFIG, ServerSettings
+    from zk0d.config.machine import DEFAULT_CA, ServerSettings
     from zk0d.flower.control import Control
 
-    link = ServerSettings().superlink
-    if DEFAULT_SERVER_CONFIG.exists() and not (superlink and ca):
-        link = ServerSettings.load(DEFAULT_SERVER_CONFIG).superlink
+    link = ServerSettings().superlink if superlink and ca else coordinator(folder).superlink
     return Control(
         superlink or f"127.0.0.1:{link.port}",
         ca or link.ca or DEFAULT_CA,
@@ -101,17 +98,21 @@ def control(superlink: str, ca: Path | None, secret: Path | None) -> Control:
     )
 
 
-def _follow(link: Control, number: int, name: str) -> None:
-    from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
+def coordinator(folder: Path) -> ServerSettings:
+    """Its settings; the defaults where there are none."""
+    from zk0d.config.machine import ServerSettings
+
+    path = folder / "server.toml"
+    return ServerSettings.load(path) if path.exists() else ServerSettings()
+
+
+def _follow(link: Control, folder: Path, number: int, name: str) -> None:
     from zk0d.errors import Zk0dError
     from zk0d.flower.control import FINISHED
     from zk0d.record.events import RunFailed, RunFinished
     from zk0d.record.journal import JournalTail
 
-    server = ServerSettings()
-    if DEFAULT_SERVER_CONFIG.exists():
-        server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
-    tail = JournalTail(server.runs / name)
+    tail = JournalTail(coordinator(folder).runs / name)
     if name != str(number):
         tail.new_events()  # what it did before is known
     ended = 0.0

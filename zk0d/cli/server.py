@@ -53,7 +53,8 @@ def renew(
     force: Annotated[bool, typer.Option("--force", help="However long it is valid.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Renew the gateway's certificate if it ends within 30 days; a timer does this each day."""
+    """Renew the gateway's certificate if it ends within 30 days; each day this is done anyway."""
+    from zk0d.config.machine import ServerSettings
     from zk0d.flower import certificates
 
     with setup.writing(folder):
@@ -61,9 +62,11 @@ def renew(
     if not renewed:
         typer.echo("the certificate is valid for more than 30 days")
         return
+    # Nodes connect again; the SuperLink and its run are not touched.
     if units.by_systemd(folder):
-        # Nodes connect again; the SuperLink and its run are not touched.
         units.systemctl("try-restart", "zk0d-gateway.service")
+    else:
+        setup.reload_gateway(ServerSettings.load(folder / "server.toml"))
     typer.echo("the certificate is renewed")
 
 
@@ -71,18 +74,14 @@ def renew(
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
     from zk0d.config.machine import ServerSettings
-    from zk0d.errors import UnavailableError
 
-    if units.by_systemd(folder) and not setup.nginx():
-        raise UnavailableError(
-            "nginx is not installed, so no node would reach this coordinator; apt-get install"
-            " nginx-light, then start again."
-        )
+    settings = ServerSettings.load(folder / "server.toml")
+    gateway = setup.gateway(folder, settings)
     with setup.writing(folder):
-        changed = setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
+        changed = setup.write_gateway(folder, settings)
         if units.by_systemd(folder):
-            setup.hand_over_certificate(ServerSettings.load(folder / "server.toml"))
-    verbs.start("server", folder, changed=changed)
+            setup.hand_over_certificate(settings)
+    verbs.start("server", folder, changed=changed, besides=[gateway])
     if changed and units.by_systemd(folder):
         units.systemctl("restart", "zk0d-gateway.service")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from zk0d.config.machine import ServerSettings
     from zk0d.flower.enrolment import Invite
+    from zk0d.services.foreground import Program
 
 DEFAULT_FOLDER = Path("/etc/zk0d")
 GATEWAY = "gateway.conf"
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Make the folder; what cannot be written in there is a sentence."""
     from zk0d.errors import TryAgainError
@@ -60,7 +62,7 @@ def init_server(folder: Path, hosts: list[str], certificate: Path | None, key: P
         if is_new(folder / name):
             make_secret(folder / name)
     if is_new(folder / "server.toml"):
-        tables = _server_paths(folder)
+        own, tables = _server_paths(folder)
         if certificate and key:
             tables["gateway"] = {
                 "certificate": certificate.absolute(),
@@ -69,18 +71,19 @@ def init_server(folder: Path, hosts: list[str], certificate: Path | None, key: P
             }
         write_file(
             folder / "server.toml",
-            "# docs/settings.md has every key. Held-out recordings to evaluate on:\n"
+            f"# docs/settings.md has every key.\n{_lines(own)}"
+            "# Held-out recordings to evaluate on:\n"
             '# [[evaluation]]\n# name = "held-out"\n# dataset-uri = "local:/data/held-out"\n'
             + _toml(tables),
         )
 
 
-def _server_paths(folder: Path) -> dict[str, dict[str, object]]:
-    """Where a coordinator's files are, if not where the settings' defaults say."""
+def _server_paths(folder: Path) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+    """Where a coordinator's files are, if not where the settings' defaults say: keys, tables."""
     if folder.absolute() == DEFAULT_FOLDER:
-        return {}
+        return {}, {}
     home = folder.absolute()
-    return {
+    return {"state": home / "state/server"}, {
         "superlink": {
             "state": home / "state/superlink",
             "roster": home / "roster.d",
@@ -91,7 +94,13 @@ def _server_paths(folder: Path) -> dict[str, dict[str, object]]:
             "control-secret": home / "control.secret",
         },
         "gateway": {"certificate": home / "tls/server.crt", "key": home / "tls/server.key"},
-        "publish": {"hf-token": home / "hf.token", "wandb-key": home / "wandb.key"},
+        "superexec": {"state": home / "state/server/flower"},
+        "evaluator": {"socket": home / "state/evaluator.sock"},
+        "publish": {
+            "state": home / "state/publish",
+            "hf-token": home / "hf.token",
+            "wandb-key": home / "wandb.key",
+        },
     }
 
 
@@ -112,10 +121,11 @@ def _client_paths(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _toml(tables: dict[str, dict[str, object]]) -> str:
-    return "".join(
-        f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(str(v))}\n" for key, v in values.items())
-        for name, values in tables.items()
-    )
+    return "".join(f"\n[{name}]\n{_lines(values)}" for name, values in tables.items())
+
+
+def _lines(values: dict[str, object]) -> str:
+    return "".join(f"{key} = {json.dumps(str(value))}\n" for key, value in values.items())
 
 
 def hand_over_certificate(settings: ServerSettings) -> None:
@@ -136,6 +146,9 @@ def hand_over_certificate(settings: ServerSettings) -> None:
 def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     """Write nginx's configuration, after nginx has read it; whether it changed.
 
+    The system's unit hands nginx its files; without it nginx takes them from where they lie, and
+    keeps what it writes itself in the state folder.
+
     Raises
     ------
     ConfigError
@@ -144,25 +157,25 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     import subprocess
     import tempfile
 
+    from zk0d.cli import units
     from zk0d.errors import ConfigError
     from zk0d.flower.gateway import configuration
 
-    text, path = configuration(settings), folder / GATEWAY
-    program = nginx()
-    gateway, link = settings.gateway, settings.superlink
+    def here(runtime: Path) -> str:
+        own, ca = settings.gateway, settings.superlink.ca
+        return configuration(
+            settings, certificate=own.certificate, key=own.key, ca=ca, runtime=runtime, log="off"
+        )
+
+    path, program = folder / GATEWAY, nginx()
+    if units.by_systemd(folder):
+        text = configuration(settings)
+    else:
+        gateway_state(settings).mkdir(parents=True, exist_ok=True)
+        text = here(gateway_state(settings))
     if program:
         with tempfile.TemporaryDirectory() as draft:
-            (Path(draft) / "nginx.conf").write_text(
-                configuration(
-                    settings,
-                    certificate=gateway.certificate,
-                    key=gateway.key,
-                    ca=link.ca,
-                    runtime=Path(draft),
-                    log="off",
-                ).replace("access_log off zk0d;", "access_log off;"),
-                encoding="utf-8",
-            )
+            (Path(draft) / "nginx.conf").write_text(here(Path(draft)), encoding="utf-8")
             said = subprocess.run(
                 [program, "-t", "-q", "-e", "stderr", "-c", f"{draft}/nginx.conf"],
                 capture_output=True,
@@ -178,11 +191,53 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     return True
 
 
+def gateway_state(settings: ServerSettings) -> Path:
+    """Where nginx keeps its own files if systemd does not start it."""
+    return settings.superlink.state / "gateway"
+
+
+def reload_gateway(settings: ServerSettings) -> None:
+    """Have an nginx that systemd did not start read its certificate again, if one runs."""
+    import os
+
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((gateway_state(settings) / "nginx.pid").read_text(encoding="ascii"))
+        if "nginx" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
+            os.kill(pid, signal.SIGHUP)
+
+
 def nginx() -> str | None:
     """The gateway's program, if it is installed."""
     import shutil
 
-    return shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    # Where it is installed is on root's PATH alone.
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin")
+
+
+def gateway(folder: Path, settings: ServerSettings) -> Program:
+    """How nginx is started where systemd does not start it.
+
+    Raises
+    ------
+    UnavailableError
+        If it is not installed.
+    """
+    from zk0d.errors import UnavailableError
+    from zk0d.services.foreground import Program
+
+    program = nginx()
+    if program is None:
+        raise UnavailableError(
+            "nginx is not installed, so no node would reach this coordinator; apt-get install"
+            " nginx-light, then start again."
+        )
+    return Program(
+        "gateway",
+        (program, "-e", "stderr", "-c", str(folder / GATEWAY)),
+        status=f"nodes reach the SuperLink at port {settings.gateway.port}",
+        # Its workers end with it, and with nothing else.
+        death_signal=signal.SIGTERM,
+    )
 
 
 def invite(settings: ServerSettings) -> Invite:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zk0d.cli import units
+from zk0d.cli.verbs import Folder
 
 if TYPE_CHECKING:
     from zk0d.cli.units import Unit
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/commands.md has the schema.")]
-Folder = Annotated[Path, typer.Option(help="Where the settings lie.")]
 
 
 def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from zk0d.cli import audit, units
+from zk0d.cli import audit, units, verbs
 from zk0d.cli.run import Ca, Secret, Superlink
 
 
@@ -16,24 +17,22 @@ def stop(
     superlink: Superlink = "",
     ca: Ca = None,
     secret: Secret = None,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Stop a run on this coordinator; every committed round stays."""
     from zk0d.cli.run import control
 
-    with control(superlink, ca, secret) as link:
-        link.stop_run(_flowers(run))
+    with control(folder, superlink, ca, secret) as link:
+        link.stop_run(_flowers(folder, run))
         typer.echo(f"run {run} is stopped")
-        audit.note(units.CONFIG_FOLDER, "stop.requested", run=str(run))
+        audit.note(folder, "stop.requested", run=str(run))
 
 
-def _flowers(run: int) -> int:
+def _flowers(folder: Path, run: int) -> int:
     """What Flower calls the run now: one that was gone on with has another number there."""
-    from zk0d.config.machine import DEFAULT_SERVER_CONFIG, ServerSettings
+    from zk0d.cli.run import coordinator
     from zk0d.record.state import RunState
 
-    server = ServerSettings()
-    if DEFAULT_SERVER_CONFIG.exists():
-        server = ServerSettings.load(DEFAULT_SERVER_CONFIG)
     with contextlib.suppress(PermissionError):
-        return int(RunState.read(server.runs / str(run)).flower)
+        return int(RunState.read(coordinator(folder).runs / str(run)).flower)
     return run

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from zk0d.cli import units
+from zk0d.cli import units, verbs
 
 
 def top(
@@ -17,7 +16,7 @@ def top(
     ] = "",
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two frames.")] = 2.0,
-    folder: Annotated[Path, typer.Option(help="Where the settings lie.")] = units.CONFIG_FOLDER,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Run, nodes and learners in a terminal, live; Ctrl-C ends it."""
     from rich.console import Console

@@ -7,25 +7,37 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zk0d.cli import units
 
+if TYPE_CHECKING:
+    from zk0d.services.foreground import Program
+
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 30.0
 
-Folder = Annotated[Path, typer.Option(help="Where the settings lie.")]
+#: Services work in folders of their own, so a relative one would be another there.
+Folder = Annotated[Path, typer.Option(help="Where the settings lie.", callback=Path.absolute)]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="The last ones.")]
 
 
-def start(role: str, folder: Path, *, changed: bool = False) -> None:
+def start(
+    role: str, folder: Path, *, changed: bool = False, besides: Sequence[Program] = ()
+) -> None:
     """Start the services: by systemd, now and at every boot, or here, until Ctrl-C.
 
-    ``changed`` says that the caller changed something, for the line that is printed.
+    Parameters
+    ----------
+    changed
+        Whether the caller changed something, for the line that is printed.
+    besides
+        What runs here beside the services.
     """
     if units.by_systemd(folder):
         if units.runs_at_every_boot(role) and not changed:
@@ -34,7 +46,7 @@ def start(role: str, folder: Path, *, changed: bool = False) -> None:
         units.systemctl("enable", "--now", f"zk0d-{role}.target")
         typer.echo(f"started; zk0bot {role} status tells how it goes")
     else:
-        _run_here(role, folder)
+        _run_here(role, folder, besides)
 
 
 def stop(role: str, folder: Path) -> None:
@@ -70,12 +82,12 @@ def logs(roles: list[str], follow: bool, lines: int) -> None:
     subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
 
 
-def _run_here(role: str, folder: Path) -> None:
+def _run_here(role: str, folder: Path, besides: Sequence[Program]) -> None:
     from dataclasses import asdict
 
     from zk0d.daemon.notify import Notify
     from zk0d.errors import UsageError
-    from zk0d.services.foreground import Foreground, programs
+    from zk0d.services.foreground import Foreground, chores, programs
     from zk0d.services.hold import write_json
 
     state = units.state_folder(role, folder)
@@ -83,7 +95,9 @@ def _run_here(role: str, folder: Path) -> None:
         raise UsageError(f"they run already: zk0bot {role} status, zk0bot {role} stop.")
     state.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
-    width = max(len(program.name) for program in programs(role, folder / f"{role}.toml"))
+    config = folder / f"{role}.toml"
+    running = [*programs(role, config), *besides]
+    width = max(len(program.name) for program in running)
 
     def show(name: str):  # type: ignore[no-untyped-def]
         return lambda line: print(f"{name:{width}} | {line}", flush=True)
@@ -94,7 +108,8 @@ def _run_here(role: str, folder: Path) -> None:
     typer.echo("the services run here, until Ctrl-C.", err=True)
     try:
         with Foreground(state, show, restart=True) as services:
-            services.start(programs(role, folder / f"{role}.toml"))
+            services.start(running)
+            services.start_chores(chores(role, config))
             while True:
                 services.look()
                 seen = [asdict(service) for service in services.seen()]

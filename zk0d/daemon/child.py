@@ -27,8 +27,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Child:
     """One process with its own process group.
 
-    It gets SIGKILL when the thread that started it ends, however it ends, so start it from a thread
-    that lives as long as the process (the main one).
+    It gets ``death_signal`` when the thread that started it ends, however it ends, so start it from
+    a thread that lives as long as the process (the main one).
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ class Child:
     log
         Where its output goes: a file that is appended to, or a function that gets each line (from
         a thread of its own).
+    death_signal
+        SIGTERM for a program that then ends processes of its own, which nothing ties to us.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Child:
         env: Mapping[str, str],
         log: Path | Callable[[str], None],
         cwd: Path,
+        death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.name = name
         self.argv = list(argv)
@@ -56,7 +59,7 @@ class Child:
         parent = os.getpid()
 
         def tie_to_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
             if os.getppid() != parent:  # it died in between
                 os._exit(1)
 

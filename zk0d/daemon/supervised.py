@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Supervised:
         What ``reason`` and :meth:`restart` may say: each is counted from 0.
     most_deaths
         Deaths in a row after which :meth:`look` raises :class:`ChildError`; 0 never.
+    death_signal
+        What it gets if we die, as :class:`Child` says.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Supervised:
         reasons: tuple[str, ...] = (),
         backoff: Backoff = Backoff(),
         most_deaths: int = 0,
+        death_signal: signal.Signals = signal.SIGKILL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -114,6 +118,7 @@ class Supervised:
         self._reason = reason
         self._backoff = backoff
         self._most_deaths = most_deaths
+        self._death_signal = death_signal
         self._clock = clock
         self._child: Child | None = None
         self._started = 0.0
@@ -193,7 +198,9 @@ class Supervised:
     def _spawn(self) -> None:
         if self.last_end is not None and self.state is State.WAITING:
             self._restarts_total.labels(self.name, self.last_end.reason).inc()
-        self._child = Child(self.name, self._argv, self._env, self._log, self._cwd)
+        self._child = Child(
+            self.name, self._argv, self._env, self._log, self._cwd, self._death_signal
+        )
         self._started = self._clock()
         self.starts += 1
         self._starts_total.labels(self.name).inc()

@@ -16,7 +16,7 @@ RUNTIME = Path("/run/zk0d-gateway")
 _TEXT = """\
 # Written by zk0bot server init from server.toml ([gateway]); changes are lost.
 daemon off;
-pid {runtime}/nginx.pid;
+pid "{runtime}/nginx.pid";
 error_log stderr warn;
 worker_processes 2;
 worker_rlimit_nofile 8192;
@@ -25,12 +25,12 @@ events {{ worker_connections 4096; }}
 http {{
     server_tokens off;
     log_format zk0d '$remote_addr "$request" $status $request_length $request_time';
-    access_log {log} zk0d;
-    client_body_temp_path {runtime}/body;
-    proxy_temp_path {runtime}/proxy;
-    fastcgi_temp_path {runtime}/fastcgi;
-    uwsgi_temp_path {runtime}/uwsgi;
-    scgi_temp_path {runtime}/scgi;
+    access_log {log};
+    client_body_temp_path "{runtime}/body";
+    proxy_temp_path "{runtime}/proxy";
+    fastcgi_temp_path "{runtime}/fastcgi";
+    uwsgi_temp_path "{runtime}/uwsgi";
+    scgi_temp_path "{runtime}/scgi";
 
     # One address: how often it asks, and how many connections it holds.
     limit_req_zone $binary_remote_addr zone=fleet:2m rate={rate}r/s;
@@ -49,8 +49,8 @@ http {{
 
     server {{
         listen {listen}{port} ssl;{ipv6}
-        ssl_certificate {certificate};
-        ssl_certificate_key {key};
+        ssl_certificate "{certificate}";
+        ssl_certificate_key "{key}";
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_session_tickets off;
         limit_conn held {connections};
@@ -59,7 +59,7 @@ http {{
             limit_req zone=fleet burst={burst} nodelay;
             proxy_pass https://127.0.0.1:{link};
             proxy_ssl_verify on;
-            proxy_ssl_trusted_certificate {ca};
+            proxy_ssl_trusted_certificate "{ca}";
             proxy_ssl_name localhost;
             proxy_ssl_session_reuse on;
             proxy_http_version 1.1;
@@ -112,13 +112,17 @@ def configuration(
         What nodes see; by default as systemd hands them over.
     ca
         What the SuperLink's own certificate is checked against.
+    runtime
+        A folder for the pid and for temporary files.
+    log
+        Where each request is written to, or ``off``.
     loopback
         Listen on loopback alone, for tests and demos.
     """
     gateway, link = settings.gateway, settings.superlink
     return _TEXT.format(
         runtime=runtime,
-        log=log,
+        log=log if log == "off" else f"{log} zk0d",
         certificate=certificate,
         key=key,
         ca=ca,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zk0d.daemon.child import Child, stop_all, wait_until
@@ -38,15 +40,27 @@ ROLES = {
 }
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
+#: As the units and timers of these programs have it.
+PUBLISH_FIRST, PUBLISH_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 120.0, 300.0, 86400.0, 60.0
 _WAITS_FOR_A_PERSON = {ExitCode.USAGE: UsageError, ExitCode.CONFIG: ConfigError}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A service: its name, and how it is started."""
+    """A service: its name, and how it is started.
+
+    Parameters
+    ----------
+    status
+        Of a program that tells nothing of itself, such as nginx; it is ready while it runs.
+    death_signal
+        What it gets if we die, as :class:`~zk0d.daemon.child.Child` says.
+    """
 
     name: str
     argv: tuple[str, ...]
+    status: str = ""
+    death_signal: signal.Signals = signal.SIGKILL
 
     @classmethod
     def of(cls, name: str, verb: Sequence[str], config: Path) -> Program:
@@ -58,6 +72,42 @@ class Program:
 def programs(role: str, config: Path) -> list[Program]:
     """The services of a role."""
     return [Program.of(name, verb, config) for name, verb in ROLES[role].items()]
+
+
+@dataclass
+class Chore:
+    """What a timer or a person starts under systemd: a program that ends by itself.
+
+    Parameters
+    ----------
+    first, every
+        Seconds until its first start, and from an end to the next. After a failure that may pass it
+        is started again sooner.
+    """
+
+    program: Program
+    every: float
+    first: float = 0.0
+    env: Mapping[str, str] = field(default_factory=dict)
+    child: Child | None = None
+    due: float = 0.0
+
+
+def chores(role: str, config: Path) -> list[Chore]:
+    """What a role has to have done from time to time."""
+    folder, zk0d = config.parent, Path(sys.executable).parent / "zk0d"
+    # A token of the caller's own does as well.
+    token = {"HF_TOKEN_PATH": str(folder / "hf.token")} if (folder / "hf.token").exists() else {}
+    fetch = Program("fetch", (str(zk0d), "fetch", f"--{role}", str(config)))
+    found = [Chore(fetch, float("inf"), env=token)]
+    if role == "server":
+        renew = (str(zk0d.with_name("zk0bot")), "server", "renew", "--folder", str(folder))
+        publish = Program.of("publish", ("publish",), config)
+        found += [
+            Chore(Program("renew", renew), RENEW_SECONDS),
+            Chore(publish, PUBLISH_SECONDS, PUBLISH_FIRST),
+        ]
+    return found
 
 
 @dataclass
@@ -83,6 +133,12 @@ class Process:
     program: Program
     child: Supervised
     told: Told
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can do its part."""
+        tells_nothing = bool(self.program.status)
+        return self.child.state is State.RUNNING if tells_nothing else self.told.ready
 
 
 @dataclass(frozen=True)
@@ -113,6 +169,7 @@ class Foreground:
         self, folder: Path, log: Callable[[str], Path | Callable[[str], None]], *, restart: bool
     ) -> None:
         self.processes: dict[str, Process] = {}
+        self._chores: list[Chore] = []
         self._folder = folder
         self._log = log
         self._restart = restart
@@ -151,25 +208,33 @@ class Foreground:
                 log=self._log(program.name),
                 reason=self._reason(program.name),
                 backoff=Backoff(shortest=2.0, longest=60.0),
+                death_signal=program.death_signal,
             )
             self.processes[program.name] = Process(program, child, told)
             child.start()
 
+    def start_chores(self, chores: Sequence[Chore]) -> None:
+        """Have these done from time to time, by :meth:`look`."""
+        for chore in chores:
+            chore.due = time.monotonic() + chore.first
+        self._chores += chores
+
     @property
     def children(self) -> list[Child]:
         """The processes that run now."""
-        return [p.child.child for p in self.processes.values() if p.child.child is not None]
+        services = [process.child.child for process in self.processes.values()]
+        return [child for child in services if child is not None]
 
     @property
     def ready(self) -> bool:
-        """Whether every service said that it can do its part."""
-        return all(process.told.ready for process in self.processes.values())
+        """Whether every service can do its part."""
+        return all(process.ready for process in self.processes.values())
 
     def wait_until_ready(self, *names: str) -> None:
         """Wait for services, all of them if none is named; raises what ends one meanwhile."""
         for process in [self.processes[name] for name in names] or list(self.processes.values()):
             wait_until(
-                lambda told=process.told: told.ready,  # type: ignore[misc]
+                lambda process=process: process.ready,  # type: ignore[misc]
                 f"{process.program.name}'s start",
                 START_SECONDS,
                 self.children,
@@ -190,11 +255,32 @@ class Foreground:
                 process.child.child.check()
             if process.child.look() is not State.RUNNING:
                 process.told.ready = False
+        for chore in self._chores:
+            self._look_at(chore)
+
+    def _look_at(self, chore: Chore) -> None:
+        now = time.monotonic()
+        if chore.child is None:
+            if now >= chore.due:
+                said = {key: text for key, text in os.environ.items() if _of_the_hub(key)}
+                chore.child = Child(
+                    chore.program.name,
+                    chore.program.argv,
+                    child_environment() | said | dict(chore.env),
+                    self._log(chore.program.name),
+                    self._folder,
+                )
+            return
+        if chore.child.alive:
+            return
+        status, chore.child = chore.child.exit_status, None
+        passes = status not in (0, *_WAITS_FOR_A_PERSON)
+        chore.due = now + (min(chore.every, RETRY_SECONDS) if passes else chore.every)
 
     def seen(self) -> list[Seen]:
         """How each service is."""
         return [
-            Seen(name, p.child.state.value, p.child.starts - 1, p.told.status)
+            Seen(name, p.child.state.value, p.child.starts - 1, p.program.status or p.told.status)
             for name, p in self.processes.items()
         ]
 
@@ -207,7 +293,8 @@ class Foreground:
 
     def close(self) -> None:
         """Stop them side by side; none is left, nor what they began."""
-        stop_all(self.children, STOP_SECONDS)
+        doing = [chore.child for chore in self._chores if chore.child is not None]
+        stop_all([*self.children, *doing], STOP_SECONDS)
         for process in self.processes.values():
             process.child.stop("stopped")
         os.write(self._end, b".")
@@ -237,3 +324,8 @@ class Foreground:
                 told: Told = key.data
                 with contextlib.suppress(OSError):
                     told.take(told.listening.recv(65536))
+
+
+def _of_the_hub(variable: str) -> bool:
+    """Whether a variable tells how to reach the hub or W&B."""
+    return variable.startswith(("HF_", "WANDB_")) or variable.lower().endswith("_proxy")
