@@ -187,8 +187,7 @@ def test_a_hubs_dataset_is_opened_where_lerobot_keeps_it(
     hub: FakeHub, recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "lerobot"
-    for name, folder in (("HF_LEROBOT_HOME", home), ("HF_LEROBOT_HUB_CACHE", home / "hub")):
-        monkeypatch.setattr(f"lerobot.utils.constants.{name}", folder)
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(home))
     with pytest.raises(UnavailableError, match="zk0bot data fetch ann/cubes gets it"):
         open_recordings("ann/cubes")
     snapshot = home / "hub/datasets--ann--cubes/snapshots" / ("c" * 40)

@@ -178,7 +178,8 @@ def fetch(datasets: Datasets) -> None:
     """Download datasets of the hub to this machine, each whole or not at all."""
     from zk0d.config.names import DatasetUri
     from zk0d.errors import UsageError
-    from zk0d.services.fetch import datasets_folder, fetch_dataset
+    from zk0d.learning.layout import datasets_folder
+    from zk0d.services.fetch import fetch_dataset
 
     for uri in datasets:
         try:

@@ -17,7 +17,18 @@ Model = Annotated[
     list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Where a base model lies.")
 ]
 HoldOut = Annotated[float, typer.Option(help="Share of the episodes kept out for evaluation.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def _device(value: str) -> str:
+    from zk0d.config.machine import check_device
+
+    try:
+        return check_device(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=_device)]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes weights, sampling, shares and faults.")]
 By = Annotated[str, typer.Option(help="One dataset's episodes: iid, dirichlet, task or region.")]
 Alpha = Annotated[float, typer.Option(help="Dirichlet's; small is uneven.")]

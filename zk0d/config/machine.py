@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from zk0d.config.base import Settings, wrong
 from zk0d.config.names import Alias, Cameras, DatasetUriText
@@ -23,6 +30,7 @@ DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
 DEFAULT_RELEASES = Path("/var/lib/zk0d/releases")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
+LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
 CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
@@ -52,6 +60,16 @@ class CacheSettings(Settings):
     )
 
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def check_device(value: str) -> str:
+    """``value``, if a device may be called so; else ``ValueError``."""
+    if not _DEVICE.fullmatch(value):
+        raise ValueError(f"{value!r} is no device; use auto, cpu, cuda or cuda:N")
+    return value
+
+
 #: In what a policy computes; what trains is float32 in any case.
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -67,7 +85,7 @@ class EvaluatorSettings(Settings):
     """A process that holds a policy, recordings and a device: the coordinator's evaluator."""
 
     socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket it is reached at.")
-    device: str = Field(
+    device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto",
         description="'auto', 'cpu', 'cuda' or 'cuda:N'. 'auto' is the GPU of a machine that has"
         " one, and never the CPU in its place.",
@@ -81,6 +99,16 @@ class EvaluatorSettings(Settings):
         0, description="Frames that may be unreadable before it reports data_error."
     )
     cache: CacheSettings = CacheSettings()
+
+    @field_validator("socket")
+    @classmethod
+    def _is_short(cls, value: Path) -> Path:
+        length = len(str(value).encode())
+        if length > LONGEST_SOCKET:
+            raise ValueError(
+                f"{value} has {length} bytes, the path of a unix socket {LONGEST_SOCKET} at most"
+            )
+        return value
 
 
 class LearnerSettings(EvaluatorSettings):
@@ -236,6 +264,14 @@ class ClientSettings(Settings):
     supernode: SupernodeSettings = SupernodeSettings()
     superexec: SuperexecSettings = SuperexecSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    def require_dataset(self) -> None:
+        """Raise :class:`ConfigError` if no recordings are named, and no run may name any."""
+        if not self.dataset_uri and not self.learner.accept_run_dataset:
+            raise ConfigError(
+                "dataset-uri is missing in this node's settings; give it the recordings to train"
+                ' on, such as dataset-uri = "local:/home/me/recordings".'
+            )
 
 
 class EvaluationDataset(Settings):

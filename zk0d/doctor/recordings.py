@@ -122,7 +122,7 @@ def dataset_values(
 
 def folder_of(host: Host, uri: str) -> Path:
     """Where a dataset is, or would be once it is fetched."""
-    from zk0d.services.fetch import datasets_folder
+    from zk0d.learning.layout import datasets_folder
 
     address = DatasetUri.parse(uri)
     if address.scheme == "local":

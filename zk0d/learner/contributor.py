@@ -66,13 +66,9 @@ class Contributor(Learner):
 
     def open(self) -> None:
         """Open and check the node's own recordings, so that a mistake shows at the start."""
+        self.settings.require_dataset()
         if self.settings.dataset_uri:
             self._recordings_at(self.settings.dataset_uri)
-        elif not self.settings.learner.accept_run_dataset:
-            raise ConfigError(
-                "dataset-uri is missing in this node's settings; give it the recordings to train"
-                ' on, such as dataset-uri = "local:/home/me/recordings".'
-            )
 
     def facts(self) -> dict[str, Any]:
         # The task's thread changes both meanwhile.

@@ -137,6 +137,13 @@ def wrong(uri: str, what: str, cure: str = RESTORE) -> DataError:
     return DataError(f"{uri}: {what}; {cure}.")
 
 
+def datasets_folder() -> Path:
+    """Where LeRobot looks for datasets by name. Its own constant costs an import of torch."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(HF_HOME) / "lerobot").expanduser()
+
+
 def find(uri: str) -> Path:
     """The folder of a dataset that is on this machine.
 
@@ -152,13 +159,11 @@ def find(uri: str) -> Path:
         if not address.folder.is_dir():
             raise wrong(uri, f"there is no folder {address.folder}", "give a dataset's folder")
         return address.folder
-    from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
-
-    fetched = Path(HF_LEROBOT_HOME) / address.location
+    fetched = datasets_folder() / address.location
     if (fetched / INFO).is_file():
         return fetched
     # LeRobot's own downloads are snapshots, one for each commit, with the commits of its tags.
-    cached = Path(HF_LEROBOT_HUB_CACHE) / f"datasets--{address.location.replace('/', '--')}"
+    cached = datasets_folder() / f"hub/datasets--{address.location.replace('/', '--')}"
     tags = sorted((cached / "refs").glob("v3.*"), reverse=True)
     for commit in [tag.read_text(encoding="utf-8").strip() for tag in tags]:
         if (cached / "snapshots" / commit / INFO).is_file():

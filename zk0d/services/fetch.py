@@ -28,6 +28,7 @@ from zk0d.config.names import POLICY_FILES, PROCESSOR_FILES, DatasetUri, split_r
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, TryAgainError, Zk0dError
 from zk0d.files import rename
+from zk0d.learning.layout import datasets_folder
 
 log = logging.getLogger("zk0d")
 
@@ -74,13 +75,6 @@ def fetch_dataset(name: str) -> bool:
     """Fetch one dataset of the hub; whether it was not here. Errors as of :func:`run`."""
     with _plainly("dataset", name):
         return _dataset(name)
-
-
-def datasets_folder() -> Path:
-    """Where LeRobot looks for datasets by name."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(HF_HOME) / "lerobot").expanduser()
 
 
 def _present() -> tuple[Path | None, Path | None]:

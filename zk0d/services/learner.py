@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from zk0d.errors import TryAgainError, UnavailableError
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.learner.tasks import Learner
+from zk0d.learning.layout import find, read_layout
 
 SOCKET_MODE = 0o660
 FIRST_INHERITED = 3  #: the first file descriptor that systemd hands over
@@ -152,13 +153,34 @@ def run(config: Path, *, evaluator: bool) -> None:
     Zk0dError
         If settings, recordings or socket are not as they must be; before anything is served.
     """
-    # Settings first: a mistake there should not have to wait for torch to load.
+    # No mistake that shows without torch waits for it to load.
     if evaluator:
         server = ServerSettings.load(config)
+        _look_first(server.evaluator.socket, [each.dataset_uri for each in server.evaluation])
         LearnerService("evaluator", lambda: _evaluator(server), server.evaluator.cache).run()
     else:
         client = ClientSettings.load(config)
+        client.require_dataset()
+        _look_first(client.learner.socket, [client.dataset_uri] if client.dataset_uri else [])
         LearnerService("learner", lambda: _contributor(client), client.learner.cache).run()
+
+
+def _look_first(path: Path, datasets: Iterable[str]) -> None:
+    """Refuse a socket that is taken, and recordings that are not there or broken off."""
+    if _is_taken(path) and not _is_handed_over():
+        raise _taken(path)
+    for uri in datasets:
+        read_layout(find(uri), uri)
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _taken(path: Path) -> UnavailableError:
+    return UnavailableError(f"{path}: another learner already listens there; stop it first.")
 
 
 def _sentence(doing: dict[str, Any]) -> str:
@@ -169,10 +191,15 @@ def _sentence(doing: dict[str, Any]) -> str:
     return f"training step {done}/{steps}, {pace * (steps - done):.0f} s left"
 
 
+def _is_handed_over() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def inherited() -> socket.socket | None:
     """The socket that systemd made for us and listens on already, if it did."""
-    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+    if not _is_handed_over():
         return None
+    del os.environ["LISTEN_PID"]
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     return socket.socket(fileno=FIRST_INHERITED) if count else None
 
@@ -206,11 +233,8 @@ def listen(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise UnavailableError(
-                        f"{path}: another learner already listens there; stop it first."
-                    )
+            if _is_taken(path):
+                raise _taken(path)
             path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         before = os.umask(0o777 & ~SOCKET_MODE)
