@@ -24,6 +24,7 @@ from zk0d.learner.tasks import TaskControl
 from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.spec import PolicySpec
+from zk0d.release import hub
 from zk0d.release.checkpoint import Releases
 
 pytestmark = pytest.mark.slow
@@ -162,6 +163,7 @@ def test_a_checkpoint_is_at_home_anywhere(
     loaded = evaluator._policy
     assert loaded is not None
     ours = actions_of(loaded, evaluator, tmp_path / "batch.pt")
+    assert hub.check(checkpoint), "it may be pushed"
     moved = tmp_path / "another" / "place"
     moved.parent.mkdir()
     checkpoint.rename(moved)

@@ -97,6 +97,22 @@ def test_what_the_settings_name_is_fetched_once(machine: Machine, hub: FakeHub) 
     assert hub.asked == [], "what is here is not asked for"
 
 
+def test_a_checkpoint_that_carries_its_vision_language_model(
+    machine: Machine, hub: FakeHub, tmp_path: Path
+) -> None:
+    """As zk0d pushes one: what it needs is in its own repository, and nothing else is asked for."""
+    policy = tmp_path / "policy"
+    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "./vlm"}))
+    (policy / "vlm").mkdir()
+    for name in ("config.json", "tokenizer.json", "merges.txt"):
+        (policy / "vlm" / name).write_text("{}")
+    done = machine.fetch()
+    assert done.returncode == 0, done.stderr
+    there = {path.name for path in (machine.hub / "models").rglob("vlm/*")}
+    assert there == {"config.json", "tokenizer.json", "merges.txt"}
+    assert not [path for _, path in hub.asked if "models/ann/vlm" in path]
+
+
 def test_a_download_that_broke_off_is_not_there_and_goes_on(machine: Machine, hub: FakeHub) -> None:
     hub.broken = "tasks.parquet"
     broken = machine.fetch()

@@ -116,6 +116,7 @@ def seal(key: Key = DEFAULT_KEY) -> None:
     import shutil
 
     from zk0d.errors import UnavailableError, UsageError
+    from zk0d.files import whole_file
     from zk0d.flower.keys import sealed_form
 
     sealed = sealed_form(key)
@@ -130,12 +131,11 @@ def seal(key: Key = DEFAULT_KEY) -> None:
             "systemd-creds is not here (systemd 250 and newer have it); the key stays a file that"
             " only root can read."
         )
-    _systemd_creds("encrypt", str(key), str(sealed))
-    sealed.chmod(0o600)
-    # The plain file goes only if the sealed one gives it back.
-    if _systemd_creds("decrypt", str(sealed), "-") != key.read_bytes():
-        sealed.unlink()
-        raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
+    # The plain file goes only if the sealed one gives it back, and is on the disk.
+    with whole_file(sealed, mode=0o600) as draft:
+        _systemd_creds("encrypt", str(key), str(draft))
+        if _systemd_creds("decrypt", str(draft), "-") != key.read_bytes():
+            raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
     lines = [f"LoadCredentialEncrypted=node.key:{sealed}"]
     units.write_drop_in("zk0d-client.service", "50-sealed-key", "the key is sealed", lines)
     key.unlink()
