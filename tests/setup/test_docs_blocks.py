@@ -348,7 +348,7 @@ def _dotted(model: type[Settings], before: str = "") -> Iterator[str]:
 
 #: Keys without their tables, where a sentence names the table.
 LAST = {key.rpartition(".")[2] for key in (*_dotted(ClientSettings), *_dotted(ServerSettings))}
-NOT_OURS = {"imp"}  #: an equation's
+NOT_OURS = {"imp", "title"}  #: an equation's; a block's
 
 
 def test_a_cameras_name_may_be_lerobots() -> None:
