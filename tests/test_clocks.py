@@ -54,7 +54,6 @@ ALLOWED = {
     ("learner/metrics.py", "began"): "a figure in seconds since 1970",
     ("learner/metrics.py", "ended"): "a figure in seconds since 1970",
     ("learner/metrics.py", "progress"): "a figure in seconds since 1970",
-    ("learning/layout.py", "find"): "which download is the newest, across boots",
     ("monitoring/top.py", "<module>"): "compared with figures of other machines",
     ("services/autorun.py", "_decide"): "shown: when the next run begins",
     ("services/figures.py", "update"): "a figure in seconds since 1970",

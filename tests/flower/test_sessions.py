@@ -166,7 +166,7 @@ def test_a_file_that_means_nothing_says_nothing(tmp_path: Path, text: str) -> No
 
 
 def test_a_full_disk_costs_no_node_its_answer(link: Link) -> None:
-    link.file.with_name(f".{link.file.name}").mkdir()
+    link.file.with_name(f".{link.file.name}.partial").mkdir()
     link.hear("first", 0)
     assert link.use() == KeyUse()
 

@@ -106,7 +106,9 @@ def typed(site: Site, *words: str) -> str:
 def by_zk0bot_run(site: Site, run: dict[str, Any]) -> str:
     site.write({})
     words = (f"{key}={json.dumps(value)}" for key, value in run.items())
-    return typed(site, "run", *(f"--config='{word}'" for word in words))
+    return typed(
+        site, "run", "--folder", str(site.folder), *(f"--config='{word}'" for word in words)
+    )
 
 
 def by_config_check(site: Site, run: dict[str, Any]) -> str:

@@ -164,8 +164,11 @@ def commands(code: str) -> Iterator[list[str]]:
         lexer.whitespace_split = True
         lexer.commenters = "#"
         words: list[str] = []
-        for word in [*lexer, ";"]:
-            if set(word) <= set("();|&"):
+        tokens = iter([*lexer, ";"])
+        for word in tokens:
+            if word in (">", ">>", "<", "<<<"):
+                next(tokens)  # where to, or from
+            elif set(word) <= set("();|&"):
                 if words:
                     yield words
                 words = []

@@ -36,7 +36,7 @@ def test_recordings_are_recognized_by_their_state(name: str) -> None:
 
 
 def test_nobody_elses_recordings_are_recognized() -> None:
-    assert recorded_task(None) is None
+    assert recorded_task(()) is None
     assert recorded_task(["a", "b"]) is None
 
 
