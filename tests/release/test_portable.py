@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.release.hub_stand_in import HubStandIn
 from tests.release.test_checkpoint import LOAD, statistics_of
 from tests.release.test_gate import summary
 from zk0d.config.machine import EvaluationDataset, EvaluatorSettings, ServerSettings
@@ -29,7 +32,7 @@ from zk0d.release.checkpoint import Releases
 
 pytestmark = pytest.mark.slow
 
-#: What a user types who knows nothing of the card: from within the checkpoint's folder.
+#: What a user types who knows nothing of the card.
 PLAIN = """
 import sys
 sys.modules["zk0d"] = None
@@ -37,7 +40,7 @@ import json
 from pathlib import Path
 import torch
 from lerobot.policies import get_policy_class, make_pre_post_processors
-kind = json.loads(Path("config.json").read_text())["type"]
+kind = json.loads((Path(sys.argv[1]) / "config.json").read_text())["type"]
 policy = get_policy_class(kind).from_pretrained(sys.argv[1])
 preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=sys.argv[1])
 batch = torch.load(sys.argv[2], weights_only=True)
@@ -131,9 +134,11 @@ def actions_of(policy: LoadedPolicy, evaluator: CoordinatorEvaluator, file: Path
     return actions.double().tolist()
 
 
-def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path) -> Any:
+def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env: str) -> Any:
     command = [sys.executable, "-c", code, str(checkpoint), str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=200, env={**os.environ, **env}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -143,8 +148,14 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path) -> An
     [("smolvla", "tiny"), ("smolvla", "tiny-wide"), ("act", "tiny"), ("smolvla", "anns-base")],
 )
 def test_a_checkpoint_is_at_home_anywhere(
-    policy: str, model: str, recordings_folder: Path, tmp_path: Path
+    policy: str,
+    model: str,
+    recordings_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     home = tmp_path / "machine-of-the-lab"
     home.mkdir()
     shutil.copytree(recordings_folder, home / "recordings")
@@ -168,12 +179,24 @@ def test_a_checkpoint_is_at_home_anywhere(
     moved.parent.mkdir()
     checkpoint.rename(moved)
     shutil.rmtree(home)
-    for code, cwd in ((LOAD, tmp_path), (PLAIN, moved)):
-        theirs = actions_elsewhere(code, moved, tmp_path / "batch.pt", cwd)
+    with HubStandIn() as hub_:  # which knows no such model
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub_.url}
+        elsewhere = {"HF_HUB_CACHE": str(tmp_path / "none")}  # a machine that never saw it
+        places = [
+            (PLAIN, tmp_path, {"HF_HUB_CACHE": str(cache)}),
+            (PLAIN, moved, {**elsewhere, **online}),
+            (LOAD, tmp_path, {**elsewhere, **online}),
+        ]
+        found = [
+            actions_elsewhere(code, moved, tmp_path / "batch.pt", cwd, **env)
+            for code, cwd, env in places
+        ]
+    for theirs in found:
         torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), rtol=1e-5, atol=1e-5)
     if policy == "smolvla":
-        assert json.loads((moved / "config.json").read_text())["vlm_model_name"] == "./vlm"
-        assert not (moved / "vlm" / "model.safetensors").exists(), "no weights of the base"
+        name = json.loads((moved / "config.json").read_text())["vlm_model_name"]
+        assert re.fullmatch(r"zk0d/vlm-[0-9a-f]{12}", name)
+        assert not (moved / name / "model.safetensors").exists(), "no weights of the base"
 
 
 def test_a_checkpoint_is_a_model_for_the_next_run(recordings_folder: Path, tmp_path: Path) -> None:
@@ -185,8 +208,11 @@ def test_a_checkpoint_is_a_model_for_the_next_run(recordings_folder: Path, tmp_p
     models = {"our-arm": moved}
     evaluator = evaluator_at(tmp_path / "b", recordings_folder, models)
     second = released(evaluator, "smolvla", "our-arm")
-    assert json.loads((second / "config.json").read_text())["vlm_model_name"] == "./vlm"
-    assert (second / "vlm" / "tokenizer.json").is_file()
+    names = [
+        json.loads((path / "config.json").read_text())["vlm_model_name"] for path in (moved, second)
+    ]
+    assert names[0] == names[1], "the same files, the same name"
+    assert (second / names[1] / "tokenizer.json").is_file()
     for path in second.rglob("*"):
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path.name

@@ -102,13 +102,13 @@ def test_a_checkpoint_that_carries_its_vision_language_model(
 ) -> None:
     """As zk0d pushes one: what it needs is in its own repository, and nothing else is asked for."""
     policy = tmp_path / "policy"
-    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "./vlm"}))
-    (policy / "vlm").mkdir()
+    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "zk0d/vlm-1"}))
+    (policy / "zk0d" / "vlm-1").mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "merges.txt"):
-        (policy / "vlm" / name).write_text("{}")
+        (policy / "zk0d/vlm-1" / name).write_text("{}")
     done = machine.fetch()
     assert done.returncode == 0, done.stderr
-    there = {path.name for path in (machine.hub / "models").rglob("vlm/*")}
+    there = {path.name for path in (machine.hub / "models").rglob("zk0d/vlm-1/*")}
     assert there == {"config.json", "tokenizer.json", "merges.txt"}
     assert not [path for _, path in hub.asked if "models/ann/vlm" in path]
 

@@ -152,8 +152,9 @@ def _cameras(names: dict[str, str]) -> dict[str, str]:
 Cameras = Annotated[dict[str, str], AfterValidator(_cameras)]
 
 
-#: Where a checkpoint carries the settings and the tokenizer of its vision-language model.
-VLM_FOLDER = "vlm"
+#: Where a checkpoint carries the settings and the tokenizer of its vision-language model: in
+#: ``zk0d/vlm-HASH`` below it, which is a name such as the hub's.
+VLM_FOLDER = "zk0d"
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.
 POLICY_FILES = ("*.json", "*.safetensors", f"{VLM_FOLDER}/*")
 #: Settings and tokenizer of a vision-language model, without its weights.

@@ -7,12 +7,16 @@ no path of the machine that wrote it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 
 from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
@@ -36,7 +40,9 @@ def write_checkpoint(
     """Write the policy as it is now to ``folder``, which appears whole or not at all.
 
     A vision-language model that lies in a folder of this machine, as that of a tiny SmolVLA does,
-    goes with it: its settings and tokenizer, and the configuration names them as ``./vlm``.
+    goes with it: its settings and tokenizer, under a name of their content, ``zk0d/vlm-HASH``.
+    LeRobot looks for such a name below the current folder and, offline, in the user's cache of the
+    hub: they are put there, too, if it can be written.
 
     Parameters
     ----------
@@ -58,8 +64,7 @@ def write_checkpoint(
             preprocess, postprocess = loaded.processors(statistics)
             vlm = Path(getattr(config, "vlm_model_name", ""))
             if vlm.is_absolute():
-                _copy_vlm(vlm, draft / VLM_FOLDER)
-                config.vlm_model_name = f"./{VLM_FOLDER}"
+                config.vlm_model_name = _carry(vlm, draft)
                 for step in preprocess.steps:
                     if hasattr(step, "tokenizer_name"):
                         step.tokenizer_name = config.vlm_model_name
@@ -80,9 +85,10 @@ def write_checkpoint(
     return folder
 
 
-def _copy_vlm(source: Path, folder: Path) -> None:
+def _carry(source: Path, checkpoint: Path) -> str:
     """Settings and tokenizer of a vision-language model, without the place they came from."""
-    folder.mkdir()
+    folder = checkpoint / VLM_FOLDER / "vlm"
+    folder.mkdir(parents=True)
     for pattern in PROCESSOR_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
@@ -92,6 +98,25 @@ def _copy_vlm(source: Path, folder: Path) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
             if any(content.pop(key, None) for key in _ORIGINS):
                 path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    name = f"{VLM_FOLDER}/vlm-{whole.hexdigest()[:12]}"
+    folder.rename(checkpoint / name)
+    _cache(checkpoint / name, name, revision=whole.hexdigest()[:40])
+    return name
+
+
+def _cache(folder: Path, name: str, revision: str) -> None:
+    """Put a copy into the hub's cache, as if it had been fetched under that name."""
+    home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    # A service reads the cache that zk0d fetch writes, and its user cannot load by hand.
+    with contextlib.suppress(OSError):
+        if not home.exists():
+            with whole_folder(home) as draft:
+                shutil.copytree(folder, draft / "snapshots" / revision)
+                (draft / "refs").mkdir()
+                (draft / "refs" / "main").write_text(revision, encoding="utf-8")
 
 
 def _share(folder: Path) -> None:

@@ -50,7 +50,7 @@ policy.eval()
 preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=folder)
 # action = postprocess(policy.select_action(preprocess(observation)))
 """
-#: LeRobot looks for ``./vlm`` in the current folder: from elsewhere it is told where that is.
+#: LeRobot looks for it below the current folder: from elsewhere it is told where it is.
 CARRIED = """\
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import make_pre_post_processors
@@ -58,7 +58,7 @@ from {imported}
 
 folder = "."  # this repository's folder: hf download USER/NAME --local-dir FOLDER
 config = PreTrainedConfig.from_pretrained(folder)
-config.vlm_model_name = f"{{folder}}/vlm"
+config.vlm_model_name = f"{{folder}}/{{config.vlm_model_name}}"  # is in this folder, too
 policy = {name}.from_pretrained(folder, config=config)
 policy.eval()
 preprocess, postprocess = make_pre_post_processors(
