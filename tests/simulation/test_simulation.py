@@ -15,7 +15,7 @@ from tests.record.lines import read_lines
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
-from zk0d.federation import rounds
+from zk0d.federation import model
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.record.journal import committed_rounds
 from zk0d.simulation.alone import alone, export
@@ -135,7 +135,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     whole = simulate(make(tmp_path / "whole", uri, **{"num-server-rounds": 3}))
     broken = make(tmp_path / "broken", uri, **{"num-server-rounds": 3})
     write_plan(broken)
-    real, calls = rounds.aggregate, []
+    real, calls = model.aggregate, []
 
     class Killed(BaseException):
         pass
@@ -146,7 +146,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
             raise Killed
         return real(*args)
 
-    monkeypatch.setattr(rounds, "aggregate", deadly)
+    monkeypatch.setattr(model, "aggregate", deadly)
     with pytest.raises(Killed):
         simulate(broken)
     assert committed_rounds(broken.run_folder) == [0, 1]
