@@ -45,7 +45,7 @@ def main() -> None:
                     values = options.run_settings().to_flat() | {
                         "num-server-rounds": ROUNDS,
                         "eval-frequency": ROUNDS,
-                        "eval-mode": "full",
+                        "eval-frames": 0,
                         "eval-rollouts": 50,
                         **codecs,
                     }

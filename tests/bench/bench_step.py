@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from tests.bench.table import show, spread
+from zk0d.config.run import TrainingSettings
 from zk0d.daemon.workers import worker_pool
 
 BATCH = 8
@@ -96,7 +97,7 @@ def _ours(folder: Path, cache: Any, mu: float = 0.0) -> Callable[[int], None]:
 
     def steps(count: int) -> None:
         plan = StepPlan(
-            steps=count, batch_size=BATCH, first_step=0, schedule=schedule, seed=0, proximal_mu=mu
+            TrainingSettings(local_steps=count, batch_size=BATCH), 0, schedule, 0, proximal_mu=mu
         )
         train(policy, batches, prepared.usable, optimizer, plan)
 

@@ -83,15 +83,15 @@ class FakeLearner(Learner):
             for _ in payload.decode(consume=True):
                 pass
             figures = NodeFigures(
-                steps=task.steps,
-                samples=task.steps * task.batch_size,
+                steps=task.training.local_steps,
+                samples=task.training.frames,
                 loss=1.0,
                 policy_loss=1.0,
                 grad_norm=1.0,
                 learning_rate=1e-3,
             )
             reply = TrainReply(name=self._name, round=task.round, base=task.base, figures=figures)
-            return reply, self._payload("delta", task.uplink_codec, task.round)
+            return reply, self._payload("delta", task.training.uplink_codec, task.round)
         return EvaluateReply(datasets=(DatasetResult(name="none", loss=1.0),)), None
 
     def _payload(self, kind: Kind, codec: CodecName, round_: int) -> Payload:

@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "num-server-rounds": 12,
     "local-steps": 40,
     "eval-frequency": 12,
-    "eval-mode": "full",
+    "eval-frames": 0,
     "eval-rollouts": ROLLOUTS,
 }
 FEDAVG = {"server-momentum": 0.0}
@@ -184,19 +184,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "FedProx mu 0.1": {**FEDAVG, "proximal-mu": 0.1},
     "adaptive mu from 0.01": {**FEDAVG, "proximal-mu": 0.01, "adaptive-mu-enabled": True},
     "constant rate": {**FEDAVG, "final-lr-fraction": 1.0},
-    "warm restarts": {
-        **FEDAVG,
-        "scheduler-type": "cosine-warm-restarts",
-        "cosine-warm-restarts-t-0": 4,
-    },
-    "reduce on plateau": {
-        **FEDAVG,
-        "scheduler-type": "reduce-on-plateau",
-        "stall-patience": 2,
-        "eval-frequency": 1,
-        "eval-rollouts": 0,
-    },
-    "boost of high losses": {**FEDAVG, "adaptive-lr-enabled": True, "high-loss-multiplier": 1.05},
     **{
         f"{name} steps": {**FEDAVG, "num-server-rounds": r, "local-steps": s, "eval-frequency": r}
         for name, (r, s) in SAME_STEPS.items()

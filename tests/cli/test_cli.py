@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -159,6 +160,10 @@ def test_a_machine_is_set_up_without_an_invite(tmp_path: Path) -> None:
     assert '"address": "hub:9443"' in shown
     draft = tmp_path / "draft"
     draft.write_text("naem = 'left'\n")
+    for file, key in (("client", "dataset-uri"), ("server", "gateway"), ("run", "batch-size")):
+        schema = json.loads(typed("zk0bot", "config", "schema", file).stdout)
+        assert key in schema["properties"]
+        assert schema["additionalProperties"] is False
     checked = typed("zk0bot", "config", "check", "client", "--file", str(draft))
     assert checked.returncode == 78
     assert f"{draft}: " in checked.stderr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
-from zk0d.config.base import known_keys
 from zk0d.config.run import RunSettings
 from zk0d.flower.bundle import bundle_toml
 
@@ -33,9 +33,13 @@ def test_every_run_setting_is_read_somewhere() -> None:
         for path in (ROOT / "zk0d").rglob("*.py")
         if path.name != "machine.py"
     )
-    for key in known_keys(RunSettings):
-        name = key.replace("-", "_")
-        assert f"settings.{name}" in code or f"self.{name}" in code, key
+    for name in RunSettings.model_fields:
+        if name not in RunSettings.tables():
+            assert f"settings.{name}" in code, name
+    for title, table in RunSettings.tables().items():
+        for name in table.model_fields:
+            near = rf"(self|settings|{title}|asked)\.{name}\b"
+            assert re.search(near, code), f"{title}.{name}"
 
 
 def test_every_machine_setting_is_read_somewhere() -> None:

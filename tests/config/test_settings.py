@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from zk0d.config.base import known_keys
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.names import DatasetUri
-from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings
+from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings, stored_settings
 from zk0d.errors import ConfigError, DataError, ExitCode, UsageError
 
 Write = Callable[[str, str], Path]
@@ -136,6 +136,8 @@ def test_a_bare_word_is_a_text() -> None:
     [
         ("lokal-steps", "did you mean 'local-steps'"),
         ("eval_batches", "is now 'eval-frames'"),
+        ("local-epochs", "is now 'local-steps'"),
+        ("eval-mode", "was removed \\(eval-frames = 0 evaluates every frame\\); leave it out"),
         ("zzz", "unknown run setting 'zzz'."),
     ],
 )
@@ -150,19 +152,44 @@ def test_what_is_no_override(text: str) -> None:
         parse_overrides([text])
 
 
-def test_local_epochs_is_the_old_name_of_local_steps() -> None:
-    settings = run_settings({"local-epochs": 7})
-    with pytest.warns(FutureWarning, match="use local-steps"):
-        assert settings.steps_per_round == 7
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert run_settings({"local-steps": 5}).steps_per_round == 5
+def test_a_run_of_version_0_1_is_still_read() -> None:
+    values = {"local-steps": 60, "local-epochs": 0, "eval-mode": "full", "eta-min": 5e-7}
+    settings = run_settings(stored_settings({**values, "seed": 7}))
+    assert (settings.seed, settings.training.local_steps) == (7, 60)
+    assert settings.evaluation.eval_frames == 0, "full was every frame"
+    assert run_settings(stored_settings({"local-epochs": 9})).training.local_steps == 9
+
+
+def test_a_wrong_value_is_named_by_its_flat_key() -> None:
+    with pytest.raises(ConfigError, match=r"^run: 'batch-size' is wrong: "):
+        RunSettings.parse({"batch-size": 0}, where="run")
+    with pytest.raises(ConfigError, match=r"unknown key 'bach-size' \(did you mean 'batch-size'"):
+        RunSettings.parse({"bach-size": 1}, where="run")
+
+
+def test_no_two_tables_of_a_run_share_a_key() -> None:
+    keys = known_keys(RunSettings)
+    assert len(keys) == len(set(keys))
+    assert not set(keys) & (RunSettings.tables().keys() - {"aggregation"})
+
+
+def test_a_run_sends_what_was_given_even_if_it_is_the_default() -> None:
+    assert run_settings({"keep-rounds": 3, "seed": 1}).said() == {"keep-rounds": 3, "seed": 1}
+
+
+def test_the_coordinator_says_what_a_run_leaves_out(write: Write) -> None:
+    path = write("server.toml", "[run]\nkeep-checkpoints = 9\nmax-strikes = 5\n")
+    server = ServerSettings.load(path)
+    settings = server.run_settings({"max-strikes": 3})
+    assert (settings.release.keep_checkpoints, settings.admission.max_strikes) == (9, 3)
+    for wrong in ("keep-chekpoints = 9", "max-strikes = -1", 'resume = "7"'):
+        with pytest.raises(ConfigError, match="'run' is wrong: "):
+            ServerSettings.load(write("server.toml", f"[run]\n{wrong}\n"))
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"local-steps": 30, "local-epochs": 7},
         {"local-steps": 0},
         {"server-momentum": 1.0},
         {"fraction-fit": 0.0},

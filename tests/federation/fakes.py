@@ -106,8 +106,8 @@ class FakeNode:
         """A plausible answer; ``change`` alters the arrays, ``facts`` the numbers."""
         arrays = {n: np.full_like(a, self.step) for n, a in payload.arrays().items()}
         figures = {
-            "steps": task.steps,
-            "samples": task.steps * task.batch_size,
+            "steps": task.training.local_steps,
+            "samples": task.training.frames,
             "loss": 0.5,
             "policy_loss": 0.5,
             "grad_norm": 1.0,
@@ -118,7 +118,7 @@ class FakeNode:
             (figures if key in NodeFigures.model_fields else reply)[key] = value
         changed = change(arrays)
         if all(np.isfinite(array).all() for array in changed.values()):
-            update = Payload.of(changed, "delta", task.uplink_codec)
+            update = Payload.of(changed, "delta", task.training.uplink_codec)
         else:
             update = raw_payload(changed)
         return to_record(TrainReply.model_validate({**reply, "figures": figures}), update)

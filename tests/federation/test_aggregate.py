@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.federation.fakes import raw_payload
+from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.errors import Zk0dError
 from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
 from zk0d.federation.aggregate import (
@@ -44,15 +45,12 @@ def task(**changes: object) -> Train:
         "base": Payload.of(weights(), "weights").manifest.sha256,
         "statistics": STATISTICS,
         "statistics_sha256": STATISTICS.sha256,
-        "steps": 10,
-        "batch_size": 8,
+        "training": TrainingSettings(local_steps=10, batch_size=8, uplink_codec="fp32"),
+        "evaluation": EvaluationSettings(),
         "first_step": 20,
         "schedule": CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=100),
         "seed": 0,
-        "weight_decay": 0.0,
-        "grad_clip_norm": 10.0,
         "proximal_mu": 0.0,
-        "uplink_codec": "fp32",
         "deadline_seconds": 60.0,
     }
     return Train.model_validate({**facts, **changes})
@@ -60,8 +58,8 @@ def task(**changes: object) -> Train:
 
 def reply(of: Train, **changes: object) -> TrainReply:
     figures: dict[str, object] = {
-        "steps": of.steps,
-        "samples": of.steps * of.batch_size,
+        "steps": of.training.local_steps,
+        "samples": of.training.frames,
         "loss": 1.0,
         "policy_loss": 1.0,
         "grad_norm": 1.0,

@@ -72,7 +72,7 @@ def on_the_way(damage: Callable[[Payload], None]) -> Callable[..., Answer]:
     """Damage the payload's bytes after its manifest was made."""
 
     def train(node: FakeNode, task: Train, payload: Payload) -> Answer:
-        update = Payload.of(honest(task, payload, 9), "delta", task.uplink_codec)
+        update = Payload.of(honest(task, payload, 9), "delta", task.training.uplink_codec)
         damage(update)
         reply = node.update(task, payload, lambda _: honest(task, payload, 9))
         body = TrainReply.model_validate_json(str(reply["message"]["body"]))  # type: ignore[index]

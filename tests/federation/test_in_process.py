@@ -19,7 +19,7 @@ from tests.federation.fakes import _copied, raw_payload
 from tests.record.lines import read_lines
 from tests.serving import served
 from zk0d.config.machine import ClientSettings, ServerSettings
-from zk0d.config.run import run_settings
+from zk0d.config.run import EvaluationSettings, run_settings
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app
 from zk0d.federation.learner_client import LearnerClient, LearnerError
@@ -414,8 +414,14 @@ def started(lab: Lab) -> tuple[Any, Payload, Statistics]:
     return reply.spec, weights, answer.statistics
 
 
-def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: Any) -> Train:
-    settings = run_settings({**SETTINGS, "local-steps": 2})
+def train_task(
+    spec: Any,
+    weights: Payload,
+    statistics: Statistics,
+    run: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Train:
+    settings = run_settings({"local-steps": 2, "batch-size": 4, "weight-decay": 0.0, **(run or {})})
     from zk0d.learning.schedule import CosineSchedule
 
     facts: dict[str, Any] = {
@@ -425,15 +431,12 @@ def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: A
         "base": weights.manifest.sha256,
         "statistics": statistics,
         "statistics_sha256": statistics.sha256,
-        "steps": settings.local_steps,
-        "batch_size": 4,
+        "training": settings.training,
+        "evaluation": settings.evaluation,
         "first_step": 0,
         "schedule": CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=10),
         "seed": 0,
-        "weight_decay": 0.0,
-        "grad_clip_norm": 10.0,
         "proximal_mu": 0.0,
-        "uplink_codec": "int8",
         "deadline_seconds": 60.0,
         **changes,
     }
@@ -446,8 +449,8 @@ def train_task(spec: Any, weights: Payload, statistics: Statistics, **changes: A
         ({"statistics_sha256": "0"}, "statistics_mismatch"),
         ({"base": "0"}, "manifest_mismatch"),
         ({"deadline_seconds": 1e-6}, "deadline"),
-        ({"steps": 10_001}, "limit_exceeded"),
-        ({"batch_size": 1025}, "limit_exceeded"),
+        ({"run": {"local-steps": 10_001}}, "limit_exceeded"),
+        ({"run": {"batch-size": 1025}}, "limit_exceeded"),
     ],
 )
 def test_a_learner_checks_its_task(lab: Lab, changes: dict[str, Any], reason: str) -> None:
@@ -512,10 +515,7 @@ def test_a_dataset_that_cannot_be_evaluated_is_missing(lab: Lab) -> None:
         spec=spec,
         base=broken.manifest.sha256,
         statistics=statistics,
-        mode="full",
-        frames=10,
-        episodes=1,
-        rollouts=0,
+        evaluation=EvaluationSettings(eval_frames=0, eval_episodes=1),
         seed=0,
     )
     with LearnerClient(lab.server.evaluator.socket) as evaluator:
@@ -540,20 +540,16 @@ def test_evaluation_can_be_limited_to_episodes(lab: Lab) -> None:
                 "spec": spec,
                 "base": weights.manifest.sha256,
                 "statistics": statistics,
-                "mode": "full",
-                "frames": 30,
-                "episodes": 0,
-                "rollouts": 0,
+                "evaluation": {"eval-frames": 0, **how},
                 "seed": 0,
-                **how,
             }
         )
         with LearnerClient(lab.server.evaluator.socket) as evaluator:
             return evaluator.evaluate(task, weights).datasets[0].frames
 
     whole = frames()
-    assert frames(episodes=2) < whole
-    assert frames(mode="quick") == 30
+    assert frames(**{"eval-episodes": 2}) < whole
+    assert frames(**{"eval-frames": 30}) == 30
 
 
 def test_status_tells_what_is_loaded(lab: Lab) -> None:

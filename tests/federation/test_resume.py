@@ -35,7 +35,6 @@ SETTINGS = {
     "max-strikes": 2,
     "strike-cooldown": 2,
     "scheduler-type": "reduce-on-plateau",
-    "stall-patience": 1,
     "dynamic-training-decay": True,
     "keep-rounds": 9,
 }

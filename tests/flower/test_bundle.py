@@ -9,9 +9,11 @@ import pytest
 from flwr.common.config import get_fab_config
 
 from tests import hostile
+from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.flower import commands
+from zk0d.flower.apps import said_by
 from zk0d.flower.bundle import build_bundle
 from zk0d.flower.certificates import make_certificates
 from zk0d.flower.control import Control
@@ -28,6 +30,16 @@ def test_the_bundle_holds_settings_and_no_code() -> None:
 def test_flower_reads_the_bundle() -> None:
     config = get_fab_config(build_bundle())
     assert config["tool"]["flwr"]["app"]["config"] == RunSettings().to_flat()
+
+
+def test_a_bundles_default_leaves_the_setting_to_the_coordinator() -> None:
+    bundle = get_fab_config(build_bundle())
+    bundle["tool"]["flwr"]["app"]["config"] |= {"seed": 7, "stall-patience": 5}
+    said = said_by(bundle, {"keep-rounds": 3})
+    assert said == {"seed": 7, "keep-rounds": 3}
+    server = ServerSettings.model_validate({"run": {"keep-rounds": 9, "keep-checkpoints": 8}})
+    release = server.run_settings(said).release
+    assert (release.keep_rounds, release.keep_checkpoints) == (3, 8)
 
 
 def test_children_get_what_is_meant_for_them_and_no_secret(

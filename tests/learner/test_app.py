@@ -19,6 +19,7 @@ import pytest
 from tests import processes
 from tests.federation.fakes import SPEC, STATISTICS
 from tests.serving import served
+from zk0d.config.run import EvaluationSettings
 from zk0d.daemon.child import wait_until
 from zk0d.errors import DataError, ExitCode, UnavailableError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
@@ -105,10 +106,7 @@ def test_tensors_go_in_and_come_out_whole(scripted: Scripted, client: LearnerCli
         spec=SPEC,
         base=sent.manifest.sha256,
         statistics=STATISTICS,
-        mode="quick",
-        frames=1,
-        episodes=0,
-        rollouts=0,
+        evaluation=EvaluationSettings(eval_frames=1),
         seed=0,
     )
     assert client.evaluate(task, sent).loss == 0.5

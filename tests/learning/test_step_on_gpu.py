@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from zk0d.config.machine import CacheSettings
+from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning import step as steps
 from zk0d.learning.policy import LoadedPolicy, load_policy, release_gpu_memory
@@ -21,9 +22,13 @@ from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
+
+def taking(count: int, batch_size: int = 8) -> TrainingSettings:
+    return TrainingSettings(local_steps=count, batch_size=batch_size)
+
+
 PLAN = StepPlan(
-    steps=20,
-    batch_size=8,
+    training=taking(20),
     first_step=0,
     schedule=CosineSchedule(peak=2e-3, end=1e-4, warmup_steps=4, total_steps=80),
     seed=1,
@@ -130,7 +135,7 @@ def test_bfloat16_learns_as_float32_does(smolvla_spec: PolicySpec, recordings: R
     for precision in ("float32", "bfloat16"):
         policy = load_policy(smolvla_spec, device="cuda", precision=precision)  # type: ignore[arg-type]
         prepared = PreparedRecordings(recordings, policy, CacheSettings())
-        _, losses = run(prepared, replace(PLAN, steps=80, batch_size=16))
+        _, losses = run(prepared, replace(PLAN, training=taking(80, 16)))
         assert all(p.dtype == torch.float32 for p in policy.trainable().values())
         ends[precision] = float(np.mean(losses[-8:]))
     assert ends["bfloat16"] == pytest.approx(ends["float32"], rel=0.1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learner.tasks import Stopped
 from zk0d.learning.policy import LoadedPolicy
@@ -14,9 +15,13 @@ from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.step import Proximal
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
+
+def steps(count: int, batch_size: int = 8) -> TrainingSettings:
+    return TrainingSettings(local_steps=count, batch_size=batch_size)
+
+
 PLAN = StepPlan(
-    steps=12,
-    batch_size=8,
+    training=steps(12),
     first_step=0,
     schedule=CosineSchedule(peak=2e-3, end=1e-4, warmup_steps=4, total_steps=80),
     seed=1,
@@ -48,7 +53,7 @@ def test_training_lowers_the_loss(with_features: PreparedRecordings, smolvla: Lo
     result = run(
         with_features,
         smolvla,
-        replace(PLAN, steps=80, batch_size=16),
+        replace(PLAN, training=steps(80, 16)),
         on_step=lambda step, loss: losses.append(loss),
     )
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
@@ -63,7 +68,11 @@ def test_only_trainable_weights_move(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
     before = {n: p.detach().clone() for n, p in smolvla.policy.named_parameters()}
-    run(with_features, smolvla, replace(PLAN, steps=2))
+    run(
+        with_features,
+        smolvla,
+        replace(PLAN, training=steps(2)),
+    )
     moved = {n for n, p in smolvla.policy.named_parameters() if not torch.equal(p, before[n])}
     assert moved
     assert moved <= set(smolvla.trainable())
@@ -104,7 +113,12 @@ def test_moments_of_another_run_are_dropped(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
     moments = Moments(smolvla)
-    run(with_features, smolvla, replace(PLAN, steps=1), moments)
+    run(
+        with_features,
+        smolvla,
+        replace(PLAN, training=steps(1)),
+        moments,
+    )
     assert moments.begin("run", 2, 0.0).state
     assert not moments.begin("another", 3, 0.0).state
 
@@ -141,7 +155,11 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
 def test_fedprox_counts_after_one_step(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
-    result = run(with_features, smolvla, replace(PLAN, steps=1, proximal_mu=1.0))
+    result = run(
+        with_features,
+        smolvla,
+        replace(PLAN, training=steps(1), proximal_mu=1.0),
+    )
     assert result.proximal_loss > 0
     assert result.loss == pytest.approx(result.policy_loss + result.proximal_loss)
 
@@ -153,7 +171,11 @@ def test_fedprox_holds_the_weights_back(
 
     def distance(mu: float) -> float:
         smolvla.load_weights(start)
-        run(with_features, smolvla, replace(PLAN, steps=30, proximal_mu=mu))
+        run(
+            with_features,
+            smolvla,
+            replace(PLAN, training=steps(30), proximal_mu=mu),
+        )
         return sum(float(((w - start[n]) ** 2).sum()) for n, w in smolvla.weights().items())
 
     assert distance(10.0) < 0.5 * distance(0.0)

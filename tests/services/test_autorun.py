@@ -61,7 +61,7 @@ def test_it_begins_once_enough_nodes_have_been_online_for_a_while() -> None:
     assert bench.pass_(20) == "a run begins in a moment"
     assert bench.coordinator.started == []
     bench.pass_(20)
-    assert [run.num_server_rounds for run in bench.coordinator.started] == [7]
+    assert [run.rounds.num_server_rounds for run in bench.coordinator.started] == [7]
     bench.pass_(600)
     assert len(bench.coordinator.started) == 1, "one at a time"
 

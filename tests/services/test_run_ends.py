@@ -126,7 +126,7 @@ def by_autorun(site: Site, run: dict[str, Any]) -> str:
         settings.autorun,
         coordinator,
         lambda: now[0],
-        lambda asked: settings.check_run(asked, "server.toml", "autorun.run."),
+        lambda: settings.check_autorun("server.toml"),
     )
     for _ in range(20):
         now[0] += LOOK_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,14 @@ app = typer.Typer(no_args_is_help=True, help="Check and show a machine's setting
 class Role(StrEnum):
     """What a machine is."""
 
+    server = "server"
+    client = "client"
+
+
+class File(StrEnum):
+    """What has settings."""
+
+    run = "run"
     server = "server"
     client = "client"
 
@@ -48,6 +57,20 @@ def check(
 def show(role: Role, folder: Folder = FOLDER) -> None:
     """Show every setting as it counts, defaults included, as JSON."""
     typer.echo(_load(role, folder / f"{role}.toml").model_dump_json(by_alias=True, indent=1))
+
+
+@app.command()
+def schema(file: File) -> None:
+    """Print the JSON schema of server.toml, client.toml or a run's settings, for editors."""
+    from zk0d.config.machine import ClientSettings, ServerSettings
+    from zk0d.config.run import RunSettings
+
+    schemas = {
+        File.run: RunSettings.flat_schema,
+        File.server: ServerSettings.model_json_schema,
+        File.client: ClientSettings.model_json_schema,
+    }
+    typer.echo(json.dumps(schemas[file](), indent=1))
 
 
 def _load(role: Role, path: Path) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from zk0d.cli import audit, units, verbs
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ServerSettings
-    from zk0d.config.run import RunSettings
     from zk0d.flower.control import Control
     from zk0d.record.events import Event
 
@@ -64,7 +63,7 @@ def run(
         values["resume"] = resume
     settings = run_settings(values)
     if not resume:
-        _check(settings, folder, elsewhere=bool(superlink))
+        _check(values, folder, elsewhere=bool(superlink))
     with control(folder, superlink, ca, secret) as link:
         number = link.start_run(settings)
         typer.echo(number)
@@ -77,12 +76,15 @@ def run(
                 typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
 
 
-def _check(settings: RunSettings, folder: Path, *, elsewhere: bool) -> None:
+def _check(values: dict[str, Any], folder: Path, *, elsewhere: bool) -> None:
     """Refuse what would fail at the run's end; what this coordinator lacks, if it is its own."""
+    from zk0d.config.run import run_settings
+
     if elsewhere or not (folder / "server.toml").exists():
-        settings.check_end(RUN_SETTINGS)
+        run_settings(values).check_end(RUN_SETTINGS)
     else:
-        coordinator(folder).check_run(settings, RUN_SETTINGS)
+        server = coordinator(folder)
+        server.check_run(server.run_settings(values), RUN_SETTINGS)
 
 
 def control(folder: Path, superlink: str, ca: Path | None, secret: Path | None) -> Control:

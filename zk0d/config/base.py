@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from zk0d.errors import ConfigError
+
+Scalar = str | int | float | bool
 
 
 def _dashed(name: str) -> str:
@@ -65,6 +67,59 @@ class Settings(BaseModel):
         return cls.parse(values, where=str(path))
 
 
+class FlatSettings(Settings):
+    """Tables whose keys are written without the tables' names; no two tables share a key."""
+
+    @classmethod
+    def tables(cls) -> dict[str, type[Settings]]:
+        """The tables, by the name of the field that holds them."""
+        return {
+            name: field.annotation
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _into_tables(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        homes = {key: name for name, table in cls.tables().items() for key in known_keys(table)}
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            home = homes.get(_dashed(key))
+            if home is None or isinstance(value, Settings | Mapping):
+                nested[key] = value
+            else:
+                nested.setdefault(home, {})[_dashed(key)] = value
+        return nested
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """All settings by their flat keys."""
+        return _flat(self.model_dump(by_alias=True))
+
+    def said(self) -> dict[str, Scalar]:
+        """Those that were given; the rest has its defaults."""
+        return _flat(self.model_dump(by_alias=True, exclude_unset=True))
+
+    @classmethod
+    def flat_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the flat keys."""
+        schemas = [cls.model_json_schema(), *(t.model_json_schema() for t in cls.tables().values())]
+        properties: dict[str, Any] = {}
+        for schema in schemas:
+            properties |= schema["properties"]
+        flat = {key: properties[key] for key in known_keys(cls)}
+        return {"type": "object", "additionalProperties": False, "properties": flat}
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Scalar]:
+    flat: dict[str, Scalar] = {}
+    for key, value in tables.items():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    return flat
+
+
 def wrong(where: str, key: str, why: str) -> ConfigError:
     """The error for one key, by its dotted path, that no type can refuse."""
     return ConfigError(f"{where}: '{key}' is wrong: {why}.")
@@ -72,7 +127,9 @@ def wrong(where: str, key: str, why: str) -> ConfigError:
 
 def known_keys(model: type[BaseModel]) -> list[str]:
     """The keys of a settings table as they are written in a file."""
-    return [field.alias or name for name, field in model.model_fields.items()]
+    tables = model.tables() if issubclass(model, FlatSettings) else {}
+    keys = [f.alias or name for name, f in model.model_fields.items() if name not in tables]
+    return keys + [key for table in tables.values() for key in known_keys(table)]
 
 
 def suggest(key: str, known: list[str]) -> str:
@@ -100,6 +157,8 @@ def _table_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseM
 def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
     errors = error.errors()
     first = errors[0]
+    if issubclass(model, FlatSettings) and first["loc"] and first["loc"][0] in model.tables():
+        first["loc"] = first["loc"][1:]
     dotted = ".".join(str(part) for part in first["loc"])
     more = f" ({len(errors) - 1} more after it)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":

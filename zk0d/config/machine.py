@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +20,7 @@ from pydantic import (
 
 from zk0d.config.base import Settings, wrong
 from zk0d.config.names import Alias, Cameras, DatasetUriText
-from zk0d.config.run import RunSettings, run_settings
+from zk0d.config.run import RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
 
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
@@ -363,18 +364,9 @@ class AutorunSettings(Settings):
     pause_minutes: Annotated[float, Field(ge=0.0)] = Field(
         10.0, description="Wait between a run's end and the next start; doubled after each failure."
     )
-    run: dict[str, int | float | str] = Field(
-        default_factory=dict, description="Run settings, as zk0bot run -c takes them."
+    run: RunTable = Field(
+        default_factory=dict, description="Its run settings, as zk0bot run -c takes them."
     )
-
-    @field_validator("run")
-    @classmethod
-    def _is_a_run(cls, values: dict[str, int | float | str]) -> dict[str, int | float | str]:
-        try:
-            run_settings(values, where="run")
-        except ConfigError as error:
-            raise ValueError(error.message) from None
-        return values
 
 
 class PublishSettings(Settings):
@@ -414,6 +406,11 @@ class ServerSettings(Settings):
     gateway: GatewaySettings = GatewaySettings()
     superexec: ServerSuperexecSettings = ServerSuperexecSettings()
     publish: PublishSettings = PublishSettings()
+    run: RunTable = Field(
+        default_factory=dict,
+        description="Run settings of every run here that does not say otherwise, as zk0bot run -c"
+        " takes them.",
+    )
     autorun: AutorunSettings | None = Field(
         None, description="Runs that begin by themselves; none do without this table."
     )
@@ -426,6 +423,20 @@ class ServerSettings(Settings):
     def runs(self) -> Path:
         """The folder with one folder per run."""
         return self.state / "runs"
+
+    @field_validator("run")
+    @classmethod
+    def _is_of_every_run(cls, values: dict[str, object]) -> dict[str, object]:
+        for key in ("resume", "dataset-uri"):
+            if run_settings(values).to_flat()[key]:
+                raise ValueError(f"{key} belongs to one run; leave it out")
+        return values
+
+    def run_settings(
+        self, values: Mapping[str, Any], *, where: str = "run settings"
+    ) -> RunSettings:
+        """The settings of a run that says ``values``; this coordinator says the rest."""
+        return run_settings({**self.run, **values}, where=where)
 
     def check_run(self, run: RunSettings, where: str, table: str = "") -> None:
         """Refuse, before it begins, a run whose end could not be here what it asks for.
@@ -441,21 +452,21 @@ class ServerSettings(Settings):
             Naming the key.
         """
         run.check_end(where, table)
-        if run.hf_repo_id and not self.evaluation:
+        if run.release.hf_repo_id and not self.evaluation:
             raise wrong(
                 where,
                 f"{table}hf-repo-id",
                 "only what passed the gate is pushed, and nothing can without held-out recordings;"
                 " add an [[evaluation]] table to server.toml",
             )
-        if run.hf_repo_id and not _has_token(self.publish.hf_token):
+        if run.release.hf_repo_id and not _has_token(self.publish.hf_token):
             raise wrong(
                 where,
                 f"{table}hf-repo-id",
                 f"there is no token of the hub to push with; write one into"
                 f" {self.publish.hf_token} (publish.hf-token)",
             )
-        if run.use_wandb and find_spec("wandb") is None:
+        if run.release.use_wandb and find_spec("wandb") is None:
             raise wrong(
                 where,
                 f"{table}use-wandb",
@@ -465,7 +476,7 @@ class ServerSettings(Settings):
     def check_autorun(self, where: str) -> None:
         """The same of the run that begins by itself, if there is one."""
         if self.autorun is not None:
-            run = run_settings(self.autorun.run, where=f"{where}: autorun.run")
+            run = self.run_settings(self.autorun.run, where=f"{where}: autorun.run")
             self.check_run(run, where, "autorun.run.")
 
 

@@ -20,7 +20,15 @@ from zk0d.config.run import RunSettings
 _INTRODUCTION = """# Settings
 
 An unknown key is an error that names the nearest known one. This page is written from the code
-(`make settings-page`); a test keeps it equal.
+(`make settings-page`); a test keeps it equal. `zk0bot config schema run|client|server` prints a
+JSON schema, with which an editor completes keys and marks mistakes: write it beside the file as
+`client.schema.json`, and begin the file with `#:schema client.schema.json`.
+"""
+
+_RUN = """## A run
+
+`zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`, `zk0bot demo -c 'key=value'`. The
+coordinator's `[run]` table says the same keys for every run that does not say otherwise.
 """
 
 
@@ -28,9 +36,9 @@ def settings_page() -> str:
     """The page as Markdown."""
     parts = [
         _INTRODUCTION,
-        "## A run\n\n`zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`,"
-        " `zk0bot demo -c 'key=value'`.\n",
+        _RUN,
         _table(RunSettings),
+        *(f"### {_first_line(t)}\n\n{_table(t)}" for t in RunSettings.tables().values()),
         "## A contributor: `client.toml`\n",
         *_tables(ClientSettings, ""),
         "## A coordinator: `server.toml`\n",
@@ -41,6 +49,10 @@ def settings_page() -> str:
         _table(AutorunSettings),
     ]
     return "\n".join(parts)
+
+
+def _first_line(model: type[Settings]) -> str:
+    return (model.__doc__ or "").splitlines()[0].rstrip(".")
 
 
 def _tables(model: type[Settings], path: str) -> list[str]:

@@ -59,7 +59,7 @@ def measure(job: Job) -> Outcome:
     """Train (or read) a policy and let it drive; runs in a worker process."""
     began = time.perf_counter()
     torch.set_num_threads(1)
-    settings = job.settings
+    settings, schedule = job.settings, job.settings.schedule
     recordings = open_recordings(f"local:{job.recordings}")
     spec = spec_for(
         settings.policy, settings.model_name, settings.seed, recordings.summary, models={}
@@ -75,19 +75,17 @@ def measure(job: Job) -> Outcome:
             policy,
             data.batches(statistics),
             data.usable,
-            Moments(policy).begin(job.title, 1, settings.weight_decay),
+            Moments(policy).begin(job.title, 1, settings.training.weight_decay),
             StepPlan(
-                steps=job.steps,
-                batch_size=settings.batch_size,
+                training=settings.training.model_copy(update={"local_steps": job.steps}),
                 first_step=0,
                 schedule=CosineSchedule(
-                    peak=settings.initial_lr,
-                    end=settings.initial_lr * settings.final_lr_fraction,
-                    warmup_steps=settings.warmup_steps,
+                    peak=schedule.initial_lr,
+                    end=schedule.initial_lr * schedule.final_lr_fraction,
+                    warmup_steps=schedule.warmup_steps,
                     total_steps=job.steps,
                 ),
                 seed=settings.seed,
-                grad_clip_norm=settings.grad_clip_norm,
             ),
         )
     seeds = list(range(SUCCESS_SEED, SUCCESS_SEED + job.episodes))

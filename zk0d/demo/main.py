@@ -105,7 +105,7 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
             "task": options.task,
             "policy": options.policy,
             "contributors": options.contributors,
-            "rounds": settings.num_server_rounds,
+            "rounds": settings.rounds.num_server_rounds,
             "run": str(run.relative_to(layout.root)),
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
             "settings": settings.to_flat(),
@@ -187,7 +187,7 @@ def _federate(
             seconds["start"] = time.monotonic() - began
             run_id = federated.start_run(settings)
             run = layout.runs / str(run_id)
-            progress.rounds = RoundsView(settings.num_server_rounds, options.contributors)
+            progress.rounds = RoundsView(settings.rounds.num_server_rounds, options.contributors)
             tail = JournalTail(run)
             while True:
                 state = federated.state(run_id)
@@ -198,7 +198,7 @@ def _federate(
                 federated.check()
                 time.sleep(LOOK_SECONDS)
             federated.raise_if_failed(state)
-            stage.note = f"{progress.rounds.round} rounds of {settings.steps_per_round} steps"
+            stage.note = f"{progress.rounds.round} rounds of {settings.training.local_steps} steps"
     except BaseException as error:
         if not running.__exit__(type(error), error, error.__traceback__):
             raise

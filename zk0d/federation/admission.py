@@ -46,15 +46,15 @@ def check_reply(
         )
     if payload.manifest.kind != "delta":
         raise NotAdmitted("weights came where a difference was asked for.", reason="wrong_kind")
-    if payload.manifest.codec != task.uplink_codec:
+    if payload.manifest.codec != task.training.uplink_codec:
         raise NotAdmitted(
-            f"the update is encoded as {payload.manifest.codec}, {task.uplink_codec} was asked"
-            " for.",
+            f"the update is encoded as {payload.manifest.codec}, {task.training.uplink_codec} was"
+            " asked for.",
             reason="wrong_codec",
         )
-    most = task.steps * task.batch_size if usable_frames else 0
+    most = task.training.frames if usable_frames else 0
     figures = reply.figures
-    if not 0 < figures.samples <= most or figures.steps > task.steps:
+    if not 0 < figures.samples <= most or figures.steps > task.training.local_steps:
         raise NotAdmitted(
             f"{figures.samples} samples are claimed, at most {most} were asked for.",
             reason="implausible_samples",

@@ -109,7 +109,9 @@ class RoundAnswers:
             size, sha256 = payload.manifest.size, payload.manifest.sha256
             update = self._spool.take(key, payload)
             try:
-                check_norm(update.norm, self._weights_norm, self._settings.max_update_ratio)
+                check_norm(
+                    update.norm, self._weights_norm, self._settings.admission.max_update_ratio
+                )
             except NotAdmitted:
                 self._spool.drop(update)
                 raise
@@ -182,7 +184,7 @@ class RoundAnswers:
             self._cohort.give_up([key])
             self.lose(key, Reason.DEADLINE)
         norms = {key: each.update.norm for key, each in self.accepted.items()}
-        for key, error in outliers(norms, self._settings.norm_outlier_factor).items():
+        for key, error in outliers(norms, self._settings.admission.norm_outlier_factor).items():
             self._spool.drop(self.accepted.pop(key).update)
             self.refuse(key, error)
 
@@ -217,8 +219,11 @@ class RoundAnswers:
             proximal_mu=task.proximal_mu,
             reasons=self.plan.reasons,
             boosts=dict(self.plan.boosts),
-            codec={"uplink": settings.uplink_codec, "downlink": settings.downlink_codec},
-            aggregation=settings.aggregation,
+            codec={
+                "uplink": settings.training.uplink_codec,
+                "downlink": settings.aggregation.downlink_codec,
+            },
+            aggregation=settings.aggregation.rule,
             weights_norm=self._weights_norm,
             bytes_down=self.model.size * len(self._nodes),
             bytes_up=sum(each.bytes for each in self.accepted.values()),

@@ -53,7 +53,7 @@ class RunEvaluator:
             seed=self._settings.seed,
             start_from=self._settings.start_from,
         )
-        deadline = self._clock() + self._settings.node_wait
+        deadline = self._clock() + self._settings.rounds.node_wait
         while True:
             try:
                 reply, payload = self._evaluator.start(task)
@@ -66,7 +66,7 @@ class RunEvaluator:
     def evaluate(self, model: GlobalModel, number: int) -> Evaluation | None:
         """Seeded evaluation of the weights after round ``number``; ``None`` if it is not due."""
         settings = self._settings
-        every, last = settings.eval_frequency, settings.num_server_rounds
+        every, last = settings.evaluation.eval_frequency, settings.rounds.num_server_rounds
         if not every or (number % every and number != last):
             return None
         payload = model.payload()
@@ -76,10 +76,7 @@ class RunEvaluator:
             spec=model.spec,
             base=payload.manifest.sha256,
             statistics=model.statistics,
-            mode=settings.eval_mode,
-            frames=settings.eval_frames,
-            episodes=settings.eval_episodes,
-            rollouts=settings.eval_rollouts,
+            evaluation=settings.evaluation,
             seed=settings.seed,
         )
         try:
@@ -100,7 +97,7 @@ class RunEvaluator:
             statistics=model.statistics,
             summary=summary,
             best=best,
-            keep=self._settings.keep_checkpoints,
+            keep=self._settings.release.keep_checkpoints,
         )
         try:
             reply = self._evaluator.release(task, payload)

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias
-from zk0d.federation.codec import CodecName
+from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
@@ -81,22 +81,16 @@ class Train(Message):
     base: str = Field(description="Manifest hash of the global weights that come with it.")
     statistics: Statistics
     statistics_sha256: str
-    steps: PositiveInt
-    batch_size: PositiveInt
+    training: TrainingSettings
     first_step: NonNegativeInt
     schedule: Schedule
     boost: PositiveFloat = Field(
         1.0, description="What this node's learning rate is multiplied by."
     )
     seed: NonNegativeInt
-    weight_decay: NonNegativeFloat
-    grad_clip_norm: PositiveFloat
     proximal_mu: NonNegativeFloat
-    uplink_codec: CodecName
     fresh: bool = Field(False, description="The weights went back: begin with new moments.")
-    holdout_frames: NonNegativeInt = Field(
-        0, description="Held-out frames to evaluate the round's first weights on; 0 none."
-    )
+    evaluation: EvaluationSettings = Field(description="Of the round's first weights, here.")
     deadline_seconds: PositiveFloat = Field(description="Later answers are of no use.")
     dataset_uri: str = ""
 
@@ -133,10 +127,7 @@ class Evaluate(Message):
     spec: PolicySpec
     base: str
     statistics: Statistics
-    mode: Literal["quick", "full"]
-    frames: PositiveInt
-    episodes: NonNegativeInt
-    rollouts: NonNegativeInt
+    evaluation: EvaluationSettings
     seed: NonNegativeInt
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from zk0d.config.run import RunSettings
+from zk0d.config.run import AggregationSettings
 from zk0d.federation.aggregate import (
     Arrays,
     ServerStep,
@@ -37,7 +37,11 @@ class GlobalModel:
     """
 
     def __init__(
-        self, spec: PolicySpec, statistics: Statistics, weights: Arrays, settings: RunSettings
+        self,
+        spec: PolicySpec,
+        statistics: Statistics,
+        weights: Arrays,
+        settings: AggregationSettings,
     ) -> None:
         self.spec = spec
         self.statistics = statistics
@@ -62,12 +66,12 @@ class GlobalModel:
         settings = self._settings
         scales = clip_scales([each.update.norm for each in accepted], settings.norm_clip_factor)
         # Near 1, so that the sum keeps its precision.
-        full = task.steps * task.batch_size
+        full = task.training.frames
         updates = [
             Weighted(each.update, each.reply.figures.samples / full, scale)
             for each, scale in zip(accepted, scales, strict=True)
         ]
-        rule = rule_for(settings.aggregation, settings.trim_fraction, len(updates))
+        rule = rule_for(settings.rule, settings.trim_fraction, len(updates))
         return aggregate(self.weights, updates, rule, self._step)
 
     def commit(self, journal: Journal, number: int) -> None:

@@ -108,7 +108,6 @@ class Run:
         self._resumed_by = resumed_by
         self._clock = clock
         self._sleep = sleep
-        self._steps = settings.steps_per_round
         self._state = RunState(run=journal.run, whole=False)
         self._evaluator = RunEvaluator(evaluator, settings, journal.run, self._record, clock, sleep)
         self._outputs = Outputs(journal.folder, journal.run, settings)
@@ -155,8 +154,8 @@ class Run:
         return RunSchedule(self._settings, [committed[n] for n in sorted(committed)], losses)
 
     def _standing(self) -> Standing:
-        settings = self._settings
-        return Standing(self._state.refusals, settings.max_strikes, settings.strike_cooldown)
+        admission = self._settings.admission
+        return Standing(self._state.refusals, admission.max_strikes, admission.strike_cooldown)
 
     # --- before the first round -------------------------------------------------------------------
 
@@ -176,7 +175,7 @@ class Run:
         merged = merge(shared)
         journal.write_json(STATISTICS, merged.model_dump(mode="json"))
         self._record(StatisticsMerged(nodes=len(shared), sha256=merged.sha256))
-        self._model = GlobalModel(spec, merged, weights, settings)
+        self._model = GlobalModel(spec, merged, weights, settings.aggregation)
         self._commit(RoundCommitted(round=0, evaluation=self._evaluator.evaluate(self._model, 0)))
 
     def _restore(self) -> None:
@@ -202,14 +201,14 @@ class Run:
                 f"{journal.folder / STATISTICS} is not what this run committed; start a new run.",
                 reason="nothing_to_resume",
             )
-        self._model = GlobalModel(before.spec, merged, {}, self._settings)
+        self._model = GlobalModel(before.spec, merged, {}, self._settings.aggregation)
         self._model.load(journal, last)
         self._outputs.replay(before)
         self._gather(before.spec)
 
     def _gather(self, spec: PolicySpec) -> None:
         """Wait for enough nodes that can train."""
-        wanted = self._settings.min_fit_clients
+        wanted = self._settings.rounds.min_fit_clients
         query = Query(run=self._journal.run, spec=spec, dataset_uri=self._settings.dataset_uri)
         self._cohort = Cohort(
             self._grid, self._record, query, self._take_update, self._lose, self._clock
@@ -226,7 +225,7 @@ class Run:
 
     def _wait_for(self, ready: Callable[[], bool], state: Callable[[], str]) -> None:
         """Serve queries until ``ready``, or fail after the run's ``node-wait``."""
-        deadline = self._clock() + self._settings.node_wait
+        deadline = self._clock() + self._settings.rounds.node_wait
         while True:
             self._cohort.query_newcomers()
             self._cohort.collect()
@@ -238,8 +237,8 @@ class Run:
                     for name, reason in sorted(self._cohort.refusals.items())
                 )
                 raise RunFailedError(
-                    f"{state()} after waiting {self._settings.node_wait:.0f} s{refused}; start more"
-                    " nodes, or lower min-fit-clients.",
+                    f"{state()} after waiting {self._settings.rounds.node_wait:.0f} s{refused};"
+                    " start more nodes, or lower min-fit-clients.",
                     reason="too_few_nodes",
                 )
             self._sleep(self._server.poll_interval)
@@ -247,7 +246,7 @@ class Run:
     # --- rounds -----------------------------------------------------------------------------------
 
     def _train_rounds(self) -> None:
-        number, last = self._state.round + 1, self._settings.num_server_rounds
+        number, last = self._state.round + 1, self._settings.rounds.num_server_rounds
         failures = 0
         while number <= last and not self._schedule().should_stop():
             if self._round(number):
@@ -284,7 +283,7 @@ class Run:
                 self._sleep(self._server.poll_interval)
         answers.close()
         collected = self._clock()
-        wanted = self._settings.min_fit_clients
+        wanted = self._settings.rounds.min_fit_clients
         if len(answers.accepted) < wanted:
             self._spool.clear()
             self._record(
@@ -320,7 +319,7 @@ class Run:
 
     def _choose(self, number: int) -> list[Node]:
         """The members of this round: online, able to train, sampled by ``fraction-fit``."""
-        wanted = self._settings.min_fit_clients
+        wanted = self._settings.rounds.min_fit_clients
 
         def ready() -> list[Node]:
             standing = self._standing()
@@ -334,7 +333,7 @@ class Run:
             ),
         )
         nodes = ready()
-        count = max(wanted, round(self._settings.fraction_fit * len(nodes)))
+        count = max(wanted, round(self._settings.rounds.fraction_fit * len(nodes)))
         if count < len(nodes):
             sampler = random.Random(f"{self._settings.seed}/{number}")
             chosen = sampler.sample(nodes, count)
@@ -343,7 +342,7 @@ class Run:
 
     def _send(self, number: int, plan: RoundPlan, chosen: list[Node]) -> RoundAnswers:
         """Send a round's message: weights once, and each node's boost."""
-        payload = self._model.payload(self._settings.downlink_codec)
+        payload = self._model.payload(self._settings.aggregation.downlink_codec)
         manifest = payload.manifest
         task = self._task(number, plan, manifest)
         reach = {self._cohort.name(node.key): node for node in chosen}
@@ -391,29 +390,25 @@ class Run:
             base=manifest.sha256,
             statistics=self._model.statistics,
             statistics_sha256=self._model.statistics.sha256,
-            steps=self._steps,
-            batch_size=settings.batch_size,
-            first_step=(number - 1) * self._steps,
+            training=settings.training,
+            first_step=(number - 1) * settings.training.local_steps,
             schedule=plan.schedule,
             seed=settings.seed,
-            weight_decay=settings.weight_decay,
-            grad_clip_norm=settings.grad_clip_norm,
             proximal_mu=plan.proximal_mu,
-            uplink_codec=settings.uplink_codec,
             fresh=last is not None and last.rolled_back_to is not None,
-            holdout_frames=settings.eval_frames if settings.evaluate_on_nodes else 0,
+            evaluation=settings.evaluation,
             deadline_seconds=self._deadline(),
             dataset_uri=settings.dataset_uri,
         )
 
     def _deadline(self) -> float:
         """Seconds that this round may take."""
-        settings, last = self._settings, self._state.last
+        rounds, last = self._settings.rounds, self._state.last
         paces = [node.answer_seconds for node in last.nodes] if last else []
-        if not settings.round_deadline_factor or not paces:
-            return settings.round_deadline
-        pace = settings.round_deadline_factor * float(statistics.median(paces))
-        return min(settings.round_deadline, max(pace, SHORTEST_DEADLINE))
+        if not rounds.round_deadline_factor or not paces:
+            return rounds.round_deadline
+        pace = rounds.round_deadline_factor * float(statistics.median(paces))
+        return min(rounds.round_deadline, max(pace, SHORTEST_DEADLINE))
 
     def _take_update(self, key: str, answer: Message) -> None:
         if self._answers is not None:
@@ -440,14 +435,14 @@ class Run:
             event = event.model_copy(update={"seconds": seconds})
         self._outputs.committed(self._record(event))
         best = schedule.best
-        self._journal.prune(settings.keep_rounds, {best[0]} if best else set())
-        interval = settings.checkpoint_interval
+        self._journal.prune(settings.release.keep_rounds, {best[0]} if best else set())
+        interval = settings.release.checkpoint_interval
         if number and interval and number % interval == 0:
             self._release(number)
 
     def _release_at_end(self, last: int, best: int | None) -> None:
         """The last round's checkpoint, and the best one's if that is another."""
-        interval = self._settings.checkpoint_interval
+        interval = self._settings.release.checkpoint_interval
         if last and not (interval and last % interval == 0):
             self._release(last)
         if best and best != last and is_whole(self._journal.round_folder(best)):

@@ -22,6 +22,17 @@ DECAY_FLOOR = 1e-5
 #: What a spike or a rollback multiplies the learning rate by.
 HALF = 0.5
 PLATEAU_FACTOR, PLATEAU_THRESHOLD = 0.5, 1e-4
+#: Evaluations without a better loss after which reduce-on-plateau lowers.
+PLATEAU_PATIENCE = 5
+#: No schedule but the one cosine goes below this learning rate.
+LOWEST_RATE = 5e-7
+#: Rounds of the first cosine of cosine-warm-restarts, and how many times as long each next one is.
+RESTART_AFTER, RESTART_LONGER = 15, 2
+#: adaptive-lr-enabled: a loss above so many times the mean is high, and what the rate is raised by.
+HIGH_LOSS, RATE_RAISE = 2.0, 1.15
+#: adaptive-mu-enabled: a standard deviation above the first is wide, what mu is raised by, and what
+#: no adjustment lowers it below.
+WIDE_SPREAD, MU_RAISE, LOWEST_MU = 1.2, 1.05, 0.001
 
 
 @dataclass(frozen=True)
@@ -53,15 +64,15 @@ class RunSchedule:
         committed: Iterable[RoundCommitted] = (),
         losses: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
-        self._settings = settings
-        self._steps = settings.steps_per_round
+        self._settings = settings.schedule
+        self._total_steps = settings.total_steps
         self._decay_scale = 1.0  #: of the learning rate, by stalls and divergences; has a floor
         self._rollback_scale = 1.0
         self._mu_scale = 1.0
         self._node_losses: dict[str, float] = {}
         self._best: tuple[int, float] | None = None
         self._not_better = 0  #: evaluations since the best
-        self._plateau = _Plateau(settings.initial_lr, settings.eta_min, settings.stall_patience)
+        self._plateau = _Plateau(settings.schedule.initial_lr)
         self._reasons: list[str] = []
         self._seen: list[tuple[int, float]] = []  #: rounds and losses that still count
         self._fresh = False  #: whether the last committed round was evaluated
@@ -82,8 +93,8 @@ class RunSchedule:
         self._node_losses = dict(losses)
         settings = self._settings
         adaptive = settings.adaptive_mu_enabled and settings.proximal_mu and len(losses) >= 2
-        if adaptive and statistics.pstdev(losses.values()) > settings.loss_std_threshold:
-            self._adjust_mu(min(settings.mu_adjust_factor, settings.max_adjust_factor))
+        if adaptive and statistics.pstdev(losses.values()) > WIDE_SPREAD:
+            self._adjust_mu(MU_RAISE)
             self._reasons.append("mu_spread")
 
     def _evaluated(self, round_: int, loss: float | None) -> None:
@@ -136,7 +147,7 @@ class RunSchedule:
         spike = self._spike
         return RoundPlan(
             self._rates(round_, self._rollback_scale * (HALF if spike else 1.0)),
-            self._mu(round_),
+            self._mu,
             {} if spike else self._boosts(),
             (*self._reasons, "spike") if spike else tuple(self._reasons),
         )
@@ -150,7 +161,7 @@ class RunSchedule:
                 peak=self._scaled(settings.initial_lr, guard),
                 end=self._scaled(settings.initial_lr * settings.final_lr_fraction, guard),
                 warmup_steps=settings.warmup_steps,
-                total_steps=settings.num_server_rounds * self._steps,
+                total_steps=self._total_steps,
             )
         if settings.scheduler_type == "cosine-warm-restarts":
             base = self._warm_restarts(round_)
@@ -161,31 +172,29 @@ class RunSchedule:
     def _scaled(self, rate: float, guard: float) -> float:
         """``rate`` after decay, then after the guards. A floor raises nothing."""
         decayed = max(rate * self._decay_scale, min(rate, DECAY_FLOOR))
-        return max(decayed * guard, min(decayed, self._settings.eta_min))
+        return max(decayed * guard, min(decayed, LOWEST_RATE))
 
     def _warm_restarts(self, round_: int) -> float:
         """SGDR (Loshchilov, Hutter 2017), one step a round, as PyTorch's scheduler."""
         settings = self._settings
-        lowest = min(settings.eta_min, settings.initial_lr)
-        length, at = settings.cosine_warm_restarts_t_0, round_ - 1
+        lowest = min(LOWEST_RATE, settings.initial_lr)
+        length, at = RESTART_AFTER, round_ - 1
         while at >= length:
             at -= length
-            length *= settings.cosine_warm_restarts_t_mult
+            length *= RESTART_LONGER
         return lowest + (settings.initial_lr - lowest) * (1 + math.cos(math.pi * at / length)) / 2
 
-    def _mu(self, round_: int) -> float:
-        settings = self._settings
-        mu = settings.proximal_mu * self._mu_scale
-        if settings.mu_halving_rounds:
-            mu /= 2.0 ** ((round_ - 1) // settings.mu_halving_rounds)
-        return max(mu, min(settings.proximal_mu, settings.mu_min))
+    @property
+    def _mu(self) -> float:
+        mu = self._settings.proximal_mu
+        return max(mu * self._mu_scale, min(mu, LOWEST_MU))
 
     def _boosts(self) -> dict[str, float]:
-        settings, losses = self._settings, self._node_losses
-        if not settings.adaptive_lr_enabled or settings.lr_boost_factor == 1.0 or len(losses) < 2:
+        losses = self._node_losses
+        if not self._settings.adaptive_lr_enabled or len(losses) < 2:
             return {}
-        far = settings.high_loss_multiplier * statistics.fmean(losses.values())
-        return {name: settings.lr_boost_factor for name, loss in losses.items() if loss > far}
+        high = HIGH_LOSS * statistics.fmean(losses.values())
+        return {name: RATE_RAISE for name, loss in losses.items() if loss > high}
 
     @property
     def _spike(self) -> bool:
@@ -202,7 +211,7 @@ class RunSchedule:
         better = (before - now) / max(before, 1e-8)
         if better < -DIVERGENCE_BELOW:
             self._decay_scale /= DIVERGENCE
-            self._adjust_mu(min(DIVERGENCE, self._settings.max_adjust_factor))
+            self._adjust_mu(MU_RAISE)
             self._reasons.append("divergence")
         elif better < STALL_BELOW:
             self._decay_scale *= STALL
@@ -212,17 +221,16 @@ class RunSchedule:
     def _adjust_mu(self, factor: float) -> None:
         """Scale mu, but not below its floor: a later rise would first have to climb back to it."""
         mu = self._settings.proximal_mu
-        floor = min(1.0, self._settings.mu_min / mu) if mu else 0.0
+        floor = min(1.0, LOWEST_MU / mu) if mu else 0.0
         self._mu_scale = max(self._mu_scale * factor, floor)
 
 
 class _Plateau:
-    """PyTorch's ReduceLROnPlateau: halves after ``patience`` evaluations without a better loss."""
+    """PyTorch's ReduceLROnPlateau: halves when evaluations bring no better loss."""
 
-    def __init__(self, rate: float, lowest: float, patience: int) -> None:
+    def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._lowest = min(lowest, rate)
-        self._patience = patience
+        self._lowest = min(LOWEST_RATE, rate)
         self._best = math.inf
         self._bad = 0
 
@@ -236,7 +244,7 @@ class _Plateau:
             self._best, self._bad = loss, 0
         else:
             self._bad += 1
-        if self._bad <= self._patience:
+        if self._bad <= PLATEAU_PATIENCE:
             return False
         self._bad = 0
         lowered = max(self._lowest, self.rate * PLATEAU_FACTOR)

@@ -12,7 +12,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
-from zk0d.config.run import run_settings
 from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.rounds import Run
 from zk0d.record.journal import Journal, settings_of
@@ -24,7 +23,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train one run, or what is left of one."""
     server = ServerSettings.load(Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG)))
-    settings = run_settings(context.run_config, where=f"run {context.run_id}")
+    settings = server.run_settings(context.run_config, where=f"run {context.run_id}")
     run, resumed_by = str(context.run_id), ""
     if settings.resume:
         run, resumed_by = settings.resume, run

@@ -42,10 +42,7 @@ def run_serverapp() -> None:
         _tell_if_foreign(content)
 
     def settings(_: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-        from zk0d.config.run import run_settings
-
-        defaults = bundle.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
-        return dict(run_settings({**defaults, **overrides}, where="run").to_flat())
+        return said_by(bundle, overrides)
 
     def run(*, grid: Any, context: Any, **_: Any) -> Any:
         from zk0d.federation.server_app import app
@@ -65,6 +62,23 @@ def run_serverapp() -> None:
     from flwr.superlink.cli import flwr_serverapp
 
     flwr_serverapp()
+
+
+def said_by(bundle: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The run settings that somebody gave; a default in a bundle leaves it to the coordinator.
+
+    Parameters
+    ----------
+    bundle
+        Its pyproject.toml, which lists every key.
+    overrides
+        What was given when the run was started.
+    """
+    from zk0d.config.run import RunSettings, stored_settings
+
+    config = bundle.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
+    defaults = RunSettings().to_flat()
+    return {k: v for k, v in stored_settings(config).items() if v != defaults.get(k)} | overrides
 
 
 def _installed_clientapp(*_: Any) -> Any:

@@ -100,11 +100,9 @@ class Control:
         from zk0d.flower.bundle import build_bundle
 
         bundle = bundle if bundle is not None else build_bundle()
-        defaults = RunSettings().to_flat()
-        changed = {k: v for k, v in settings.to_flat().items() if v != defaults[k]}
         request = StartRunRequest(
             fab=Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle),
-            override_config=user_config_to_proto(changed),
+            override_config=user_config_to_proto(settings.said()),
         )
         run_id = int(self._call(self._client.StartRun, request).run_id)
         if not run_id:

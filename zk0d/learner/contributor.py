@@ -126,7 +126,7 @@ class Contributor(Learner):
         base = payload.arrays()
         policy.load_weights(base)
         optimizer = prepared.moments.begin(
-            task.run, task.round, task.weight_decay, fresh=task.fresh
+            task.run, task.round, task.training.weight_decay, fresh=task.fresh
         )
         prepared.residual.begin(task.run, task.round, fresh=task.fresh)
         batches = data.batches(task.statistics)
@@ -141,20 +141,18 @@ class Contributor(Learner):
             data.usable,
             optimizer,
             StepPlan(
-                steps=task.steps,
-                batch_size=task.batch_size,
+                training=task.training,
                 first_step=task.first_step,
                 schedule=task.schedule,
                 boost=task.boost,
                 seed=round_seed(task.seed, task.round, self.settings.name),
-                grad_clip_norm=task.grad_clip_norm,
                 proximal_mu=task.proximal_mu,
             ),
-            on_step=_reporter(control, task.steps),
+            on_step=_reporter(control, task.training.local_steps),
             check=DutyCycle(control, self.settings.limits.power_share, policy.device),
         )
         trained = time.perf_counter()
-        update = _encode(policy, base, task.uplink_codec, prepared.residual)
+        update = _encode(policy, base, task.training.uplink_codec, prepared.residual)
         figures = NodeFigures(
             steps=result.steps,
             samples=result.samples,
@@ -196,10 +194,10 @@ class Contributor(Learner):
 
     def _check_limits(self, task: Train) -> None:
         """Refuse more than this machine's owner lends."""
-        limits = self.settings.limits
+        limits, training = self.settings.limits, task.training
         for what, asked, most, key in (
-            ("optimizer steps", task.steps, limits.max_steps, "max-steps"),
-            ("frames per step", task.batch_size, limits.max_batch_size, "max-batch-size"),
+            ("optimizer steps", training.local_steps, limits.max_steps, "max-steps"),
+            ("frames per step", training.batch_size, limits.max_batch_size, "max-batch-size"),
         ):
             if asked > most:
                 raise ConfigError(
@@ -280,10 +278,10 @@ def _evaluate_held_out(
     task: Train, policy: LoadedPolicy, data: PreparedRecordings, batches: PolicyBatches
 ) -> tuple[float | None, int]:
     """Loss of the round's first weights on this node's own held-out frames, and how many."""
-    if not task.holdout_frames or not len(data.held_out):
+    if not task.evaluation.evaluate_on_nodes or not len(data.held_out):
         return None, 0
     episodes = data.recordings.columns["episode_index"]
-    rows = stratified_rows(data.held_out, episodes, task.holdout_frames)
+    rows = stratified_rows(data.held_out, episodes, task.evaluation.eval_frames)
     return seeded_loss(policy, batches, rows, task.seed).mean, len(rows)
 
 

@@ -220,15 +220,15 @@ class CoordinatorEvaluator(Learner):
                 data.prepared = data.prepared.share(data.settings.episodes)
         batches = data.prepared.batches(task.statistics)
         rows, episode = data.prepared.usable, data.recordings.columns["episode_index"]
-        if task.episodes:
+        asked = task.evaluation
+        if asked.eval_episodes:
             listed = data.settings.episodes or data.recordings.episodes
-            allowed = torch.tensor(sorted(listed)[: task.episodes])
+            allowed = torch.tensor(sorted(listed)[: asked.eval_episodes])
             rows = rows[torch.isin(episode[rows], allowed)]
-        if task.mode == "quick":
-            rows = stratified_rows(rows, episode, task.frames)
+        rows = stratified_rows(rows, episode, asked.eval_frames)
         loss = seeded_loss(policy, batches, rows, task.seed)
         rollouts = None
-        if task.rollouts and data.settings.simulator:
+        if asked.eval_rollouts and data.settings.simulator:
             simulated, sector = TASKS[data.settings.simulator], Sector(*data.settings.sector)
             cameras = data.recordings.summary.cameras
             size = next(iter(cameras.values()), (3, 96, 96))[-1]
@@ -237,7 +237,7 @@ class CoordinatorEvaluator(Learner):
                 policy,
                 task.statistics,
                 lambda: simulated.make(sector, tuple(policy.spec.cameras), size, knows_goal),
-                list(range(ROLLOUT_SEED, ROLLOUT_SEED + task.rollouts)),
+                list(range(ROLLOUT_SEED, ROLLOUT_SEED + asked.eval_rollouts)),
             )
         return DatasetResult(
             name=data.settings.name,

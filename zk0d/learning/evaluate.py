@@ -28,7 +28,7 @@ TIME_STRATA = 4  # draws of time per frame; together they cover (0, 1) evenly
 
 
 def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -> torch.Tensor:
-    """About ``frames`` usable rows, spread evenly over all episodes and over each of them.
+    """About ``frames`` usable rows, spread evenly over all episodes and over each of them; 0: all.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -
     episodes
         Episode of every row of the dataset.
     """
-    if frames >= len(usable):
+    if not frames or frames >= len(usable):
         return usable
     groups = [usable[episodes[usable] == episode] for episode in torch.unique(episodes[usable])]
     share, extra = divmod(frames, len(groups))

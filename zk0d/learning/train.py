@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy
@@ -35,13 +36,11 @@ class StepPlan:
     ``max_bad_batches`` is how many batches may give a loss that is no number.
     """
 
-    steps: int
-    batch_size: int
+    training: TrainingSettings
     first_step: int
     schedule: Schedule
     seed: int
     boost: float = 1.0
-    grad_clip_norm: float = 10.0
     proximal_mu: float = 0.0
     max_bad_batches: int = 5
 
@@ -148,7 +147,7 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     check: Callable[[], None] = lambda: None,
 ) -> TrainResult:
-    """Take ``plan.steps`` optimizer steps on the policy's trainable weights, in place.
+    """Take a round's optimizer steps on the policy's trainable weights, in place.
 
     Parameters
     ----------
@@ -166,7 +165,7 @@ def train(
     DataError
         If more than ``plan.max_bad_batches`` batches give a loss that is not finite.
     """
-    policy = loaded.policy
+    policy, training = loaded.policy, plan.training
     proximal = None
     if plan.proximal_mu:
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
@@ -175,7 +174,7 @@ def train(
     images = loaded.embedded_images() if batches.features else loaded.whole_images()
     policy.train()
     optimizer.zero_grad()
-    take = choose_step(loaded, optimizer, proximal, plan.grad_clip_norm)
+    take = choose_step(loaded, optimizer, proximal, training.grad_clip_norm)
     under_way: deque[Outcome] = deque()
     loss_sum = norm_sum = 0.0
     proximal_values: list[torch.Tensor] = []
@@ -184,7 +183,7 @@ def train(
     started = time.perf_counter()
     with images:
         while True:
-            while under_way and len(under_way) > min(take.ahead, plan.steps - step - 1):
+            while under_way and len(under_way) > min(take.ahead, training.local_steps - step - 1):
                 value, norm = under_way.popleft().read()
                 if not np.isfinite(value):
                     bad += 1
@@ -199,20 +198,22 @@ def train(
                 loss_sum += value
                 norm_sum += norm
                 on_step(step, value)
-            if step == plan.steps:
+            if step == training.local_steps:
                 break
             check()
-            chosen = usable[torch.from_numpy(sampler.integers(len(usable), size=plan.batch_size))]
+            chosen = usable[
+                torch.from_numpy(sampler.integers(len(usable), size=training.batch_size))
+            ]
             rate = plan.boost * plan.schedule.rate(plan.first_step + step + len(under_way))
             under_way.append(take(batches.batch(chosen), rate))
             taken = step + len(under_way)
-            if proximal and (taken % 10 == 0 or taken == plan.steps):
+            if proximal and (taken % 10 == 0 or taken == training.local_steps):
                 proximal_values.append(proximal.value())
     optimizer.zero_grad()
     proximal_loss = float(sum(proximal_values)) / max(1, len(proximal_values))
     return TrainResult(
         steps=step,
-        samples=step * plan.batch_size,
+        samples=step * training.batch_size,
         loss=loss_sum / step + proximal_loss,
         policy_loss=loss_sum / step,
         proximal_loss=proximal_loss,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zk0d.config.run import RunSettings, run_settings
+from zk0d.config.run import RunSettings, run_settings, stored_settings
 from zk0d.errors import ConfigError, TryAgainError
 from zk0d.files import make_folder, sync_folder, whole_folder, write_file
 from zk0d.record.events import EVENT, KINDS, AnyEvent, Event
@@ -171,7 +171,7 @@ def settings_of(folder: Path) -> RunSettings:
             f"{path}: the run's settings cannot be read ({error}); start a new run.",
             reason="nothing_to_resume",
         ) from None
-    return run_settings(values, where=str(path))
+    return run_settings(stored_settings(values), where=str(path))
 
 
 def _events(lines: Iterable[str | bytes]) -> Iterator[Event]:

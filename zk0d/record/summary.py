@@ -10,7 +10,7 @@ from statistics import fmean
 from pydantic import NonNegativeInt
 
 from zk0d.config.base import Settings
-from zk0d.config.run import RunSettings
+from zk0d.config.run import RunSettings, stored_settings
 from zk0d.record.state import RunState
 
 
@@ -62,9 +62,10 @@ class RunSummary(Settings):
     @property
     def comparable(self) -> dict[str, object]:
         """What two evaluations must share to be compared."""
-        keys = ("seed", "eval-mode", "eval-frames", "eval-episodes")
+        settings = stored_settings(self.settings)
+        keys = ("seed", "eval-frames", "eval-episodes")
         datasets = sorted(self.evaluations[-1].losses) if self.evaluations else []
-        return {"datasets": datasets, **{key: self.settings[key] for key in keys}}
+        return {"datasets": datasets, **{key: settings[key] for key in keys}}
 
 
 def summary_of(state: RunState, number: int, settings: RunSettings) -> RunSummary:

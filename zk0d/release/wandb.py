@@ -49,7 +49,7 @@ def log_rounds(
         if key and mode == "online":
             wandb.login(key=key, verify=False, relogin=True)
         run = wandb.init(
-            project=settings.wandb_project,
+            project=settings.release.wandb_project,
             id=f"zk0d-{name}",
             name=name,
             resume="allow",

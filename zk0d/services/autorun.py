@@ -32,7 +32,7 @@ class Autorun:
     Parameters
     ----------
     check
-        Raises if the run could not end here as its settings ask.
+        Raises if that run could not end here as its settings ask.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Autorun:
         settings: AutorunSettings,
         runs: Runs,
         clock: Callable[[], float] = time.monotonic,
-        check: Callable[[RunSettings], None] = lambda run: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._run = run_settings(settings.run, where="autorun.run")
@@ -85,7 +85,7 @@ class Autorun:
         if now - self._enough_since < self._settings.settle_seconds:
             return "a run begins in a moment"
         try:
-            self._check(self._run)
+            self._check()
             number = self._runs.start_run(self._run)
         except UnavailableError:
             raise

@@ -41,7 +41,7 @@ def run(config: Path) -> None:
     for folder in _runs(server.runs):
         try:
             settings = settings_of(folder)
-            if settings.hf_repo_id or settings.use_wandb:
+            if settings.release.hf_repo_id or settings.release.use_wandb:
                 notify.status(f"sending out run {folder.name}")
                 noted = Sent(server.publish.state / f"{folder.name}.json")
                 sent += _send(folder, settings, noted, server)
@@ -94,12 +94,12 @@ def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSetting
     """Send what is due; how much that was. What one refuses does not hold up the other."""
     events = list(read_journal(folder))
     done, errors = 0, []
-    if settings.hf_repo_id:
+    if settings.release.hf_repo_id:
         try:
             done += _checkpoint(events, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
-    if settings.use_wandb:
+    if settings.release.use_wandb:
         try:
             done += _figures(events, settings, sent, server)
         except Zk0dError as error:
@@ -121,7 +121,7 @@ def _checkpoint(
     last = written[-1]
     folder = Releases.of(server).checkpoint(last.run, last.round)
     why = ""
-    if settings.num_server_rounds < settings.checkpoint_interval:
+    if settings.rounds.num_server_rounds < settings.release.checkpoint_interval:
         why = "the run was shorter than its checkpoint-interval"
     elif not last.passed:
         why = f"its checkpoint did not pass the gate ({'; '.join(last.reasons)})"
@@ -134,7 +134,9 @@ def _checkpoint(
     from zk0d.release.hub import push
 
     api = HfApi(token=optional_credential("hf.token", server.publish.hf_token))
-    done = push(folder, settings.hf_repo_id, private=not settings.hf_public, api=api)
+    done = push(
+        folder, settings.release.hf_repo_id, private=not settings.release.hf_public, api=api
+    )
     log.info("run %s: pushed to %s (tag %s)", last.run, done.url, done.tag)
     sent.keep(pushed=done.url, tag=done.tag)
     return True

@@ -132,7 +132,7 @@ class SuperlinkService(Service):
             self._autorun = Autorun(
                 self._settings.autorun,
                 self._control,
-                check=lambda run: self._settings.check_run(run, "server.toml", "autorun.run."),
+                check=lambda: self._settings.check_autorun("server.toml"),
             )
         link.state.mkdir(parents=True, exist_ok=True)
         command = commands.superlink(

@@ -134,10 +134,10 @@ def _train(simulation: Simulation, console: Console) -> Path:
     settings = simulation.settings
     progress = Progress(console, f"zk0d train · {simulation.plan.nodes[0].dataset_uri}", [TRAINING])
     with progress.shown(), progress.stage(TRAINING) as stage:
-        progress.rounds = RoundsView(settings.num_server_rounds, 1)
+        progress.rounds = RoundsView(settings.rounds.num_server_rounds, 1)
         run = simulate(simulation, progress.show)
         stage.note = (
-            f"{settings.total_steps} steps, evaluated after every {settings.steps_per_round}"
+            f"{settings.total_steps} steps, evaluated after every {settings.training.local_steps}"
         )
     checkpoint = export(run, simulation.plan, simulation.folder / CHECKPOINT)
     console.print(

@@ -58,7 +58,7 @@ def run_arm(arm: Arm) -> Outcome:
     return Outcome(
         title=arm.title,
         seed=arm.seed,
-        steps=committed[-1].round * arm.simulation.settings.steps_per_round,
+        steps=committed[-1].round * arm.simulation.settings.training.local_steps,
         loss=_measured(last),
         success=last.success,
         rollouts=sum(dataset.rollouts for dataset in last.datasets),

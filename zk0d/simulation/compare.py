@@ -80,8 +80,8 @@ def arms_of(options: Options, source: Source, folder: Path, rollouts: int) -> li
     settings = options.run_settings(len(source.nodes))
     simulator = any(each.simulator for each in source.evaluation)
     common: dict[str, Any] = {
-        "eval-frequency": settings.num_server_rounds,
-        "eval-mode": "full",
+        "eval-frequency": settings.rounds.num_server_rounds,
+        "eval-frames": 0,
         "eval-rollouts": rollouts if simulator else 0,
     }
     base = Simulation(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import DatasetUri
-from zk0d.config.run import RunSettings
+from zk0d.config.run import RunSettings, stored_settings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundsView
@@ -255,7 +255,7 @@ def read_plan(folder: Path) -> Simulation:
     return Simulation(
         folder,
         Plan.parse(kept["plan"], where=PLAN),
-        RunSettings.parse({**kept["settings"], "resume": "1"}, where=PLAN),
+        RunSettings.parse({**stored_settings(kept["settings"]), "resume": "1"}, where=PLAN),
         tuple(EvaluationDataset.parse(each, where=PLAN) for each in kept["evaluation"]),
         number=2,
     )
@@ -282,9 +282,11 @@ def _follow(simulation: Simulation, progress: Progress, console: Console) -> Pat
         where += " (Ray is not installed; pip install 'zk0d[simulation]' for many)"
     with progress.stage(ROUNDS) as stage:
         progress.note(stage, where)
-        progress.rounds = RoundsView(settings.num_server_rounds, len(plan.nodes))
+        progress.rounds = RoundsView(settings.rounds.num_server_rounds, len(plan.nodes))
         run = simulate(simulation, progress.show)
-        stage.note = f"{progress.rounds.round} rounds of {settings.steps_per_round} steps, {where}"
+        stage.note = (
+            f"{progress.rounds.round} rounds of {settings.training.local_steps} steps, {where}"
+        )
     report = write_report(run)
     console.print(
         f"run      {run}  (journal.jsonl, committed rounds, server, clients)\n"

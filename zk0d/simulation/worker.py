@@ -150,7 +150,7 @@ class VirtualLearner:
         self._lag(task, began)
         if self._node.poisoned:
             turned = {name: POISON * array for name, array in update.arrays().items()}
-            update = Payload.of(turned, "delta", task.uplink_codec)
+            update = Payload.of(turned, "delta", task.training.uplink_codec)
         return reply, update
 
     def _drop(self, task: Train) -> None:

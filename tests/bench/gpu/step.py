@@ -24,6 +24,7 @@ import torch
 
 from tests.bench.gpu import real
 from zk0d.config.machine import CacheSettings
+from zk0d.config.run import TrainingSettings
 from zk0d.learning import step as steps_module
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
@@ -154,7 +155,9 @@ def _variant(
 
     def run(count: int) -> list[float]:
         ends: list[float] = []
-        plan = StepPlan(count, batch, 0, schedule, 0, proximal_mu=mu)
+        plan = StepPlan(
+            TrainingSettings(local_steps=count, batch_size=batch), 0, schedule, 0, proximal_mu=mu
+        )
         optimizer = Moments(policy).begin("bench", 1, 1e-10)
         with contextlib.ExitStack() as undone:
             if not replayed:
