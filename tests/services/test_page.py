@@ -17,8 +17,9 @@ from tests.record.lines import Told
 from tests.services.lab import lab, nginx
 from zk0d.config.machine import ServerSettings
 from zk0d.federation.nodes import Node
+from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
-from zk0d.services.page import HEADERS, MOST_POINTS, render, thinned
+from zk0d.services.page import MOST_POINTS, render, thinned
 from zk0d.services.presence import Presence, PresencePage
 
 NODES = [Node(1, "a" * 64, "left", True, 5.0), Node(2, "b" * 64, "right", False, 5.0)]
@@ -99,16 +100,18 @@ def test_it_shows_run_round_loss_and_participation() -> None:
         "from 1 in round 0 to 0.25 in round 3",
     ):
         assert shown in words, shown
-    rows = re.findall(r"<tr><td>(left|right)</td>.*?</tr>", render(NODES, facts()).decode())
+    rows = re.findall(
+        r"<tr><td>(left|right)</td>.*?</tr>", render(NODES, facts()).decode(), re.DOTALL
+    )
     assert rows == ["left", "right"]
-    row = re.search(r"<tr><td>right</td>.*?</tr>", render(NODES, facts()).decode())
+    row = re.search(r"<tr><td>right</td>.*?</tr>", render(NODES, facts()).decode(), re.DOTALL)
     assert row is not None
     assert "offline" in row[0]
     assert re.findall(r"<td>([\d,]+)</td>", row[0]) == ["0", "3", "0"], "rounds, missed, frames"
 
 
 def test_the_chart_is_the_losses() -> None:
-    svg = re.search(r"<svg.*?</svg>", render(NODES, facts()).decode())
+    svg = re.search(r"<svg.*?</svg>", render(NODES, facts()).decode(), re.DOTALL)
     assert svg is not None
     drawing = ET.fromstring(svg[0])  # noqa: S314 - our own
     (line,) = drawing.iter("polyline")

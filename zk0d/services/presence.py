@@ -19,8 +19,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from zk0d.errors import UnavailableError
 from zk0d.federation.nodes import Node
 from zk0d.flower.sessions import KeyUse
+from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
-from zk0d.services.page import HEADERS
 
 PREFIX = "/zk0d/v1"
 VERSION = 1
