@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
+#: What systemd adds to every unit whose name begins with zk0d-, after the unit's own lines.
+SHARED = FOLDER / "zk0d-.service.d/10-sandbox.conf"
 GATEWAY, RENEW = "zk0d-gateway.service", "zk0d-renew.service"
 #: Those that run a program of ours as a user of their own.
 SERVICES = sorted(
@@ -81,9 +83,12 @@ needs_systemd = pytest.mark.skipif(
 
 
 def directives(name: str) -> dict[str, list[str]]:
-    """A unit's directives; each may be given more than once."""
+    """A unit's directives, those of every service included; each may be given more than once."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    if name.endswith(".service") and not name.startswith("user/"):
+        text += SHARED.read_text(encoding="utf-8")
     found: dict[str, list[str]] = defaultdict(list)
-    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         if "=" in line and not line.startswith("#"):
             key, _, value = line.partition("=")
             found[key].append(value)
@@ -318,6 +323,17 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
     assert str(server.evaluator.socket) in directives("zk0d-evaluator.socket")["ListenStream"]
 
 
+def test_no_service_repeats_what_all_have() -> None:
+    """A line here would win over a unit's, so neither says what the other does."""
+    shared = {
+        line.partition("=")[0] for line in SHARED.read_text().splitlines() if "=" in line
+    } - {""}
+    for name in (*SERVICES, GATEWAY, RENEW):
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        own = {line.partition("=")[0] for line in text.splitlines() if "=" in line}
+        assert not {key for key in own & shared if not key.startswith("#")}, name
+
+
 @needs_systemd
 @pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
 def test_exposure(name: str) -> None:
@@ -348,6 +364,7 @@ def test_systemd_reads_every_line(tmp_path: Path) -> None:
     for name in UNITS:
         text = (FOLDER / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(re.sub(r"(?m)^ExecStart=.*", "ExecStart=/bin/true", text))
+    shutil.copytree(SHARED.parent, tmp_path / SHARED.parent.name)
     said = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in UNITS)],
         capture_output=True,
