@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from zk0d.config.base import known_keys
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.names import DatasetUri
 from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings, stored_settings
@@ -231,3 +232,31 @@ def test_without_tls_only_loopback_is_asked(url: str, fine: bool) -> None:
         return
     with pytest.raises(ConfigError, match="has no TLS: what it says could be anybody's"):
         ClientSettings.parse(values, where="x")
+
+
+@pytest.mark.parametrize(
+    ("parse", "said"),
+    [
+        (lambda: run_settings({"policy": "smolvia"}), "run settings: 'policy' is wrong: 'smolvia'"),
+        (
+            lambda: ClientSettings.parse(
+                {"name": "a", "limits": {"policies": ["act", "smolvia"]}}, where="client.toml"
+            ),
+            "client.toml: 'limits.policies.1' is wrong: 'smolvia'",
+        ),
+    ],
+)
+def test_an_unknown_policy_is_named_with_the_nearest_known_one(
+    parse: Callable[[], object], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse()
+    assert error.value.message == (
+        f"{said} is none of {', '.join(FAMILIES)} (did you mean 'smolvla'?)."
+    )
+
+
+@pytest.mark.parametrize("policy", FAMILIES)
+def test_every_family_is_a_policy_of_runs_and_sites(policy: str) -> None:
+    assert run_settings({"policy": policy}).policy == policy
+    assert policy in ClientSettings(name="a").limits.policies

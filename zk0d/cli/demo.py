@@ -6,7 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+
+from zk0d.config.families import FAMILIES
 
 
 class Task(StrEnum):
@@ -14,13 +17,6 @@ class Task(StrEnum):
 
     soreach = "soreach"
     so101 = "so101"
-
-
-class Policy(StrEnum):
-    """Policies the demo can train."""
-
-    smolvla = "smolvla"
-    act = "act"
 
 
 def demo(
@@ -32,7 +28,9 @@ def demo(
         int, typer.Option(min=1, max=26, help="How many contributors share the table.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Fixes recordings, weights and sampling.")] = 0,
-    policy: Annotated[Policy, typer.Option(help="Policy to train.")] = Policy.smolvla,
+    policy: Annotated[
+        str, typer.Option(help="Policy to train.", click_type=click.Choice(list(FAMILIES)))
+    ] = "smolvla",
     task: Annotated[
         Task,
         typer.Option(help="What to learn; so101 has physics and needs zk0d[sim]."),
@@ -71,7 +69,7 @@ def demo(
         seed=seed,
         contributors=contributors,
         rounds=rounds,
-        policy=policy.value,
+        policy=policy,
         task=task.value,
         demonstrations=demonstrations or EPISODES[task.value].recorded,
         episodes=episodes or EPISODES[task.value].driven,

@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from zk0d.config.base import Settings, wrong
-from zk0d.config.names import Alias, Cameras, DatasetUriText
+from zk0d.config.families import FAMILIES
+from zk0d.config.names import Alias, Cameras, DatasetUriText, PolicyName
 from zk0d.config.run import RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
 
@@ -190,8 +191,8 @@ class LimitsSettings(Settings):
         10_000, description="Optimizer steps a round; a round that asks for more is refused."
     )
     max_batch_size: PositiveInt = Field(1024, description="Frames per optimizer step.")
-    policies: list[Literal["smolvla", "act"]] = Field(
-        default=["smolvla", "act"], description="Policies that may be trained here."
+    policies: list[PolicyName] = Field(
+        default=list(FAMILIES), description="Policies that may be trained here."
     )
     models: list[str] = Field(
         default_factory=list,

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from zk0d.config.base import suggest
+from zk0d.config.families import FAMILIES
 from zk0d.errors import ConfigError, DataError, UsageError
 
 ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
@@ -129,6 +131,17 @@ def check_repository(name: str) -> None:
     except HFValidationError as error:
         said = str(error).rstrip(".").replace(". ", "; ")
         raise ValueError(f"the hub takes no such name ({said})") from None
+
+
+def _policy(value: str) -> str:
+    if value not in FAMILIES:
+        known = list(FAMILIES)
+        raise ValueError(f"{value!r} is none of {', '.join(known)}{suggest(value, known)}")
+    return value
+
+
+#: A policy family that zk0d trains.
+PolicyName = Annotated[str, AfterValidator(_policy)]
 
 
 def split_revision(model: str) -> tuple[str, str | None]:

@@ -25,7 +25,8 @@ from pydantic import (
 )
 
 from zk0d.config.base import FlatSettings, Scalar, Settings, known_keys, suggest, wrong
-from zk0d.config.names import DatasetUri, check_repository
+from zk0d.config.families import FAMILIES
+from zk0d.config.names import DatasetUri, PolicyName, check_repository
 from zk0d.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -205,7 +206,9 @@ class ReleaseSettings(Settings):
 class RunSettings(FlatSettings):
     """What a run trains, how, and with whom. One optimizer step is one update of the policy."""
 
-    policy: Literal["smolvla", "act"] = Field("smolvla", description="Policy class of LeRobot.")
+    policy: PolicyName = Field(
+        "smolvla", description=f"Policy class of LeRobot: {', '.join(FAMILIES)}."
+    )
     model_name: str = Field(
         "lerobot/smolvla_base",
         description="Where the weights start: a hub name, a name that the machines' [models] table"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zk0d.config.base import Settings
-from zk0d.config.names import Alias
+from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
@@ -107,7 +107,7 @@ class TrainReply(Message):
 class Start(Message):
     """Asked of the evaluator once per run: the policy's shape and its first weights."""
 
-    policy: Literal["smolvla", "act"]
+    policy: PolicyName
     model_name: str
     seed: NonNegativeInt
     start_from: str = ""

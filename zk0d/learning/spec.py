@@ -5,11 +5,10 @@ No torch here: the server reads and sends these.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
+from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
 
 MAX_STATE_WIDTH = 32  # SmolVLA pads states and actions to this; a wider one does not fit
@@ -22,7 +21,7 @@ class PolicySpec(Settings):
     ``sha256``, so that a different base model or library version is an error and no silent drift.
     """
 
-    policy: Literal["smolvla", "act"]
+    policy: PolicyName
     model_name: str
     seed: int
     fps: PositiveInt = Field(description="Frames per second that the action chunk is made for.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from zk0d.config.families import FAMILIES
 from zk0d.learning.statistics import Statistics
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART
@@ -31,17 +32,13 @@ HYPERPARAMETERS = {
     "Uplink Codec": "uplink-codec",
     "Seed": "seed",
 }
-CLASSES = {
-    "smolvla": "lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy",
-    "act": "lerobot.policies.act.modeling_act import ACTPolicy",
-}
 FORMAT = (
     "## Model Format\n\nLeRobot's own layout: `config.json`, `model.safetensors`, and the"
     " processors' `policy_preprocessor.json` and `policy_postprocessor.json` with their statistics."
     " No pickle. `metrics.json` has every figure of this card, `provenance.json` its origin."
 )
 USAGE = """\
-from {imported}
+from {module} import {name}
 from lerobot.policies import make_pre_post_processors
 
 folder = "."  # this repository's name on the hub, or its folder
@@ -54,17 +51,17 @@ preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_pat
 CARRIED = """\
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import make_pre_post_processors
-from {imported}
+from {module} import {name}
 
 folder = "."  # this repository's folder: hf download USER/NAME --local-dir FOLDER
 config = PreTrainedConfig.from_pretrained(folder)
-config.vlm_model_name = f"{{folder}}/{{config.vlm_model_name}}"  # is in this folder, too
+config.{companion} = f"{{folder}}/{{config.{companion}}}"  # is in this folder, too
 policy = {name}.from_pretrained(folder, config=config)
 policy.eval()
 preprocess, postprocess = make_pre_post_processors(
     config,
     pretrained_path=folder,
-    preprocessor_overrides={{"tokenizer_processor": {{"tokenizer_name": config.vlm_model_name}}}},
+    preprocessor_overrides={{"tokenizer_processor": {{"tokenizer_name": config.{companion}}}}},
 )
 # action = postprocess(policy.select_action(preprocess(observation)))
 """
@@ -256,9 +253,11 @@ def _insights(summary: RunSummary) -> str:
 
 
 def _usage(summary: RunSummary, carries_vlm: bool) -> str:
-    imported = CLASSES[_policy(summary)]
-    name = imported.rpartition(" ")[2]
-    code = (CARRIED if carries_vlm else USAGE).format(imported=imported, name=name)
+    family = FAMILIES[_policy(summary)]
+    module, _, name = family.policy_class.rpartition(".")
+    code = (CARRIED if carries_vlm else USAGE).format(
+        module=module, name=name, companion=family.companion
+    )
     return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
 
 
