@@ -73,16 +73,6 @@ def test_a_missing_feature(copied_recordings: Path, feature: str) -> None:
     assert f"has no '{feature}'" in refusal(copied_recordings)
 
 
-def test_a_state_that_is_too_wide(copied_recordings: Path) -> None:
-    change_info(
-        copied_recordings,
-        lambda info: info["features"]["observation.state"].update(shape=[40]),
-    )
-    said = refusal(copied_recordings)
-    assert "40 values" in said
-    assert "at most 32" in said
-
-
 def test_a_missing_data_file(copied_recordings: Path) -> None:
     shutil.rmtree(copied_recordings / "data")
     assert "data/chunk-000/file-000.parquet is missing" in refusal(copied_recordings)
@@ -151,6 +141,21 @@ def test_act_needs_every_camera(recordings: Recordings, act_spec: PolicySpec) ->
     spec = act_spec.model_copy(update={"cameras": wanted})
     with pytest.raises(DataError, match="needs camera 'wrist'"):
         check_fit(recordings.summary, spec, where="here")
+
+
+@pytest.mark.parametrize("what", ["state", "action"])
+def test_what_is_too_wide_for_one_policy_is_another_ones(
+    recordings: Recordings, smolvla_spec: PolicySpec, act_spec: PolicySpec, what: str
+) -> None:
+    wide = {f"{what}_width": 33}
+    summary = recordings.summary.model_copy(update=wide)
+    with pytest.raises(DataError) as error:
+        check_fit(summary, smolvla_spec.model_copy(update=wide), where="here")
+    assert error.value.message == (
+        f"here: the {what} has 33 values, policy 'smolvla' takes at most 32; train one that takes"
+        " any number (act)."
+    )
+    check_fit(summary, act_spec.model_copy(update=wide), where="here")
 
 
 def test_a_number_that_is_none(copied_recordings: Path) -> None:

@@ -17,12 +17,18 @@ class PolicyFamily:
     ----------
     policy_class
         LeRobot's class by its full name, as a model card imports it.
+    widest
+        The most values that it takes as a state or an action; ``None`` is any number.
+    spares_cameras
+        Whether it learns from recordings that lack some of its cameras.
     companion
         The key in its configuration that names another model, whose settings and tokenizer it
         needs.
     """
 
     policy_class: str
+    widest: int | None = None
+    spares_cameras: bool = False
     companion: str | None = None
 
 
@@ -30,6 +36,8 @@ class PolicyFamily:
 FAMILIES: Mapping[str, PolicyFamily] = {
     "smolvla": PolicyFamily(
         policy_class="lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",
+        widest=32,  # it pads states and actions to this
+        spares_cameras=True,
         companion="vlm_model_name",
     ),
     "act": PolicyFamily(policy_class="lerobot.policies.act.modeling_act.ACTPolicy"),

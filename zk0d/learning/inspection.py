@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zk0d.errors import DataError
 from zk0d.learning.license import license_of
 from zk0d.learning.recordings import ACTION, STATE, Recordings
-from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.learning.spec import check_alike
 from zk0d.learning.statistics import MIN_STD
 from zk0d.learning.videos import short_videos
 
@@ -307,19 +307,10 @@ def inspect_together(all_of_them: list[tuple[Recordings, Inspection]]) -> list[R
     """What keeps several datasets from being one federation; the first is the yardstick."""
     remarks: list[Remark] = []
     like = all_of_them[0][0].summary
-    spec = PolicySpec(
-        policy="act",
-        model_name="tiny",
-        seed=0,
-        fps=like.fps,
-        state_width=like.state_width,
-        action_width=like.action_width,
-        cameras=like.cameras,
-    )
     seen: dict[str, str] = {}
     for recordings, inspection in all_of_them:
         try:
-            check_fit(recordings.summary, spec, where=recordings.uri)
+            check_alike(recordings.summary, like, where=recordings.uri)
         except DataError as error:
             remarks.append(Remark("together", "wrong", error.message))
         copies = [digest for digest in inspection.hashes if digest in seen]

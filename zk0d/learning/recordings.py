@@ -13,7 +13,7 @@ import torch
 
 from zk0d.config.names import IMAGES
 from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
-from zk0d.learning.spec import MAX_STATE_WIDTH, RecordingsSummary
+from zk0d.learning.spec import RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.learning.tables import read_columns
 from zk0d.learning.videos import check_videos
@@ -142,15 +142,8 @@ def _check_features(features: Mapping[str, Feature], uri: str) -> None:
     for needed, what in ((ACTION, "no action was recorded"), (STATE, "no state was recorded")):
         if needed not in features:
             raise wrong(uri, f"has no '{needed}' ({what})", "a policy cannot be trained on it")
-        shape = features[needed].shape
-        if len(shape) != 1:
+        if len(features[needed].shape) != 1:
             raise wrong(uri, f"'{needed}' must be a list of numbers in every frame")
-        if shape[0] > MAX_STATE_WIDTH:
-            raise wrong(
-                uri,
-                f"'{needed}' has {shape[0]} values per frame",
-                f"a policy takes at most {MAX_STATE_WIDTH}",
-            )
 
 
 def _map_cameras(layout: Layout, mapping: dict[str, str]) -> dict[str, str]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
+from zk0d.config.families import FAMILIES
 from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
-
-MAX_STATE_WIDTH = 32  # SmolVLA pads states and actions to this; a wider one does not fit
 
 
 class PolicySpec(Settings):
@@ -53,33 +52,48 @@ def check_fit(recordings: RecordingsSummary, spec: PolicySpec, where: str) -> No
     DataError
         Naming the first of: frame rate, state or action width, unknown or missing camera.
     """
-    if recordings.fps != spec.fps:
+    family = FAMILIES[spec.policy]
+    check_alike(recordings, spec, where=where, every_camera=not family.spares_cameras)
+    for what, have in (("state", recordings.state_width), ("action", recordings.action_width)):
+        if family.widest and have > family.widest:
+            wider = ", ".join(name for name, other in FAMILIES.items() if not other.widest)
+            raise DataError(
+                f"{where}: the {what} has {have} values, policy '{spec.policy}' takes at most"
+                f" {family.widest}; train one that takes any number ({wider})."
+            )
+
+
+def check_alike(
+    recordings: RecordingsSummary,
+    like: PolicySpec | RecordingsSummary,
+    *,
+    where: str,
+    every_camera: bool = True,
+) -> None:
+    """Refuse recordings of another shape than ``like``; ``where`` and errors as of `check_fit`."""
+    if recordings.fps != like.fps:
         raise DataError(
-            f"{where}: recorded at {recordings.fps} frames per second, the policy's is {spec.fps};"
-            f" an action chunk would span another time. Record or resample at {spec.fps}."
+            f"{where}: recorded at {recordings.fps} frames per second, the policy's is {like.fps};"
+            f" an action chunk would span another time. Record or resample at {like.fps}."
         )
     for what, have, want in (
-        ("state", recordings.state_width, spec.state_width),
-        ("action", recordings.action_width, spec.action_width),
+        ("state", recordings.state_width, like.state_width),
+        ("action", recordings.action_width, like.action_width),
     ):
-        if have > MAX_STATE_WIDTH:
-            raise DataError(
-                f"{where}: the {what} has {have} values, a policy takes at most {MAX_STATE_WIDTH}."
-            )
         if have != want:
             raise DataError(
                 f"{where}: the {what} has {have} values, the run's policy takes {want};"
                 " join a run for this robot."
             )
-    unknown = sorted(set(recordings.cameras) - set(spec.cameras))
+    unknown = sorted(set(recordings.cameras) - set(like.cameras))
     if unknown:
         raise DataError(
             f"{where}: the policy does not know camera '{unknown[0]}' (it knows"
-            f" {', '.join(sorted(spec.cameras))}); map it under [cameras] in this node's settings,"
+            f" {', '.join(sorted(like.cameras))}); map it under [cameras] in this node's settings,"
             ' or to "" to leave it out.'
         )
-    missing = sorted(set(spec.cameras) - set(recordings.cameras))
-    if missing and (spec.policy == "act" or not recordings.cameras):
+    missing = sorted(set(like.cameras) - set(recordings.cameras))
+    if missing and (every_camera or not recordings.cameras):
         raise DataError(
             f"{where}: the policy needs camera '{missing[0]}', the recordings have"
             f" {', '.join(sorted(recordings.cameras)) or 'none'}; map one to it under [cameras]."
