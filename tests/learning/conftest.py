@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from zk0d.config.machine import CacheSettings
-from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec

@@ -12,7 +12,7 @@ from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata, resolve_del
 from zk0d.config.machine import CacheSettings
 from zk0d.learning.batches import RecordedBatches
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 

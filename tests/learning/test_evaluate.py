@@ -6,15 +6,9 @@ import torch
 
 from zk0d.errors import Zk0dError
 from zk0d.learning import evaluate
-from zk0d.learning.evaluate import (
-    TIME_STRATA,
-    frame_noise,
-    frame_time,
-    roll_out,
-    seeded_loss,
-    stratified_rows,
-)
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policies.noise import TIME_STRATA, frame_noise, frame_time
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.simulators.soreach import SoReach
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.learning import tiny
-from zk0d.learning.policy import LoadedPolicy, load_policy, pick_device, policy_sha256, spec_for
+from zk0d.learning.policies import tiny_vlm
+from zk0d.learning.policies.base import BUILT, LoadedPolicy
+from zk0d.learning.policy import load_policy, pick_device, policy_sha256, spec_for
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import PolicySpec
 
@@ -132,7 +133,7 @@ def saved(smolvla: LoadedPolicy, folder: Path) -> Path:
     """A pretrained policy with its vision-language model's configuration beside it."""
     vlm = folder / "vlm"
     vlm.mkdir(parents=True)
-    for path in Path(tiny._vlm_folder(tiny.WIDTHS["tiny"]).name).iterdir():
+    for path in Path(tiny_vlm.folder(BUILT["tiny"])).iterdir():
         (vlm / path.name).write_bytes(path.read_bytes())
     smolvla.policy.save_pretrained(folder / "policy")
     config = folder / "policy" / "config.json"

@@ -16,7 +16,7 @@ import torch
 from tests.learning.damage import change_info, first_video, set_value
 from zk0d.errors import DataError, TryAgainError, UnavailableError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 

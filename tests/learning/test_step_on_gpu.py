@@ -13,7 +13,8 @@ from zk0d.config.machine import CacheSettings
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning import step as steps
-from zk0d.learning.policy import LoadedPolicy, load_policy, release_gpu_memory
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.schedule import CosineSchedule

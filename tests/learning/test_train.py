@@ -9,7 +9,7 @@ import torch
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learner.tasks import Stopped
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.step import Proximal

@@ -10,7 +10,8 @@ import pytest
 
 from tests.learning.test_policy import saved
 from zk0d.errors import UnavailableError
-from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.untrusted import STEPS, refuse_code
 

@@ -24,7 +24,8 @@ from zk0d.federation.messages import Release, Start
 from zk0d.federation.update import Payload
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import TaskControl
-from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.spec import PolicySpec
 from zk0d.release import hub

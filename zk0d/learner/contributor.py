@@ -24,13 +24,8 @@ from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
-from zk0d.learning.policy import (
-    BUILT,
-    LoadedPolicy,
-    limit_gpu_memory,
-    load_policy,
-    release_gpu_memory,
-)
+from zk0d.learning.policies.base import BUILT, LoadedPolicy
+from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit

@@ -28,13 +28,8 @@ from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
 from zk0d.learning.license import license_of
-from zk0d.learning.policy import (
-    LoadedPolicy,
-    load_policy,
-    pick_device,
-    release_gpu_memory,
-    spec_for,
-)
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, pick_device, release_gpu_memory, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit

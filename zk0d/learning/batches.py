@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 
 from zk0d.config.names import IMAGES
 from zk0d.learning.frames import FeatureCache, PixelCache
 from zk0d.learning.layout import BOOKKEEPING
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import ACTION, STATE, Recordings
 from zk0d.learning.statistics import Statistics
 
@@ -98,9 +98,8 @@ class PolicyBatches:
         self.features = features
         self._device = loaded.device
         self._preprocess, _ = loaded.processors(statistics)
-        visual = loaded.config.normalization_mapping.get("VISUAL")
-        # A policy that normalizes images (ACT) goes through LeRobot's processor batch by batch.
-        self._per_batch = visual is not NormalizationMode.IDENTITY
+        # A policy that normalizes images, such as ACT, goes through its processor batch by batch.
+        self._per_batch = not loaded.normalized_once
         if not self._per_batch:
             self._normalize_once()
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
 from zk0d.errors import TryAgainError
 from zk0d.files import whole_folder
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.statistics import Statistics
 
 #: Settings of LeRobot that say where a policy came from, or goes to, on its trainer's machine.

@@ -14,17 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from zk0d.errors import Zk0dError
 from zk0d.learning.batches import PolicyBatches
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import STATE
 from zk0d.learning.statistics import Statistics
 from zk0d.simulators.task import Arm
 
 EVAL_BATCH = 64
-TIME_STRATA = 4  # draws of time per frame; together they cover (0, 1) evenly
 
 
 def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -> torch.Tensor:
@@ -50,27 +48,6 @@ def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -
     return torch.cat(chosen)
 
 
-def frame_noise(
-    rows: torch.Tensor, stratum: int, shape: tuple[int, ...], seed: int
-) -> torch.Tensor:
-    """Standard normal noise that depends only on seed, frame and stratum: ``(rows, *shape)``."""
-    return torch.stack(
-        [
-            torch.from_numpy(
-                np.random.default_rng([seed, int(row), stratum]).standard_normal(shape, np.float32)
-            )
-            for row in rows
-        ]
-    )
-
-
-def frame_time(rows: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
-    """SmolVLA's time (Beta(1.5, 1), scaled to 0.001..1), stratified per frame: ``(rows,)``."""
-    start = np.array([np.random.default_rng([seed, int(row)]).random() for row in rows])
-    uniform = (start + stratum / TIME_STRATA) % 1.0
-    return torch.from_numpy((uniform ** (1 / 1.5) * 0.999 + 0.001).astype(np.float32))
-
-
 @dataclass(frozen=True)
 class Loss:
     """A mean over frames, and its standard error; ``None`` where frames have no loss each."""
@@ -91,8 +68,7 @@ def seeded_loss(
         With reason ``evaluation_failed`` if it is not a finite number: a failure is a missing
         value, never a number that looks like one.
     """
-    policy, config = loaded.policy, loaded.config
-    flow = isinstance(policy, SmolVLAPolicy)
+    policy = loaded.policy
     images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
     was_training = policy.training
     policy.eval()
@@ -102,22 +78,12 @@ def seeded_loss(
         with images, loaded.autocast():
             for start in range(0, len(rows), EVAL_BATCH):
                 part = rows[start : start + EVAL_BATCH]
-                batch = batches.batch(part)
-                if not flow:  # ACT is deterministic in evaluation mode
-                    total += policy.forward(batch)[0].item() * len(part)
-                    continue
-                frames = torch.zeros(len(part), dtype=torch.float64)
-                for stratum in range(TIME_STRATA):
-                    shape = (config.chunk_size, config.max_action_dim)
-                    losses, _ = policy.forward(
-                        dict(batch),
-                        noise=frame_noise(part, stratum, shape, seed).to(loaded.device),
-                        time=frame_time(part, stratum, seed).to(loaded.device),
-                        reduction="none",
-                    )
-                    frames += losses.double().cpu() / TIME_STRATA
-                total += frames.sum().item()
-                per_frame.append(frames)
+                losses = loaded.seeded_losses(batches.batch(part), part, seed)
+                if losses.ndim:
+                    total += losses.sum().item()
+                    per_frame.append(losses)
+                else:
+                    total += losses.item() * len(part)
     finally:
         policy.train(was_training)
     loss = total / len(rows)
@@ -159,8 +125,6 @@ def roll_out(
     policy.eval()
     policy.reset()
     execute = loaded.config.n_action_steps
-    shape = (loaded.config.chunk_size, getattr(loaded.config, "max_action_dim", 0))
-    flow = isinstance(policy, SmolVLAPolicy)
     arms = [make_arm() for _ in seeds]
     running = list(range(len(arms)))
     observations = {i: arms[i].reset(seed) for i, seed in enumerate(seeds)}
@@ -174,13 +138,10 @@ def roll_out(
             key = f"observation.images.{camera}"
             images = np.stack([observations[i][key] for i in running])
             batch[key] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        extra = {}
-        if flow:
-            numbers = torch.tensor([seeds[i] for i in running])
-            noise = frame_noise(numbers, arms[running[0]].frame, shape, seed=0)
-            extra["noise"] = noise.to(loaded.device)
+        episodes = torch.tensor([seeds[i] for i in running])
+        noise = loaded.planning_noise(episodes, arms[running[0]].frame)
         with loaded.autocast():
-            planned = policy.predict_action_chunk(preprocess(batch), **extra)
+            planned = policy.predict_action_chunk(preprocess(batch), **noise)
         actions = postprocess(planned)
         still = []
         for row, i in enumerate(running):

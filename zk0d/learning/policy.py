@@ -1,4 +1,4 @@
-"""A LeRobot policy by name: built or loaded, its trainable weights, its processors."""
+"""A LeRobot policy by name: built from a seed, or loaded from a folder or the hub's cache."""
 
 from __future__ import annotations
 
@@ -8,186 +8,24 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
-from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with_pad
-from numpy.typing import NDArray
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy, get_policy_class
 from safetensors import safe_open
 
 from zk0d.config.machine import Precision
 from zk0d.config.names import IMAGES, POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.learning import nvidia, tiny
+from zk0d.learning import nvidia
+from zk0d.learning.policies import family
+from zk0d.learning.policies.base import BUILT, LoadedPolicy
 from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
-from zk0d.learning.statistics import Statistics
 from zk0d.learning.untrusted import refuse_code
-
-#: Models that are built from a run's seed, so that nothing has to be fetched.
-BUILT = frozenset(tiny.WIDTHS)
-# ACT's vision backbone is made for images of this mean and spread (torchvision's ImageNet values).
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-@dataclass
-class LoadedPolicy:
-    """A policy in memory, on its device."""
-
-    spec: PolicySpec
-    policy: PreTrainedPolicy
-    device: torch.device
-    precision: torch.dtype = torch.float32
-
-    def autocast(self) -> torch.autocast:
-        """Within it, products of matrices are computed in ``precision``; weights stay float32."""
-        # A cache of converted weights would be recorded in a CUDA graph, and be stale after a step.
-        return torch.autocast(
-            self.device.type,
-            dtype=self.precision if self.precision != torch.float32 else None,
-            enabled=self.precision != torch.float32,
-            cache_enabled=False,
-        )
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.policy.config
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that train, and travel, by name; sorted, so that order means nothing."""
-        return {
-            name: parameter
-            for name, parameter in sorted(self.policy.named_parameters())
-            if parameter.requires_grad
-        }
-
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the trainable weights, float32."""
-        return {
-            name: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
-            for name, parameter in self.trainable().items()
-        }
-
-    @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Overwrite the trainable weights; names and shapes were checked by the manifest."""
-        for name, parameter in self.trainable().items():
-            # torch wants to write where it reads; a read-only view is copied first.
-            parameter.copy_(torch.from_numpy(np.require(weights[name], requirements="W")))
-
-    @property
-    def frozen_vision(self) -> bool:
-        """Whether image embeddings never change, so that they can be computed once."""
-        if not isinstance(self.policy, SmolVLAPolicy):
-            return False
-        vlm = self.policy.model.vlm_with_expert.get_vlm_model()
-        parts = [*vlm.vision_model.parameters(), *vlm.connector.parameters()]
-        return not any(parameter.requires_grad for parameter in parts)
-
-    @torch.no_grad()
-    def embed_images(self, frames: torch.Tensor) -> torch.Tensor:
-        """SmolVLA's image embeddings of uint8 frames ``(n, C, H, W)``: ``(n, tokens, width)``."""
-        images = frames.to(self.device).float() / 255
-        size = self.config.resize_imgs_with_padding
-        if size is not None:
-            images = resize_with_pad(images, size[1], size[0], pad_value=0)
-        embedded: torch.Tensor = self.policy.model.vlm_with_expert.embed_image(images * 2.0 - 1.0)
-        return embedded
-
-    @contextlib.contextmanager
-    def embedded_images(self) -> Iterator[None]:
-        """Within it, image entries of a batch are embeddings and no pixels."""
-        policy, vlm = self.policy, self.policy.model.vlm_with_expert
-
-        def prepared(batch: dict[str, torch.Tensor]) -> tuple[list[Any], list[Any]]:
-            given = [batch[key] for key in policy.config.image_features if key in batch]
-            return given, [
-                torch.ones(len(image), dtype=torch.bool, device=image.device) for image in given
-            ]
-
-        # Instance attributes shadow the methods: nothing of lerobot's classes is changed.
-        policy.prepare_images = prepared
-        vlm.embed_image = _identity
-        try:
-            yield
-        finally:
-            del policy.prepare_images, vlm.embed_image
-
-    @contextlib.contextmanager
-    def whole_images(self) -> Iterator[None]:
-        """Within it, the vision encoder takes every image as whole, without looking into it.
-
-        transformers finds out from the values of a mask which patches are there, and waits for the
-        GPU to do so; a policy's images are padded to one size, so all of them are. The result is
-        the same. Without SmolVLA nothing changes.
-        """
-        if not isinstance(self.policy, SmolVLAPolicy):
-            yield
-            return
-        vlm = self.policy.model.vlm_with_expert
-        vision, connector = vlm.get_vlm_model().vision_model, vlm.get_vlm_model().connector
-        positions: dict[torch.Size, torch.Tensor] = {}
-
-        def embed(image: torch.Tensor) -> torch.Tensor:
-            pixels = image.to(vision.dtype)
-            if pixels.shape[1:] not in positions:
-                positions[pixels.shape[1:]] = _positions(vision, pixels[:1])
-            patches = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-            known = vision.embeddings.position_embedding(positions[pixels.shape[1:]])
-            encoded = vision.encoder(inputs_embeds=patches + known, attention_mask=None)
-            embedded: torch.Tensor = connector(vision.post_layernorm(encoded.last_hidden_state))
-            return embedded
-
-        vlm.embed_image = embed  # shadows the method, as above
-        try:
-            yield
-        finally:
-            del vlm.embed_image
-
-    def processors(self, statistics: Statistics) -> tuple[Any, Any]:
-        """LeRobot's pre- and post-processor with exactly these statistics."""
-        stats: dict[str, dict[str, NDArray[np.float32]]] = dict(statistics.for_training())
-        for name, feature in (
-            (STATE, self.config.input_features[STATE]),
-            (ACTION, self.config.output_features[ACTION]),
-        ):
-            # LeRobot skips normalization in silence when a key is missing.
-            if name not in stats or stats[name]["mean"].shape != tuple(feature.shape):
-                raise Zk0dError(
-                    f"the run's statistics have no '{name}' of width {feature.shape[0]}.",
-                    reason="statistics_mismatch",
-                )
-        if self.config.normalization_mapping.get("VISUAL") is not NormalizationMode.IDENTITY:
-            for key in self.config.image_features:
-                stats[key] = {
-                    k: np.array(v, np.float32)[:, None, None] for k, v in IMAGENET.items()
-                }
-        made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
-        return made
-
-
-@torch.no_grad()
-def _positions(vision: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The numbers that the encoder gives the patches of one whole image: ``(1, patches)``."""
-    seen: list[torch.Tensor] = []
-    hook = vision.embeddings.position_embedding.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0])
-    )
-    try:
-        vision(pixel_values=pixels, patch_attention_mask=None)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def _identity(image: torch.Tensor) -> torch.Tensor:
-    return image
 
 
 def spec_for(
@@ -258,10 +96,10 @@ def load_policy(
         With reason ``model_mismatch`` if the weights are not those of ``spec.sha256``.
     """
     where = pick_device(device)
+    kind = family(spec.policy)
     torch.manual_seed(spec.seed)
     if spec.model_name in BUILT:
-        make = tiny.smolvla_config if spec.policy == "smolvla" else tiny.act_config
-        config = make(spec.model_name)
+        config = kind.tiny_config(BUILT[spec.model_name])
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
             **{
@@ -277,14 +115,9 @@ def load_policy(
         refuse_code(folder, spec.model_name)
         config = _pretrained_config(spec.policy, folder)
         config.device = str(where)
-        # These would be fetched, gigabytes, only to be overwritten by the policy's own file.
-        spared = bool(getattr(config, "load_vlm_weights", False))
-        for name, without in (("load_vlm_weights", False), ("pretrained_backbone_weights", None)):
-            if hasattr(config, name):
-                setattr(config, name, without)
         try:
             with _quiet():
-                policy = get_policy_class(spec.policy).from_pretrained(folder, config=config)
+                policy = kind.from_folder(folder, config)
         except (OSError, ValueError, RuntimeError) as error:
             raise UnavailableError(
                 f"model '{spec.model_name}': {folder} cannot be loaded"
@@ -292,17 +125,14 @@ def load_policy(
                 " tokenizer of its vision-language model.",
                 reason="model_unavailable",
             ) from error
-        _check_whole(policy, spec.model_name, folder)
-        if spared:
-            for parameter in policy.model.vlm_with_expert.vlm.parameters():
-                parameter.data = parameter.data.bfloat16()  # as LeRobot would have loaded them
+        _check_whole(policy, kind.unused, spec.model_name, folder)
     config.device = str(where)
     policy.to(where)
     for parameter in policy.parameters():
         # AdamW's steps vanish in bfloat16: what trains is kept in float32.
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    loaded = LoadedPolicy(spec, policy, where, pick_precision(precision, where))
+    loaded = kind(spec, policy, where, pick_precision(precision, where))
     found = policy_sha256(loaded)
     if spec.sha256 and spec.sha256 != found:
         raise Zk0dError(
@@ -317,8 +147,8 @@ def load_policy(
 def policy_sha256(loaded: LoadedPolicy) -> str:
     """SHA-256 over names, dtypes, shapes and content of every weight."""
     digest = hashlib.sha256()
-    if loaded.spec.model_name in BUILT and loaded.spec.policy == "smolvla":
-        digest.update(tiny.tokenizer_sha256().encode())
+    if loaded.spec.model_name in BUILT:
+        digest.update(loaded.tokenizer_sha256().encode())
     for name, tensor in sorted(loaded.policy.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
@@ -414,15 +244,20 @@ def _model_folder(
         ) from error
 
 
-def _check_whole(policy: PreTrainedPolicy, name: str, folder: Path) -> None:
-    """Refuse a file that lacks weights: LeRobot leaves what is missing at random."""
+def _check_whole(
+    policy: PreTrainedPolicy, unused: tuple[str, ...], name: str, folder: Path
+) -> None:
+    """Refuse a file that lacks weights that are used: LeRobot leaves what is missing at random."""
     with safe_open(folder / "model.safetensors", "pt") as file:
         kept = set(file.keys())
     # Of weights that share memory, the file has one name.
     named = list(policy.named_parameters(remove_duplicate=False))
     found = {id(parameter) for key, parameter in named if key in kept}
-    # The head that makes words is never used, and some files leave it out.
-    missing = [key for key, weight in named if id(weight) not in found and "lm_head" not in key]
+    missing = [
+        key
+        for key, weight in named
+        if id(weight) not in found and not any(part in key for part in unused)
+    ]
     if missing:
         raise UnavailableError(
             f"model '{name}': {folder} lacks weights ({missing[0]} and {len(missing) - 1} more);"

@@ -11,7 +11,7 @@ from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches, RecordedBatches
 from zk0d.learning.frames import BadFrames, FeatureCache, FrameBudget, PixelCache
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import check_fit
 from zk0d.learning.statistics import Statistics

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch.overrides import TorchFunctionMode
 
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +80,9 @@ def choose_step(
     proximal: Proximal | None,
     clip: float,
 ) -> Step:
-    """A replayed step where one is possible, else a plain one.
-
-    SmolVLA's can be recorded over cached features and over whole images; ACT's is not.
-    """
+    """A replayed step where one is possible, else a plain one."""
     plain = PlainStep(loaded, optimizer, proximal, clip)
-    if loaded.device.type == "cuda" and isinstance(loaded.policy, SmolVLAPolicy):
+    if loaded.device.type == "cuda" and loaded.recordable:
         return ReplayedStep(plain)
     return plain
 
@@ -163,7 +159,7 @@ class _Promised:
 
 
 class ReplayedStep:
-    """A step of SmolVLA over cached features or whole images, recorded once and replayed.
+    """A step that is recorded once as a CUDA graph, and replayed.
 
     Batches must all have the shapes of the first. The graph holds the addresses of weights, moments
     and FedProx's anchor, and lives for one round.
@@ -173,12 +169,11 @@ class ReplayedStep:
 
     def __init__(self, plain: PlainStep) -> None:
         self._plain = plain
-        self._model = plain.loaded.policy.model
         device = plain.loaded.device
         self._rate = torch.zeros((), device=device)
         self._outcome = torch.zeros(2, device=device)
         self._skip = torch.zeros((), device=device)
-        self._inputs: dict[str, torch.Tensor] = {}
+        self._inputs: list[dict[str, torch.Tensor]] = []  #: the batch, and what is drawn for it
         self._begun = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._constants = _Constants()
@@ -189,13 +184,9 @@ class ReplayedStep:
 
     def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
         self._rate.fill_(rate)
-        config = self._plain.loaded.config
-        rows = next(iter(batch.values())).shape[0]
-        shape = (rows, config.chunk_size, config.max_action_dim)
         # Drawn as the policy itself would, in that order, but outside the graph.
-        noise = self._model.sample_noise(shape, self._rate.device)
-        time = self._model.sample_time(rows, self._rate.device)
-        self._take_in({**batch, "noise": noise, "time": time})
+        drawn = self._plain.loaded.drawn(rows=next(iter(batch.values())).shape[0])
+        self._take_in(batch, drawn)
         self._begun += 1
         if self._begun <= WARM_UP:
             self._beside(self._run)
@@ -205,18 +196,18 @@ class ReplayedStep:
             self._graph.replay()
         return _Promised(self._outcome)
 
-    def _take_in(self, inputs: Mapping[str, torch.Tensor]) -> None:
+    def _take_in(self, *given: Mapping[str, torch.Tensor]) -> None:
         if not self._inputs:
-            self._inputs = {name: value.clone() for name, value in inputs.items()}
+            self._inputs = [{name: value.clone() for name, value in part.items()} for part in given]
             return
-        for name, value in inputs.items():
-            self._inputs[name].copy_(value, non_blocking=True)
+        for inputs, part in zip(self._inputs, given, strict=True):
+            for name, value in part.items():
+                inputs[name].copy_(value, non_blocking=True)
 
     def _run(self) -> None:
         with self._constants:
-            batch = dict(self._inputs)
-            noise, time = batch.pop("noise"), batch.pop("time")
-            loss = self._plain.forward(batch, noise=noise, time=time)
+            batch, drawn = self._inputs
+            loss = self._plain.forward(dict(batch), **drawn)
             norm = self._plain.backward(loss)
             self._skip.copy_(~(torch.isfinite(loss) & torch.isfinite(norm)))
             self._plain.optimizer.step()
@@ -243,10 +234,10 @@ class ReplayedStep:
 
 
 class _Constants(TorchFunctionMode):
-    """Within it, SmolVLA's forward can be recorded.
+    """Within it, a policy's forward can be recorded.
 
-    It makes small tensors of numbers, which would wait for a copy to the GPU: each is made once and
-    kept. It reads back means of its losses for a log that nobody keeps: they are not read.
+    SmolVLA's makes small tensors of numbers, which would wait for a copy to the GPU: each is made
+    once and kept. It reads back means of its losses for a log that nobody keeps: they are not read.
     """
 
     def __init__(self) -> None:

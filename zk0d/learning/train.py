@@ -19,7 +19,7 @@ import torch
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
-from zk0d.learning.policy import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.step import Outcome, Proximal, choose_step
 

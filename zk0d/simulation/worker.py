@@ -30,7 +30,8 @@ from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Stopped, TaskControl
-from zk0d.learning.policy import LoadedPolicy, load_policy
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec

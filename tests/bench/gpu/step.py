@@ -27,7 +27,8 @@ from zk0d.config.machine import CacheSettings
 from zk0d.config.run import TrainingSettings
 from zk0d.learning import step as steps_module
 from zk0d.learning.batches import PolicyBatches
-from zk0d.learning.policy import LoadedPolicy, load_policy, spec_for
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule

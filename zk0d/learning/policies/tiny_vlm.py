@@ -1,6 +1,6 @@
-"""Small policies for a CPU: the real classes of LeRobot over a vision-language model of toy size.
+"""A vision-language model of toy size, for policies that are built on one.
 
-Built from configuration alone, so nothing is downloaded. Their weights follow from the seed.
+Configuration and tokenizer alone: nothing is downloaded, and weights follow from the seed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import tempfile
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from lerobot.policies.act.configuration_act import ACTConfig
-from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -22,12 +20,10 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-CHUNK = 12  # actions predicted at once
-EXECUTE = 6  # actions executed before the next plan
+from zk0d.learning.policies.base import BUILT
+
 IMAGE_SIZE = 96
 PATCH = 24
-#: How wide each of them is: entries of a token's vector.
-WIDTHS = {"tiny": 64, "tiny-wide": 128}
 LAYERS = 2
 
 _SPECIAL = {
@@ -76,7 +72,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def _vlm_folder(width: int) -> tempfile.TemporaryDirectory[str]:
+def _folder(width: int) -> tempfile.TemporaryDirectory[str]:
     """A folder with configuration, processor and tokenizer of the toy model, for this process."""
     folder = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
     # A worker process ends without the interpreter's own clean-up; this one it does.
@@ -126,41 +122,12 @@ def _vlm_folder(width: int) -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
+def folder(width: int) -> str:
+    """The folder of the one whose tokens' vectors have ``width`` entries."""
+    return _folder(width).name
+
+
 def tokenizer_sha256() -> str:
-    """Names the toys' tokenizer; two machines must agree on it as on the weights."""
-    path = Path(_vlm_folder(WIDTHS["tiny"]).name) / "tokenizer.json"
+    """Names its tokenizer; two machines must agree on it as on the weights."""
+    path = Path(folder(BUILT["tiny"])) / "tokenizer.json"
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def smolvla_config(name: str) -> SmolVLAConfig:
-    """SmolVLA with LeRobot's default freezing: vision and language frozen, the expert trains."""
-    return SmolVLAConfig(
-        vlm_model_name=_vlm_folder(WIDTHS[name]).name,
-        load_vlm_weights=False,
-        device="cpu",
-        push_to_hub=False,
-        resize_imgs_with_padding=(IMAGE_SIZE, IMAGE_SIZE),
-        chunk_size=CHUNK,
-        n_action_steps=EXECUTE,
-        num_vlm_layers=LAYERS,
-        tokenizer_max_length=24,
-        num_steps=5,
-    )
-
-
-def act_config(name: str) -> ACTConfig:
-    """ACT over a ResNet18 without pretrained weights."""
-    return ACTConfig(
-        device="cpu",
-        push_to_hub=False,
-        pretrained_backbone_weights=None,
-        chunk_size=CHUNK,
-        n_action_steps=EXECUTE,
-        dim_model=WIDTHS[name],
-        n_heads=4,
-        dim_feedforward=2 * WIDTHS[name],
-        n_encoder_layers=2,
-        n_decoder_layers=1,
-        n_vae_encoder_layers=2,
-        latent_dim=8,
-    )

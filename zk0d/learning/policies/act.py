@@ -1,0 +1,39 @@
+"""ACT (action chunking with transformers): trained as a whole, its ResNet too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.act.configuration_act import ACTConfig
+
+from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy
+
+
+class Loaded(LoadedPolicy):
+    """ACT in memory."""
+
+    @classmethod
+    def tiny_config(cls, width: int) -> ACTConfig:
+        """ACT over a ResNet18 without pretrained weights."""
+        return ACTConfig(
+            device="cpu",
+            push_to_hub=False,
+            pretrained_backbone_weights=None,
+            chunk_size=CHUNK,
+            n_action_steps=EXECUTE,
+            dim_model=width,
+            n_heads=4,
+            dim_feedforward=2 * width,
+            n_encoder_layers=2,
+            n_decoder_layers=1,
+            n_vae_encoder_layers=2,
+            latent_dim=8,
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
+        # These would be fetched, only to be overwritten by the policy's own file.
+        config.pretrained_backbone_weights = None
+        return super().from_folder(folder, config)

@@ -1,0 +1,162 @@
+"""A policy in memory: what every family does alike, and in what families may differ."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.utils import IMAGENET_STATS
+from numpy.typing import NDArray
+
+from zk0d.errors import Zk0dError
+from zk0d.learning.recordings import ACTION, STATE
+from zk0d.learning.spec import PolicySpec
+from zk0d.learning.statistics import Statistics
+
+#: Models that are built from a run's seed, so that nothing has to be fetched, and how wide each of
+#: them is: entries of a token's vector.
+BUILT = {"tiny": 64, "tiny-wide": 128}
+CHUNK = 12  # actions that they predict at once
+EXECUTE = 6  # actions executed before the next plan
+
+
+@dataclass
+class LoadedPolicy:
+    """A policy in memory, on its device.
+
+    A family's file defines a subclass ``Loaded`` with :meth:`tiny_config` and those of the members
+    down to :meth:`planning_noise` in which it is not as here: a policy that is trained as a whole,
+    over pixels, kernel by kernel, and whose loss is not random in evaluation mode.
+    """
+
+    spec: PolicySpec
+    policy: PreTrainedPolicy
+    device: torch.device
+    precision: torch.dtype = torch.float32
+
+    #: Parts of the names of weights that are never used, and that a file may lack.
+    unused: ClassVar[tuple[str, ...]] = ()
+    #: Whether state, action and instruction can be normalized once for all batches: a frame is one
+    #: observation, the instruction becomes tokens, and the processor leaves images as they are.
+    normalized_once: ClassVar[bool] = False
+    #: Whether a training step can be recorded as a CUDA graph.
+    recordable: ClassVar[bool] = False
+
+    @classmethod
+    def tiny_config(cls, width: int) -> PreTrainedConfig:
+        """The configuration, without its features, of one for a CPU, built from the seed."""
+        raise NotImplementedError
+
+    @classmethod
+    def tokenizer_sha256(cls) -> str:
+        """Names the tokenizer of one that is built from the seed; empty if it has none."""
+        return ""
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
+        """Load the policy in ``folder``, whose own file holds all of its weights."""
+        return get_policy_class(config.type).from_pretrained(folder, config=config)
+
+    @property
+    def frozen_vision(self) -> bool:
+        """Whether image embeddings never change, so that they can be computed once.
+
+        This needs ``normalized_once``.
+        """
+        return False
+
+    def embed_images(self, frames: torch.Tensor) -> torch.Tensor:
+        """The image embeddings of uint8 frames ``(n, C, H, W)``: ``(n, tokens, width)``."""
+        raise NotImplementedError
+
+    def embedded_images(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, image entries of a batch are embeddings and no pixels."""
+        raise NotImplementedError
+
+    def whole_images(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, training over pixels may rely on it that no image has missing parts."""
+        return contextlib.nullcontext()
+
+    def drawn(self, rows: int) -> dict[str, torch.Tensor]:
+        """What ``forward`` would draw at random for so many rows, as its arguments by name."""
+        return {}
+
+    def seeded_losses(
+        self, batch: dict[str, Any], numbers: torch.Tensor, seed: int
+    ) -> torch.Tensor:
+        """Losses in evaluation mode, float64, on the CPU: by row ``(rows,)``, or their mean ``()``.
+
+        What is random in a row's loss is a function of ``seed`` and the row's number in the
+        dataset, so that two policies are compared under the same noise.
+        """
+        loss: torch.Tensor = self.policy.forward(batch)[0]
+        return loss.double().cpu()
+
+    def planning_noise(self, episodes: torch.Tensor, frame: int) -> dict[str, torch.Tensor]:
+        """What ``predict_action_chunk`` would draw at random, as its arguments by name.
+
+        It is a function of each row's episode and of the ``frame`` in which all of them are.
+        """
+        return {}
+
+    def autocast(self) -> torch.autocast:
+        """Within it, products of matrices are computed in ``precision``; weights stay float32."""
+        # A cache of converted weights would be recorded in a CUDA graph, and be stale after a step.
+        return torch.autocast(
+            self.device.type,
+            dtype=self.precision if self.precision != torch.float32 else None,
+            enabled=self.precision != torch.float32,
+            cache_enabled=False,
+        )
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.policy.config
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that train, and travel, by name; sorted, so that order means nothing."""
+        return {
+            name: parameter
+            for name, parameter in sorted(self.policy.named_parameters())
+            if parameter.requires_grad
+        }
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of the trainable weights, float32."""
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
+            for name, parameter in self.trainable().items()
+        }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Overwrite the trainable weights; names and shapes were checked by the manifest."""
+        for name, parameter in self.trainable().items():
+            # torch wants to write where it reads; a read-only view is copied first.
+            parameter.copy_(torch.from_numpy(np.require(weights[name], requirements="W")))
+
+    def processors(self, statistics: Statistics) -> tuple[Any, Any]:
+        """LeRobot's pre- and post-processor with exactly these statistics."""
+        stats: dict[str, dict[str, NDArray[np.float32]]] = dict(statistics.for_training())
+        for name, feature in (
+            (STATE, self.config.input_features[STATE]),
+            (ACTION, self.config.output_features[ACTION]),
+        ):
+            # LeRobot skips normalization in silence when a key is missing.
+            if name not in stats or stats[name]["mean"].shape != tuple(feature.shape):
+                raise Zk0dError(
+                    f"the run's statistics have no '{name}' of width {feature.shape[0]}.",
+                    reason="statistics_mismatch",
+                )
+        if self.config.normalization_mapping.get("VISUAL") is not NormalizationMode.IDENTITY:
+            for key in self.config.image_features:  # as LeRobot's trainer does
+                stats[key] = {k: np.array(v, np.float32) for k, v in IMAGENET_STATS.items()}
+        made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
+        return made
