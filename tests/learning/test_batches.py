@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata, resolve_delta_timestamps
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import CacheSettings
 from zk0d.learning.batches import RecordedBatches
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
+from zk0d.learning.policies import family
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
@@ -19,13 +23,13 @@ from zk0d.learning.recordings import Recordings
 ROWS = [0, 1, 17, 60, 95]
 
 
-def lerobot_batch(folder: Path, policy: LoadedPolicy, rows: list[int]) -> dict[str, Any]:
+def lerobot_batch(folder: Path, config: PreTrainedConfig, rows: list[int]) -> dict[str, Any]:
     """The batch as LeRobot's own loader collates it."""
     metadata = LeRobotDatasetMetadata("local/x", root=folder)
     dataset = LeRobotDataset(
         "local/x",
         root=folder,
-        delta_timestamps=resolve_delta_timestamps(policy.config, metadata),
+        delta_timestamps=resolve_delta_timestamps(config, metadata),
         video_backend="pyav",
         return_uint8=True,
     )
@@ -42,14 +46,30 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             assert list(ours[name]) == list(value), name
 
 
-@pytest.mark.parametrize("policy", ["smolvla", "act"])
+CONFIGS = {
+    **{name: family(name).tiny_config(64) for name in FAMILIES},
+    # Two observations at once, and a chunk that begins with the earlier one.
+    "diffusion": DiffusionConfig(device="cpu", horizon=8),
+}
+
+
+@pytest.mark.parametrize("policy", CONFIGS)
 def test_recorded_batches_equal_lerobots(
-    request: pytest.FixtureRequest, policy: str, recordings: Recordings, recordings_folder: Path
+    policy: str, recordings: Recordings, recordings_folder: Path
 ) -> None:
-    loaded: LoadedPolicy = request.getfixturevalue(policy)
     pixels = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
-    ours = RecordedBatches(recordings, pixels, loaded.config).batch(torch.tensor(ROWS))
-    assert_same(ours, lerobot_batch(recordings_folder, loaded, ROWS))
+    ours = RecordedBatches(recordings, pixels, CONFIGS[policy]).batch(torch.tensor(ROWS))
+    assert_same(ours, lerobot_batch(recordings_folder, CONFIGS[policy], ROWS))
+
+
+def test_a_bad_frame_that_a_row_observes_makes_it_unusable(recordings: Recordings) -> None:
+    bad = torch.zeros(len(recordings), dtype=torch.bool)
+    first = int(recordings.first[40])
+    assert first < 40 < 40 + 1 <= int(recordings.last[40])
+    bad[40] = True
+    usable = RecordedBatches(recordings, None, CONFIGS["diffusion"]).usable(bad).tolist()
+    # The chunk of 8 begins one frame before its row, the last observation is the row's own.
+    assert sorted(set(range(len(recordings))) - set(usable)) == list(range(34, 42))
 
 
 def test_the_end_of_an_episode_is_padded(recordings: Recordings, smolvla: LoadedPolicy) -> None:

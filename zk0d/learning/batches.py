@@ -31,7 +31,7 @@ class RecordedBatches:
     pixels
         The frames, or ``None`` for batches without images.
     config
-        The policy's configuration: how many actions a chunk has.
+        The policy's configuration: which steps it observes, and which actions a chunk has.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class RecordedBatches:
     ) -> None:
         self.recordings = recordings
         self.pixels = pixels
-        self._offsets = torch.as_tensor(config.action_delta_indices)
+        self._chunk = torch.as_tensor(config.action_delta_indices)
+        self._window = torch.as_tensor(config.observation_delta_indices or [0])
         # SmolVLA asks for the observation of "now" explicitly and gets it with a time axis.
         self._time_axis = config.observation_delta_indices is not None
 
@@ -48,33 +49,41 @@ class RecordedBatches:
 
     def action_rows(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the action chunks, and where they run past the episode: ``(batch, chunk)``."""
-        rows = indices[:, None] + self._offsets[None]
+        return self._rows(indices, self._chunk)
+
+    def _rows(
+        self, indices: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = indices[:, None] + offsets[None]
         first = self.recordings.first[indices][:, None]
         last = self.recordings.last[indices][:, None]
         return rows.clamp(first, last), (rows > last) | (rows < first)
 
     def usable(self, bad: torch.Tensor) -> torch.Tensor:
-        """Rows whose own frame and whose whole action chunk are good, shape ``(n,)``."""
-        rows, padding = self.action_rows(torch.arange(len(self)))
-        return torch.nonzero(~(bad | (bad[rows] & ~padding).any(1))).flatten()
+        """Rows of which every observed frame and every action are good, shape ``(n,)``."""
+        unusable = bad.clone()
+        for offsets in (self._window, self._chunk):
+            rows, padding = self._rows(torch.arange(len(self)), offsets)
+            unusable |= (bad[rows] & ~padding).any(1)
+        return torch.nonzero(~unusable).flatten()
 
     def batch(self, indices: torch.Tensor) -> dict[str, Any]:
         """The frames at ``indices`` (int64, shape ``(batch,)``) with their action chunks."""
         batch: dict[str, Any] = {}
         rows, padding = self.action_rows(indices)
+        observed, unobserved = self._rows(indices, self._window)
         for name, values in self.recordings.columns.items():
             if name == ACTION:
                 batch[name], batch[f"{name}_is_pad"] = values[rows], padding
             elif self._time_axis and name.startswith("observation."):
-                batch[name] = values[indices][:, None]
-                batch[f"{name}_is_pad"] = torch.zeros(len(indices), 1, dtype=torch.bool)
+                batch[name], batch[f"{name}_is_pad"] = values[observed], unobserved
             else:
                 batch[name] = values[indices]
         if self.pixels is not None:
-            for name, images in self.pixels.batch(indices).items():
-                batch[name] = images
+            for name, images in self.pixels.batch(observed).items():
+                batch[name] = images.squeeze(1)  # LeRobot gives one picture without a time axis
                 if self._time_axis:
-                    batch[f"{name}_is_pad"] = torch.zeros(len(indices), 1, dtype=torch.bool)
+                    batch[f"{name}_is_pad"] = unobserved
         batch["task"] = [self.recordings.tasks[i] for i in indices.tolist()]
         return batch
 
