@@ -56,7 +56,9 @@ def hub(recordings_folder: Path, tmp_path: Path) -> Iterator[FakeHub]:
         folder.mkdir()
         (folder / "README.md").write_text("not needed")
         (folder / "model.safetensors").write_bytes(b"\0" * 1000)
-    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "ann/vlm"}))
+    (policy / "config.json").write_text(
+        json.dumps({"type": "smolvla", "vlm_model_name": "ann/vlm"})
+    )
     (vlm / "config.json").write_text("{}")
     (vlm / "tokenizer.json").write_text("{}")
     with FakeHub() as made:
@@ -102,7 +104,9 @@ def test_a_checkpoint_that_carries_its_vision_language_model(
 ) -> None:
     """As zk0d pushes one: what it needs is in its own repository, and nothing else is asked for."""
     policy = tmp_path / "policy"
-    (policy / "config.json").write_text(json.dumps({"vlm_model_name": "zk0d/vlm-1"}))
+    (policy / "config.json").write_text(
+        json.dumps({"type": "smolvla", "vlm_model_name": "zk0d/vlm-1"})
+    )
     (policy / "zk0d" / "vlm-1").mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "merges.txt"):
         (policy / "zk0d/vlm-1" / name).write_text("{}")

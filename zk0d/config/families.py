@@ -24,12 +24,15 @@ class PolicyFamily:
     companion
         The key in its configuration that names another model, whose settings and tokenizer it
         needs.
+    steps
+        Names of its own steps in the processors that LeRobot saves with it.
     """
 
     policy_class: str
     widest: int | None = None
     spares_cameras: bool = False
     companion: str | None = None
+    steps: frozenset[str] = frozenset()
 
 
 #: By LeRobot's name for them.
@@ -39,6 +42,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         widest=32,  # it pads states and actions to this
         spares_cameras=True,
         companion="vlm_model_name",
+        steps=frozenset({"smolvla_new_line_processor"}),
     ),
     "act": PolicyFamily(policy_class="lerobot.policies.act.modeling_act.ACTPolicy"),
 }

@@ -1,6 +1,6 @@
 """A policy as a folder that plain LeRobot loads: configuration, weights, both processors.
 
-``SmolVLAPolicy.from_pretrained(folder)`` and ``lerobot-record --policy.path=folder`` read it. The
+Its class's ``from_pretrained(folder)`` and ``lerobot-record --policy.path=folder`` read it. The
 statistics that the policy was trained with travel in the processors; with others it fails. It names
 no path of the machine that wrote it.
 """
@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 
+from zk0d.config.families import FAMILIES
 from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
 from zk0d.errors import TryAgainError
 from zk0d.files import whole_folder
@@ -62,12 +63,13 @@ def write_checkpoint(
             config.device = "cpu"  # whoever loads it chooses
             vars(config).update({key: value for key, value in _OWN.items() if key in kept})
             preprocess, postprocess = loaded.processors(statistics)
-            vlm = Path(getattr(config, "vlm_model_name", ""))
-            if vlm.is_absolute():
-                config.vlm_model_name = _carry(vlm, draft)
+            key = FAMILIES[config.type].companion
+            if key and Path(getattr(config, key)).is_absolute():
+                name = _carry(Path(getattr(config, key)), draft)
+                setattr(config, key, name)
                 for step in preprocess.steps:
                     if hasattr(step, "tokenizer_name"):
-                        step.tokenizer_name = config.vlm_model_name
+                        step.tokenizer_name = name
             loaded.policy.save_pretrained(draft)
             preprocess.save_pretrained(draft)
             postprocess.save_pretrained(draft)

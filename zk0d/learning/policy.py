@@ -17,6 +17,7 @@ from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from safetensors import safe_open
 
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import Precision
 from zk0d.config.names import IMAGES, POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
@@ -119,10 +120,11 @@ def load_policy(
             with _quiet():
                 policy = kind.from_folder(folder, config)
         except (OSError, ValueError, RuntimeError) as error:
+            built_on = FAMILIES[spec.policy].companion
+            more = f" with the configuration and tokenizer of its '{built_on}'" if built_on else ""
             raise UnavailableError(
                 f"model '{spec.model_name}': {folder} cannot be loaded"
-                f" ({str(error).splitlines()[0]}); fetch it again with the configuration and"
-                " tokenizer of its vision-language model.",
+                f" ({str(error).splitlines()[0]}); fetch it again{more}.",
                 reason="model_unavailable",
             ) from error
         _check_whole(policy, kind.unused, spec.model_name, folder)
@@ -274,14 +276,15 @@ def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
             f"{folder}: the model's config.json cannot be read ({type(error).__name__}).",
             reason="model_unavailable",
         ) from error
-    vlm = getattr(config, "vlm_model_name", "")
-    # A checkpoint of ours carries it; LeRobot looks below the current folder.
-    for place in (folder / vlm, Path(vlm)) if vlm else ():
-        if place.is_dir():
-            config.vlm_model_name = str(place.absolute())
-            break
     if config.type != policy:
         raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{config.type}'.")
+    if key := FAMILIES[policy].companion:
+        named = getattr(config, key)
+        # A checkpoint of ours carries it; LeRobot looks below the current folder.
+        for place in (folder / named, Path(named)) if named else ():
+            if place.is_dir():
+                setattr(config, key, str(place.absolute()))
+                break
     return config
 
 

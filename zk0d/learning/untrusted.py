@@ -12,18 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zk0d.config.families import FAMILIES
 from zk0d.errors import UnavailableError
 
-#: Steps of the pipelines that LeRobot saves with SmolVLA and ACT.
-STEPS = {
-    "device_processor",
-    "normalizer_processor",
-    "rename_observations_processor",
-    "smolvla_new_line_processor",
-    "to_batch_processor",
-    "tokenizer_processor",
-    "unnormalizer_processor",
-}
+#: Steps of the pipelines that LeRobot saves with the policies of every family.
+STEPS = frozenset(
+    {
+        "device_processor",
+        "normalizer_processor",
+        "rename_observations_processor",
+        "to_batch_processor",
+        "tokenizer_processor",
+        "unnormalizer_processor",
+    }
+).union(*(family.steps for family in FAMILIES.values()))
 #: Keys whose value is code to be found and run.
 _CODE_KEYS = ("class", "auto_map", "custom_pipelines")
 #: Formats that run what they hold when they are loaded, and code itself.

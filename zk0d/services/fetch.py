@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import (
     DEFAULT_CLIENT_CONFIG,
     DEFAULT_SERVER_CONFIG,
@@ -162,13 +163,14 @@ def _is_supported(info: Path) -> bool:
 
 
 def _model(name: str) -> bool:
-    """Fetch a policy, and settings and tokenizer of the vision-language model that it names."""
+    """Fetch a policy, and settings and tokenizer of the model that it is built on."""
     new, folder = _snapshot(name, POLICY_FILES, _is_policy)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    vlm = config.get("vlm_model_name")
-    if isinstance(vlm, str) and not (folder / vlm).exists():
-        with _plainly("model", vlm):
-            newer, _ = _snapshot(vlm, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
+    family = FAMILIES.get(config.get("type"))
+    named = config.get(family.companion) if family else None
+    if isinstance(named, str) and not (folder / named).exists():
+        with _plainly("model", named):
+            newer, _ = _snapshot(named, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
         new = new or newer
     return new
 
