@@ -17,7 +17,9 @@ from lerobot.datasets import LeRobotDataset
 Rows = list[dict[str, Any]]
 
 
-def make_dataset(folder: Path, lengths: Sequence[int], pictures: str = "video") -> None:
+def make_dataset(
+    folder: Path, lengths: Sequence[int], pictures: str = "video", state: int = 3, action: int = 2
+) -> None:
     """A small whole dataset of two tasks, with videos or with images in its tables."""
     dataset = LeRobotDataset.create(
         f"local/{folder.name}",
@@ -27,8 +29,14 @@ def make_dataset(folder: Path, lengths: Sequence[int], pictures: str = "video") 
         use_videos=pictures == "video",
         video_backend="pyav",
         features={
-            "observation.state": {"dtype": "float32", "shape": (3,), "names": ["a", "b", "c"]},
-            "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+            **{
+                name: {
+                    "dtype": "float32",
+                    "shape": (width,),
+                    "names": [f"j{i}" for i in range(width)],
+                }
+                for name, width in (("observation.state", state), ("action", action))
+            },
             "observation.images.top": {
                 "dtype": pictures,
                 "shape": (32, 32, 3),
@@ -42,8 +50,8 @@ def make_dataset(folder: Path, lengths: Sequence[int], pictures: str = "video") 
             picture = np.full((32, 32, 3), (20 * frame + 5 * episode) % 256, dtype=np.uint8)
             dataset.add_frame(
                 {
-                    "observation.state": generator.random(3, dtype=np.float32),
-                    "action": generator.random(2, dtype=np.float32),
+                    "observation.state": generator.random(state, dtype=np.float32),
+                    "action": generator.random(action, dtype=np.float32),
                     "observation.images.top": picture,
                     "task": f"task {episode % 2}",
                 }

@@ -60,13 +60,6 @@ def test_a_failed_evaluation_is_no_number(
     assert error.value.reason == "evaluation_failed"
 
 
-def test_acts_loss_repeats(act: LoadedPolicy, request: pytest.FixtureRequest) -> None:
-    from zk0d.config.machine import CacheSettings
-
-    prepared = PreparedRecordings(request.getfixturevalue("recordings"), act, CacheSettings())
-    assert loss(prepared, act) == loss(prepared, act)
-
-
 def test_time_is_stratified_and_shaped_as_smolvlas() -> None:
     rows = torch.arange(2000)
     strata = torch.stack([frame_time(rows, k, seed=0) for k in range(TIME_STRATA)])
