@@ -133,7 +133,7 @@ def saved(smolvla: LoadedPolicy, folder: Path) -> Path:
     """A pretrained policy with its vision-language model's configuration beside it."""
     vlm = folder / "vlm"
     vlm.mkdir(parents=True)
-    for path in Path(tiny_vlm.folder(BUILT["tiny"])).iterdir():
+    for path in Path(tiny_vlm.folder(BUILT["tiny"]).name).iterdir():
         (vlm / path.name).write_bytes(path.read_bytes())
     smolvla.policy.save_pretrained(folder / "policy")
     config = folder / "policy" / "config.json"

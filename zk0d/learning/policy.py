@@ -147,10 +147,12 @@ def load_policy(
 
 
 def policy_sha256(loaded: LoadedPolicy) -> str:
-    """SHA-256 over names, dtypes, shapes and content of every weight."""
+    """SHA-256 over names, dtypes, shapes and content of every weight, and a built tokenizer."""
     digest = hashlib.sha256()
-    if loaded.spec.model_name in BUILT:
-        digest.update(loaded.tokenizer_sha256().encode())
+    companion = FAMILIES[loaded.spec.policy].companion
+    if loaded.spec.model_name in BUILT and companion:
+        tokenizer = Path(getattr(loaded.config, companion)) / "tokenizer.json"
+        digest.update(hashlib.sha256(tokenizer.read_bytes()).hexdigest().encode())
     for name, tensor in sorted(loaded.policy.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)

@@ -55,11 +55,6 @@ class LoadedPolicy:
         raise NotImplementedError
 
     @classmethod
-    def tokenizer_sha256(cls) -> str:
-        """Names the tokenizer of one that is built from the seed; empty if it has none."""
-        return ""
-
-    @classmethod
     def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
         """Load the policy in ``folder``, whose own file holds all of its weights."""
         return get_policy_class(config.type).from_pretrained(folder, config=config)

@@ -29,7 +29,7 @@ class Loaded(LoadedPolicy):
     def tiny_config(cls, width: int) -> SmolVLAConfig:
         """With LeRobot's default freezing: vision and language frozen, the expert trains."""
         return SmolVLAConfig(
-            vlm_model_name=tiny_vlm.folder(width),
+            vlm_model_name=tiny_vlm.folder(width).name,
             load_vlm_weights=False,
             device="cpu",
             push_to_hub=False,
@@ -40,10 +40,6 @@ class Loaded(LoadedPolicy):
             tokenizer_max_length=24,
             num_steps=5,
         )
-
-    @classmethod
-    def tokenizer_sha256(cls) -> str:
-        return tiny_vlm.tokenizer_sha256()
 
     @classmethod
     def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:

@@ -6,10 +6,8 @@ Configuration and tokenizer alone: nothing is downloaded, and weights follow fro
 from __future__ import annotations
 
 import functools
-import hashlib
 import tempfile
 from multiprocessing.util import Finalize
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -19,8 +17,6 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
-
-from zk0d.learning.policies.base import BUILT
 
 IMAGE_SIZE = 96
 PATCH = 24
@@ -72,11 +68,11 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def _folder(width: int) -> tempfile.TemporaryDirectory[str]:
+def folder(width: int) -> tempfile.TemporaryDirectory[str]:
     """A folder with configuration, processor and tokenizer of the toy model, for this process."""
-    folder = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
+    made = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
     # A worker process ends without the interpreter's own clean-up; this one it does.
-    Finalize(None, folder.cleanup, exitpriority=0)
+    Finalize(None, made.cleanup, exitpriority=0)
     tokenizer = _tokenizer()
     SmolVLMConfig(
         architectures=["SmolVLMForConditionalGeneration"],
@@ -105,7 +101,7 @@ def _folder(width: int) -> tempfile.TemporaryDirectory[str]:
             "rms_norm_eps": 1e-5,
             "pad_token_id": tokenizer.pad_token_id,
         },
-    ).save_pretrained(folder.name)
+    ).save_pretrained(made.name)
     size = {"longest_edge": IMAGE_SIZE}
     SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(size=size, max_image_size=size),
@@ -118,16 +114,5 @@ def _folder(width: int) -> tempfile.TemporaryDirectory[str]:
             video_sampling={"fps": 1, "max_frames": 8, "video_size": size},
         ),
         image_seq_len=(IMAGE_SIZE // PATCH) ** 2,
-    ).save_pretrained(folder.name)
-    return folder
-
-
-def folder(width: int) -> str:
-    """The folder of the one whose tokens' vectors have ``width`` entries."""
-    return _folder(width).name
-
-
-def tokenizer_sha256() -> str:
-    """Names its tokenizer; two machines must agree on it as on the weights."""
-    path = Path(folder(BUILT["tiny"])) / "tokenizer.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    ).save_pretrained(made.name)
+    return made
