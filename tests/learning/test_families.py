@@ -102,14 +102,16 @@ def test_an_evaluation_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
 
 
 def test_a_plan_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
-    policy = prepared.policy.policy.eval()
+    prepared.policy.policy.eval()
     preprocess, _ = prepared.policy.processors(prepared.statistics())
     planned = []
-    for _ in range(2):
-        noise = prepared.policy.planning_noise(ROWS, 3)
+    for number in range(2):
+        torch.manual_seed(number)
         with torch.no_grad():
-            planned.append(policy.predict_action_chunk(preprocess(observations(prepared)), **noise))
+            seen = preprocess(observations(prepared))
+            planned.append(prepared.policy.plan(seen, episodes=ROWS, frame=3))
     assert torch.equal(*planned)
+    assert planned[0].shape[0] == len(ROWS)
 
 
 def test_what_is_drawn_before_a_step_is_what_the_policy_would_draw(
@@ -162,9 +164,7 @@ def test_plain_lerobot_loads_the_checkpoint_and_plans_the_same(
         policy.reset()
         torch.manual_seed(0)
         with torch.no_grad():
-            planned.append(
-                postprocess(policy.predict_action_chunk(preprocess(observations(prepared))))
-            )
+            planned.append(postprocess(policy.select_action(preprocess(observations(prepared)))))
     assert torch.equal(*planned)
     assert planned[0].std() > 0
 

@@ -139,9 +139,8 @@ def roll_out(
             images = np.stack([observations[i][key] for i in running])
             batch[key] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         episodes = torch.tensor([seeds[i] for i in running])
-        noise = loaded.planning_noise(episodes, arms[running[0]].frame)
         with loaded.autocast():
-            planned = policy.predict_action_chunk(preprocess(batch), **noise)
+            planned = loaded.plan(preprocess(batch), episodes, arms[running[0]].frame)
         actions = postprocess(planned)
         still = []
         for row, i in enumerate(running):

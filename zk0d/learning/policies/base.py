@@ -32,7 +32,7 @@ class LoadedPolicy:
     """A policy in memory, on its device.
 
     A family's file defines a subclass ``Loaded`` with :meth:`tiny_config` and those of the members
-    down to :meth:`planning_noise` in which it is not as here: a policy that is trained as a whole,
+    down to :meth:`plan` in which it is not as here: a policy that is trained as a whole,
     over pixels, kernel by kernel, and whose loss is not random in evaluation mode.
     """
 
@@ -94,12 +94,14 @@ class LoadedPolicy:
         loss: torch.Tensor = self.policy.forward(batch)[0]
         return loss.double().cpu()
 
-    def planning_noise(self, episodes: torch.Tensor, frame: int) -> dict[str, torch.Tensor]:
-        """What ``predict_action_chunk`` would draw at random, as its arguments by name.
+    def plan(self, batch: dict[str, Any], episodes: torch.Tensor, frame: int) -> torch.Tensor:
+        """The next actions of each row, still normalized: ``(rows, chunk, width)``.
 
-        It is a function of each row's episode and of the ``frame`` in which all of them are.
+        What is random in them is a function of the number of the row's episode and of the
+        ``frame`` that all rows have reached.
         """
-        return {}
+        planned: torch.Tensor = self.policy.predict_action_chunk(batch)
+        return planned
 
     def autocast(self) -> torch.autocast:
         """Within it, products of matrices are computed in ``precision``; weights stay float32."""

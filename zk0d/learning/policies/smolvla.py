@@ -132,8 +132,10 @@ class Loaded(LoadedPolicy):
             mean += losses.double().cpu() / TIME_STRATA
         return mean
 
-    def planning_noise(self, episodes: torch.Tensor, frame: int) -> dict[str, torch.Tensor]:
-        return {"noise": frame_noise(episodes, frame, self._chunk, seed=0).to(self.device)}
+    def plan(self, batch: dict[str, Any], episodes: torch.Tensor, frame: int) -> torch.Tensor:
+        noise = frame_noise(episodes, frame, self._chunk, seed=0).to(self.device)
+        planned: torch.Tensor = self.policy.predict_action_chunk(batch, noise=noise)
+        return planned
 
     @property
     def _vlm(self) -> Any:
