@@ -17,6 +17,7 @@ import zk0d
 from tests.learning.damage import make_dataset
 from zk0d.config.families import FAMILIES
 from zk0d.config.machine import CacheSettings
+from zk0d.config.run import TrainingSettings
 from zk0d.learning import policies
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import seeded_loss
@@ -49,7 +50,7 @@ def trained(prepared: PreparedRecordings) -> TrainResult:
         prepared.batches(prepared.statistics()),
         prepared.usable,
         Moments(prepared.policy).begin("run", 1, 0.01),
-        StepPlan(steps=2, batch_size=4, first_step=0, schedule=schedule, seed=1),
+        StepPlan(TrainingSettings(local_steps=2, batch_size=4), 0, schedule, seed=1),
     )
 
 

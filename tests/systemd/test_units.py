@@ -325,9 +325,9 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
 
 def test_no_service_repeats_what_all_have() -> None:
     """A line here would win over a unit's, so neither says what the other does."""
-    shared = {
-        line.partition("=")[0] for line in SHARED.read_text().splitlines() if "=" in line
-    } - {""}
+    shared = {line.partition("=")[0] for line in SHARED.read_text().splitlines() if "=" in line} - {
+        ""
+    }
     for name in (*SERVICES, GATEWAY, RENEW):
         text = (FOLDER / name).read_text(encoding="utf-8")
         own = {line.partition("=")[0] for line in text.splitlines() if "=" in line}

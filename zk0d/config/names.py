@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from zk0d.config.base import suggest
 from zk0d.config.families import FAMILIES
@@ -141,7 +141,7 @@ def _policy(value: str) -> str:
 
 
 #: A policy family that zk0d trains.
-PolicyName = Annotated[str, AfterValidator(_policy)]
+PolicyName = Annotated[str, AfterValidator(_policy), Field(json_schema_extra={"enum": [*FAMILIES]})]
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
