@@ -25,11 +25,11 @@ from zk0d.flower.commands import Command
 from zk0d.learner import tasks
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.tasks import Stopped, TaskControl
+from zk0d.machine import hold
+from zk0d.machine.hold import Hold, read_hold
 from zk0d.record.journal import Journal
 from zk0d.record.state import NewestRun
-from zk0d.services import hold
 from zk0d.services import learner as learner_service
-from zk0d.services.hold import Hold, read_hold
 from zk0d.services.learner import STEP_SECONDS, LearnerService
 from zk0d.services.superexec import PULSE_LIMIT, SuperexecService
 
@@ -43,13 +43,13 @@ ALLOWED = {
     ("demo/main.py", "run_demo"): "a folder's name",
     ("doctor/client.py", "gateway"): "a certificate's end is a date",
     ("doctor/server.py", "_days"): "a certificate's end is a date",
-    ("federation/audit.py", "append"): "kept: when something happened",
+    ("machine/audit.py", "append"): "kept: when something happened",
     ("record/state.py", "_begun"): "which run is the newest, across boots",
     ("record/journal.py", "write"): "kept: when something happened",
     ("federation/rounds.py", "_begin"): "kept: when the run began",
-    ("flower/certificates.py", "make_certificates"): "a certificate's end is a date",
-    ("flower/certificates.py", "renew"): "a certificate's end is a date",
-    ("flower/roster.py", "approve"): "kept: the day",
+    ("machine/certificates.py", "make_certificates"): "a certificate's end is a date",
+    ("machine/certificates.py", "renew"): "a certificate's end is a date",
+    ("machine/roster.py", "approve"): "kept: the day",
     ("learner/contributor.py", "_check_limits"): "hours of the day",
     ("learner/metrics.py", "began"): "a figure in seconds since 1970",
     ("learner/metrics.py", "ended"): "a figure in seconds since 1970",
@@ -57,8 +57,8 @@ ALLOWED = {
     ("monitoring/top.py", "<module>"): "compared with figures of other machines",
     ("services/autorun.py", "_decide"): "shown: when the next run begins",
     ("services/figures.py", "update"): "a figure in seconds since 1970",
-    ("services/hold.py", "over"): "a pause outlives a boot",
-    ("services/hold.py", "pause"): "a pause outlives a boot",
+    ("machine/hold.py", "over"): "a pause outlives a boot",
+    ("machine/hold.py", "pause"): "a pause outlives a boot",
     ("services/page.py", "render"): "shown",
     ("services/reports.py", "_begin"): "a mark, no time",
     ("services/reports.py", "_due"): "marks; two files' times on one disk",

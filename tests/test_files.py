@@ -223,9 +223,9 @@ def test_a_checkpoint_and_its_release(
 
 
 def test_the_roster(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.flower import roster
-    from zk0d.flower.enrolment import Request
-    from zk0d.flower.keys import make_node_key
+    from zk0d.machine import roster
+    from zk0d.machine.enrolment import Request
+    from zk0d.machine.keys import make_node_key
 
     for name in ("old", "new"):
         make_node_key(tmp_path / f"{name}.key")
@@ -236,8 +236,8 @@ def test_the_roster(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_keys_and_certificates(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.flower.certificates import make_certificates, renew
-    from zk0d.flower.keys import make_node_key, make_secret
+    from zk0d.machine.certificates import make_certificates, renew
+    from zk0d.machine.keys import make_node_key, make_secret
 
     make_node_key(tmp_path / "node.key")
     make_secret(tmp_path / "superexec.secret")
@@ -273,8 +273,8 @@ def test_settings(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_what_was_sent_the_audits_head_and_a_pause(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.federation.audit import AUDIT, HEAD, AuditLog
-    from zk0d.services.hold import HOLD, Hold
+    from zk0d.machine.audit import AUDIT, HEAD, AuditLog
+    from zk0d.machine.hold import HOLD, Hold
     from zk0d.services.publish import Sent
 
     Sent(tmp_path / "publish" / "7.json").keep(pushed="there")
@@ -288,7 +288,7 @@ def test_what_was_sent_the_audits_head_and_a_pause(watched: Watched, tmp_path: P
 
 def test_nobody_else_renames_or_syncs() -> None:
     """One home for it: a rename elsewhere would be one that is not durable."""
-    appends = {"zk0d/record/journal.py", "zk0d/federation/audit.py"}  # to a file that stays
+    appends = {"zk0d/record/journal.py", "zk0d/machine/audit.py"}  # to a file that stays
     for path in sorted((ROOT / "zk0d").rglob("*.py")):
         name = str(path.relative_to(ROOT))
         if name == "zk0d/files.py":

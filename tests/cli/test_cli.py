@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from zk0d.demo.federation import _free_ports
-from zk0d.flower.certificates import make_certificates
-from zk0d.flower.keys import make_secret
+from zk0d.machine.certificates import make_certificates
+from zk0d.machine.keys import make_secret
 
 BIN = Path(sys.executable).parent
 Write = Callable[[str, str], Path]

@@ -17,7 +17,7 @@ from tests.cli.test_cli import BIN, typed
 from zk0d.cli import recordings, units
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError, UsageError
-from zk0d.services.hold import STATE, read_hold, write_json
+from zk0d.machine.hold import STATE, read_hold, write_json
 
 SETTINGS = """\
 # of the left bench
@@ -132,8 +132,8 @@ def test_status_where_nothing_runs(folder: Path) -> None:
 def started(
     folder: Path, recordings_folder: Path, tmp_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    from zk0d.flower.certificates import make_certificates
-    from zk0d.flower.keys import make_node_key, make_secret
+    from zk0d.machine.certificates import make_certificates
+    from zk0d.machine.keys import make_node_key, make_secret
 
     tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
     make_node_key(tmp_path / "node.key")

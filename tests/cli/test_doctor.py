@@ -36,11 +36,11 @@ from zk0d.doctor import client, machine, recordings, server
 from zk0d.doctor.finding import Finding, Host, Unchecked, Wrong, rule
 from zk0d.errors import ConfigError
 from zk0d.federation.nodes import Node
-from zk0d.flower import certificates
-from zk0d.flower.certificates import Certificates, make_certificates
-from zk0d.flower.keys import fingerprint, make_node_key, make_secret, write_private
 from zk0d.flower.sessions import KeyUse
 from zk0d.learning.nvidia import Trouble
+from zk0d.machine import certificates
+from zk0d.machine.certificates import Certificates, make_certificates
+from zk0d.machine.keys import fingerprint, make_node_key, make_secret, write_private
 from zk0d.services.presence import PREFIX, Presence
 
 BARE = Host(systemd=False)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.test_cli import typed
 from zk0d.config.machine import ClientSettings, ServerSettings
-from zk0d.flower.keys import fingerprint
+from zk0d.machine.keys import fingerprint
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_rotation_overlaps(hub: Path, node: Path, tmp_path: Path) -> None:
     assert (early.returncode, "node 'left' has one key" in early.stderr) == (64, True)
     done = typed("zk0bot", "node", "approve", "--rotate", str(tmp_path / "next"), "--yes", *on_hub)
     assert done.returncode == 0, done.stderr
-    from zk0d.flower.roster import node_name, read_roster
+    from zk0d.machine.roster import node_name, read_roster
 
     both = read_roster(hub / "roster.d")
     assert len(both) == 2
@@ -118,7 +118,7 @@ def test_the_gateways_configuration_follows_its_settings(hub: Path) -> None:
 
 def test_own_certificates_need_no_ca_of_ours(tmp_path: Path) -> None:
     """As from Let's Encrypt: nodes trust the system's authorities."""
-    from zk0d.flower.certificates import make_certificates
+    from zk0d.machine.certificates import make_certificates
 
     own = make_certificates(tmp_path / "own", ["robots.example.org"])
     folder = tmp_path / "hub"

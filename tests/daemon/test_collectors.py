@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.expiry import LOOK_SECONDS, ExpiryCollector
-from zk0d.flower.certificates import (
+from zk0d.machine.certificates import (
     CA_DAYS,
     SERVER_DAYS,
     expiry_of,

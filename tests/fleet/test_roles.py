@@ -20,8 +20,8 @@ from tests.guests.environment import REPOSITORY
 from tests.guests.guest import INIT, INIT_INSIDE
 from tests.guests.podman import podman
 from tests.setup.releases import make_release
-from zk0d.flower.certificates import make_certificates
-from zk0d.flower.keys import make_node_key
+from zk0d.machine.certificates import make_certificates
+from zk0d.machine.keys import make_node_key
 
 MOLECULE = ANSIBLE / "extensions"
 SCENARIOS = sorted(path.parent.name for path in MOLECULE.glob("molecule/*/molecule.yml"))

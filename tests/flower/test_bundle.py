@@ -15,8 +15,8 @@ from zk0d.errors import ConfigError, UnavailableError
 from zk0d.flower import commands
 from zk0d.flower.apps import said_by
 from zk0d.flower.bundle import build_bundle
-from zk0d.flower.certificates import make_certificates
 from zk0d.flower.control import Control
+from zk0d.machine.certificates import make_certificates
 
 
 def test_the_bundle_holds_settings_and_no_code() -> None:

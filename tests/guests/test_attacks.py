@@ -62,7 +62,7 @@ from pathlib import Path
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
-from zk0d.flower.keys import load_private_key
+from zk0d.machine.keys import load_private_key
 key = load_private_key(Path("/etc/zk0d/node.key"))
 public, at = public_key_to_bytes(key.public_key()), now().isoformat()
 headers = {
@@ -153,7 +153,7 @@ def test_a_coordinator_with_another_authority(fleet: Fleet, told: list[str]) -> 
 def test_a_certificate_that_has_expired(fleet: Fleet, told: list[str]) -> None:  # noqa: F811
     node, hub = fleet.nodes[0], fleet.hub
     old = (
-        "import datetime; from pathlib import Path; from zk0d.flower.certificates import renew\n"
+        "import datetime; from pathlib import Path; from zk0d.machine.certificates import renew\n"
         "then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=800)\n"
         "renew(Path('/etc/zk0d/tls'), force=True, now=then)"
     )

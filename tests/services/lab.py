@@ -17,10 +17,10 @@ from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.flower import commands
-from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.control import Control
-from zk0d.flower.gateway import configuration
-from zk0d.flower.keys import make_node_key, make_secret
+from zk0d.machine.certificates import Certificates, make_certificates
+from zk0d.machine.gateway import configuration
+from zk0d.machine.keys import make_node_key, make_secret
 
 
 def nginx() -> str | None:

@@ -20,7 +20,7 @@ from tests.services.lab import Lab, lab, nginx
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.flower.control import COMPLETED, FINISHED
-from zk0d.flower.keys import fingerprint
+from zk0d.machine.keys import fingerprint
 from zk0d.record.journal import committed_rounds
 
 pytestmark = [

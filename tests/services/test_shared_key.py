@@ -16,7 +16,7 @@ import pytest
 
 from tests.services.lab import Lab, Running, lab, nginx
 from zk0d.daemon.child import wait_until
-from zk0d.federation import audit
+from zk0d.machine import audit
 from zk0d.services.supernode import KEY_SHARED
 
 pytestmark = [

@@ -23,7 +23,7 @@ def verify(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Whether a line was edited, removed or moved; exit code 1 if so."""
-    from zk0d.federation import audit
+    from zk0d.machine import audit
 
     found = audit.verify(_state(folder), head)
     if found.problem:
@@ -39,7 +39,7 @@ def show(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """The newest entries."""
-    from zk0d.federation import audit
+    from zk0d.machine import audit
 
     for line in list(audit.read(_state(folder)))[-lines:]:
         typer.echo(json.dumps(line) if as_json else _sentence(line))
@@ -48,7 +48,7 @@ def show(
 def note(folder: Path, kind: str, **facts: Any) -> None:
     """Write what the caller of this program did, if ``folder`` is a coordinator's."""
     from zk0d.cli import setup
-    from zk0d.federation.audit import AuditLog
+    from zk0d.machine.audit import AuditLog
 
     if not (folder / "server.toml").exists():
         return

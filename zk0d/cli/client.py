@@ -40,7 +40,7 @@ def join(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Make this node's settings and key from an invite, and print its request to join."""
-    from zk0d.flower.enrolment import Invite
+    from zk0d.machine.enrolment import Invite
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
     with setup.writing(folder):
@@ -86,7 +86,7 @@ def start(
 ) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
     from zk0d.cli import recordings
-    from zk0d.services.hold import read_hold
+    from zk0d.machine.hold import read_hold
 
     changed = recordings.choose(dataset, folder)
     hold = read_hold(_settings(folder).supernode.state)
@@ -119,7 +119,7 @@ def pause(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Leave after the message in work, and come back by itself; outlives a reboot."""
-    from zk0d.services.hold import Hold
+    from zk0d.machine.hold import Hold
 
     hold = Hold.pause(_seconds(duration, "--for"))
     hold.write(_settings(folder).supernode.state)
@@ -130,7 +130,7 @@ def pause(
 def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """End a pause or a drain."""
     from zk0d.errors import TryAgainError
-    from zk0d.services.hold import HOLD, end_hold
+    from zk0d.machine.hold import HOLD, end_hold
 
     state = _settings(folder).supernode.state
     try:
@@ -145,7 +145,7 @@ def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 @app.command()
 def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Let the message in work be answered, leave, and wait for that; for maintenance."""
-    from zk0d.services.hold import Hold
+    from zk0d.machine.hold import Hold
 
     state = _settings(folder).supernode.state
     Hold.drain().write(state)
@@ -181,7 +181,7 @@ def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOL
 
 def _wait(state: Path, done: Callable[[dict[str, Any]], bool], otherwise: str, limit: str) -> None:
     from zk0d.errors import TryAgainError
-    from zk0d.services.hold import STATE
+    from zk0d.machine.hold import STATE
 
     deadline = time.monotonic() + _seconds(limit, "--timeout")
     while True:

@@ -12,7 +12,7 @@ import typer
 from zk0d.cli import audit, units, verbs
 
 if TYPE_CHECKING:
-    from zk0d.flower.roster import Entry
+    from zk0d.machine.roster import Entry
 
 DEFAULT_KEY = Path("/etc/zk0d/node.key")
 NEXT_KEY = "node.next.key"
@@ -35,7 +35,7 @@ def keygen(
 ) -> None:
     """Make this node's key; it never leaves this machine."""
     from zk0d.errors import TryAgainError, UsageError
-    from zk0d.flower.keys import make_node_key
+    from zk0d.machine.keys import make_node_key
 
     path = key.with_name(NEXT_KEY) if next_ else key
     try:
@@ -67,8 +67,8 @@ def request(
 def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
     """Print the request of the node whose settings lie in ``folder``."""
     from zk0d.config.machine import ClientSettings
-    from zk0d.flower.enrolment import Request
-    from zk0d.flower.keys import sealed_form
+    from zk0d.machine.enrolment import Request
+    from zk0d.machine.keys import sealed_form
 
     name = ClientSettings.load(folder / "client.toml").name
     key = folder / (NEXT_KEY if next_ else "node.key")
@@ -92,7 +92,7 @@ def switch(key: Key = DEFAULT_KEY) -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
     from zk0d.errors import TryAgainError, UsageError
     from zk0d.files import rename
-    from zk0d.flower.keys import sealed_form
+    from zk0d.machine.keys import sealed_form
 
     newer = key.with_name(NEXT_KEY)
     if not newer.exists():
@@ -117,7 +117,7 @@ def seal(key: Key = DEFAULT_KEY) -> None:
 
     from zk0d.errors import UnavailableError, UsageError
     from zk0d.files import whole_file
-    from zk0d.flower.keys import sealed_form
+    from zk0d.machine.keys import sealed_form
 
     sealed = sealed_form(key)
     if not key.exists():
@@ -170,8 +170,8 @@ def approve(
 ) -> None:
     """On the coordinator: let a node in that asks for it; within ten seconds it may join."""
     from zk0d.errors import ConfigError, UsageError
-    from zk0d.flower import roster
-    from zk0d.flower.enrolment import Request
+    from zk0d.machine import roster
+    from zk0d.machine.enrolment import Request
 
     if file == "-" and sys.stdin.isatty():
         typer.echo("Paste the request, then Ctrl-D:", err=True)
@@ -198,7 +198,7 @@ def approve(
 @app.command(name="list")
 def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: the nodes that may join."""
-    from zk0d.flower import roster
+    from zk0d.machine import roster
 
     for entry in roster.entries(_roster(folder)):
         newer = "  (new key)" if entry.next else ""
@@ -209,7 +209,7 @@ def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: one node's keys, and whom to ask about it."""
     from zk0d.errors import UsageError
-    from zk0d.flower import roster
+    from zk0d.machine import roster
 
     found = [entry for entry in roster.entries(_roster(folder)) if entry.name == name]
     if not found:
@@ -221,7 +221,7 @@ def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 @app.command()
 def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: let a node in no more; it is cut off within a minute."""
-    from zk0d.flower import roster
+    from zk0d.machine import roster
 
     for entry in roster.remove(_roster(folder), name):
         audit.note(folder, "node.removed", node=entry.name, key=entry.key)
@@ -231,7 +231,7 @@ def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 @app.command()
 def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: end a node's old key, once it came with its new one."""
-    from zk0d.flower import roster
+    from zk0d.machine import roster
 
     entry = roster.rotate(_roster(folder), name)
     audit.note(folder, "key.rotated", node=entry.name, key=entry.key)

@@ -55,7 +55,7 @@ def renew(
 ) -> None:
     """Renew the gateway's certificate if it ends within 30 days; each day this is done anyway."""
     from zk0d.config.machine import ServerSettings
-    from zk0d.flower import certificates
+    from zk0d.machine import certificates
 
     with setup.writing(folder):
         renewed = certificates.renew(folder / "tls", force=force)

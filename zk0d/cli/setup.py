@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from zk0d.config.machine import ServerSettings
-    from zk0d.flower.enrolment import Invite
+    from zk0d.machine.enrolment import Invite
     from zk0d.services.foreground import Program
 
 DEFAULT_FOLDER = Path("/etc/zk0d")
@@ -50,8 +50,8 @@ def init_server(folder: Path, hosts: list[str], certificate: Path | None, key: P
         Files of the gateway's own certificate, from Let's Encrypt for example.
     """
     from zk0d.errors import UsageError
-    from zk0d.flower.certificates import LOOPBACK, make_certificates
-    from zk0d.flower.keys import make_secret
+    from zk0d.machine.certificates import LOOPBACK, make_certificates
+    from zk0d.machine.keys import make_secret
 
     if bool(certificate) != bool(key):
         raise UsageError("--certificate and --key belong together; give both or none.")
@@ -159,7 +159,7 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
 
     from zk0d.cli import units
     from zk0d.errors import ConfigError
-    from zk0d.flower.gateway import configuration
+    from zk0d.machine.gateway import configuration
 
     def here(runtime: Path) -> str:
         own, ca = settings.gateway, settings.superlink.ca
@@ -245,8 +245,8 @@ def invite(settings: ServerSettings) -> Invite:
     from cryptography import x509
 
     from zk0d.errors import ConfigError
-    from zk0d.flower.certificates import LOOPBACK, names_of
-    from zk0d.flower.enrolment import Invite
+    from zk0d.machine.certificates import LOOPBACK, names_of
+    from zk0d.machine.enrolment import Invite
 
     gateway = settings.gateway
     try:
@@ -285,7 +285,7 @@ def init_client(
     """
     from zk0d.config.machine import ClientSettings
     from zk0d.config.names import DatasetUri
-    from zk0d.flower.keys import make_node_key, make_secret
+    from zk0d.machine.keys import make_node_key, make_secret
 
     if dataset:
         dataset = str(DatasetUri.typed(dataset))

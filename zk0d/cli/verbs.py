@@ -87,8 +87,8 @@ def _run_here(role: str, folder: Path, besides: Sequence[Program]) -> None:
 
     from zk0d.daemon.notify import Notify
     from zk0d.errors import UsageError
+    from zk0d.machine.hold import write_json
     from zk0d.services.foreground import Foreground, chores, programs
-    from zk0d.services.hold import write_json
 
     state = units.state_folder(role, folder)
     if units.look_foreground(role, state):

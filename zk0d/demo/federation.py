@@ -16,12 +16,12 @@ from zk0d.config.run import RunSettings
 from zk0d.daemon.child import Child
 from zk0d.demo.layout import Contributor, Layout, toml_string
 from zk0d.errors import Zk0dError
-from zk0d.flower.certificates import Certificates, make_certificates
 from zk0d.flower.control import COMPLETED, FINISHED, Control, FlowerRun
-from zk0d.flower.enrolment import Request
-from zk0d.flower.keys import make_node_key, make_secret
-from zk0d.flower.roster import approve
 from zk0d.flower.version import check_version
+from zk0d.machine.certificates import Certificates, make_certificates
+from zk0d.machine.enrolment import Request
+from zk0d.machine.keys import make_node_key, make_secret
+from zk0d.machine.roster import approve
 from zk0d.services.foreground import ROLES, Foreground, Program
 
 SUPEREXEC_POLL = 0.1

@@ -42,7 +42,7 @@ def key(path: Path) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from zk0d.errors import ConfigError
-    from zk0d.flower.keys import fingerprint, private_fingerprint, sealed_form
+    from zk0d.machine.keys import fingerprint, private_fingerprint, sealed_form
 
     sealed = sealed_form(path)
     if sealed.exists() and not path.exists():
@@ -217,7 +217,7 @@ def clock_at_coordinator(settings: ClientSettings) -> str:
 
 def _ask_coordinator(settings: ClientSettings) -> tuple[str, Word]:
     from zk0d.errors import ConfigError
-    from zk0d.flower.keys import fingerprint, private_fingerprint
+    from zk0d.machine.keys import fingerprint, private_fingerprint
 
     path, coordinator = settings.supernode.key, settings.coordinator
     if not (coordinator.address or coordinator.presence):

@@ -37,7 +37,7 @@ def examine(roles: Sequence[str], folder: Path, host: Host) -> Iterator[Finding]
 
 
 def _client(path: Path, host: Host) -> Iterator[Finding]:
-    from zk0d.flower.keys import sealed_form
+    from zk0d.machine.keys import sealed_form
 
     found = machine.settings(path, ClientSettings)
     yield found

@@ -123,7 +123,7 @@ def certificate_key(holder: Holder) -> str:
 @rule("roster")
 def roster(folder: Path) -> str:
     """Each file of the roster is a node's key, and none is there twice."""
-    from zk0d.flower.keys import fingerprint
+    from zk0d.machine.keys import fingerprint
 
     if not folder.is_dir():
         raise Wrong(
@@ -162,7 +162,7 @@ def nodes(link: SuperlinkSettings) -> str:
     except ImportError as error:
         raise Unchecked(f"Flower does not load ({error.name})") from None
     from zk0d.federation.nodes import Node
-    from zk0d.flower.roster import node_name, read_roster
+    from zk0d.machine.roster import node_name, read_roster
     from zk0d.services.superlink import UNREGISTERED
 
     try:

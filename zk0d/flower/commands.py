@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zk0d.flower.certificates import Certificates
+    from zk0d.machine.certificates import Certificates
 
 #: What a child keeps of the caller's environment, as shell patterns. Everything else stays with the
 #: caller: tokens and passwords, which no service but ``zk0d fetch`` and ``publish`` wants; proxies,

@@ -27,8 +27,8 @@ from flwr.supercore.error import FlowerError
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.flower.keys import public_pem
 from zk0d.flower.superlink import SECRET_HEADER, read_secret
+from zk0d.machine.keys import public_pem
 
 FINISHED = "finished"
 COMPLETED = "completed"

@@ -17,10 +17,10 @@ from zk0d.config.run import RunSettings
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.files import make_folder, write_file
+from zk0d.machine.credentials import optional_credential
 from zk0d.record.events import CheckpointWritten, Event, RunFinished
 from zk0d.record.journal import CONFIG, read_journal, settings_of
 from zk0d.release.checkpoint import Releases
-from zk0d.services.credentials import optional_credential
 
 log = logging.getLogger("zk0d")
 

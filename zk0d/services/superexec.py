@@ -27,7 +27,7 @@ from zk0d.daemon.supervised import Supervised
 from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.superexec import PULSE_VARIABLE
-from zk0d.services.credentials import credential
+from zk0d.machine.credentials import credential
 from zk0d.services.reports import Reports
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck

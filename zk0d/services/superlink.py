@@ -17,14 +17,16 @@ from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
 from zk0d.errors import TryAgainError, UnavailableError, Zk0dError
-from zk0d.federation.audit import AuditLog
 from zk0d.federation.nodes import Node
 from zk0d.flower import commands
-from zk0d.flower.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.flower.logs import relay
-from zk0d.flower.roster import node_name, read_roster
 from zk0d.flower.sessions import FILE_VARIABLE, read_uses
+from zk0d.machine.audit import AuditLog
+from zk0d.machine.certificates import Certificates, expiry_of, shown_expiry
+from zk0d.machine.credentials import credential
+from zk0d.machine.hold import STATE, write_json
+from zk0d.machine.roster import node_name, read_roster
 from zk0d.record.events import (
     Event,
     NodeSitsOut,
@@ -39,9 +41,7 @@ from zk0d.record.events import (
 from zk0d.record.state import NewestRun, RunState
 from zk0d.services import page
 from zk0d.services.autorun import Autorun
-from zk0d.services.credentials import credential
 from zk0d.services.figures import NodeCollector, RunCollector
-from zk0d.services.hold import STATE, write_json
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.resume import Resume
 

@@ -35,8 +35,8 @@ from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.sessions import SESSION_VARIABLE
 from zk0d.flower.supernode import LEAVE_SIGNAL, session_name
-from zk0d.services.credentials import credential
-from zk0d.services.hold import STATE, Hold, read_hold, write_json
+from zk0d.machine.credentials import credential
+from zk0d.machine.hold import STATE, Hold, read_hold, write_json
 
 log = logging.getLogger("zk0d")
 
@@ -312,7 +312,7 @@ def fingerprint_of(key: Path) -> str:
     In a process of its own: the library for keys takes 8 MB, for one line, for months.
     """
     said = subprocess.run(
-        [sys.executable, "-m", "zk0d.flower.keys", str(key)],
+        [sys.executable, "-m", "zk0d.machine.keys", str(key)],
         capture_output=True,
         text=True,
         check=False,

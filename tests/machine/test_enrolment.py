@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zk0d.errors import ConfigError
-from zk0d.flower.certificates import make_certificates
-from zk0d.flower.enrolment import BEGIN, END, INVITE, Invite, Request, ca_fingerprint
-from zk0d.flower.keys import make_node_key
+from zk0d.machine.certificates import make_certificates
+from zk0d.machine.enrolment import BEGIN, END, INVITE, Invite, Request, ca_fingerprint
+from zk0d.machine.keys import make_node_key
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import processes
 from zk0d.errors import TryAgainError
-from zk0d.federation.audit import AUDIT, HEAD, AuditLog, read, verify
+from zk0d.machine.audit import AUDIT, HEAD, AuditLog, read, verify
 
 LINES = 6
 
@@ -99,7 +99,7 @@ def test_a_line_that_broke_off_is_cut_off(tmp_path: Path) -> None:
 
 def test_writers_do_not_break_each_others_chain(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from zk0d.federation.audit import AuditLog\n"
+        "import sys; from pathlib import Path; from zk0d.machine.audit import AuditLog\n"
         "for i in range(30): AuditLog(Path(sys.argv[1])).append('x', 'w', i=i)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

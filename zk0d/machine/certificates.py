@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from zk0d.errors import ConfigError
 from zk0d.files import make_folder, write_file
-from zk0d.flower.keys import write_private
+from zk0d.machine.keys import write_private
 
 CA_DAYS = 3650
 SERVER_DAYS = 397

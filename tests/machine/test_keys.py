@@ -10,8 +10,8 @@ from cryptography import x509
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from zk0d.errors import ConfigError
-from zk0d.flower.certificates import make_certificates
-from zk0d.flower.keys import (
+from zk0d.machine.certificates import make_certificates
+from zk0d.machine.keys import (
     fingerprint,
     make_node_key,
     make_secret,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from zk0d.errors import TryAgainError
-from zk0d.services import hold
-from zk0d.services.hold import HOLD, Hold, end_hold, read_hold
+from zk0d.machine import hold
+from zk0d.machine.hold import HOLD, Hold, end_hold, read_hold
 
 
 def test_a_pause_is_read_back_until_it_is_over(

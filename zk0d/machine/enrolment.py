@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from zk0d.config.names import Alias, check_alias
 from zk0d.errors import ConfigError
-from zk0d.flower.keys import fingerprint_of, load_private_key, load_public_key
+from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
 
 INVITE = "zk0d-invite-1:"
 BEGIN, END = "-----BEGIN ZK0D NODE REQUEST-----", "-----END ZK0D NODE REQUEST-----"

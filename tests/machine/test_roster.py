@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from zk0d.errors import UsageError
-from zk0d.flower import roster
-from zk0d.flower.enrolment import Request
-from zk0d.flower.keys import fingerprint, make_node_key
+from zk0d.machine import roster
+from zk0d.machine.enrolment import Request
+from zk0d.machine.keys import fingerprint, make_node_key
 
 
 def request(folder: Path, name: str, key: str) -> Request:

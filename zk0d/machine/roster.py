@@ -15,8 +15,8 @@ from pathlib import Path
 from zk0d.config.names import ALIAS_PATTERN
 from zk0d.errors import ConfigError, TryAgainError, UsageError
 from zk0d.files import make_folder, rename, write_file
-from zk0d.flower.enrolment import Request
-from zk0d.flower.keys import fingerprint
+from zk0d.machine.enrolment import Request
+from zk0d.machine.keys import fingerprint
 
 log = logging.getLogger("zk0d")
 

@@ -1,0 +1,1 @@
+"""How a machine is set up, and who may join."""
