@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+from zk0d.daemon.parent import die_with
 
 
 @contextlib.contextmanager
@@ -24,11 +22,9 @@ def started(argv: Sequence[Any], **how: Any) -> Iterator[subprocess.Popen[Any]]:
     parent = os.getpid()
 
     def tie_to_parent() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with(parent)
         # A shell has what it starts in the background ignore Ctrl-C.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if os.getppid() != parent:
-            os._exit(1)
 
     with subprocess.Popen(argv, start_new_session=True, preexec_fn=tie_to_parent, **how) as process:
         try:

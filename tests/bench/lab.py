@@ -15,9 +15,9 @@ import psutil
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.daemon.environment import child_environment, program_path
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
-from zk0d.flower import commands
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.services.foreground import Program
 
@@ -89,9 +89,9 @@ def stock_nodes(running: demo.Federation) -> Iterator[None]:
             running.services.stop(name)
         for name, (argv, environment) in commands_of.items():
             if "zk0d.flower.supernode" in argv:
-                argv[:3] = [commands.program("flower-supernode")]
+                argv[:3] = [program_path("flower-supernode")]
             else:
-                argv[:4] = [commands.program("flower-superexec")]
+                argv[:4] = [program_path("flower-superexec")]
             environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
             log = layout.logs / f"stock-{name}.log"
             stock.append(Child(f"stock-{name}", argv, environment, log, layout.root))
@@ -121,12 +121,12 @@ def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int
     )
     started = subprocess.run(
         [
-            commands.program("flwr"),
+            program_path("flwr"),
             *("run", str(STOCK_APP), "lab"),
             "--run-config",
             f"num-server-rounds={rounds} parameters={parameters} nodes={nodes} log='{log}'",
         ],
-        env=commands.child_environment(home),
+        env=child_environment(FLWR_HOME=str(home)),
         capture_output=True,
         text=True,
     )

@@ -11,6 +11,7 @@ from flwr.common.config import get_fab_config
 from tests import hostile
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
+from zk0d.daemon.environment import child_environment
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.flower import commands
 from zk0d.flower.apps import said_by
@@ -47,7 +48,7 @@ def test_children_get_what_is_meant_for_them_and_no_secret(
 ) -> None:
     for name, value in hostile.environment(tmp_path / "packages").items():
         monkeypatch.setenv(name, value)
-    environment = commands.child_environment(Path("/home/flower"), EXTRA="1")
+    environment = child_environment(FLWR_HOME="/home/flower", EXTRA="1")
     hostile.assert_right(environment)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"

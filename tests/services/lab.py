@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.services.listener import NotifyListener
 from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.daemon.environment import child_environment
 from zk0d.demo.federation import _free_ports
-from zk0d.flower import commands
 from zk0d.flower.control import Control
 from zk0d.machine.certificates import Certificates, make_certificates
 from zk0d.machine.gateway import configuration
@@ -100,9 +100,7 @@ class Lab:
         """Start ``zk0d ARGUMENTS`` as systemd would."""
         told = NotifyListener(self.root / f"{name}.notify")
         more = {"WATCHDOG_USEC": str(int(watchdog * 1e6))} if watchdog else {}
-        environment = commands.child_environment(
-            NOTIFY_SOCKET=str(told.path), HF_HUB_OFFLINE="1", **more
-        )
+        environment = child_environment(NOTIFY_SOCKET=str(told.path), HF_HUB_OFFLINE="1", **more)
         child = Child(
             name,
             [str(Path(sys.executable).parent / "zk0d"), *arguments],

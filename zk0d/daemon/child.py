@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -13,15 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+from zk0d.daemon.parent import die_with
 from zk0d.errors import ChildError, UnavailableError
 
-_PR_SET_PDEATHSIG = 1
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _KILLED_SECONDS = 2.0
 _LAST_LINES = 20  # an error before these did not end the process
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
@@ -56,13 +55,6 @@ class Child:
         self.log = log if isinstance(log, Path) else None
         self._recent: deque[str] = deque(maxlen=_LAST_LINES)
         self._reader: threading.Thread | None = None
-        parent = os.getpid()
-
-        def tie_to_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
-            if os.getppid() != parent:  # it died in between
-                os._exit(1)
-
         try:
             opened = log.open("ab") if isinstance(log, Path) else nullcontext(subprocess.PIPE)
             with opened as output:
@@ -74,7 +66,7 @@ class Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     process_group=0,
-                    preexec_fn=tie_to_parent,
+                    preexec_fn=partial(die_with, os.getpid(), death_signal),
                 )
         except OSError as error:
             raise UnavailableError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from zk0d.daemon.parent import die_with
 
 
 def worker_pool(workers: int, log: Path, threads: int = 1) -> ProcessPoolExecutor:
@@ -26,9 +25,7 @@ def worker_pool(workers: int, log: Path, threads: int = 1) -> ProcessPoolExecuto
 
 
 def _begin(parent: int, log: str, threads: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)
     # Ctrl-C goes to the whole terminal; who waits for the workers decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Video encoders write to the file descriptors themselves.

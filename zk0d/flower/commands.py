@@ -6,36 +6,17 @@ Each has its own ``FLWR_HOME``; telemetry and update checks are off everywhere.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from zk0d.daemon.environment import child_environment
 
 if TYPE_CHECKING:
     from zk0d.machine.certificates import Certificates
 
-#: What a child keeps of the caller's environment, as shell patterns. Everything else stays with the
-#: caller: tokens and passwords, which no service but ``zk0d fetch`` and ``publish`` wants; proxies,
-#: since services speak to this machine and the coordinator; what another service was given.
-KEPT = (
-    # Who and where: names, language, and where programs keep their files.
-    *("HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*_HOME", "XDG_RUNTIME_DIR"),
-    # Which GPUs: on a shared host each user has some. CUDA's libraries may lie elsewhere.
-    *("CUDA_*", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "LD_LIBRARY_PATH"),
-    # How to compute: threads, kernels, memory. How MuJoCo draws.
-    *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "ONEDNN_*", "ATEN_*"),
-    *("TORCH*", "PYTORCH_*", "TRITON_*", "MUJOCO_*", "PYOPENGL_*"),
-    # Where datasets and models were fetched to, and whether the hub may be asked.
-    *("HF_HOME", "HF_HUB_CACHE", "HF_LEROBOT_HOME", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE"),
-    "ZK0D_DEBUG",
-)
-_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-#: Neither a user's packages nor those in the folder in which a child runs come before ours, and
-#: ``PYTHONPATH`` is not kept. ``bin/zk0bot`` does the same for the programs that people start.
-_ALONE = {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 #: Messages of 4 MiB go through a pool of threads: with glibc's arena for each thread, and without
 #: giving such blocks back, a server kept 40 % more than it used, and more for each object that a
 #: sender has under way (tests/bench/bench_memory.py).
@@ -52,18 +33,6 @@ class Command:
 
     argv: list[str]
     env: dict[str, str] = field(default_factory=dict)
-
-
-def child_environment(flwr_home: Path | None = None, **more: str) -> dict[str, str]:
-    """The environment of a child: little of ours, and our programs first on ``PATH``."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if any(fnmatchcase(key, pattern) for pattern in KEPT)
-    }
-    path = f"{_programs()}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    home = {"FLWR_HOME": str(flwr_home)} if flwr_home else {}
-    return {**kept, **_QUIET, **_ALONE, **home, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def superlink(
@@ -94,7 +63,7 @@ def superlink(
             "--enable-supernode-auth",
             *("--superexec-auth-secret-file", str(secret)),
         ],
-        child_environment(home, **_LEAN, **guard),
+        child_environment(FLWR_HOME=str(home), **_LEAN, **guard),
     )
 
 
@@ -121,7 +90,10 @@ def superexec(
             *("--superexec-auth-secret-file", str(secret)),
         ],
         child_environment(
-            home, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=str(poll_seconds), **_LEAN, **env
+            FLWR_HOME=str(home),
+            FLWR_SUPEREXEC_TASK_POLL_INTERVAL=str(poll_seconds),
+            **_LEAN,
+            **env,
         ),
     )
 
@@ -143,19 +115,10 @@ def supernode(
             *("--superexec-auth-secret-file", str(secret)),
             *("--node-config", str(config)),
         ],
-        child_environment(home, **_LEAN),
+        child_environment(FLWR_HOME=str(home), **_LEAN),
     )
 
 
 def write_node_config(path: Path, learner_socket: Path) -> None:
     """What a SuperNode tells its ClientApps."""
     path.write_text(f"learner-socket = {json.dumps(str(learner_socket))}\n", encoding="utf-8")
-
-
-def _programs() -> Path:
-    return Path(sys.executable).parent
-
-
-def program(name: str) -> str:
-    """One of the programs installed beside this interpreter."""
-    return str(_programs() / name)

@@ -7,19 +7,19 @@ arguments of ``flower-superexec`` after the role.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
+from zk0d.daemon.parent import die_with
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.files import write_file
 from zk0d.flower.version import check_version
@@ -29,8 +29,6 @@ PULSE_VARIABLE = "ZK0D_PULSE_FILE"
 ROLES = {"server": ("flwr-serverapp", "serverapp"), "client": ("flwr-clientapp", "clientapp")}
 PULSE_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class InstalledApps:
@@ -74,13 +72,6 @@ class InstalledApps:
         token = os.memfd_create("token")
         os.write(token, spec.token.encode())
         trust = ["--root-certificates", spec.root_certificates_path] if not spec.insecure else []
-        parent = os.getpid()
-
-        def tie_to_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
         try:
             app = subprocess.Popen(
                 [
@@ -92,7 +83,7 @@ class InstalledApps:
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[token],
-                preexec_fn=tie_to_parent,
+                preexec_fn=partial(die_with, os.getpid()),
             )
         finally:
             os.close(token)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.daemon.environment import KEPT_FOR_THE_HUB, child_environment, program_path
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import SOCKET_VARIABLE
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError, ExitCode, UsageError
-from zk0d.flower.commands import child_environment
 
 #: What each role runs: the service's name and the arguments of ``zk0d``.
 ROLES = {
@@ -65,8 +65,7 @@ class Program:
     @classmethod
     def of(cls, name: str, verb: Sequence[str], config: Path) -> Program:
         """``zk0d VERB --config CONFIG`` of this installation."""
-        zk0d = str(Path(sys.executable).parent / "zk0d")
-        return cls(name, (zk0d, *verb, "--config", str(config)))
+        return cls(name, (program_path("zk0d"), *verb, "--config", str(config)))
 
 
 def programs(role: str, config: Path) -> list[Program]:
@@ -262,11 +261,10 @@ class Foreground:
         now = time.monotonic()
         if chore.child is None:
             if now >= chore.due:
-                said = {key: text for key, text in os.environ.items() if _of_the_hub(key)}
                 chore.child = Child(
                     chore.program.name,
                     chore.program.argv,
-                    child_environment() | said | dict(chore.env),
+                    child_environment(*KEPT_FOR_THE_HUB, **chore.env),
                     self._log(chore.program.name),
                     self._folder,
                 )
@@ -324,8 +322,3 @@ class Foreground:
                 told: Told = key.data
                 with contextlib.suppress(OSError):
                     told.take(told.listening.recv(65536))
-
-
-def _of_the_hub(variable: str) -> bool:
-    """Whether a variable tells how to reach the hub or W&B."""
-    return variable.startswith(("HF_", "WANDB_")) or variable.lower().endswith("_proxy")
