@@ -255,7 +255,7 @@ def test_keys_and_certificates(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_settings(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.cli import recordings, setup
+    from zk0d.machine import recordings, setup
 
     setup.init_server(tmp_path, ["hub"], None, None)
     setup.init_client(tmp_path, "left", "hub:9443", b"ca", None)

@@ -14,9 +14,9 @@ import pytest
 
 from tests import hostile, processes
 from tests.cli.test_cli import BIN, typed
-from zk0d.cli import recordings, units
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError, UsageError
+from zk0d.machine import recordings, units
 from zk0d.machine.hold import STATE, read_hold, write_json
 
 SETTINGS = """\

@@ -108,7 +108,7 @@ def test_the_gateways_configuration_follows_its_settings(hub: Path) -> None:
     assert "location / { return 403; }" in text
     toml = hub / "server.toml"
     toml.write_text(toml.read_text().replace("[gateway]", "[gateway]\nport = 9555"))
-    from zk0d.cli.setup import write_gateway
+    from zk0d.machine.setup import write_gateway
 
     settings = ServerSettings.load(toml)
     assert write_gateway(hub, settings)

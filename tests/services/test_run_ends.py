@@ -14,12 +14,12 @@ from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode
 from tests.record.lines import read_lines
 from tests.services.test_autorun import Coordinator
 from zk0d.cli import run as run_verb
-from zk0d.cli import units
 from zk0d.cli.main import app
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import ConfigError
 from zk0d.federation.rounds import Run
+from zk0d.machine import units
 from zk0d.record.journal import Journal
 from zk0d.services.autorun import LOOK_SECONDS, Autorun
 

@@ -25,11 +25,11 @@ import pytest
 
 from tests import processes
 from tests.services.lab import nginx
-from zk0d.cli import setup
 from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.errors import ExitCode, UnavailableError
+from zk0d.machine import setup
 from zk0d.services import foreground
 from zk0d.services.foreground import Chore, Foreground, Program, chores
 
@@ -221,7 +221,7 @@ def test_nginx_needs_no_rights() -> None:
         for path in (Path(root), *Path(root).rglob("*")):
             os.chown(path, nobody, nobody)
         how = {"user": nobody, "group": nobody, "extra_groups": [], "cwd": root}
-        argv = setup.gateway(folder, settings).argv
+        argv = foreground.gateway(folder, settings).argv
         with processes.started(argv, stderr=subprocess.PIPE, text=True, **how) as process:
             wait_until(lambda: listens(gateway) or process.poll() is not None, "nginx", 20)
             assert process.poll() is None, process.communicate()[1]

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zk0d.cli import units, verbs
+from zk0d.cli import verbs
+from zk0d.machine import units
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's log of who did what.")
 
@@ -47,7 +48,7 @@ def show(
 
 def note(folder: Path, kind: str, **facts: Any) -> None:
     """Write what the caller of this program did, if ``folder`` is a coordinator's."""
-    from zk0d.cli import setup
+    from zk0d.machine import setup
     from zk0d.machine.audit import AuditLog
 
     if not (folder / "server.toml").exists():

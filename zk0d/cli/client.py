@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import node, setup, units, verbs
+from zk0d.cli import node, verbs
 from zk0d.cli import status as status_verb
+from zk0d.machine import setup, units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
@@ -85,7 +86,7 @@ def start(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
-    from zk0d.cli import recordings
+    from zk0d.machine import recordings
     from zk0d.machine.hold import read_hold
 
     changed = recordings.choose(dataset, folder)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import units
 from zk0d.cli.config import Role
 from zk0d.cli.status import Json
 from zk0d.cli.verbs import Folder
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.doctor.finding import Finding

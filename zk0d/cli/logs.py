@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zk0d.cli import units, verbs
+from zk0d.cli import verbs
+from zk0d.machine import units
 
 
 def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:

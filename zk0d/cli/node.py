@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import audit, units, verbs
+from zk0d.cli import audit, verbs
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.machine.roster import Entry

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli import units, verbs
+from zk0d.cli import verbs
+from zk0d.machine import units
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints of this coordinator's runs.")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import units, verbs
+from zk0d.cli import verbs
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.report.analysis import Analysis

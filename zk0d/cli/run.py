@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import audit, units, verbs
+from zk0d.cli import audit, verbs
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ServerSettings

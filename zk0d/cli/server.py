@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli import setup, units, verbs
 from zk0d.cli import status as status_verb
+from zk0d.cli import verbs
+from zk0d.machine import setup, units
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's services on this host.")
 
@@ -74,14 +75,15 @@ def renew(
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
     from zk0d.config.machine import ServerSettings
+    from zk0d.services.foreground import gateway
 
     settings = ServerSettings.load(folder / "server.toml")
-    gateway = setup.gateway(folder, settings)
+    besides = [gateway(folder, settings)]
     with setup.writing(folder):
         changed = setup.write_gateway(folder, settings)
         if units.by_systemd(folder):
             setup.hand_over_certificate(settings)
-    verbs.start("server", folder, changed=changed, besides=[gateway])
+    verbs.start("server", folder, changed=changed, besides=besides)
     if changed and units.by_systemd(folder):
         units.systemctl("restart", "zk0d-gateway.service")
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import units
 from zk0d.cli.verbs import Folder
+from zk0d.machine import units
 
 if TYPE_CHECKING:
-    from zk0d.cli.units import Unit
+    from zk0d.machine.units import Unit
 
 SCHEMA_VERSION = 1
 

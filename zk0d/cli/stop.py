@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli import audit, units, verbs
+from zk0d.cli import audit, verbs
 from zk0d.cli.run import Ca, Secret, Superlink
+from zk0d.machine import units
 
 
 def stop(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli import units, verbs
+from zk0d.cli import verbs
+from zk0d.machine import units
 
 
 def top(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import units
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.services.foreground import Program

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.daemon.environment import KEPT_FOR_THE_HUB, child_environment, program_path
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import SOCKET_VARIABLE
 from zk0d.daemon.supervised import Backoff, State, Supervised
-from zk0d.errors import ConfigError, ExitCode, UsageError
+from zk0d.errors import ConfigError, ExitCode, UnavailableError, UsageError
+from zk0d.machine import setup
 
 #: What each role runs: the service's name and the arguments of ``zk0d``.
 ROLES = {
@@ -71,6 +73,29 @@ class Program:
 def programs(role: str, config: Path) -> list[Program]:
     """The services of a role."""
     return [Program.of(name, verb, config) for name, verb in ROLES[role].items()]
+
+
+def gateway(folder: Path, settings: ServerSettings) -> Program:
+    """How nginx is started where systemd does not start it.
+
+    Raises
+    ------
+    UnavailableError
+        If it is not installed.
+    """
+    found = setup.nginx()
+    if found is None:
+        raise UnavailableError(
+            "nginx is not installed, so no node would reach this coordinator; apt-get install"
+            " nginx-light, then start again."
+        )
+    return Program(
+        "gateway",
+        (found, "-e", "stderr", "-c", str(folder / setup.GATEWAY)),
+        status=f"nodes reach the SuperLink at port {settings.gateway.port}",
+        # Its workers end with it, and with nothing else.
+        death_signal=signal.SIGTERM,
+    )
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from zk0d.cli import units
+from zk0d.machine import units
 
 NAME = "50-recordings"  #: of the drop-ins
 #: Units that reach beyond the machine, or run what speaks to the coordinator.

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from zk0d.config.machine import ServerSettings
     from zk0d.machine.enrolment import Invite
-    from zk0d.services.foreground import Program
 
 DEFAULT_FOLDER = Path("/etc/zk0d")
 GATEWAY = "gateway.conf"
@@ -130,8 +129,8 @@ def _lines(values: dict[str, object]) -> str:
 
 def hand_over_certificate(settings: ServerSettings) -> None:
     """Have the gateway's unit load the certificate that the settings name."""
-    from zk0d.cli import units
     from zk0d.config.machine import GatewaySettings
+    from zk0d.machine import units
 
     own, usual = settings.gateway, GatewaySettings()
     lines: list[str] = []
@@ -157,8 +156,8 @@ def write_gateway(folder: Path, settings: ServerSettings) -> bool:
     import subprocess
     import tempfile
 
-    from zk0d.cli import units
     from zk0d.errors import ConfigError
+    from zk0d.machine import units
     from zk0d.machine.gateway import configuration
 
     def here(runtime: Path) -> str:
@@ -212,32 +211,6 @@ def nginx() -> str | None:
 
     # Where it is installed is on root's PATH alone.
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin")
-
-
-def gateway(folder: Path, settings: ServerSettings) -> Program:
-    """How nginx is started where systemd does not start it.
-
-    Raises
-    ------
-    UnavailableError
-        If it is not installed.
-    """
-    from zk0d.errors import UnavailableError
-    from zk0d.services.foreground import Program
-
-    program = nginx()
-    if program is None:
-        raise UnavailableError(
-            "nginx is not installed, so no node would reach this coordinator; apt-get install"
-            " nginx-light, then start again."
-        )
-    return Program(
-        "gateway",
-        (program, "-e", "stderr", "-c", str(folder / GATEWAY)),
-        status=f"nodes reach the SuperLink at port {settings.gateway.port}",
-        # Its workers end with it, and with nothing else.
-        death_signal=signal.SIGTERM,
-    )
 
 
 def invite(settings: ServerSettings) -> Invite:
