@@ -132,7 +132,7 @@ docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
 	@.ci/make-docs
 
 .PHONY: reference
-reference: settings-page monitoring-files cli-page roles-pages reasons-table ## Write every page that is made from the code
+reference: settings-page monitoring-files cli-page roles-pages reasons-table services-files ## Write every page that is made from the code
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
@@ -141,6 +141,10 @@ settings-page: venv ## Write docs/settings.md from the settings' models
 .PHONY: reasons-table
 reasons-table: venv ## Write docs/architecture.md's table of reasons
 	$(BIN)/python -m zk0d.record.reasons
+
+.PHONY: services-files
+services-files: venv ## Write what names services: targets, and the roles' variables
+	$(BIN)/python -m zk0d.machine.roles
 
 .PHONY: cli-page
 cli-page: venv ## Write docs/cli.md from the verbs

@@ -41,6 +41,7 @@ from zk0d.learning.nvidia import Trouble
 from zk0d.machine import certificates
 from zk0d.machine.certificates import Certificates, make_certificates
 from zk0d.machine.keys import fingerprint, make_node_key, make_secret, write_private
+from zk0d.machine.roles import service
 from zk0d.services.presence import PREFIX, Presence
 
 BARE = Host(systemd=False)
@@ -248,9 +249,9 @@ def listening(port: int, *words: str) -> Iterator[None]:
 
 def test_ports() -> None:
     (port,) = _free_ports(1)
-    uses = [("superlink.port", port, "flower-superlink")]
+    uses = [("superlink.port", port, service("superlink"))]
     is_right(machine.ports(uses), f"superlink.port {port} is free")
-    with listening(port, "/opt/bin/flower-superlink", "--host"):
+    with listening(port, "-m", "zk0d.flower.superlink", "--host"):
         is_right(machine.ports(uses), f"{port} is held by our service")
     with listening(port, "--password", "planted-secret"):
         found = machine.ports(uses)
@@ -261,7 +262,7 @@ def test_ports() -> None:
 def test_a_holder_that_only_root_sees(tmp_path: Path) -> None:
     (port,) = _free_ports(1)
     with listening(port):
-        found = machine.ports([("supernode.port", port, "zk0d")], processes=tmp_path)
+        found = machine.ports([("supernode.port", port, service("supernode"))], processes=tmp_path)
     is_unchecked(found, f"who holds supernode.port {port} shows only to root")
 
 
@@ -283,7 +284,7 @@ def test_a_real_service_holds_its_port(tmp_path: Path) -> None:
     from zk0d.flower import commands
 
     made = commands.supernode("h:1", tmp_path, tmp_path, tmp_path, 1, tmp_path, tmp_path)
-    rightful = machine.port_uses(ClientSettings(name="a"))[0][2]
+    (_, _, rightful), *_ = machine.port_uses(ClientSettings(name="a"))
     (port,) = _free_ports(1)
     with listening(port, *made.argv):
         is_right(machine.ports([("supernode.port", port, rightful)]), "held by our service")

@@ -22,13 +22,13 @@ from tests.monitoring.lint import panels_of
 from tests.monitoring.preview import preview
 from tests.monitoring.server import Prometheus, filled, prometheus
 from tests.monitoring.tools import program
-from zk0d.config.machine import METRICS_PORTS
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.demo.federation import federation
 from zk0d.flower.control import COMPLETED
+from zk0d.machine.roles import METRICS_PORTS
 from zk0d.monitoring.dashboards import PAGES, Page, built
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

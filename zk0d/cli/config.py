@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zk0d.machine.roles import Role
+
 if TYPE_CHECKING:
     from zk0d.config.base import Settings
 
 FOLDER = Path("/etc/zk0d")
 
 app = typer.Typer(no_args_is_help=True, help="Check and show a machine's settings.")
-
-
-class Role(StrEnum):
-    """What a machine is."""
-
-    server = "server"
-    client = "client"
 
 
 class File(StrEnum):
@@ -76,5 +71,5 @@ def schema(file: File) -> None:
 def _load(role: Role, path: Path) -> Settings:
     from zk0d.config.machine import ClientSettings, ServerSettings
 
-    model: type[Settings] = ServerSettings if role is Role.server else ClientSettings
+    model: type[Settings] = ServerSettings if role is Role.SERVER else ClientSettings
     return model.load(path)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli.config import Role
 from zk0d.cli.status import Json
 from zk0d.cli.verbs import Folder
 from zk0d.machine import units
+from zk0d.machine.roles import Role
 
 if TYPE_CHECKING:
     from zk0d.doctor.finding import Finding
@@ -31,7 +31,7 @@ def doctor(
     from zk0d.doctor.finding import Host
     from zk0d.doctor.main import examine
 
-    host = Host(systemd=units.by_systemd(folder), services=units.UNITS)
+    host = Host(systemd=units.by_systemd(folder))
     findings = []
     for finding in examine([role.value] if role else [], folder, host):
         findings.append(finding)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from zk0d.cli import verbs
-from zk0d.machine import units
+from zk0d.machine.roles import Role
 
 
 def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
     """What this host's services wrote to the journal."""
-    verbs.logs(list(units.ROLES), follow, lines)
+    verbs.logs(list(Role), follow, lines)

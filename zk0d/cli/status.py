@@ -13,6 +13,7 @@ import typer
 
 from zk0d.cli.verbs import Folder
 from zk0d.machine import units
+from zk0d.machine.roles import Role
 
 if TYPE_CHECKING:
     from zk0d.machine.units import Unit
@@ -29,7 +30,7 @@ def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
     if units.by_systemd(folder):
         roles = units.enabled_roles()
     else:
-        roles = [role for role in units.ROLES if (folder / f"{role}.toml").exists()]
+        roles = [role for role in Role if (folder / f"{role}.toml").exists()]
     if not roles:
         raise UnavailableError(
             "no zk0d runs on this host: zk0bot server start or zk0bot client start begins it."

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.machine import units
+from zk0d.machine import roles, units
+from zk0d.machine.roles import target
 
 if TYPE_CHECKING:
     from zk0d.services.foreground import Program
@@ -43,7 +44,7 @@ def start(
         if units.runs_at_every_boot(role) and not changed:
             typer.echo("it runs already: nothing to do")
             return
-        units.systemctl("enable", "--now", f"zk0d-{role}.target")
+        units.systemctl("enable", "--now", target(role))
         typer.echo(f"started; zk0bot {role} status tells how it goes")
     else:
         _run_here(role, folder, besides)
@@ -52,10 +53,10 @@ def start(
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
     if units.by_systemd(folder):
-        units.systemctl("disable", f"zk0d-{role}.target")
+        units.systemctl("disable", target(role))
         # By name: systemctl does not wait for what stops with a target.
-        services = [f"{name}.service" for name in units.UNITS[role]]
-        units.systemctl("stop", f"zk0d-{role}.target", *services)
+        services = [f"{name}.service" for name in roles.units(role)]
+        units.systemctl("stop", target(role), *services)
         return
     state = units.state_folder(role, folder)
     if not units.look_foreground(role, state):
@@ -68,7 +69,7 @@ def stop(role: str, folder: Path) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def logs(roles: list[str], follow: bool, lines: int) -> None:
+def logs(of: Sequence[str], follow: bool, lines: int) -> None:
     """What the services wrote to systemd's journal."""
     from zk0d.errors import UnavailableError
 
@@ -77,7 +78,7 @@ def logs(roles: list[str], follow: bool, lines: int) -> None:
             "systemd does not run here, so it keeps no log; the services write where zk0bot start"
             " runs."
         )
-    names = [word for role in roles for name in units.UNITS[role] for word in ("-u", name)]
+    names = [word for role in of for name in roles.units(role) for word in ("-u", name)]
     more = ["--follow"] if follow else []
     subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
 

@@ -37,14 +37,6 @@ LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
 CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
 
-#: Ports of the services' metrics, by service.
-METRICS_PORTS = {
-    "superlink": 9470,
-    "server-superexec": 9471,
-    "supernode": 9472,
-    "client-superexec": 9473,
-}
-
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zk0d.config.run import RunSettings
@@ -21,8 +21,9 @@ from zk0d.flower.version import check_version
 from zk0d.machine.certificates import Certificates, make_certificates
 from zk0d.machine.enrolment import Request
 from zk0d.machine.keys import make_node_key, make_secret
+from zk0d.machine.roles import Role
 from zk0d.machine.roster import approve
-from zk0d.services.foreground import ROLES, Foreground, Program
+from zk0d.services.foreground import Foreground, programs
 
 SUPEREXEC_POLL = 0.1
 
@@ -102,36 +103,23 @@ def federation(
             ) as control,
         ):
             # Learners load torch for seconds: they start first, the rest meanwhile.
-            run.start([_learner("evaluator", "evaluator", layout.server_config)])
-            for contributor in layout.contributors:
-                config = layout.client_config(contributor)
-                run.start([_learner(f"{contributor.name}-learner", "learner", config)])
-            run.start([_service("superlink", ROLES["server"]["superlink"], layout.server_config)])
+            server = {each.name: each for each in programs(Role.SERVER, layout.server_config)}
+            nodes = [
+                replace(each, name=f"{contributor.name}-{each.name.removeprefix('client-')}")
+                for contributor in layout.contributors
+                for each in programs(Role.CLIENT, layout.client_config(contributor))
+            ]
+            run.start([server["evaluator"]])
+            run.start([each for each in nodes if each.name.endswith("-learner")])
+            run.start([server["superlink"]])
             # Who comes before it answers would wait and try again.
             run.wait_until_ready("superlink")
-            run.start(
-                [_service("superexec", ROLES["server"]["server-superexec"], layout.server_config)]
-            )
-            for contributor in layout.contributors:
-                config = layout.client_config(contributor)
-                node = ROLES["client"]
-                run.start(
-                    [
-                        _service(f"{contributor.name}-supernode", node["supernode"], config),
-                        _service(f"{contributor.name}-superexec", node["client-superexec"], config),
-                    ]
-                )
+            run.start([replace(server["server-superexec"], name="superexec")])
+            run.start([each for each in nodes if not each.name.endswith("-learner")])
             run.wait_until_ready()
             yield Federation(layout, control, run, files.certificates)
     finally:
         layout.clean()
-
-
-def _learner(name: str, verb: str, config: Path) -> Program:
-    return Program.of(name, (verb,), config)
-
-
-_service = Program.of
 
 
 def _free_ports(count: int) -> list[int]:

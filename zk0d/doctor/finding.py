@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zk0d.errors import Zk0dError
+from zk0d.machine.roles import Role, units
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Host:
     """Where this machine keeps what zk0d does not choose itself."""
 
     systemd: bool
-    services: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by role
+    #: By role.
+    services: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {role: units(role) for role in Role}
+    )
     shipped: Path = Path("/usr/lib/systemd/system")
     changed: Path = Path("/etc/systemd/system")
     hub: Path = Path("/var/cache/zk0d/hub")  #: where zk0d-fetch.service puts downloads

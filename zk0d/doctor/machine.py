@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from zk0d.config.machine import METRICS_PORTS, ClientSettings, ServerSettings
+from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.daemon.ports import require_free_port
 from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
 from zk0d.errors import ConfigError, UnavailableError
+from zk0d.machine.roles import Role, Service, scraped, service
 
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = 5 * GIB, 4 * GIB
@@ -26,8 +27,8 @@ UNIT_KINDS = (".service", ".socket", ".target", ".slice")
 _NAMED = ("flwr", "lerobot", "torch")  #: said even if nothing is wrong
 _LISTENS = "0A"
 
-#: A port's setting, its number, and what the command line of its rightful holder matches.
-PortUse = tuple[str, int, str]
+#: A port's setting, its number, and the service whose it is.
+PortUse = tuple[str, int, Service]
 
 
 @rule("python")
@@ -199,21 +200,18 @@ def disk(state: Path) -> str:
 
 def port_uses(settings: ClientSettings | ServerSettings) -> list[PortUse]:
     """The ports that the services of a role open."""
-    uses: list[PortUse]
     if isinstance(settings, ServerSettings):
-        link = settings.superlink
+        role, link = Role.SERVER, settings.superlink
         uses = [
-            ("superlink.port", link.port, r"zk0d\.flower\.superlink|flower-superlink"),
-            ("superlink.presence-port", link.presence_port, r"zk0d superlink\b"),
-            ("gateway.port", settings.gateway.port, r"^nginx\b|/nginx\b"),
+            ("superlink.port", link.port, service("superlink")),
+            ("superlink.presence-port", link.presence_port, service("superlink")),
+            ("gateway.port", settings.gateway.port, service("gateway")),
         ]
-        services = {"superlink": "superlink", "server-superexec": "superexec server"}
     else:
-        uses = [("supernode.port", settings.supernode.port, r"zk0d\.flower\.supernode")]
-        services = {"supernode": "supernode", "client-superexec": "superexec client"}
+        role = Role.CLIENT
+        uses = [("supernode.port", settings.supernode.port, service("supernode"))]
     if settings.metrics.enabled:
-        for name, words in services.items():
-            uses.append((f"metrics of {name}", METRICS_PORTS[name], rf"zk0d {words}\b"))
+        uses += [(f"metrics of {each.name}", each.metrics, each) for each in scraped(role)]
     return uses
 
 
@@ -231,7 +229,7 @@ def ports(uses: Iterable[PortUse], processes: Path = Path("/proc")) -> str:
             continue
         if holder is None:
             unknown.append(f"who holds {key} {port} shows only to root")
-        elif re.search(rightful, holder[1]):
+        elif rightful.runs_as(holder[1]):
             said.append(f"{key} {port} is held by our service")
         else:
             # Not its command line, which may hold somebody's secret.

@@ -9,8 +9,7 @@ from pathlib import Path
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.doctor import client, machine, recordings, server
 from zk0d.doctor.finding import Finding, Host
-
-ROLES = ("server", "client")
+from zk0d.machine.roles import Role
 
 
 def examine(roles: Sequence[str], folder: Path, host: Host) -> Iterator[Finding]:
@@ -22,7 +21,7 @@ def examine(roles: Sequence[str], folder: Path, host: Host) -> Iterator[Finding]
         ``server``, ``client`` or both; empty takes those whose settings file is in ``folder``, and
         both if none is.
     """
-    roles = roles or [role for role in ROLES if (folder / f"{role}.toml").exists()] or ROLES
+    roles = roles or [role for role in Role if (folder / f"{role}.toml").exists()] or list(Role)
     yield machine.python()
     yield machine.python_path()
     yield machine.packages()

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROLES = ("server", "client")
-UNITS = {
-    "server": ("zk0d-gateway", "zk0d-server", "zk0d-server-superexec", "zk0d-evaluator"),
-    "client": ("zk0d-client", "zk0d-client-superexec", "zk0d-learner"),
-}
+from zk0d.machine.roles import Role, target, units
+
 SYSTEM_FOLDER = Path("/etc/zk0d")  #: whose settings the units read
 
 
@@ -88,19 +85,19 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
 
 def enabled_roles() -> list[str]:
     """The roles whose target is enabled."""
-    return [role for role in ROLES if _is_enabled(f"zk0d-{role}.target")]
+    return [role for role in Role if _is_enabled(target(role))]
 
 
 def runs_at_every_boot(role: str) -> bool:
     """Whether the role's target is enabled, and it and each of its services run now."""
-    names = [f"zk0d-{role}.target", *(f"{name}.service" for name in UNITS[role])]
+    names = [target(role), *(f"{name}.service" for name in units(role))]
     runs = systemctl("is-active", *names, check=False).stdout.split() == ["active"] * len(names)
-    return runs and _is_enabled(f"zk0d-{role}.target")
+    return runs and _is_enabled(target(role))
 
 
 def look(role: str) -> list[Unit]:
     """The services of a role, as systemd sees them."""
-    return [_unit(role, name) for name in UNITS[role]]
+    return [_unit(role, name) for name in units(role)]
 
 
 def look_foreground(role: str, state: Path) -> list[Unit]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from zk0d.config.machine import METRICS_PORTS
 from zk0d.errors import TryAgainError
+from zk0d.machine.roles import Role, scraped
 from zk0d.monitoring.dashboards import PAGES, built, text_of
 
 RULES = Path(__file__).parent / "rules"
@@ -31,10 +31,10 @@ def files(runbooks: str = RUNBOOKS, grafana: str = "") -> dict[str, str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         made[f"rules/zk0d-{path.name}"] = _dump(_linked(content, runbooks, grafana))
     made["prometheus.yml"] = _HEADER + _SCRAPE.format(
-        superlink=METRICS_PORTS["superlink"],
-        server_superexec=METRICS_PORTS["server-superexec"],
-        supernode=METRICS_PORTS["supernode"],
-        client_superexec=METRICS_PORTS["client-superexec"],
+        **{
+            role: ", ".join(f'"127.0.0.1:{each.metrics}"' for each in scraped(role))
+            for role in Role
+        }
     )
     return made
 
@@ -109,10 +109,10 @@ scrape_configs:
   # The coordinator. Its metrics name the nodes themselves, so it gets no node label.
   - job_name: zk0d-server
     static_configs:
-      - targets: ["127.0.0.1:{superlink}", "127.0.0.1:{server_superexec}"]
+      - targets: [{server}]
   # A contributor: one block for each machine, with the name that the coordinator knows it by.
   - job_name: zk0d-client
     static_configs:
-      - targets: ["127.0.0.1:{supernode}", "127.0.0.1:{client_superexec}"]
+      - targets: [{client}]
         labels: {{node: NAME}}
 """

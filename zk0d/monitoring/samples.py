@@ -10,14 +10,11 @@ from typing import Protocol
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from zk0d.config.machine import METRICS_PORTS, ClientSettings, MetricsSettings, ServerSettings
+from zk0d.config.machine import ClientSettings, MetricsSettings, ServerSettings
 from zk0d.errors import ConfigError, UnavailableError
+from zk0d.machine.roles import Role, scraped
 
 SECONDS = 5.0  #: how long an answer may take
-SERVICES = {
-    "server": ("superlink", "server-superexec"),
-    "client": ("supernode", "client-superexec"),
-}
 #: All that the view shows; the rules' alerts are a metric of Prometheus' own.
 _EVERYTHING = '{__name__=~"zk0d_.+|ALERTS|up|process_.+"}'
 
@@ -89,15 +86,15 @@ class LocalServices:
     def __init__(self, folder: Path) -> None:
         self._addresses: dict[str, str] = {}
         found = False
-        for role, services in SERVICES.items():
+        for role in Role:
             path = folder / f"{role}.toml"
             if not path.exists():
                 continue
             found = True
             settings = _metrics_of(role, path)
             if settings.enabled:
-                for service in services:
-                    self._addresses[service] = f"{settings.host}:{METRICS_PORTS[service]}"
+                for each in scraped(role):
+                    self._addresses[each.name] = f"{settings.host}:{each.metrics}"
         if not self._addresses:
             raise ConfigError(
                 f"{folder}: metrics.enabled is false, so there is nothing to show; set it to true."

@@ -11,7 +11,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +19,17 @@ from pathlib import Path
 
 from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
-from zk0d.daemon.environment import KEPT_FOR_THE_HUB, child_environment, program_path
+from zk0d.daemon.environment import KEPT_FOR_THE_HUB, child_environment
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import SOCKET_VARIABLE
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError, ExitCode, UnavailableError, UsageError
 from zk0d.machine import setup
+from zk0d.machine.roles import SERVICES, services
 
-#: What each role runs: the service's name and the arguments of ``zk0d``.
-ROLES = {
-    "server": {
-        "superlink": ("superlink",),
-        "server-superexec": ("superexec", "server"),
-        "evaluator": ("evaluator",),
-    },
-    "client": {
-        "supernode": ("supernode",),
-        "client-superexec": ("superexec", "client"),
-        "learner": ("learner",),
-    },
-}
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
-#: As the units and timers of these programs have it.
-PUBLISH_FIRST, PUBLISH_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 120.0, 300.0, 86400.0, 60.0
+RETRY_SECONDS = 60.0  #: as the units have it
 _WAITS_FOR_A_PERSON = {ExitCode.USAGE: UsageError, ExitCode.CONFIG: ConfigError}
 
 
@@ -64,15 +50,10 @@ class Program:
     status: str = ""
     death_signal: signal.Signals = signal.SIGKILL
 
-    @classmethod
-    def of(cls, name: str, verb: Sequence[str], config: Path) -> Program:
-        """``zk0d VERB --config CONFIG`` of this installation."""
-        return cls(name, (program_path("zk0d"), *verb, "--config", str(config)))
-
 
 def programs(role: str, config: Path) -> list[Program]:
-    """The services of a role."""
-    return [Program.of(name, verb, config) for name, verb in ROLES[role].items()]
+    """The services of a role that are ours."""
+    return [Program(each.name, each.argv(role, config)) for each in services(role) if each.verb]
 
 
 def gateway(folder: Path, settings: ServerSettings) -> Program:
@@ -119,19 +100,19 @@ class Chore:
 
 def chores(role: str, config: Path) -> list[Chore]:
     """What a role has to have done from time to time."""
-    folder, zk0d = config.parent, Path(sys.executable).parent / "zk0d"
-    # A token of the caller's own does as well.
-    token = {"HF_TOKEN_PATH": str(folder / "hf.token")} if (folder / "hf.token").exists() else {}
-    fetch = Program("fetch", (str(zk0d), "fetch", f"--{role}", str(config)))
-    found = [Chore(fetch, float("inf"), env=token)]
-    if role == "server":
-        renew = (str(zk0d.with_name("zk0bot")), "server", "renew", "--folder", str(folder))
-        publish = Program.of("publish", ("publish",), config)
-        found += [
-            Chore(Program("renew", renew), RENEW_SECONDS),
-            Chore(publish, PUBLISH_SECONDS, PUBLISH_FIRST),
-        ]
-    return found
+    token = config.parent / "hf.token"
+    # A token of the caller's own does as well; that of zk0d publish stands in its settings.
+    env = {"fetch": {"HF_TOKEN_PATH": str(token)}} if token.exists() else {}
+    return [
+        Chore(
+            Program(each.name, each.argv(role, config)),
+            each.every,
+            each.first,
+            env.get(each.name, {}),
+        )
+        for each in SERVICES
+        if role in each.roles and each.every
+    ]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""``zk0d learner`` and ``zk0d evaluator``: serve a learner over its unix socket."""
+"""``zk0d learner``: serve a learner over its unix socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from zk0d.config.machine import CacheSettings, ClientSettings, ServerSettings
+from zk0d.config.machine import CacheSettings, ClientSettings
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
@@ -145,7 +145,7 @@ class LearnerService(Service):
             thread.join()
 
 
-def run(config: Path, *, evaluator: bool) -> None:
+def run(config: Path) -> None:
     """Open the recordings, then serve until SIGTERM.
 
     Raises
@@ -153,20 +153,25 @@ def run(config: Path, *, evaluator: bool) -> None:
     Zk0dError
         If settings, recordings or socket are not as they must be; before anything is served.
     """
-    # No mistake that shows without torch waits for it to load.
-    if evaluator:
-        server = ServerSettings.load(config)
-        _look_first(server.evaluator.socket, [each.dataset_uri for each in server.evaluation])
-        LearnerService("evaluator", lambda: _evaluator(server), server.evaluator.cache).run()
-    else:
-        client = ClientSettings.load(config)
-        client.require_dataset()
-        _look_first(client.learner.socket, [client.dataset_uri] if client.dataset_uri else [])
-        LearnerService("learner", lambda: _contributor(client), client.learner.cache).run()
+    settings = ClientSettings.load(config)
+    settings.require_dataset()
+    look_first(settings.learner.socket, [settings.dataset_uri] if settings.dataset_uri else [])
+
+    def make() -> tuple[Learner, Path]:
+        from zk0d.learner.contributor import Contributor
+
+        made = Contributor(settings)
+        made.open()
+        return made, settings.learner.socket
+
+    LearnerService("learner", make, settings.learner.cache).run()
 
 
-def _look_first(path: Path, datasets: Iterable[str]) -> None:
-    """Refuse a socket that is taken, and recordings that are not there or broken off."""
+def look_first(path: Path, datasets: Iterable[str]) -> None:
+    """Refuse a socket that is taken, and recordings that are not there or broken off.
+
+    No mistake that shows without torch waits for it to load.
+    """
     if _is_taken(path) and not _is_handed_over():
         raise _taken(path)
     for uri in datasets:
@@ -202,22 +207,6 @@ def inherited() -> socket.socket | None:
     del os.environ["LISTEN_PID"]
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     return socket.socket(fileno=FIRST_INHERITED) if count else None
-
-
-def _evaluator(settings: ServerSettings) -> tuple[Learner, Path]:
-    from zk0d.learner.evaluator import CoordinatorEvaluator
-
-    made = CoordinatorEvaluator(settings)
-    made.open()
-    return made, settings.evaluator.socket
-
-
-def _contributor(settings: ClientSettings) -> tuple[Learner, Path]:
-    from zk0d.learner.contributor import Contributor
-
-    made = Contributor(settings)
-    made.open()
-    return made, settings.learner.socket
 
 
 def listen(path: Path) -> socket.socket:

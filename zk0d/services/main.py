@@ -4,54 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from zk0d.config.machine import DEFAULT_CLIENT_CONFIG, DEFAULT_SERVER_CONFIG
 from zk0d.daemon.logs import log_to_stderr
 from zk0d.daemon.program import guarded
+from zk0d.machine.roles import SERVICES, Role, service
+
+_DEFAULTS = {Role.SERVER: DEFAULT_SERVER_CONFIG, Role.CLIENT: DEFAULT_CLIENT_CONFIG}
 
 
-def _learner(arguments: argparse.Namespace) -> None:
-    from zk0d.services import learner
-
-    learner.run(arguments.config, evaluator=False)
-
-
-def _evaluator(arguments: argparse.Namespace) -> None:
-    from zk0d.services import learner
-
-    learner.run(arguments.config, evaluator=True)
-
-
-def _superlink(arguments: argparse.Namespace) -> None:
-    from zk0d.services import superlink
-
-    superlink.run(arguments.config)
-
-
-def _supernode(arguments: argparse.Namespace) -> None:
-    from zk0d.services import supernode
-
-    supernode.run(arguments.config)
-
-
-def _superexec(arguments: argparse.Namespace) -> None:
-    from zk0d.services import superexec
-
-    defaults = {"server": DEFAULT_SERVER_CONFIG, "client": DEFAULT_CLIENT_CONFIG}
-    superexec.run(arguments.role, arguments.config or defaults[arguments.role])
-
-
-def _fetch(arguments: argparse.Namespace) -> None:
-    from zk0d.services import fetch
-
-    fetch.run(arguments.client, arguments.server)
-
-
-def _publish(arguments: argparse.Namespace) -> None:
-    from zk0d.services import publish
-
-    publish.run(arguments.config)
+def _of(name: str) -> Callable[..., Any]:
+    """What runs a service; its module is loaded now."""
+    run: Callable[..., Any] = import_module(f"zk0d.services.{name}").run
+    return run
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -60,24 +29,26 @@ def command_line() -> argparse.ArgumentParser:
         prog="zk0d", description="The services of a zk0d federation (systemd starts them)."
     )
     verbs = parser.add_subparsers(required=True, metavar="SERVICE")
-    for name, run, default, text in (
-        ("learner", _learner, DEFAULT_CLIENT_CONFIG, "train on this machine's recordings"),
-        ("superlink", _superlink, DEFAULT_SERVER_CONFIG, "the coordinator's SuperLink"),
-        ("supernode", _supernode, DEFAULT_CLIENT_CONFIG, "this machine's SuperNode"),
-        ("evaluator", _evaluator, DEFAULT_SERVER_CONFIG, "evaluate beside the coordinator"),
-        ("publish", _publish, DEFAULT_SERVER_CONFIG, "send out what runs ask for, once"),
-    ):
-        verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("--config", type=Path, default=default, help="settings (%(default)s)")
-        verb.set_defaults(run=run)
-    verb = verbs.add_parser("superexec", help="start the installed apps of one side")
-    verb.add_argument("role", choices=("server", "client"))
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text)
+
+    for each in SERVICES:
+        if each.verb == [each.name] and len(each.roles) == 1:
+            verb = add(each.name, each.text)
+            default = _DEFAULTS[each.roles[0]]
+            verb.add_argument("--config", type=Path, default=default, help="settings (%(default)s)")
+            verb.set_defaults(run=lambda given, name=each.name: _of(name)(given.config))
+    verb = add("superexec", service("server-superexec").text)
+    verb.add_argument("role", choices=tuple(map(str, Role)))
     verb.add_argument("--config", type=Path, help="settings (of the role, in /etc/zk0d)")
-    verb.set_defaults(run=_superexec)
-    verb = verbs.add_parser("fetch", help="download from the hub what the settings name")
-    for role in ("client", "server"):
+    verb.set_defaults(
+        run=lambda given: _of("superexec")(given.config or _DEFAULTS[Role(given.role)], given.role)
+    )
+    verb = add("fetch", service("fetch").text)
+    for role in Role:
         verb.add_argument(f"--{role}", type=Path, help=f"{role}.toml (those in /etc/zk0d)")
-    verb.set_defaults(run=_fetch)
+    verb.set_defaults(run=lambda given: _of("fetch")(given.client, given.server))
     return parser
 
 

@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from zk0d.config.machine import (
     CONFIG_VARIABLE,
-    METRICS_PORTS,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
@@ -28,6 +27,7 @@ from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.superexec import PULSE_VARIABLE
 from zk0d.machine.credentials import credential
+from zk0d.machine.roles import METRICS_PORTS
 from zk0d.services.reports import Reports
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck
@@ -193,7 +193,7 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def run(role: str, config: Path) -> None:
+def run(config: Path, role: str) -> None:
     """Run the service for a role."""
     if role == "server":
         server = ServerSettings.load(config)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zk0d.config.machine import METRICS_PORTS, ServerSettings
+from zk0d.config.machine import ServerSettings
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.expiry import ExpiryCollector
 from zk0d.daemon.metrics import Metrics
@@ -26,6 +26,7 @@ from zk0d.machine.audit import AuditLog
 from zk0d.machine.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.machine.credentials import credential
 from zk0d.machine.hold import STATE, write_json
+from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.roster import node_name, read_roster
 from zk0d.record.events import (
     Event,

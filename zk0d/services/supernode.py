@@ -23,7 +23,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from zk0d.config.machine import METRICS_PORTS, ClientSettings
+from zk0d.config.machine import ClientSettings
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.expiry import ExpiryCollector
 from zk0d.daemon.metrics import Metrics
@@ -37,6 +37,7 @@ from zk0d.flower.sessions import SESSION_VARIABLE
 from zk0d.flower.supernode import LEAVE_SIGNAL, session_name
 from zk0d.machine.credentials import credential
 from zk0d.machine.hold import STATE, Hold, read_hold, write_json
+from zk0d.machine.roles import METRICS_PORTS
 
 log = logging.getLogger("zk0d")
 

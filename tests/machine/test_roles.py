@@ -1,0 +1,125 @@
+"""Whatever else names a service agrees with the one table."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zk0d.machine.roles import METRICS_PORTS, SERVICES, Role, Service, files, target, units
+from zk0d.services.main import command_line
+
+REPOSITORY = Path(__file__).parents[2]
+SYSTEMD = REPOSITORY / "systemd"
+each_service = pytest.mark.parametrize("each", SERVICES, ids=lambda each: each.name)
+
+
+def directive(file: str, key: str) -> list[str]:
+    return re.findall(rf"(?m)^{key}=(.*)$", (SYSTEMD / file).read_text())
+
+
+@each_service
+def test_a_unit_is_what_the_table_says(each: Service) -> None:
+    unit = f"{each.unit}.service"
+    assert directive(unit, "User") == [each.user]
+    folder = "/usr/sbin" if each.start == "nginx" else "/opt/zk0d/current/bin"
+    (start,) = directive(unit, "ExecStart")
+    assert start == f"{folder}/{each.start}" or start.startswith(f"{folder}/nginx -")
+    brought = [] if each.every else [target(role) for role in each.roles]
+    assert directive(unit, "WantedBy") == directive(unit, "PartOf") == brought
+    assert (SYSTEMD / f"{each.unit}.timer").exists() == (0 < each.every < float("inf"))
+
+
+def test_every_unit_has_a_row() -> None:
+    assert {path.stem for path in SYSTEMD.glob("*.service")} == {each.unit for each in SERVICES}
+    for kind in ("socket", "timer"):
+        assert {path.stem for path in SYSTEMD.glob(f"*.{kind}")} <= {s.unit for s in SERVICES}
+
+
+@pytest.mark.parametrize("each", [s for s in SERVICES if s.verb], ids=lambda each: each.name)
+def test_a_verb_of_zk0d_runs_a_module(each: Service) -> None:
+    (role, *_) = each.roles
+    given = command_line().parse_args(list(each.argv(role, Path("/etc/zk0d/x.toml"))[1:]))
+    assert callable(given.run)
+    assert callable(import_module(f"zk0d.services.{each.verb[0]}").run)
+
+
+def test_no_two_services_share_a_port() -> None:
+    assert len(set(METRICS_PORTS.values())) == len(METRICS_PORTS)
+
+
+def test_a_service_knows_its_own_processes() -> None:
+    superlink = next(each for each in SERVICES if each.name == "superlink")
+    gateway = next(each for each in SERVICES if each.name == "gateway")
+    assert superlink.runs_as("/v/bin/python /v/bin/zk0d superlink --config /etc/zk0d/server.toml")
+    assert superlink.runs_as("python -m zk0d.flower.superlink --host 127.0.0.1")
+    assert not superlink.runs_as("python -m zk0d.flower.superlinks")
+    assert not superlink.runs_as("/v/bin/zk0d superexec server")
+    assert gateway.runs_as("nginx: master process /usr/sbin/nginx -e stderr")
+    assert not gateway.runs_as("/opt/nginxes/server")
+
+
+@pytest.mark.parametrize("path", files(REPOSITORY), ids=lambda path: path.name)
+def test_what_is_made_from_the_table_is_fresh(path: Path) -> None:
+    assert path.read_text() == files(REPOSITORY)[path], "make reference"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_zk0d_release_waits_for_the_services_of_a_role(role: Role) -> None:
+    program = (
+        (SYSTEMD / "zk0d-release").read_text().replace("/usr/lib/systemd/system", f"{SYSTEMD}")
+    )
+    functions = program.rpartition("\nmain ")[0]
+    asked = f"{functions}\nis_root() {{ true; }}\nservices_of {role}\n"
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert tuple(said.stdout.split()) == units(role)
+
+
+def test_users_are_made_and_removed() -> None:
+    users = {each.user for each in SERVICES} - {"root"}
+    made = re.findall(r"(?m)^u (\S+)", (SYSTEMD / "sysusers.d/zk0d.conf").read_text())
+    assert set(made) == users
+    playbook = yaml.safe_load((REPOSITORY / "ansible/playbooks/uninstall.yml").read_text())
+    (removed,) = [t["loop"] for t in playbook[0]["tasks"] if "ansible.builtin.user" in t]
+    assert {f"zk0d-{name}" for name in removed} == users
+
+
+def named() -> list[tuple[str, str]]:
+    """Units that shell programs, playbooks and pages name, and where."""
+    paths = [REPOSITORY / "get-zk0bot.sh", SYSTEMD / "zk0d-release"]
+    for folder, kinds in (
+        ("bin", "*"),
+        ("ansible", "*.yml"),
+        ("ansible", "*.j2"),
+        ("docs", "*.md"),
+    ):
+        paths += sorted((REPOSITORY / folder).rglob(kinds))
+    found = {
+        (name, str(path.relative_to(REPOSITORY)))
+        for path in paths
+        for name in re.findall(
+            r"\bzk0d-[a-z-]+\.(?:service|socket|target|timer)\b", path.read_text()
+        )
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "where"), named())
+def test_only_units_that_are_there_are_named(name: str, where: str) -> None:
+    assert (SYSTEMD / name).exists()
+
+
+@each_service
+def test_the_page_about_units_has_its_row(each: Service) -> None:
+    page = (REPOSITORY / "docs/units.md").read_text()
+    if each.name == "renew":
+        assert f"`{each.unit}.service`, by" in page
+        return
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{each.unit}.service` |")]
+    assert f"| `{each.user}` |" in row
+    assert ("metrics" in row) == bool(each.metrics)
+    assert not each.metrics or f"{each.metrics} metrics" in row

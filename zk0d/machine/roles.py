@@ -1,0 +1,163 @@
+"""What runs on a machine: the one table of services.
+
+A new service is a row here, a module with ``run`` in ``zk0d.services`` and a unit in ``systemd``.
+``python -m zk0d.machine.roles`` then writes the other files that name services.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from zk0d.daemon.environment import program_path
+
+
+class Role(StrEnum):
+    """What a machine is."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service, or what a timer or a person starts.
+
+    Parameters
+    ----------
+    name
+        In logs, metrics and the foreground.
+    unit, user
+        By systemd.
+    start, option
+        What starts it, and with which settings.
+    process
+        What the command line of the process that does its work has, if that is another program.
+    metrics
+        Its port; 0 for none.
+    first, every
+        Of what ends by itself: seconds until its first start, and from an end to the next. 0 is a
+        service that runs all the time.
+    """
+
+    name: str
+    roles: tuple[Role, ...]
+    unit: str
+    user: str
+    start: str
+    text: str
+    process: str = ""
+    metrics: int = 0
+    first: float = 0.0
+    every: float = 0.0
+    option: str = "--config {file}"
+
+    @property
+    def verb(self) -> list[str]:
+        """What follows ``zk0d``; empty if it is another program."""
+        program, *words = self.start.split()
+        return words if program == "zk0d" else []
+
+    def argv(self, role: str, file: Path) -> tuple[str, ...]:
+        """How it is started with a role's settings file."""
+        program, *words = f"{self.start} {self.option}".split()
+        given = {"role": role, "file": file, "folder": file.parent}
+        return (program_path(program), *(word.format(**given) for word in words))
+
+    def runs_as(self, command_line: str) -> bool:
+        """Whether a process with this command line is one of its own."""
+        either = [re.escape(part) for part in (self.start, self.process) if part]
+        return re.search(rf"(^|/|\s)({'|'.join(either)})(:|\s|$)", command_line) is not None
+
+
+_SERVER, _CLIENT = (Role.SERVER,), (Role.CLIENT,)
+_ONE_SIDE = "start the installed apps of one side"
+# fmt: off
+SERVICES = (
+    Service("gateway", _SERVER, "zk0d-gateway", "zk0d-gateway", "nginx",
+            "let nodes in to what they may reach"),
+    Service("superlink", _SERVER, "zk0d-server", "zk0d-link", "zk0d superlink",
+            "the coordinator's SuperLink", process="zk0d.flower.superlink", metrics=9470),
+    Service("server-superexec", _SERVER, "zk0d-server-superexec", "zk0d-app",
+            "zk0d superexec server", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9471),
+    Service("evaluator", _SERVER, "zk0d-evaluator", "zk0d-learner", "zk0d evaluator",
+            "evaluate beside the coordinator"),
+    Service("supernode", _CLIENT, "zk0d-client", "zk0d-node", "zk0d supernode",
+            "this machine's SuperNode", process="zk0d.flower.supernode", metrics=9472),
+    Service("client-superexec", _CLIENT, "zk0d-client-superexec", "zk0d-app",
+            "zk0d superexec client", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9473),
+    Service("learner", _CLIENT, "zk0d-learner", "zk0d-learner", "zk0d learner",
+            "train on this machine's recordings"),
+    Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
+            "download from the hub what the settings name", option="--{role} {file}",
+            every=float("inf")),
+    Service("renew", _SERVER, "zk0d-renew", "root", "zk0bot server renew",
+            "renew the gateway's certificate", option="--folder {folder}", every=86400.0),
+    Service("publish", _SERVER, "zk0d-publish", "zk0d-publish", "zk0d publish",
+            "send out what runs ask for, once", first=120.0, every=300.0),
+)
+# fmt: on
+METRICS_PORTS = {service.name: service.metrics for service in SERVICES if service.metrics}
+
+
+def service(name: str) -> Service:
+    """The service of this name."""
+    return next(each for each in SERVICES if each.name == name)
+
+
+def services(role: str) -> list[Service]:
+    """What runs all the time on a machine of a role."""
+    return [each for each in SERVICES if role in each.roles and not each.every]
+
+
+def scraped(role: str) -> list[Service]:
+    """Those of them that show metrics at a port of their own."""
+    return [each for each in services(role) if each.metrics]
+
+
+def units(role: str) -> tuple[str, ...]:
+    """What runs all the time, by systemd's names."""
+    return tuple(each.unit for each in services(role))
+
+
+def target(role: str) -> str:
+    """The unit that brings all of a role."""
+    return f"zk0d-{role}.target"
+
+
+def files(repository: Path) -> Mapping[Path, str]:
+    """The other files that name services, as they have to be."""
+    systemd, ansible = repository / "systemd", repository / "ansible/roles"
+    made, jobs = {}, []
+    for role in Role:
+        members = [
+            name
+            for each in SERVICES
+            for name in (f"{each.unit}.service", f"{each.unit}.socket", f"{each.unit}.timer")
+            if (systemd / name).exists()
+            and f"WantedBy={target(role)}" in (systemd / name).read_text()
+        ]
+        path = systemd / target(role)
+        made[path] = re.sub(r"(?m)^Also=.*", f"Also={' '.join(members)}", path.read_text())
+        made[ansible / f"zk0d_{role}/vars/main.yml"] = _HEAD + "".join(
+            f"zk0d_{role}_{name}: [{', '.join(f'{each.unit}.service' for each in listed)}]\n"
+            for name, listed in (
+                ("services", [each for each in services(role) if each.verb]),
+                ("scraped", scraped(role)),
+            )
+        )
+        ports = ", ".join(str(each.metrics) for each in scraped(role))
+        jobs.append(f"  - {{job: zk0d-{role}, role: {role}, ports: [{ports}]}}\n")
+    made[ansible / "monitoring/vars/main.yml"] = f"{_HEAD}monitoring_jobs:\n{''.join(jobs)}"
+    return made
+
+
+_HEAD = "# Made from the table in zk0d/machine/roles.py by make reference.\n---\n"
+
+if __name__ == "__main__":
+    for path, text in files(Path()).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
