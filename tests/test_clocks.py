@@ -38,7 +38,6 @@ PACKAGE = Path(__file__).parent.parent / "zk0d"
 
 #: Where the time of day is asked for, and why no other clock would do.
 ALLOWED = {
-    ("cli/verbs.py", "_run_here"): "shown: since when the services run",
     ("daemon/metrics.py", "_boot_time"): "a figure in seconds since 1970",
     ("demo/main.py", "run_demo"): "a folder's name",
     ("doctor/client.py", "gateway"): "a certificate's end is a date",
@@ -63,9 +62,10 @@ ALLOWED = {
     ("services/reports.py", "_begin"): "a mark, no time",
     ("services/reports.py", "_due"): "marks; two files' times on one disk",
     ("services/superexec.py", "look"): "a mark, no time",
+    ("services/standalone.py", "run"): "shown: since when the services run",
     ("simulation/main.py", "new_folder"): "a folder's name",
-    ("services/supernode.py", "<module>"): "shown: since when the coordinator is away",
-    ("services/supernode.py", "_clock_ahead"): "compared with the coordinator's",
+    ("services/coordinator.py", "<module>"): "shown: since when the coordinator is away",
+    ("services/coordinator.py", "_clock_ahead"): "compared with the coordinator's",
     ("services/supernode.py", "look"): "a figure in seconds since 1970",
 }
 _OF_TIME = {"time", "time_ns"}

@@ -255,10 +255,11 @@ def test_keys_and_certificates(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_settings(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.machine import recordings, setup
+    from zk0d.machine import recordings
+    from zk0d.machine.setup import set_up_client, set_up_server
 
-    setup.init_server(tmp_path, ["hub"], None, None)
-    setup.init_client(tmp_path, "left", "hub:9443", b"ca", None)
+    set_up_server(tmp_path, ["hub"])
+    set_up_client(tmp_path, "left", "hub:9443", b"ca")
     for name in ("server.toml", "client.toml", "tls/ca.crt"):
         watched.assert_durable(tmp_path / name)
     settings = tmp_path / "client.toml"

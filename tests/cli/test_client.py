@@ -17,7 +17,8 @@ from tests.cli.test_cli import BIN, typed
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError, UsageError
 from zk0d.machine import recordings, units
-from zk0d.machine.hold import STATE, read_hold, write_json
+from zk0d.machine.hold import read_hold
+from zk0d.machine.state import STATE, write_json
 
 SETTINGS = """\
 # of the left bench

@@ -108,12 +108,12 @@ def test_the_gateways_configuration_follows_its_settings(hub: Path) -> None:
     assert "location / { return 403; }" in text
     toml = hub / "server.toml"
     toml.write_text(toml.read_text().replace("[gateway]", "[gateway]\nport = 9555"))
-    from zk0d.machine.setup import write_gateway
+    from zk0d.machine.gateway import configure
 
     settings = ServerSettings.load(toml)
-    assert write_gateway(hub, settings)
+    assert configure(hub, settings)
     assert "listen 9555 ssl" in (hub / "gateway.conf").read_text()
-    assert not write_gateway(hub, settings), "nothing changed"
+    assert not configure(hub, settings), "nothing changed"
 
 
 def test_own_certificates_need_no_ca_of_ours(tmp_path: Path) -> None:

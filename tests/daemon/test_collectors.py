@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from zk0d.daemon.disk import DiskCollector
-from zk0d.daemon.expiry import LOOK_SECONDS, ExpiryCollector
+from zk0d.daemon.expiry import LOOK_SECONDS, ExpiryCollector, expiry_of_ca
 from zk0d.machine.certificates import (
     CA_DAYS,
     SERVER_DAYS,
@@ -23,7 +23,6 @@ from zk0d.machine.certificates import (
     make_certificates,
     shown_expiry,
 )
-from zk0d.services.supernode import expiry_of_ca
 
 
 def values(collector: object, name: str) -> dict[str, float]:

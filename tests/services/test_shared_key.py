@@ -17,7 +17,7 @@ import pytest
 from tests.services.lab import Lab, Running, lab, nginx
 from zk0d.daemon.child import wait_until
 from zk0d.machine import audit
-from zk0d.services.supernode import KEY_SHARED
+from zk0d.services.coordinator import KEY_SHARED
 
 pytestmark = [
     pytest.mark.slow,

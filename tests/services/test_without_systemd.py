@@ -29,9 +29,10 @@ from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.errors import ExitCode, UnavailableError
-from zk0d.machine import setup
-from zk0d.services import foreground
-from zk0d.services.foreground import Chore, Foreground, Program, chores
+from zk0d.machine import gateway
+from zk0d.services import foreground, standalone
+from zk0d.services.foreground import Chore, Foreground, Program
+from zk0d.services.standalone import chores
 
 ZK0BOT = str(Path(sys.executable).parent / "zk0bot")
 needs_nginx = pytest.mark.skipif(
@@ -114,7 +115,7 @@ def coordinator(machine: Machine, held_out: Path) -> int:
         ("\n[superlink]\n", f"\n[superlink]\nport = {link}\npresence-port = {presence}\n"),
         ("\n[gateway]\n", f"\n[gateway]\nport = {gateway}\n"),
         ("\n[evaluator]\n", '\n[evaluator]\ncpu-threads = 1\ndevice = "cpu"\n'),
-        ("# Held-out recordings", "fetch-models = []\nmetrics.enabled = false\n# Held-out"),
+        ("every key.\n", "every key.\nfetch-models = []\nmetrics.enabled = false\n"),
     )
     with (machine.root / "server/server.toml").open("a") as toml:
         toml.write(f'[[evaluation]]\nname = "held-out"\ndataset-uri = "local:{held_out}"\n')
@@ -213,17 +214,17 @@ def test_nginx_needs_no_rights() -> None:
     with tempfile.TemporaryDirectory(prefix="zk0d-") as root:
         folder = Path(root) / "hub"
         subprocess.run([ZK0BOT, "server", "init", "--host", "localhost", "--folder", folder])
-        (gateway,) = _free_ports(1)
+        (port,) = _free_ports(1)
         toml = folder / "server.toml"
-        toml.write_text(toml.read_text().replace("[gateway]", f"[gateway]\nport = {gateway}"))
+        toml.write_text(toml.read_text().replace("[gateway]", f"[gateway]\nport = {port}"))
         settings = ServerSettings.load(toml)
-        setup.write_gateway(folder, settings)
+        gateway.configure(folder, settings)
         for path in (Path(root), *Path(root).rglob("*")):
             os.chown(path, nobody, nobody)
         how = {"user": nobody, "group": nobody, "extra_groups": [], "cwd": root}
-        argv = foreground.gateway(folder, settings).argv
+        argv = standalone.gateway(folder, settings).argv
         with processes.started(argv, stderr=subprocess.PIPE, text=True, **how) as process:
-            wait_until(lambda: listens(gateway) or process.poll() is not None, "nginx", 20)
+            wait_until(lambda: listens(port) or process.poll() is not None, "nginx", 20)
             assert process.poll() is None, process.communicate()[1]
             assert psutil.Process(process.pid).uids().effective == nobody
             process.terminate()
@@ -237,7 +238,7 @@ def test_without_nginx_the_start_is_refused(
 
     folder = tmp_path / "hub"
     server.init(host=["localhost"], certificate=None, key=None, folder=folder)
-    monkeypatch.setattr(setup, "nginx", lambda: None)
+    monkeypatch.setattr(standalone, "nginx", lambda: None)
     with pytest.raises(UnavailableError, match=r"nginx is not installed.*apt-get install"):
         server.start(folder)
 
@@ -247,7 +248,7 @@ def test_nginx_is_looked_for_on_the_path(tmp_path: Path, monkeypatch: pytest.Mon
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert setup.nginx() == str(program)
+    assert gateway.nginx() == str(program)
 
 
 # --- what timers do -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import typer
 
 from zk0d.cli import node, verbs
 from zk0d.cli import status as status_verb
-from zk0d.machine import setup, units
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
@@ -44,15 +44,7 @@ def join(
     from zk0d.machine.enrolment import Invite
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
-    with setup.writing(folder):
-        setup.init_client(
-            folder,
-            name or _host_name(),
-            read.address,
-            read.ca.encode() if read.ca else None,
-            dataset,
-        )
-    node.show_request(folder, contact)
+    _set_up(folder, name, read.address, read.ca.encode() if read.ca else None, dataset, contact)
 
 
 @app.command()
@@ -73,8 +65,17 @@ def init(
         certificate = ca.read_bytes()
     except OSError as error:
         raise ConfigError(f"--ca: {ca} cannot be read ({error.strerror}).") from None
-    with setup.writing(folder):
-        setup.init_client(folder, name or _host_name(), coordinator, certificate, dataset)
+    _set_up(folder, name, coordinator, certificate, dataset, contact)
+
+
+def _set_up(
+    folder: Path, name: str, address: str, ca: bytes | None, dataset: str | None, contact: str
+) -> None:
+    from zk0d.config.names import DatasetUri
+    from zk0d.machine.setup import set_up_client
+
+    own = {"dataset-uri": str(DatasetUri.typed(dataset))} if dataset else {}
+    verbs.tell_kept(set_up_client(folder, name or _host_name(), address, ca, own))
     node.show_request(folder, contact)
 
 
@@ -89,7 +90,9 @@ def start(
     from zk0d.machine import recordings
     from zk0d.machine.hold import read_hold
 
-    changed = recordings.choose(dataset, folder)
+    if dataset is None and sys.stdin.isatty() and _settings(folder).dataset_uri is None:
+        dataset = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
+    changed = recordings.choose(dataset, folder, lambda line: typer.echo(line, err=True))
     hold = read_hold(_settings(folder).supernode.state)
     if hold is not None:
         typer.echo(f"this node is {hold.sentence()}", err=True)
@@ -182,11 +185,11 @@ def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOL
 
 def _wait(state: Path, done: Callable[[dict[str, Any]], bool], otherwise: str, limit: str) -> None:
     from zk0d.errors import TryAgainError
-    from zk0d.machine.hold import STATE
+    from zk0d.machine.state import STATE, read_json
 
     deadline = time.monotonic() + _seconds(limit, "--timeout")
     while True:
-        said = units.read_json(state / STATE)
+        said = read_json(state / STATE)
         if done(said):
             return
         if time.monotonic() > deadline:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli import audit, verbs
+from zk0d.cli import verbs
 from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.machine.roster import Entry
 
 DEFAULT_KEY = Path("/etc/zk0d/node.key")
-NEXT_KEY = "node.next.key"
-KEY_CREDENTIAL = "node.key"
 
 app = typer.Typer(
     no_args_is_help=True, help="This node's key; on the coordinator, which nodes may join."
@@ -35,21 +32,9 @@ def keygen(
     ] = False,
 ) -> None:
     """Make this node's key; it never leaves this machine."""
-    from zk0d.errors import TryAgainError, UsageError
-    from zk0d.machine.keys import make_node_key
+    from zk0d.machine import node_key
 
-    path = key.with_name(NEXT_KEY) if next_ else key
-    try:
-        fingerprint = make_node_key(path)
-    except FileExistsError:
-        raise UsageError(
-            f"{path} is there already: this node has a key (zk0bot node request shows it); to"
-            " change it: zk0bot node keygen --next."
-        ) from None
-    except OSError as error:
-        raise TryAgainError(
-            f"{path}: cannot be written ({error.strerror}); are you root?"
-        ) from None
+    fingerprint = node_key.make(key.with_name(node_key.NEXT) if next_ else key)
     typer.echo(f"fingerprint {fingerprint}")
     more = " --next" if next_ else ""
     typer.echo(f"Next: zk0bot node request{more}", err=True)
@@ -67,21 +52,9 @@ def request(
 
 def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
     """Print the request of the node whose settings lie in ``folder``."""
-    from zk0d.config.machine import ClientSettings
-    from zk0d.machine.enrolment import Request
-    from zk0d.machine.keys import sealed_form
+    from zk0d.machine import node_key
 
-    name = ClientSettings.load(folder / "client.toml").name
-    key = folder / (NEXT_KEY if next_ else "node.key")
-    made = Request.of(name, key.with_suffix(".pub"), contact)
-    sealed = sealed_form(key)
-    if sealed.exists() and not key.exists():
-        with tempfile.TemporaryDirectory() as folder_:
-            plain = Path(folder_) / "key"
-            plain.write_bytes(_systemd_creds("decrypt", str(sealed), "-"))
-            typer.echo(made.to_text(plain))
-    else:
-        typer.echo(made.to_text(key))
+    typer.echo(node_key.request(folder, contact, newer=next_))
     verb = "zk0bot node approve --rotate" if next_ else "zk0bot node approve"
     typer.echo(
         f"Send this block to the coordinator's operator ({verb}); it holds no secret.", err=True
@@ -91,73 +64,19 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
 @app.command()
 def switch(key: Key = DEFAULT_KEY) -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
-    from zk0d.errors import TryAgainError, UsageError
-    from zk0d.files import rename
-    from zk0d.machine.keys import sealed_form
+    from zk0d.machine import node_key
 
-    newer = key.with_name(NEXT_KEY)
-    if not newer.exists():
-        raise UsageError(f"{newer}: there is no key to change to; zk0bot node keygen --next.")
-    try:
-        for suffix in (".key", ".pub"):
-            rename(newer.with_suffix(suffix), key.with_suffix(suffix))
-    except OSError as error:
-        raise TryAgainError(f"{key}: cannot be written ({error.strerror}); are you root?") from None
-    sealed_form(key).unlink(missing_ok=True)
-    if units.has_systemd():
-        why = "the key is sealed"
-        units.write_drop_in("zk0d-client.service", "50-sealed-key", why, [])
-        units.systemctl("try-restart", "zk0d-client.service")
+    node_key.change(key)
     typer.echo("this node has its new key; the operator ends the old one: zk0bot node rotate NAME")
 
 
 @app.command()
 def seal(key: Key = DEFAULT_KEY) -> None:
     """Encrypt this node's key for this machine alone (systemd-creds); the plain file goes."""
-    import shutil
+    from zk0d.machine import node_key
 
-    from zk0d.errors import UnavailableError, UsageError
-    from zk0d.files import whole_file
-    from zk0d.machine.keys import sealed_form
-
-    sealed = sealed_form(key)
-    if not key.exists():
-        raise UsageError(
-            f"{key}: there is no plain key; {sealed} is its sealed form."
-            if sealed.exists()
-            else f"{key}: there is no key; zk0bot node keygen makes one."
-        )
-    if not units.has_systemd() or shutil.which("systemd-creds") is None:
-        raise UnavailableError(
-            "systemd-creds is not here (systemd 250 and newer have it); the key stays a file that"
-            " only root can read."
-        )
-    # The plain file goes only if the sealed one gives it back, and is on the disk.
-    with whole_file(sealed, mode=0o600) as draft:
-        _systemd_creds("encrypt", str(key), str(draft))
-        if _systemd_creds("decrypt", str(draft), "-") != key.read_bytes():
-            raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
-    lines = [f"LoadCredentialEncrypted=node.key:{sealed}"]
-    units.write_drop_in("zk0d-client.service", "50-sealed-key", "the key is sealed", lines)
-    key.unlink()
-    units.systemctl("try-restart", "zk0d-client.service")
+    sealed = node_key.seal(key)
     typer.echo(f"the key is sealed for this machine: {sealed}; {key} is gone")
-
-
-def _systemd_creds(verb: str, *files: str) -> bytes:
-    import subprocess
-
-    from zk0d.errors import UnavailableError
-
-    said = subprocess.run(
-        ["systemd-creds", f"--name={KEY_CREDENTIAL}", verb, *files],
-        capture_output=True,
-        check=False,
-    )
-    if said.returncode:
-        why = said.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        raise UnavailableError(f"systemd-creds cannot {verb} {files[0]} ({why[-1]}).")
-    return said.stdout
 
 
 @app.command()
@@ -172,6 +91,7 @@ def approve(
     """On the coordinator: let a node in that asks for it; within ten seconds it may join."""
     from zk0d.errors import ConfigError, UsageError
     from zk0d.machine import roster
+    from zk0d.machine.audit import note
     from zk0d.machine.enrolment import Request
 
     if file == "-" and sys.stdin.isatty():
@@ -192,7 +112,7 @@ def approve(
         typer.confirm("Is this the fingerprint that the node's owner sees?", abort=True, err=True)
     entry = roster.approve(_roster(folder), asked, rotate=rotate)
     kind = "key.approved" if rotate else "node.approved"
-    audit.note(folder, kind, node=entry.name, key=entry.key, contact=entry.contact)
+    note(folder, kind, node=entry.name, key=entry.key, contact=entry.contact)
     typer.echo(f"{entry.name} may join: {entry.path}")
 
 
@@ -223,9 +143,10 @@ def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: let a node in no more; it is cut off within a minute."""
     from zk0d.machine import roster
+    from zk0d.machine.audit import note
 
     for entry in roster.remove(_roster(folder), name):
-        audit.note(folder, "node.removed", node=entry.name, key=entry.key)
+        note(folder, "node.removed", node=entry.name, key=entry.key)
         typer.echo(f"{entry.name} may join no more (key {entry.key[:16]})")
 
 
@@ -233,9 +154,10 @@ def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """On the coordinator: end a node's old key, once it came with its new one."""
     from zk0d.machine import roster
+    from zk0d.machine.audit import note
 
     entry = roster.rotate(_roster(folder), name)
-    audit.note(folder, "key.rotated", node=entry.name, key=entry.key)
+    note(folder, "key.rotated", node=entry.name, key=entry.key)
     typer.echo(f"{entry.name} has one key: {entry.key[:16]}")
 
 

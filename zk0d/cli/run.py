@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import audit, verbs
+from zk0d.cli import verbs
 from zk0d.machine import units
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(
     """Start a run on this coordinator; its bundle holds settings and no code."""
     from zk0d.config.run import parse_overrides, run_settings
     from zk0d.errors import UsageError
+    from zk0d.machine.audit import note
 
     values = parse_overrides(config or [])
     if rounds is not None:
@@ -69,7 +70,7 @@ def run(
         number = link.start_run(settings)
         typer.echo(number)
         changed = {"resume": resume} if resume else values
-        audit.note(folder, "run.requested", run=str(number), settings=changed)
+        note(folder, "run.requested", run=str(number), settings=changed)
         if follow:
             try:
                 _follow(link, folder, number, resume or str(number))

@@ -9,7 +9,7 @@ import typer
 
 from zk0d.cli import status as status_verb
 from zk0d.cli import verbs
-from zk0d.machine import setup, units
+from zk0d.machine import units
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's services on this host.")
 
@@ -29,12 +29,22 @@ def init(
     """Make certificates, secrets, settings and the gateway's configuration; keeps what is there."""
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import UsageError
+    from zk0d.machine import gateway
+    from zk0d.machine.setup import set_up_server
 
     if not host:
         raise UsageError("--host is missing: a name or address that nodes reach it by.")
-    with setup.writing(folder):
-        setup.init_server(folder, host, certificate, key)
-        setup.write_gateway(folder, ServerSettings.load(folder / "server.toml"))
+    if bool(certificate) != bool(key):
+        raise UsageError("--certificate and --key belong together; give both or none.")
+    own: dict[str, object] = {}
+    if certificate and key:
+        own = {
+            "certificate": certificate.absolute(),
+            "key": key.absolute(),
+            "address": f"{host[0]}:9443",
+        }
+    verbs.tell_kept(set_up_server(folder, host, {"gateway": own} if own else {}))
+    gateway.configure(folder, ServerSettings.load(folder / "server.toml"))
     typer.echo("Next: zk0bot server start, then zk0bot server invite for those who may join.")
 
 
@@ -42,8 +52,9 @@ def init(
 def invite(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Print the line that a contributor gives to zk0bot client join."""
     from zk0d.config.machine import ServerSettings
+    from zk0d.machine.enrolment import invite_of
 
-    made = setup.invite(ServerSettings.load(folder / "server.toml"))
+    made = invite_of(ServerSettings.load(folder / "server.toml"))
     typer.echo(made.to_line())
     known = f"CA fingerprint {made.fingerprint}" if made.ca else "certificate of a public CA"
     typer.echo(f"{made.address}, {known}", err=True)
@@ -55,19 +66,15 @@ def renew(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Renew the gateway's certificate if it ends within 30 days; each day this is done anyway."""
-    from zk0d.config.machine import ServerSettings
-    from zk0d.machine import certificates
+    from zk0d.machine import certificates, gateway
+    from zk0d.machine.rights import writing
 
-    with setup.writing(folder):
+    with writing(folder):
         renewed = certificates.renew(folder / "tls", force=force)
     if not renewed:
         typer.echo("the certificate is valid for more than 30 days")
         return
-    # Nodes connect again; the SuperLink and its run are not touched.
-    if units.by_systemd(folder):
-        units.systemctl("try-restart", "zk0d-gateway.service")
-    else:
-        setup.reload_gateway(ServerSettings.load(folder / "server.toml"))
+    gateway.show_certificate(folder)
     typer.echo("the certificate is renewed")
 
 
@@ -75,17 +82,17 @@ def renew(
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
     from zk0d.config.machine import ServerSettings
-    from zk0d.services.foreground import gateway
+    from zk0d.machine import gateway
+    from zk0d.services import standalone
 
     settings = ServerSettings.load(folder / "server.toml")
-    besides = [gateway(folder, settings)]
-    with setup.writing(folder):
-        changed = setup.write_gateway(folder, settings)
-        if units.by_systemd(folder):
-            setup.hand_over_certificate(settings)
+    besides = [standalone.gateway(folder, settings)]
+    changed = gateway.configure(folder, settings)
+    if units.by_systemd(folder):
+        gateway.hand_over_certificate(settings)
     verbs.start("server", folder, changed=changed, besides=besides)
     if changed and units.by_systemd(folder):
-        units.systemctl("restart", "zk0d-gateway.service")
+        units.systemctl("restart", gateway.UNIT)
 
 
 @app.command()

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from zk0d.cli.verbs import Folder
 from zk0d.machine import units
 from zk0d.machine.roles import Role
-
-if TYPE_CHECKING:
-    from zk0d.machine.units import Unit
-
-SCHEMA_VERSION = 1
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/commands.md has the schema.")]
 
@@ -38,8 +32,10 @@ def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
     show(roles, as_json, folder)
 
 
-def show(roles: list[str], as_json: bool, folder: Path) -> None:
+def show(roles: Sequence[str], as_json: bool, folder: Path) -> None:
     """Print how the roles are; ends with 1 if something is wrong."""
+    from zk0d.services.status import gather
+
     content = gather(roles, folder)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
@@ -47,56 +43,6 @@ def show(roles: list[str], as_json: bool, folder: Path) -> None:
         _print(content)
     if not content["ok"]:
         raise typer.Exit(1)
-
-
-def gather(roles: list[str], folder: Path) -> dict[str, Any]:
-    """Everything that ``--json`` says."""
-    from zk0d.errors import ConfigError
-
-    services: list[Unit] = []
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "host": socket.gethostname(),
-        "ok": True,
-        "services": [],
-        "run": None,
-        "nodes": [],
-        "node": None,
-        "todo": [],
-    }
-    for role in roles:
-        try:
-            state = units.state_folder(role, folder)
-        except ConfigError as error:
-            # The services are looked at all the same.
-            content["todo"].append(error.message)
-            state = Path("/nonexistent")
-        found = units.look(role) if units.by_systemd(folder) else units.look_foreground(role, state)
-        services += found
-        if not found:
-            content["todo"].append(f"no service of this {role} runs: zk0bot {role} start")
-        said = units.read_json(state / "state.json")
-        if role == "server":
-            content["run"], content["nodes"] = said.get("run"), said.get("nodes", [])
-            content["todo"] += [
-                f"two machines use the key of node {node['name']}: one of the two has to be stopped"
-                f" or get a key of its own; zk0bot node remove {node['name']} shuts both out"
-                for node in content["nodes"]
-                if node.get("key_shared")
-            ]
-            if content["run"] and content["run"]["state"] == "failed":
-                content["todo"].append(
-                    f"run {content['run']['run']} failed: {content['run']['message']}"
-                )
-        elif said:
-            content["node"] = {key: value for key, value in said.items() if key != "version"}
-            content["run"] = content["run"] or said["run"]
-            if said["todo"]:
-                content["todo"].append(said["todo"])
-    content["services"] = [asdict(unit) for unit in services]
-    content["todo"] += [f"{unit.name}: {unit.todo}" for unit in services if unit.todo]
-    content["ok"] = not content["todo"]
-    return content
 
 
 def _print(content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli import audit, verbs
+from zk0d.cli import verbs
 from zk0d.cli.run import Ca, Secret, Superlink
 from zk0d.machine import units
 
@@ -22,11 +22,12 @@ def stop(
 ) -> None:
     """Stop a run on this coordinator; every committed round stays."""
     from zk0d.cli.run import control
+    from zk0d.machine.audit import note
 
     with control(folder, superlink, ca, secret) as link:
         link.stop_run(_flowers(folder, run))
         typer.echo(f"run {run} is stopped")
-        audit.note(folder, "stop.requested", run=str(run))
+        note(folder, "stop.requested", run=str(run))
 
 
 def _flowers(folder: Path, run: int) -> int:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,13 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zk0d.machine import roles, units
-from zk0d.machine.roles import target
 
 if TYPE_CHECKING:
     from zk0d.services.foreground import Program
-
-LOOK_SECONDS = 0.5
-STOP_SECONDS = 30.0
 
 #: Services work in folders of their own, so a relative one would be another there.
 Folder = Annotated[Path, typer.Option(help="Where the settings lie.", callback=Path.absolute)]
@@ -40,33 +32,25 @@ def start(
     besides
         What runs here beside the services.
     """
-    if units.by_systemd(folder):
-        if units.runs_at_every_boot(role) and not changed:
-            typer.echo("it runs already: nothing to do")
-            return
-        units.systemctl("enable", "--now", target(role))
+    if not units.by_systemd(folder):
+        from zk0d.services import standalone
+
+        standalone.run(role, folder, besides)
+    elif units.start(role, changed=changed):
         typer.echo(f"started; zk0bot {role} status tells how it goes")
     else:
-        _run_here(role, folder, besides)
+        typer.echo("it runs already: nothing to do")
 
 
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
     if units.by_systemd(folder):
-        units.systemctl("disable", target(role))
-        # By name: systemctl does not wait for what stops with a target.
-        services = [f"{name}.service" for name in roles.units(role)]
-        units.systemctl("stop", target(role), *services)
+        units.stop(role)
         return
-    state = units.state_folder(role, folder)
-    if not units.look_foreground(role, state):
+    from zk0d.services import standalone
+
+    if not standalone.stop(role, folder):
         typer.echo("nothing runs", err=True)
-        return
-    pid = int(units.read_json(state / "services.json")["pid"])
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
-    while units.look_foreground(role, state) and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
 
 
 def logs(of: Sequence[str], follow: bool, lines: int) -> None:
@@ -83,52 +67,7 @@ def logs(of: Sequence[str], follow: bool, lines: int) -> None:
     subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
 
 
-def _run_here(role: str, folder: Path, besides: Sequence[Program]) -> None:
-    from dataclasses import asdict
-
-    from zk0d.daemon.notify import Notify
-    from zk0d.errors import UsageError
-    from zk0d.machine.hold import write_json
-    from zk0d.services.foreground import Foreground, chores, programs
-
-    state = units.state_folder(role, folder)
-    if units.look_foreground(role, state):
-        raise UsageError(f"they run already: zk0bot {role} status, zk0bot {role} stop.")
-    state.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
-    config = folder / f"{role}.toml"
-    running = [*programs(role, config), *besides]
-    width = max(len(program.name) for program in running)
-
-    def show(name: str):  # type: ignore[no-untyped-def]
-        return lambda line: print(f"{name:{width}} | {line}", flush=True)
-
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    written = None
-    notify, said_ready = Notify(), False  # where a user's own unit started this
-    typer.echo("the services run here, until Ctrl-C.", err=True)
-    try:
-        with Foreground(state, show, restart=True) as services:
-            services.start(running)
-            services.start_chores(chores(role, config))
-            while True:
-                services.look()
-                seen = [asdict(service) for service in services.seen()]
-                if seen != written:
-                    written = seen
-                    content = {"pid": os.getpid(), "since": since, "services": seen}
-                    write_json(state / "services.json", content)
-                if services.ready and not said_ready:
-                    said_ready = True
-                    notify.ready()
-                time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
-        notify.stopping()
-        sys.stdout.flush()
-        typer.echo("stopped", err=True)
-    finally:
-        (state / "services.json").unlink(missing_ok=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def tell_kept(files: Sequence[Path]) -> None:
+    """Say which files were there already."""
+    for path in files:
+        typer.echo(f"{path} is there already and kept", err=True)

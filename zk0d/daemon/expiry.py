@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -54,3 +56,9 @@ class ExpiryCollector:
             "When a certificate ends.",
             labels=("certificate",),
         )
+
+
+def expiry_of_ca(path: Path) -> float:
+    """When the first of a file's authorities ends; by the standard library, which is small."""
+    ends = [str(ca["notAfter"]) for ca in ssl.create_default_context(cafile=path).get_ca_certs()]
+    return float(min(ssl.cert_time_to_seconds(end) for end in ends))

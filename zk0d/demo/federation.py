@@ -7,23 +7,26 @@ evaluator of the coordinator; SuperNode, SuperExec and learner of each contribut
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
+from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import Child
-from zk0d.demo.layout import Contributor, Layout, toml_string
+from zk0d.demo.layout import Contributor, Layout
 from zk0d.errors import Zk0dError
 from zk0d.flower.control import COMPLETED, FINISHED, Control, FlowerRun
 from zk0d.flower.version import check_version
-from zk0d.machine.certificates import Certificates, make_certificates
+from zk0d.machine.certificates import Certificates
 from zk0d.machine.enrolment import Request
-from zk0d.machine.keys import make_node_key, make_secret
+from zk0d.machine.node_key import request
 from zk0d.machine.roles import Role
 from zk0d.machine.roster import approve
-from zk0d.services.foreground import Foreground, programs
+from zk0d.machine.setup import merged, set_up_client, set_up_server
+from zk0d.services.foreground import Foreground
+from zk0d.services.standalone import programs
 
 SUPEREXEC_POLL = 0.1
 
@@ -67,7 +70,8 @@ def federation(
     device: str = "cpu",
     open_control: bool = False,
     metrics_hosts: Sequence[str] = (),
-    adapt: Callable[[], None] = lambda: None,
+    server: Mapping[str, Any] = {},
+    client: Mapping[str, Any] = {},
 ) -> Iterator[Federation]:
     """Start every service, let the nodes in, and stop every process at the end, however it comes.
 
@@ -82,9 +86,8 @@ def federation(
     metrics_hosts
         Addresses at which Prometheus can read the coordinator and each contributor, in this order;
         different ones, because the ports are the same. Without, none is read.
-    adapt
-        Called when ``server.toml`` and each ``client.toml`` are written and nothing runs yet: it
-        may change them.
+    server, client
+        Other settings for the coordinator, and for each contributor.
 
     Raises
     ------
@@ -92,32 +95,38 @@ def federation(
         If a service ends while it starts; with what it said last.
     """
     check_version()
-    files = _Files(layout)
-    files.write(cpu_threads, device, open_control, metrics_hosts)
-    adapt()
+    _set_up(
+        layout,
+        cpu_threads=cpu_threads,
+        device=device,
+        open_control=open_control,
+        metrics_hosts=metrics_hosts,
+        server=server,
+        client=client,
+    )
+    link = ServerSettings.load(layout.server_config).superlink
     try:
         with (
             Foreground(layout.root, lambda name: layout.logs / f"{name}.log", restart=False) as run,
-            Control(
-                f"127.0.0.1:{files.link_port}", files.certificates.ca, files.control_secret
-            ) as control,
+            Control(f"127.0.0.1:{link.port}", link.ca, link.control_secret) as control,
         ):
             # Learners load torch for seconds: they start first, the rest meanwhile.
-            server = {each.name: each for each in programs(Role.SERVER, layout.server_config)}
+            ours = {each.name: each for each in programs(Role.SERVER, layout.server_config)}
             nodes = [
                 replace(each, name=f"{contributor.name}-{each.name.removeprefix('client-')}")
                 for contributor in layout.contributors
                 for each in programs(Role.CLIENT, layout.client_config(contributor))
             ]
-            run.start([server["evaluator"]])
+            run.start([ours["evaluator"]])
             run.start([each for each in nodes if each.name.endswith("-learner")])
-            run.start([server["superlink"]])
+            run.start([ours["superlink"]])
             # Who comes before it answers would wait and try again.
             run.wait_until_ready("superlink")
-            run.start([replace(server["server-superexec"], name="superexec")])
+            run.start([replace(ours["server-superexec"], name="superexec")])
             run.start([each for each in nodes if not each.name.endswith("-learner")])
             run.wait_until_ready()
-            yield Federation(layout, control, run, files.certificates)
+            certificates = Certificates(link.ca, link.certificate, link.key)
+            yield Federation(layout, control, run, certificates)
     finally:
         layout.clean()
 
@@ -135,94 +144,61 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-class _Files:
-    """Keys, certificates, secrets and settings of a demo's machines."""
+def _set_up(
+    layout: Layout,
+    *,
+    cpu_threads: int,
+    device: str,
+    open_control: bool,
+    metrics_hosts: Sequence[str],
+    server: Mapping[str, Any],
+    client: Mapping[str, Any],
+) -> None:
+    """Set up every machine of a demo, as its owner would, and let the nodes in."""
+    link, presence, *ports = _free_ports(2 + layout.count)
+    metrics: Sequence[Mapping[str, Any]] = [{"host": host} for host in metrics_hosts]
+    metrics = metrics or [{"enabled": False}] * (1 + layout.count)
+    home, superexec = layout.coordinator, {"poll-interval": SUPEREXEC_POLL}
+    own: dict[str, Any] = {
+        "state": home,
+        "superlink": {
+            "port": link,
+            "presence-port": presence,
+            "open-control": open_control,
+            "state": home / "superlink",
+        },
+        "superexec": superexec | {"state": home / "superexec"},
+        "metrics": metrics[0],
+        "evaluator": {"socket": layout.socket("evaluator"), "device": device},
+        "evaluation": [evaluation(layout, contributor) for contributor in layout.contributors],
+    }
+    set_up_server(home, [], merged(own, server))
+    ca = (home / "tls" / "ca.crt").read_bytes()
+    for contributor, port, shown in zip(layout.contributors, ports, metrics[1:], strict=True):
+        node = layout.home(contributor)
+        own = {
+            "dataset-uri": f"local:{layout.recordings(contributor)}",
+            "coordinator": {"presence": f"http://127.0.0.1:{presence}/zk0d/v1"},
+            "supernode": {"port": port, "state": node / "supernode"},
+            "superexec": superexec | {"state": node / "superexec"},
+            "metrics": shown,
+            "learner": {
+                "socket": layout.socket(contributor.letter),
+                "device": device,
+                "cpu-threads": cpu_threads,
+            },
+        }
+        set_up_client(node, contributor.name, f"127.0.0.1:{link}", ca, merged(own, client))
+        # As on many machines: a node asks, signed with its key, and is approved.
+        approve(home / "roster.d", Request.from_text(request(node, "")))
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        ports = _free_ports(2 + layout.count)
-        self.link_port, self._presence_port, *self._node_ports = ports
-        self.server_secret = layout.coordinator / "superexec.secret"
-        self.certificates = make_certificates(layout.tls, ["127.0.0.1", "localhost"])
-        make_secret(self.server_secret)
-        self.control_secret = layout.coordinator / "control.secret"
-        make_secret(self.control_secret)
-        for contributor in layout.contributors:
-            # As on many machines: a node asks, signed with its key, and is approved.
-            key = self.key(contributor)
-            make_node_key(key)
-            asked = Request.of(contributor.name, key.with_suffix(".pub")).to_text(key)
-            approve(layout.roster, Request.from_text(asked))
-            make_secret(self.node_secret(contributor))
 
-    def key(self, contributor: Contributor) -> Path:
-        return self._layout.home(contributor) / "node.key"
-
-    def node_secret(self, contributor: Contributor) -> Path:
-        return self._layout.home(contributor) / "superexec.secret"
-
-    def write(
-        self, cpu_threads: int, device: str, open_control: bool, metrics_hosts: Sequence[str]
-    ) -> None:
-        """``server.toml`` and each ``client.toml``, as an operator would write them."""
-        layout = self._layout
-        metrics = [f"host = {toml_string(host)}" for host in metrics_hosts]
-        metrics = metrics or ["enabled = false"] * (1 + layout.count)
-        evaluations = "".join(
-            f"\n[[evaluation]]\n"
-            f"name = {toml_string(contributor.letter)}\n"
-            f"dataset-uri = {toml_string(f'local:{layout.held_out(contributor)}')}\n"
-            f"simulator = {toml_string(layout.task)}\n"
-            f"sector = [{contributor.sector.index}, {contributor.sector.of}]\n"
-            for contributor in layout.contributors
-        )
-        home, tls = layout.coordinator, self.certificates
-        layout.server_config.write_text(
-            f"state = {toml_string(home)}\n\n"
-            f"[superlink]\n"
-            f"port = {self.link_port}\n"
-            f"presence-port = {self._presence_port}\n"
-            f"open-control = {str(open_control).lower()}\n"
-            f"state = {toml_string(home / 'superlink')}\n"
-            f"roster = {toml_string(layout.roster)}\n"
-            f"ca = {toml_string(tls.ca)}\n"
-            f"certificate = {toml_string(tls.certificate)}\n"
-            f"key = {toml_string(tls.key)}\n"
-            f"secret = {toml_string(self.server_secret)}\n"
-            f"control-secret = {toml_string(self.control_secret)}\n\n"
-            f"[superexec]\n"
-            f"state = {toml_string(home / 'superexec')}\n"
-            f"poll-interval = {SUPEREXEC_POLL}\n\n"
-            f"[metrics]\n{metrics[0]}\n\n"
-            f"[evaluator]\n"
-            f"socket = {toml_string(layout.socket('evaluator'))}\n"
-            f"device = {toml_string(device)}\n"
-            f"{evaluations}",
-            encoding="utf-8",
-        )
-        for number, (contributor, port) in enumerate(
-            zip(layout.contributors, self._node_ports, strict=True)
-        ):
-            home = layout.home(contributor)
-            layout.client_config(contributor).write_text(
-                f"name = {toml_string(contributor.name)}\n"
-                f"dataset-uri = {toml_string(f'local:{layout.recordings(contributor)}')}\n\n"
-                f"[coordinator]\n"
-                f'address = "127.0.0.1:{self.link_port}"\n'
-                f"ca = {toml_string(tls.ca)}\n"
-                f'presence = "http://127.0.0.1:{self._presence_port}/zk0d/v1"\n\n'
-                f"[supernode]\n"
-                f"key = {toml_string(self.key(contributor))}\n"
-                f"secret = {toml_string(self.node_secret(contributor))}\n"
-                f"port = {port}\n"
-                f"state = {toml_string(home / 'supernode')}\n\n"
-                f"[superexec]\n"
-                f"state = {toml_string(home / 'superexec')}\n"
-                f"poll-interval = {SUPEREXEC_POLL}\n\n"
-                f"[metrics]\n{metrics[1 + number]}\n\n"
-                f"[learner]\n"
-                f"socket = {toml_string(layout.socket(contributor.letter))}\n"
-                f"device = {toml_string(device)}\n"
-                f"cpu-threads = {cpu_threads}\n",
-                encoding="utf-8",
-            )
+def evaluation(layout: Layout, contributor: Contributor) -> dict[str, Any]:
+    """The coordinator's table of what a contributor recorded to be held out."""
+    sector = contributor.sector
+    return {
+        "name": contributor.letter,
+        "dataset-uri": f"local:{layout.held_out(contributor)}",
+        "simulator": layout.task,
+        "sector": [sector.index, sector.of],
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,10 +59,7 @@ class Layout:
             raise UsageError(f"--folder: {root} is not empty; name a new folder.")
         layout = cls(root.absolute(), count, task)
         try:
-            for folder in (layout.logs, layout.coordinator, layout.tls, layout.roster):
-                folder.mkdir(parents=True, exist_ok=True)
-            for contributor in layout.contributors:
-                layout.home(contributor).mkdir(exist_ok=True)
+            layout.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TryAgainError(
                 f"--folder: {root} cannot be written ({error.strerror}); name another folder."
@@ -81,14 +77,6 @@ class Layout:
     @property
     def coordinator(self) -> Path:
         return self.root / "coordinator"
-
-    @property
-    def tls(self) -> Path:
-        return self.coordinator / "tls"
-
-    @property
-    def roster(self) -> Path:
-        return self.coordinator / "roster.d"
 
     @property
     def server_config(self) -> Path:
@@ -131,8 +119,3 @@ class Layout:
                 path.unlink(missing_ok=True)
             Path(folder).rmdir()
         self._short.clear()
-
-
-def toml_string(value: object) -> str:
-    """A value as TOML writes a text."""
-    return json.dumps(str(value), ensure_ascii=False)

@@ -15,7 +15,7 @@ from typing import Any
 from zk0d.config.machine import ClientSettings
 from zk0d.doctor.finding import Unchecked, Wrong, in_one_line, rule
 from zk0d.learning.nvidia import Trouble, nvml, trouble
-from zk0d.services.supernode import (
+from zk0d.services.coordinator import (
     CLOCK_AHEAD,
     CLOCK_BEHIND,
     KEY_SHARED,

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import signal
 import time as real_time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from zk0d.errors import ConfigError
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
 
@@ -26,6 +27,11 @@ FIRST_WAIT = 0.2
 LEAVE_SIGNAL = signal.SIGUSR1
 GROWTH = 1.2
 SHORT_REPLY_WAIT = 0.05
+#: Why a SuperNode ended, as :func:`reason_of` says it, and what that means.
+ENDS = {
+    "refused": "the coordinator still holds this node's old session (up to 60 s)",
+    "connection": "the coordinator did not let the SuperNode in",
+}
 
 
 def _end() -> None:
@@ -81,6 +87,26 @@ def name_requests(session: str) -> None:
             return super().intercept(context, call_next)
 
     fleet_http_connection.NodeAuthHttpInterceptor = Named
+
+
+def reason_of(status: int, lines: Sequence[str]) -> str:
+    """Why a SuperNode ended, from what it wrote last: one of :data:`ENDS`, or nothing.
+
+    Raises
+    ------
+    ConfigError
+        If only a person can mend it.
+    """
+    text = " ".join(lines)
+    if "2004" in text:
+        return "refused"
+    if "Exit Code: 305" in text:
+        return "connection"
+    if "Exit Code: 302" in text:
+        raise ConfigError(
+            "supernode.key: Flower cannot use the key; make one with zk0bot node keygen."
+        )
+    return ""
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zk0d.config.machine import ServerSettings
 from zk0d.errors import TryAgainError
 from zk0d.files import whole_file
+from zk0d.machine.rights import writing
 
 AUDIT, HEAD = "audit.jsonl", "audit.head"
 VERSION = 1
@@ -68,6 +71,34 @@ class AuditLog:
             head = f"{line['n']}:{line['hash']}"
             _write_head(self._folder, head)
             return head
+
+
+def note(config: Path, kind: str, **facts: Any) -> None:
+    """Write what the caller of this program did, if ``config`` is a coordinator's folder."""
+    if not (config / "server.toml").exists():
+        return
+    folder = of_coordinator(config)
+    # Before the first start it is not there; systemd then gives it to the SuperLink's user.
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    AuditLog(folder).append(kind, caller(), **facts)
+
+
+def of_coordinator(config: Path) -> Path:
+    """The folder of the log whose coordinator has its settings in ``config``."""
+    path = config / "server.toml"
+    settings = ServerSettings.load(path) if path.exists() else ServerSettings()
+    return settings.superlink.state
+
+
+def caller() -> str:
+    """The user who typed this, before sudo."""
+    uid = os.environ.get("SUDO_UID") or str(os.getuid())
+    try:
+        return pwd.getpwuid(int(uid)).pw_name
+    except (KeyError, ValueError):
+        return f"uid {uid}"
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:

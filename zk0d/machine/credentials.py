@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from zk0d.errors import ConfigError
@@ -43,3 +45,20 @@ def optional_credential(name: str, path: Path) -> str | None:
 
 def _has_content(path: Path) -> bool:
     return path.exists() and bool(path.read_bytes().strip())
+
+
+def fingerprint_of(key: Path) -> str:
+    """The fingerprint of a node's private key; raises :class:`ConfigError` if it is none.
+
+    In a process of its own: the library for keys takes 8 MB, for one line, for months.
+    """
+    said = subprocess.run(
+        [sys.executable, "-m", "zk0d.machine.keys", str(key)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if said.returncode:
+        lines = said.stderr.strip().splitlines() or [f"{key} cannot be read."]
+        raise ConfigError(lines[-1])
+    return said.stdout.strip()

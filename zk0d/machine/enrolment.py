@@ -20,8 +20,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from zk0d.config.machine import ServerSettings
 from zk0d.config.names import Alias, check_alias
 from zk0d.errors import ConfigError
+from zk0d.machine.certificates import LOOPBACK, is_issued_by, names_of
 from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
 
 INVITE = "zk0d-invite-1:"
@@ -91,6 +93,32 @@ class Invite:
                 "the invite is damaged; copy the whole line that zk0bot server invite printed."
             )
         return invite
+
+
+def invite_of(settings: ServerSettings) -> Invite:
+    """What a contributor needs to find this coordinator and to know it.
+
+    Raises
+    ------
+    ConfigError
+        If its certificates cannot be read.
+    """
+    gateway = settings.gateway
+    try:
+        seen = x509.load_pem_x509_certificate(gateway.certificate.read_bytes())
+        ca = settings.superlink.ca.read_text(encoding="utf-8")
+        ours = is_issued_by(seen, x509.load_pem_x509_certificate(ca.encode()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"gateway.certificate: {gateway.certificate} cannot be read ({error}); zk0bot server"
+            " init makes it."
+        ) from None
+    address = gateway.address
+    if not address:
+        names = [name for name in names_of(seen) if name not in LOOPBACK] or ["localhost"]
+        host = f"[{names[0]}]" if ":" in names[0] else names[0]
+        address = f"{host}:{gateway.port}"
+    return Invite(address, ca if ours else "")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,32 @@
-"""The gateway's nginx configuration: nodes see the Fleet API and the presence page, no more.
+"""The gateway: an nginx that shows nodes the Fleet API and the presence page, and no more.
 
 People see the status page, where ``gateway.status-page`` switches it on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
 from pathlib import Path
 
-from zk0d.config.machine import ServerSettings
+import psutil
+
+from zk0d.config.machine import GatewaySettings, ServerSettings
+from zk0d.errors import ConfigError
+from zk0d.files import write_file
+from zk0d.machine import units
+from zk0d.machine.rights import writing
+from zk0d.machine.roles import service
+
+FILE = "gateway.conf"
+UNIT = f"{service('gateway').unit}.service"
 
 #: Where systemd puts the gateway's credentials.
-CREDENTIALS = Path("/run/credentials/zk0d-gateway.service")
+CREDENTIALS = Path("/run/credentials") / UNIT
 RUNTIME = Path("/run/zk0d-gateway")
 
 _TEXT = """\
@@ -137,3 +153,88 @@ def configuration(
         presence=link.presence_port,
         page=_PAGE.format(presence=link.presence_port) if gateway.status_page else "",
     )
+
+
+def nginx() -> str | None:
+    """The gateway's program, if it is installed."""
+    # Where it is installed is on root's PATH alone.
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin")
+
+
+def own_files(settings: ServerSettings) -> Path:
+    """Where nginx keeps its own files if systemd does not start it."""
+    return settings.superlink.state / "gateway"
+
+
+def configure(folder: Path, settings: ServerSettings) -> bool:
+    """Write nginx's configuration, after nginx has read it; whether it changed.
+
+    The system's unit hands nginx its files; without it nginx takes them from where they lie, and
+    keeps what it writes itself in the state folder.
+
+    Raises
+    ------
+    ConfigError
+        With nginx's words, if it refuses.
+    TryAgainError
+        If it cannot be written.
+    """
+
+    def here(runtime: Path) -> str:
+        own, ca = settings.gateway, settings.superlink.ca
+        return configuration(
+            settings, certificate=own.certificate, key=own.key, ca=ca, runtime=runtime, log="off"
+        )
+
+    path, program = folder / FILE, nginx()
+    with writing(folder):
+        if units.by_systemd(folder):
+            text = configuration(settings)
+        else:
+            own_files(settings).mkdir(parents=True, exist_ok=True)
+            text = here(own_files(settings))
+        if program:
+            with tempfile.TemporaryDirectory() as draft:
+                (Path(draft) / "nginx.conf").write_text(here(Path(draft)), encoding="utf-8")
+                said = subprocess.run(
+                    [program, "-t", "-q", "-e", "stderr", "-c", f"{draft}/nginx.conf"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+            if said.returncode:
+                lines = said.stderr.strip().splitlines() or ["it says nothing"]
+                raise ConfigError(
+                    f"[gateway]: nginx refuses what these settings give ({lines[0]})."
+                )
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return False
+        write_file(path, text)
+        return True
+
+
+def hand_over_certificate(settings: ServerSettings) -> None:
+    """Have the gateway's unit load the certificate that the settings name."""
+    own, usual = settings.gateway, GatewaySettings()
+    lines: list[str] = []
+    if (own.certificate, own.key) != (usual.certificate, usual.key):
+        lines = [
+            f"LoadCredential=server.{kind}:{path}"
+            for kind, path in (("crt", own.certificate), ("key", own.key))
+        ]
+    units.write_drop_in(UNIT, "50-certificate", "your own certificate", lines)
+
+
+def show_certificate(folder: Path) -> None:
+    """Have nginx read its certificate again, if it runs.
+
+    Nodes connect again; the SuperLink and its run are not touched.
+    """
+    if units.by_systemd(folder):
+        units.systemctl("try-restart", UNIT)
+        return
+    settings = ServerSettings.load(folder / "server.toml")
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        pid = int((own_files(settings) / "nginx.pid").read_text(encoding="ascii"))
+        if psutil.Process(pid).name() == "nginx":
+            os.kill(pid, signal.SIGHUP)

@@ -11,13 +11,12 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from zk0d.daemon.clock import uptime
-from zk0d.errors import TryAgainError
-from zk0d.files import write_file
+from zk0d.machine.state import write_json
 
-HOLD, STATE = "hold.json", "state.json"
+HOLD = "hold.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: The same, by systemd, for a service that does not see that file (ProcSubset=pid).
 BOOT_VARIABLE = "ZK0D_BOOT_ID"
@@ -106,19 +105,3 @@ def boot_id() -> str:
     except OSError:
         found = os.environ.get(BOOT_VARIABLE, "")
     return found.strip().replace("-", "")
-
-
-def write_json(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
-    """Write a small file, whole or not at all, that every user may read.
-
-    Raises
-    ------
-    TryAgainError
-        If it cannot be written.
-    """
-    try:
-        write_file(path, json.dumps(content), mode=0o644, durable=durable)
-    except OSError as error:
-        raise TryAgainError(
-            f"{path}: cannot be written ({error.strerror or error}); are you root?"
-        ) from None

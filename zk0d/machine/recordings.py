@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import typer
+import tomlkit
 
+from zk0d.config.machine import ClientSettings
+from zk0d.config.names import DatasetUri
+from zk0d.errors import ConfigError, UnavailableError, UsageError
+from zk0d.files import whole_file
 from zk0d.machine import units
+from zk0d.machine.rights import writing
+from zk0d.machine.roles import service
 
 NAME = "50-recordings"  #: of the drop-ins
 #: Units that reach beyond the machine, or run what speaks to the coordinator.
-NETWORKED = (
-    "zk0d-client.service",
-    "zk0d-client-superexec.service",
-    "zk0d-fetch.service",
-    "zk0d-publish.service",
+NETWORKED = tuple(
+    f"{service(name).unit}.service"
+    for name in ("supernode", "client-superexec", "fetch", "publish")
 )
-LEARNER_USER = "zk0d-learner"
+FETCH, LEARNER = (f"{service(name).unit}.service" for name in ("fetch", "learner"))
+LEARNER_USER = service("learner").user
 #: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
-_LINE = re.compile(r"^\s*dataset-uri\s*=.*$", re.MULTILINE)
 
 
-def choose(dataset: str | None, folder: Path) -> bool:
+def choose(
+    dataset: str | None, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> bool:
     """Write the dataset to the settings and let the learner see it; whether something changed.
 
     Parameters
     ----------
     dataset
         A folder, ``local:/folder``, ``user/name`` or ``hf:user/name``; without it, the one in the
-        settings, or the one that a person at the terminal names.
+        settings.
+    say
+        Gets a line before what may take minutes.
 
     Raises
     ------
     Zk0dError
         If there is none, or the learner's user cannot read it.
     """
-    from zk0d.config.machine import ClientSettings
-    from zk0d.config.names import DatasetUri
-    from zk0d.errors import ConfigError
-
     path = folder / "client.toml"
     settings = ClientSettings.load(path)
     if dataset is None and settings.dataset_uri is None:
-        dataset = _ask()
+        raise UsageError(
+            "no dataset is named, here or in client.toml: zk0bot client start FOLDER, or user/name"
+            " of one on the hub."
+        )
     try:
         uri = DatasetUri.typed(dataset) if dataset else DatasetUri.parse(settings.dataset_uri or "")
     except ValueError as error:
@@ -68,57 +73,29 @@ def choose(dataset: str | None, folder: Path) -> bool:
     hides = _hide(local)
     if _bind(local if hidden else None) or changed:
         if uri.scheme == "hf":
-            typer.echo(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it", err=True)
-            units.systemctl("start", "zk0d-fetch.service")
+            say(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it")
+            units.systemctl("start", FETCH)
         # Reading large recordings takes minutes; wait-online waits for it.
-        units.systemctl("try-restart", "--no-block", "zk0d-learner.service")
+        units.systemctl("try-restart", "--no-block", LEARNER)
         changed = True
     return changed or hides
 
 
-def _ask() -> str:
-    from zk0d.errors import UsageError
-
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "no dataset is named, here or in client.toml: zk0bot client start FOLDER, or user/name"
-            " of one on the hub."
-        )
-    answer: str = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
-    return answer
-
-
 def _write(path: Path, uri: str) -> None:
     """Set ``dataset-uri`` and leave the rest of the file, comments included, as it is."""
-    from zk0d.config.machine import ClientSettings
-    from zk0d.errors import ConfigError, TryAgainError
-    from zk0d.files import whole_file
-
-    line = f"dataset-uri = {json.dumps(uri, ensure_ascii=False)}"
-    before = path.read_text(encoding="utf-8")
-    first_table = re.search(r"^\s*\[", before, re.MULTILINE)
-    top = before[: first_table.start()] if first_table else before
-    rest = before[len(top) :]
-    if _LINE.search(top):
-        top = _LINE.sub(lambda _: line, top, count=1)
-    else:
-        top = f"{top.rstrip()}\n{line}\n\n" if top.strip() else f"{line}\n\n"
-    try:
-        with whole_file(path) as draft:
-            draft.write_text(top + rest, encoding="utf-8")
-            if ClientSettings.load(draft).dataset_uri != uri:
-                raise ConfigError(f"{path}: dataset-uri cannot be set; write {line} by hand.")
-    except OSError as error:
-        raise TryAgainError(
-            f"{path}: cannot be written ({error.strerror or error}); are you root?"
-        ) from None
+    settings = tomlkit.parse(path.read_text(encoding="utf-8"))
+    settings["dataset-uri"] = uri
+    with writing(path), whole_file(path) as draft:
+        draft.write_text(tomlkit.dumps(settings), encoding="utf-8")
+        if ClientSettings.load(draft).dataset_uri != uri:
+            raise ConfigError(f"{path}: dataset-uri cannot be set; write it by hand: {uri}")
 
 
 def _bind(folder: Path | None) -> bool:
     """Bind a folder of a home into the learner's view, or take that back; whether it changed."""
     lines = [] if folder is None else [f"BindReadOnlyPaths={_quoted(folder)}"]
     why = "recordings in a home, which is else hidden"
-    return units.write_drop_in("zk0d-learner.service", NAME, why, lines)
+    return units.write_drop_in(LEARNER, NAME, why, lines)
 
 
 def _hide(folder: Path | None) -> bool:
@@ -134,8 +111,6 @@ def _hide(folder: Path | None) -> bool:
 
 def _check_readable(folder: Path, hidden: bool) -> None:
     """Look as the learner would, in a view like its own."""
-    from zk0d.errors import ConfigError, UnavailableError
-
     bind = ["-p", f"BindReadOnlyPaths={_quoted(folder)}"] if hidden else []
     said = subprocess.run(
         [

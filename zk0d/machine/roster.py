@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from zk0d.config.names import ALIAS_PATTERN
-from zk0d.errors import ConfigError, TryAgainError, UsageError
+from zk0d.errors import ConfigError, UsageError
 from zk0d.files import make_folder, rename, write_file
 from zk0d.machine.enrolment import Request
 from zk0d.machine.keys import fingerprint
+from zk0d.machine.rights import writing
 
 log = logging.getLogger("zk0d")
 
@@ -111,15 +112,19 @@ def approve(folder: Path, request: Request, *, rotate: bool = False) -> Entry:
         raise UsageError(f"there is no node '{request.name}' whose key could be changed.")
     name = f"{request.name}{NEXT}.pub" if rotate else f"{request.name}.pub"
     today = datetime.now(UTC).date().isoformat()
-    _write(folder / name, f"{request.key} {today} {request.contact}".strip() + "\n")
+    with writing(folder):
+        make_folder(folder)
+        text = f"{request.key} {today} {request.contact}".strip() + "\n"
+        write_file(folder / name, text, mode=0o644)  # the SuperLink's user reads it
     return Entry(folder / name, request.fingerprint)
 
 
 def remove(folder: Path, name: str) -> list[Entry]:
     """Let a node in no more, with all its keys; which these were."""
     gone = _of(folder, name)
-    for entry in gone:
-        _unlink(entry.path)
+    with writing(folder):
+        for entry in gone:
+            entry.path.unlink(missing_ok=True)
     return gone
 
 
@@ -138,10 +143,8 @@ def rotate(folder: Path, name: str) -> Entry:
             " --next), which zk0bot node approve --rotate takes."
         )
     path = folder / f"{name}.pub"
-    try:
+    with writing(folder):
         rename(newer[0].path, path)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
     return Entry(path, newer[0].key)
 
 
@@ -150,22 +153,3 @@ def _of(folder: Path, name: str) -> list[Entry]:
     if not found:
         raise UsageError(f"there is no node '{name}' in {folder}; zk0bot node list has them.")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        make_folder(path.parent)
-        write_file(path, text, mode=0o644)  # the SuperLink's user reads it
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
-
-
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
-
-
-def _unwritable(folder: Path, error: OSError) -> TryAgainError:
-    return TryAgainError(f"{folder}: cannot be written ({error.strerror}); are you root?")

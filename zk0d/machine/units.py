@@ -1,15 +1,16 @@
-"""The services of this host, by systemd, or by the foreground supervisor where there is none."""
+"""The services of this machine, as systemd runs them."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from zk0d.errors import UnavailableError
+from zk0d.files import make_folder, write_file
+from zk0d.machine.rights import writing
 from zk0d.machine.roles import Role, target, units
 
 SYSTEM_FOLDER = Path("/etc/zk0d")  #: whose settings the units read
@@ -49,8 +50,6 @@ def by_systemd(folder: Path) -> bool:
 
 def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run systemctl; raises :class:`UnavailableError` with what it says if it fails."""
-    from zk0d.errors import UnavailableError
-
     said = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
     if check and said.returncode:
         raise UnavailableError(f"systemctl {' '.join(arguments)}: {said.stderr.strip()}")
@@ -62,12 +61,9 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
 
     Whether something changed; systemd has then read it.
     """
-    from zk0d.errors import TryAgainError
-    from zk0d.files import make_folder, write_file
-
     path = Path(f"/etc/systemd/system/{unit}.d/{name}.conf")
     text = "\n".join([f"# Written by zk0bot: {why}.", "[Service]", *lines, ""]) if lines else ""
-    try:
+    with writing(path):
         if text == (path.read_text(encoding="utf-8") if path.exists() else ""):
             return False
         if text:
@@ -75,10 +71,6 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
             write_file(path, text)
         else:
             path.unlink()
-    except OSError as error:
-        raise TryAgainError(
-            f"{path}: cannot be written ({error.strerror or error}); are you root?"
-        ) from None
     systemctl("daemon-reload")
     return True
 
@@ -88,55 +80,29 @@ def enabled_roles() -> list[str]:
     return [role for role in Role if _is_enabled(target(role))]
 
 
-def runs_at_every_boot(role: str) -> bool:
-    """Whether the role's target is enabled, and it and each of its services run now."""
+def start(role: str, *, changed: bool = False) -> bool:
+    """Start a role, now and at every boot; ``False`` if it runs so already.
+
+    ``changed`` is whether the caller changed something, and it is to be started in any case.
+    """
     names = [target(role), *(f"{name}.service" for name in units(role))]
     runs = systemctl("is-active", *names, check=False).stdout.split() == ["active"] * len(names)
-    return runs and _is_enabled(target(role))
+    if runs and not changed and _is_enabled(target(role)):
+        return False
+    systemctl("enable", "--now", target(role))
+    return True
+
+
+def stop(role: str) -> None:
+    """Stop a role, now and at every boot."""
+    systemctl("disable", target(role))
+    # By name: systemctl does not wait for what stops with a target.
+    systemctl("stop", target(role), *(f"{name}.service" for name in units(role)))
 
 
 def look(role: str) -> list[Unit]:
     """The services of a role, as systemd sees them."""
     return [_unit(role, name) for name in units(role)]
-
-
-def look_foreground(role: str, state: Path) -> list[Unit]:
-    """The same as the foreground supervisor wrote it; empty if none runs."""
-    content = read_json(state / "services.json")
-    if not content or not _is_alive(int(content["pid"])):
-        return []
-    return [
-        Unit(
-            service["name"],
-            service["state"],
-            content["since"],
-            service["restarts"],
-            service["status"],
-            ""
-            if service["state"] == "running"
-            else f"see what it wrote where zk0bot {role} start runs",
-        )
-        for service in content["services"]
-    ]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small file that a service wrote; empty if it is not there or may not be read."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
-
-
-def state_folder(role: str, folder: Path) -> Path:
-    """Where a role's first service keeps its state."""
-    from zk0d.config.machine import ClientSettings, ServerSettings
-
-    path = folder / f"{role}.toml"
-    if role == "server":
-        return ServerSettings.load(path).superlink.state
-    return ClientSettings.load(path).supernode.state
 
 
 def _unit(role: str, name: str) -> Unit:
@@ -162,13 +128,3 @@ def _unit(role: str, name: str) -> Unit:
 
 def _is_enabled(target: str) -> bool:
     return systemctl("is-enabled", target, check=False).stdout.strip() == "enabled"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

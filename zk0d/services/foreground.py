@@ -1,4 +1,4 @@
-"""A machine's services as plain processes, where there is no systemd to run them.
+"""Services as plain processes, where there is no systemd to run them.
 
 Each has a notify socket as systemd would give it one, so whether it is ready and what it says is
 known the same way. ``zk0bot server|client start`` uses this without systemd, and the demo always.
@@ -17,15 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.daemon.environment import KEPT_FOR_THE_HUB, child_environment
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import SOCKET_VARIABLE
 from zk0d.daemon.supervised import Backoff, State, Supervised
-from zk0d.errors import ConfigError, ExitCode, UnavailableError, UsageError
-from zk0d.machine import setup
-from zk0d.machine.roles import SERVICES, services
+from zk0d.errors import ConfigError, ExitCode, UsageError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
@@ -51,34 +48,6 @@ class Program:
     death_signal: signal.Signals = signal.SIGKILL
 
 
-def programs(role: str, config: Path) -> list[Program]:
-    """The services of a role that are ours."""
-    return [Program(each.name, each.argv(role, config)) for each in services(role) if each.verb]
-
-
-def gateway(folder: Path, settings: ServerSettings) -> Program:
-    """How nginx is started where systemd does not start it.
-
-    Raises
-    ------
-    UnavailableError
-        If it is not installed.
-    """
-    found = setup.nginx()
-    if found is None:
-        raise UnavailableError(
-            "nginx is not installed, so no node would reach this coordinator; apt-get install"
-            " nginx-light, then start again."
-        )
-    return Program(
-        "gateway",
-        (found, "-e", "stderr", "-c", str(folder / setup.GATEWAY)),
-        status=f"nodes reach the SuperLink at port {settings.gateway.port}",
-        # Its workers end with it, and with nothing else.
-        death_signal=signal.SIGTERM,
-    )
-
-
 @dataclass
 class Chore:
     """What a timer or a person starts under systemd: a program that ends by itself.
@@ -96,23 +65,6 @@ class Chore:
     env: Mapping[str, str] = field(default_factory=dict)
     child: Child | None = None
     due: float = 0.0
-
-
-def chores(role: str, config: Path) -> list[Chore]:
-    """What a role has to have done from time to time."""
-    token = config.parent / "hf.token"
-    # A token of the caller's own does as well; that of zk0d publish stands in its settings.
-    env = {"fetch": {"HF_TOKEN_PATH": str(token)}} if token.exists() else {}
-    return [
-        Chore(
-            Program(each.name, each.argv(role, config)),
-            each.every,
-            each.first,
-            env.get(each.name, {}),
-        )
-        for each in SERVICES
-        if role in each.roles and each.every
-    ]
 
 
 @dataclass

@@ -25,9 +25,9 @@ from zk0d.flower.sessions import FILE_VARIABLE, read_uses
 from zk0d.machine.audit import AuditLog
 from zk0d.machine.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.machine.credentials import credential
-from zk0d.machine.hold import STATE, write_json
 from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.roster import node_name, read_roster
+from zk0d.machine.state import STATE, write_json
 from zk0d.record.events import (
     Event,
     NodeSitsOut,

@@ -6,105 +6,41 @@ of the coordinator's presence page. A coordinator that is away is an outage, no 
 
 from __future__ import annotations
 
-import email.utils
-import json
-import logging
 import secrets
-import ssl
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 from zk0d.config.machine import ClientSettings
 from zk0d.daemon.disk import DiskCollector
-from zk0d.daemon.expiry import ExpiryCollector
+from zk0d.daemon.expiry import ExpiryCollector, expiry_of_ca
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Backoff, State, Supervised
-from zk0d.errors import ConfigError, TryAgainError
+from zk0d.errors import ConfigError
 from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.sessions import SESSION_VARIABLE
-from zk0d.flower.supernode import LEAVE_SIGNAL, session_name
-from zk0d.machine.credentials import credential
-from zk0d.machine.hold import STATE, Hold, read_hold, write_json
+from zk0d.flower.supernode import ENDS, LEAVE_SIGNAL, reason_of, session_name
+from zk0d.machine.credentials import credential, fingerprint_of
+from zk0d.machine.hold import Hold, read_hold
 from zk0d.machine.roles import METRICS_PORTS
-
-log = logging.getLogger("zk0d")
-
-#: How far a node's clock may be off before the coordinator refuses its signatures.
-CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
-UNTRUSTED = "its certificate is not signed by our CA"
-#: A new process has so long to come online.
-CONNECT_SECONDS = 45.0
-PRESENCE_SECONDS = 5.0
-#: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
-LEAVE_SECONDS = 60.0
-STATE_VERSION = 1
-KEY_SHARED = "another machine uses this node's key"
-KEY_SHARED_CURE = (
-    "stop one of the two (zk0bot client stop), or make it a node of its own"
-    " (docs/troubleshooting.md, Joining)"
+from zk0d.machine.state import StateFile
+from zk0d.services.coordinator import (
+    CLOCK_AHEAD,
+    CLOCK_BEHIND,
+    KEY_SHARED,
+    KEY_SHARED_CURE,
+    UNTRUSTED,
+    PresenceWatch,
+    Word,
 )
 
-
-@dataclass(frozen=True)
-class Word:
-    """What the coordinator said last, or why it said nothing."""
-
-    failure: str = ""  #: why it cannot be reached
-    since: float = field(default_factory=time.time)  #: of the failure's beginning
-    answer: dict[str, Any] = field(default_factory=dict)
-    clock_ahead: float = 0.0  #: seconds that our clock is ahead of the coordinator's
-
-
-class PresenceWatch:
-    """Asks the presence page from a thread of its own, so that no look has to wait for it."""
-
-    def __init__(self, page: str, ca: Path, key: str, interval: float) -> None:
-        self._url = f"{page}/nodes/{key}"
-        self._trust = ssl.create_default_context(cafile=str(ca))
-        self._interval = interval
-        self._end = threading.Event()
-        self.word: Word | None = None
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join(6.0)
-
-    def _watch(self) -> None:
-        while True:
-            self.word = self._ask()
-            if self._end.wait(self._interval):
-                return
-
-    def _ask(self) -> Word:
-        word, before = ask_presence(self._url, self._trust), self.word
-        if word.failure and before is not None and before.failure:
-            return replace(word, since=before.since)
-        return word
-
-
-def ask_presence(url: str, trust: ssl.SSLContext) -> Word:
-    """What a presence page says at this moment."""
-    try:
-        # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
-        with urlopen(url, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
-            content = json.load(response)
-            return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
-    except (OSError, HTTPException, ValueError) as error:
-        return Word(failure=_plain(error))
+#: A new process has so long to come online.
+CONNECT_SECONDS = 45.0
+#: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
+LEAVE_SECONDS = 60.0
 
 
 class SupernodeService(Service):
@@ -132,7 +68,7 @@ class SupernodeService(Service):
         self._leaving_since: float | None = None
         self._todo = ""
         self._session = secrets.token_hex(8)  #: names this service in its SuperNodes' requests
-        self._state: dict[str, Any] = {}
+        self._state = StateFile(settings.supernode.state)
 
     def start(self) -> None:
         settings, node = self._settings, self._settings.supernode
@@ -160,8 +96,8 @@ class SupernodeService(Service):
             node.state,
             self.metrics,
             log=relay,
-            reason=flower_reason,
-            reasons=("zombie", "refused", "connection"),
+            reason=reason_of,
+            reasons=("zombie", *ENDS),
             backoff=Backoff(shortest=2.0, longest=60.0),
         )
         if read_hold(node.state) is None:
@@ -241,24 +177,17 @@ class SupernodeService(Service):
     def _tell_state(
         self, word: Word | None, online: bool, hold: Hold | None, condition: Condition
     ) -> None:
-        """Write what ``zk0bot client`` wants to know, when it changes."""
-        state = {
-            "version": STATE_VERSION,
-            "online": online,
-            "held": hold.kind if hold else "",
-            "left": self._child.state is State.STOPPED,
-            "until": hold.until if hold else None,
-            "key": self._key,
-            "run": word.answer.get("run") if word else None,
-            "status": condition.status,
-            "todo": self._todo,
-        }
-        if state != self._state:
-            self._state = state
-            try:
-                write_json(self._settings.supernode.state / STATE, state)
-            except TryAgainError as error:  # a full disk is no reason to leave
-                log.error("%s", error.message)
+        """Tell what ``zk0bot client`` wants to know."""
+        self._state.tell(
+            online=online,
+            held=hold.kind if hold else "",
+            left=self._child.state is State.STOPPED,
+            until=hold.until if hold else None,
+            key=self._key,
+            run=word.answer.get("run") if word else None,
+            status=condition.status,
+            todo=self._todo,
+        )
 
     def _offline(self, word: Word) -> Condition:
         if not word.answer.get("enrolled"):
@@ -281,7 +210,7 @@ class SupernodeService(Service):
             end = self._child.last_end
             assert end is not None
             self._offline_since = None
-            return Condition(f"{_SENTENCES.get(end.reason, end.reason)}; again in a moment")
+            return Condition(f"{ENDS.get(end.reason, end.reason)}; again in a moment")
         now = time.monotonic()
         self._offline_since = self._offline_since or now
         offline = now - self._offline_since
@@ -297,51 +226,7 @@ class SupernodeService(Service):
             self._child.stop("service stops")
         if hasattr(self, "_watch"):
             self._watch.close()
-        if self._state:
-            (self._settings.supernode.state / STATE).unlink(missing_ok=True)
-
-
-_SENTENCES = {
-    "refused": "the coordinator still holds this node's old session (up to 60 s)",
-    "connection": "the coordinator did not let the SuperNode in",
-}
-
-
-def fingerprint_of(key: Path) -> str:
-    """The fingerprint of a private key; raises :class:`ConfigError` if it is none.
-
-    In a process of its own: the library for keys takes 8 MB, for one line, for months.
-    """
-    said = subprocess.run(
-        [sys.executable, "-m", "zk0d.machine.keys", str(key)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if said.returncode:
-        lines = said.stderr.strip().splitlines() or [f"{key} cannot be read."]
-        raise ConfigError(lines[-1])
-    return said.stdout.strip()
-
-
-def expiry_of_ca(path: Path) -> float:
-    """When the first of a file's authorities ends; by the standard library, which is small."""
-    ends = [str(ca["notAfter"]) for ca in ssl.create_default_context(cafile=path).get_ca_certs()]
-    return float(min(ssl.cert_time_to_seconds(end) for end in ends))
-
-
-def flower_reason(status: int, lines: Sequence[str]) -> str:
-    """Why a SuperNode ended, from what it wrote last."""
-    text = " ".join(lines)
-    if "2004" in text:
-        return "refused"
-    if "Exit Code: 305" in text:
-        return "connection"
-    if "Exit Code: 302" in text:
-        raise ConfigError(
-            "supernode.key: Flower cannot use the key; make one with zk0bot node keygen."
-        )
-    return ""
+        self._state.end()
 
 
 def _online_sentence(answer: dict[str, Any]) -> str:
@@ -349,26 +234,6 @@ def _online_sentence(answer: dict[str, Any]) -> str:
     if not run or run["state"] not in ("starting", "running"):
         return "online; no run is under way"
     return f"online; round {run['round']}/{run['rounds']} is done"
-
-
-def _clock_ahead(date: str | None) -> float:
-    return time.time() - email.utils.parsedate_to_datetime(date).timestamp() if date else 0.0
-
-
-def _plain(error: Exception) -> str:
-    if isinstance(error, HTTPError):
-        return f"HTTP status {error.code}"
-    cause = error.reason if isinstance(error, URLError) else error
-    if isinstance(cause, TimeoutError):
-        return "no answer in time"
-    text = str(cause).lower()
-    if "refused" in text:
-        return "connection refused"
-    if "expired" in text:
-        return "its certificate has expired; its operator renews it"
-    if "certificate" in text:
-        return UNTRUSTED
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 def run(config: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from zk0d.flower.simulation import RayOptions, log_to, run_in_process, run_on_ra
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import Learner
+from zk0d.machine.setup import merged, write_settings
 from zk0d.record.events import Event
 from zk0d.record.journal import JournalTail
 from zk0d.services.learner import listen
@@ -108,27 +108,23 @@ def _run(simulation: Simulation) -> None:
     plan = simulation.plan.model_copy(update={"waits": simulation.engine == "ray"})
     with tempfile.TemporaryDirectory(prefix="zk0d-") as short:
         socket, config = Path(short) / "evaluator.sock", Path(short) / "server.toml"
-        server = ServerSettings.parse(
-            {
-                "state": simulation.folder,
-                "poll-interval": POLL_SECONDS,
-                "models": plan.models,
-                "evaluation": [each.model_dump(by_alias=True) for each in simulation.evaluation],
-                "evaluator": {
-                    "socket": socket,
-                    "device": plan.device,
-                    "precision": plan.precision,
-                    "cpu-threads": plan.cpu_threads,
-                },
-            },
-            where="simulation",
-        )
         # The ServerApp needs no more of them: the evaluator is here.
-        config.write_text(
-            f"state = {_text(simulation.folder.absolute())}\npoll-interval = {POLL_SECONDS}\n"
-            f"[evaluator]\nsocket = {_text(socket)}\n",
-            encoding="utf-8",
-        )
+        apps = {
+            "state": simulation.folder.absolute(),
+            "poll-interval": POLL_SECONDS,
+            "evaluator": {"socket": socket},
+        }
+        write_settings(config, ServerSettings.parse(apps, where="simulation"))
+        more = {
+            "models": plan.models,
+            "evaluation": [each.model_dump(by_alias=True) for each in simulation.evaluation],
+            "evaluator": {
+                "device": plan.device,
+                "precision": plan.precision,
+                "cpu-threads": plan.cpu_threads,
+            },
+        }
+        server = ServerSettings.parse(merged(apps, more), where="simulation")
         os.environ[CONFIG_VARIABLE] = str(config)
         if not settings.resume:
             shutil.rmtree(plan.state, ignore_errors=True)
@@ -165,7 +161,3 @@ def _served(learner: Learner, path: Path) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join(10)
-
-
-def _text(value: object) -> str:
-    return json.dumps(str(value), ensure_ascii=False)

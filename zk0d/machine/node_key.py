@@ -1,0 +1,124 @@
+"""The key of this node: made, changed, sealed, and used to ask for admission."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from zk0d.config.machine import ClientSettings
+from zk0d.errors import UnavailableError, UsageError
+from zk0d.files import rename, whole_file
+from zk0d.machine import units
+from zk0d.machine.enrolment import Request
+from zk0d.machine.keys import make_node_key, sealed_form
+from zk0d.machine.rights import writing
+from zk0d.machine.roles import service
+
+NEXT = "node.next.key"
+CREDENTIAL = "node.key"
+_UNIT = f"{service('supernode').unit}.service"
+_DROP_IN = ("50-sealed-key", "the key is sealed")
+
+
+def make(path: Path) -> str:
+    """Make this node's key; its fingerprint.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    TryAgainError
+        If it cannot be written.
+    """
+    with writing(path):
+        try:
+            return make_node_key(path)
+        except FileExistsError:
+            raise UsageError(
+                f"{path} is there already: this node has a key (zk0bot node request shows it); to"
+                " change it: zk0bot node keygen --next."
+            ) from None
+
+
+def request(folder: Path, contact: str, *, newer: bool = False) -> str:
+    """The signed request to join of the node whose settings lie in ``folder``.
+
+    ``newer`` is for the key to change to.
+    """
+    name = ClientSettings.load(folder / "client.toml").name
+    key = folder / (NEXT if newer else "node.key")
+    made = Request.of(name, key.with_suffix(".pub"), contact)
+    sealed = sealed_form(key)
+    if key.exists() or not sealed.exists():
+        return made.to_text(key)
+    with tempfile.TemporaryDirectory() as there:
+        plain = Path(there) / "key"
+        plain.write_bytes(_systemd_creds("decrypt", str(sealed), "-"))
+        return made.to_text(plain)
+
+
+def change(key: Path) -> None:
+    """Put the key that the node changes to in its place.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    TryAgainError
+        If it cannot be written.
+    """
+    newer = key.with_name(NEXT)
+    if not newer.exists():
+        raise UsageError(f"{newer}: there is no key to change to; zk0bot node keygen --next.")
+    with writing(key):
+        for suffix in (".key", ".pub"):
+            rename(newer.with_suffix(suffix), key.with_suffix(suffix))
+    sealed_form(key).unlink(missing_ok=True)
+    if units.has_systemd():
+        units.write_drop_in(_UNIT, *_DROP_IN, [])
+        units.systemctl("try-restart", _UNIT)
+
+
+def seal(key: Path) -> Path:
+    """Encrypt a key for this machine alone; the sealed file. The plain one goes.
+
+    Raises
+    ------
+    UsageError
+        If there is no plain key.
+    UnavailableError
+        If this machine cannot do it.
+    """
+    sealed = sealed_form(key)
+    if not key.exists():
+        raise UsageError(
+            f"{key}: there is no plain key; {sealed} is its sealed form."
+            if sealed.exists()
+            else f"{key}: there is no key; zk0bot node keygen makes one."
+        )
+    if not units.has_systemd() or shutil.which("systemd-creds") is None:
+        raise UnavailableError(
+            "systemd-creds is not here (systemd 250 and newer have it); the key stays a file that"
+            " only root can read."
+        )
+    # The plain file goes only if the sealed one gives it back, and is on the disk.
+    with whole_file(sealed, mode=0o600) as draft:
+        _systemd_creds("encrypt", str(key), str(draft))
+        if _systemd_creds("decrypt", str(draft), "-") != key.read_bytes():
+            raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
+    units.write_drop_in(_UNIT, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
+    key.unlink()
+    units.systemctl("try-restart", _UNIT)
+    return sealed
+
+
+def _systemd_creds(verb: str, *files: str) -> bytes:
+    said = subprocess.run(
+        ["systemd-creds", f"--name={CREDENTIAL}", verb, *files], capture_output=True, check=False
+    )
+    if said.returncode:
+        why = said.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise UnavailableError(f"systemd-creds cannot {verb} {files[0]} ({why[-1]}).")
+    return said.stdout

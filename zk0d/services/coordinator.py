@@ -1,0 +1,95 @@
+"""What the coordinator says of this node: its presence page, asked from the node's side."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+#: How far a node's clock may be off before the coordinator refuses its signatures.
+CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
+UNTRUSTED = "its certificate is not signed by our CA"
+PRESENCE_SECONDS = 5.0
+KEY_SHARED = "another machine uses this node's key"
+KEY_SHARED_CURE = (
+    "stop one of the two (zk0bot client stop), or make it a node of its own"
+    " (docs/troubleshooting.md, Joining)"
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the coordinator said last, or why it said nothing."""
+
+    failure: str = ""  #: why it cannot be reached
+    since: float = field(default_factory=time.time)  #: of the failure's beginning
+    answer: dict[str, Any] = field(default_factory=dict)
+    clock_ahead: float = 0.0  #: seconds that our clock is ahead of the coordinator's
+
+
+class PresenceWatch:
+    """Asks the presence page from a thread of its own, so that no look has to wait for it."""
+
+    def __init__(self, page: str, ca: Path, key: str, interval: float) -> None:
+        self._url = f"{page}/nodes/{key}"
+        self._trust = ssl.create_default_context(cafile=str(ca))
+        self._interval = interval
+        self._end = threading.Event()
+        self.word: Word | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(6.0)
+
+    def _watch(self) -> None:
+        while True:
+            self.word = self._ask()
+            if self._end.wait(self._interval):
+                return
+
+    def _ask(self) -> Word:
+        word, before = ask_presence(self._url, self._trust), self.word
+        if word.failure and before is not None and before.failure:
+            return replace(word, since=before.since)
+        return word
+
+
+def ask_presence(url: str, trust: ssl.SSLContext) -> Word:
+    """What a presence page says at this moment."""
+    try:
+        # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
+        with urlopen(url, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
+            content = json.load(response)
+            return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
+    except (OSError, HTTPException, ValueError) as error:
+        return Word(failure=_plain(error))
+
+
+def _clock_ahead(date: str | None) -> float:
+    return time.time() - email.utils.parsedate_to_datetime(date).timestamp() if date else 0.0
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f"HTTP status {error.code}"
+    cause = error.reason if isinstance(error, URLError) else error
+    if isinstance(cause, TimeoutError):
+        return "no answer in time"
+    text = str(cause).lower()
+    if "refused" in text:
+        return "connection refused"
+    if "expired" in text:
+        return "its certificate has expired; its operator renews it"
+    if "certificate" in text:
+        return UNTRUSTED
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -1,0 +1,64 @@
+"""How a machine is: its services, its run, its nodes, and what is to be done."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import ConfigError
+from zk0d.machine import units
+from zk0d.machine.state import STATE, read_json
+from zk0d.services import standalone
+
+SCHEMA_VERSION = 1
+
+
+def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
+    """Everything that ``--json`` says."""
+    services: list[units.Unit] = []
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "host": socket.gethostname(),
+        "ok": True,
+        "services": [],
+        "run": None,
+        "nodes": [],
+        "node": None,
+        "todo": [],
+    }
+    for role in roles:
+        try:
+            state = standalone.state_folder(role, folder)
+        except ConfigError as error:
+            # The services are looked at all the same.
+            content["todo"].append(error.message)
+            state = Path("/nonexistent")
+        found = units.look(role) if units.by_systemd(folder) else standalone.look(role, state)
+        services += found
+        if not found:
+            content["todo"].append(f"no service of this {role} runs: zk0bot {role} start")
+        said = read_json(state / STATE)
+        if role == "server":
+            content["run"], content["nodes"] = said.get("run"), said.get("nodes", [])
+            content["todo"] += [
+                f"two machines use the key of node {node['name']}: one of the two has to be stopped"
+                f" or get a key of its own; zk0bot node remove {node['name']} shuts both out"
+                for node in content["nodes"]
+                if node.get("key_shared")
+            ]
+            if content["run"] and content["run"]["state"] == "failed":
+                content["todo"].append(
+                    f"run {content['run']['run']} failed: {content['run']['message']}"
+                )
+        elif said:
+            content["node"] = {key: value for key, value in said.items() if key != "version"}
+            content["run"] = content["run"] or said["run"]
+            if said["todo"]:
+                content["todo"].append(said["todo"])
+    content["services"] = [asdict(unit) for unit in services]
+    content["todo"] += [f"{unit.name}: {unit.todo}" for unit in services if unit.todo]
+    content["ok"] = not content["todo"]
+    return content
