@@ -161,14 +161,12 @@ def nodes(link: SuperlinkSettings) -> str:
         from zk0d.flower.control import Control
     except ImportError as error:
         raise Unchecked(f"Flower does not load ({error.name})") from None
-    from zk0d.federation.nodes import Node
     from zk0d.machine.roster import node_name, read_roster
-    from zk0d.services.superlink import UNREGISTERED
 
     try:
         secret = None if link.open_control else link.control_secret
         with Control(f"127.0.0.1:{link.port}", link.ca, secret) as control:
-            found = [Node.of(info) for info in control.nodes() if info.status != UNREGISTERED]
+            found = control.nodes()
     except ConfigError as error:  # for which there is a rule of its own
         raise Unchecked(error.message) from None
     except Zk0dError as error:

@@ -27,12 +27,14 @@ from flwr.supercore.error import FlowerError
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.federation.nodes import Node
 from zk0d.flower.superlink import SECRET_HEADER, read_secret
 from zk0d.machine.keys import public_pem
 
 FINISHED = "finished"
 COMPLETED = "completed"
 STOPPED = "stopped"
+UNREGISTERED = "unregistered"  #: Flower lists such nodes on
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def nodes(self) -> list[Any]:
-        """Every registered node, as Flower's ``NodeInfo``."""
-        return list(self._call(self._client.ListNodes, ListNodesRequest()).nodes_info)
+    def nodes(self) -> list[Node]:
+        """Every registered node."""
+        found = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
+        return [Node.of(info) for info in found if info.status != UNREGISTERED]
 
     def register(self, public_key: Path, name: str) -> int:
         """Let the node with this key in; its number."""
