@@ -1,8 +1,9 @@
 # What people type. Each target sets up .venv first (.ci/setup-venv); nothing else is needed.
 #
 #   make demo ARGS='--seed 1'   a federation of real processes on this machine
-#   make test                   everything but the guests' suites; what CI runs
-#   make test-fast              unit tests, under three minutes
+#   make test                   everything but the guests' suites; what CI runs: ten minutes on two cores
+#   make test-fast              unit tests: two minutes
+#   make coverage               the same tests but the guests', traced
 #   make test-fleet             federations, faults, attacks and playbooks in systemd guests
 #   make test-processors        what computes, as other processors do it
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
@@ -30,13 +31,24 @@ venv: ## Make .venv with the pinned packages
 demo: venv ## Run a whole federation here (ARGS='--rounds 3 --contributors 4 --seed 1 --policy act')
 	@$(BIN)/zk0bot demo $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest --durations=10
+# Tests of one group share what they need, in one of these processes. Many tests wait for other processes,
+# so there are more of them than cores.
+PARALLEL := -n 4 --dist loadgroup
+
 .PHONY: test
-test: lint ## Lint and run the tests, with coverage
-	$(BIN)/coverage erase
-	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" --cov --cov-report= --cov-fail-under=0 $(ARGS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not guest" --cov --cov-append --cov-report=term $(ARGS)
-	$(BIN)/python -m pytest -m guest -k "three_rounds or air_gap" tests/guests tests/fleet
+test: lint ## Lint and run the tests
+	$(PYTEST) $(PARALLEL) -m "smoke or not guest" $(ARGS)
 	@echo "Left to make test-fleet: $(GUEST_SUITES); to make test-air-gap: the release with all packages."
+
+.PHONY: test-fast
+test-fast: venv ## Run the unit tests
+	$(PYTEST) $(PARALLEL) -m "not slow and not guest" $(ARGS)
+
+.PHONY: coverage
+coverage: venv ## Run the tests and say which lines they do not reach
+	$(BIN)/coverage erase
+	$(PYTEST) $(PARALLEL) -m "not guest" --cov --cov-report=term $(ARGS)
 
 # Suites that boot systemd guests: each alone takes under an hour on two cores.
 GUEST_SUITES := test-federation test-faults test-attacks test-monitoring test-installer test-site test-roles
@@ -45,39 +57,35 @@ test-fleet: $(GUEST_SUITES) ## Run every suite that boots systemd guests but tes
 
 .PHONY: test-federation
 test-federation: venv ## Guests: a federation of the units alone, and with Debian 13
-	$(BIN)/python -m pytest -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_debian13.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_debian13.py $(ARGS)
 
 .PHONY: test-faults
 test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
-	$(BIN)/python -m pytest -m guest tests/guests/test_faults.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_faults.py $(ARGS)
 
 .PHONY: test-attacks
 test-attacks: venv ## Guests: what outsiders and a bad node try
-	$(BIN)/python -m pytest -m guest tests/guests/test_attacks.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_attacks.py $(ARGS)
 
 .PHONY: test-monitoring
 test-monitoring: venv ## Guests: alerts that fire and clear
-	$(BIN)/python -m pytest -m guest tests/guests/test_monitoring.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_monitoring.py $(ARGS)
 
 .PHONY: test-installer
 test-installer: venv ## Guests: get-zk0bot.sh on bare machines
-	$(BIN)/python -m pytest -m guest tests/guests/test_installer.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_installer.py $(ARGS)
 
 .PHONY: test-site
 test-site: venv ## Guests: playbooks from bare machines to a run, upgrade, backup, refusals, away again
-	$(BIN)/python -m pytest -m guest tests/fleet/test_site.py tests/fleet/test_untouched.py $(ARGS)
+	$(PYTEST) -m guest tests/fleet/test_site.py tests/fleet/test_untouched.py $(ARGS)
 
 .PHONY: test-roles
 test-roles: venv ## Guests: each role's Molecule scenarios
-	$(BIN)/python -m pytest -m guest tests/fleet/test_roles.py $(ARGS)
+	$(PYTEST) -m guest tests/fleet/test_roles.py $(ARGS)
 
 .PHONY: test-air-gap
 test-air-gap: venv ## Guests without any index, from make release WHEELHOUSE=1 (fetches 4 GB, writes 20)
-	$(BIN)/python -m pytest -m packages tests/fleet/test_packages.py $(ARGS)
-
-.PHONY: test-fast
-test-fast: venv ## Run the unit tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not guest" $(ARGS)
+	$(PYTEST) -m packages tests/fleet/test_packages.py $(ARGS)
 
 # By the kernels of a processor without AVX2, then of one without AVX-512, one thread and two.
 .PHONY: test-processors
@@ -85,7 +93,7 @@ test-processors: venv ## Run the tests that compute as other processors would
 	export ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1; $(COMPUTES)
 	export ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2; $(COMPUTES)
 
-COMPUTES = $(BIN)/python -m pytest -n 2 -m "not slow and not guest" \
+COMPUTES = $(PYTEST) -n 2 -m "not slow and not guest" \
   tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
 
 .PHONY: bench

@@ -9,7 +9,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zk0d.daemon.parent import die_with
+#: Tie a program to us, and let Ctrl-C end it: a shell has what it starts in the background ignore
+#: that. Programs and no ``preexec_fn``, for which Python would copy this process, torch and all.
+TIED = (
+    *("/usr/bin/env", "--default-signal=INT"),
+    *("/usr/bin/setpriv", "--pdeathsig=KILL", "--"),
+)
 
 
 @contextlib.contextmanager
@@ -19,14 +24,7 @@ def started(argv: Sequence[Any], **how: Any) -> Iterator[subprocess.Popen[Any]]:
     pytest-timeout raises in the test's thread, so the block is left then, too. If pytest itself is
     killed, the kernel kills the program.
     """
-    parent = os.getpid()
-
-    def tie_to_parent() -> None:
-        die_with(parent)
-        # A shell has what it starts in the background ignore Ctrl-C.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(argv, start_new_session=True, preexec_fn=tie_to_parent, **how) as process:
+    with subprocess.Popen([*TIED, *argv], start_new_session=True, **how) as process:
         try:
             yield process
         finally:

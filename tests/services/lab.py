@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.services.listener import NotifyListener
 from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
@@ -153,10 +155,36 @@ class Lab:
                 f" {running.child.log.read_text()[-2000:] if running.child.log else ''}"
             ) from None
 
+    def child_of(self, service: str, words: str) -> psutil.Process:
+        """The process that a service started with these words on its command line."""
+        parent = psutil.Process(self.services[service].child.pid)
+        return next(c for c in parent.children() if words in " ".join(c.cmdline()))
+
+    def restart_superlink(self, *pairs: tuple[str, str]) -> None:
+        """Stop it, replace texts of ``server.toml``, and start it again."""
+        service = self.services.pop("superlink")
+        service.child.stop(20)
+        service.told.close()
+        text = self.server_toml.read_text()
+        for old, new in pairs:
+            assert text.count(old) == 1, (old, text)
+            text = text.replace(old, new)
+        self.server_toml.write_text(text)
+        self.start("superlink", "superlink", "--config", str(self.server_toml))
+
     def close(self) -> None:
         stop_all([*(running.child for running in self.services.values()), *self.others])
         for running in self.services.values():
             running.told.close()
+
+
+def zk0bot(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "zk0bot"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @contextmanager

@@ -143,12 +143,14 @@ def test_cut_short_it_does_nothing(tmp_path: Path, release: Path) -> None:
     text = INSTALLER.read_bytes()
     last = text.rstrip(b"\n").rfind(b"\n") + 1
     assert text[last:] == b'{ main "$@"; }\n'
-    places = [at + 1 for at, byte in enumerate(text) if byte == ord("\n") and at < last]
+    lines = [at + 1 for at, byte in enumerate(text) if byte == ord("\n") and at < last]
+    # Within a function bash runs what stands before it, wherever that is cut: some lines will do.
+    places = [at for n, at in enumerate(lines) if text[at : at + 1] not in b" \t" or n % 10 == 0]
     places += range(last, len(text) - 2)
     home = tmp_path / "home"
     home.mkdir()
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "ZK0D_FROM": str(release)}
-    assert len(places) > 500
+    assert len(places) > 250
     for place in places:
         done = processes.run(["bash", "-s"], input=text[:place], env=env)
         assert done.stdout == b"", place

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +13,15 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.demo.test_federation import TINY, finished, layout
-from tests.learner.test_metrics import FakeNvml
 from tests.monitoring.lint import panels_of
 from tests.monitoring.preview import preview
-from tests.monitoring.server import Prometheus, filled, prometheus
+from tests.monitoring.server import filled
 from tests.monitoring.tools import program
-from zk0d.config.run import RunSettings
-from zk0d.daemon.child import wait_until
-from zk0d.daemon.gpu import GpuCollector
-from zk0d.daemon.metrics import Metrics
-from zk0d.demo.federation import federation
-from zk0d.flower.control import COMPLETED
-from zk0d.machine.roles import METRICS_PORTS
+from tests.running.conftest import Watched
+from tests.running.lab import TINY
 from zk0d.monitoring.dashboards import PAGES, Page, built
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-SERVER, CLIENT = ("superlink", "server-superexec"), ("supernode", "client-superexec")
-FAKE_GPU_PORT = 9479
-
-
-@dataclass
-class Watched:
-    """A federation after a run, and the Prometheus that saw it."""
-
-    server: Prometheus
-    endpoints: dict[str, str]  #: by the service's name
-    folders: tuple[Path, Path]  #: with settings: the coordinator's, a contributor's
-
-
-@pytest.fixture(scope="module")
-def watched(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    program("prometheus")  # or skip before anything is started
-    folder = tmp_path_factory.mktemp("watched")
-    # The ports are fixed, so each machine is another address of loopback.
-    net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
-    hosts = [f"{net}.{i}" for i in (1, 2, 3)]
-    endpoints = {name: f"{hosts[0]}:{METRICS_PORTS[name]}" for name in SERVER}
-    jobs: dict[str, Any] = {"zk0d-server": [(address, {}) for address in endpoints.values()]}
-    jobs["zk0d-client"] = []
-    for host, letter in zip(hosts[1:], "ab", strict=True):
-        for name in CLIENT:
-            endpoints[f"{letter}-{name}"] = address = f"{host}:{METRICS_PORTS[name]}"
-            jobs["zk0d-client"].append((address, {"node": f"contributor-{letter}"}))
-    # There is no GPU here: one that is made up, read by our own collector.
-    gpu = Metrics("fake-gpu", hosts[1], FAKE_GPU_PORT)
-    gpu.collect(GpuCollector(FakeNvml))
-    gpu.serve()
-    jobs["zk0d-client-fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
-    run = RunSettings.parse({**TINY, "eval-rollouts": 1, "num-server-rounds": 3}, where="test")
-    try:
-        with (
-            federation(
-                layout(folder / "lab", recordings_folder), cpu_threads=1, metrics_hosts=hosts
-            ) as running,
-            prometheus(folder, jobs) as server,
-        ):
-            wait_until(
-                lambda: len(server.query("up == 1")) == len(endpoints) + 1, "the targets", 60
-            )
-            run_id = running.start_run(run)
-            assert finished(running, run_id).outcome == COMPLETED
-            wait_until(lambda: bool(server.query("zk0d_round == 3")), "the last round", 60)
-            wait_until(
-                lambda: bool(server.query("zk0d:train_step_seconds:mean5m")), "the rules", 60
-            )
-            made = running.layout
-            folders = (made.coordinator, made.home(made.contributors[0]))
-            yield Watched(server, endpoints, folders)
-    finally:
-        gpu.close()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("running")]
 
 
 def queries() -> list[Any]:
