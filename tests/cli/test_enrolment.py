@@ -5,35 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.cli.test_cli import typed
+from zk0d.cli.main import app
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.machine.keys import fingerprint
+
+INIT = ("server", "init", "--host", "hub.example", "--folder")
+JOIN = ("--name", "left", "--contact", "ann@example.org", "--folder")
+
+
+def quick(*arguments: str) -> str:
+    """As typed, in this process; its output."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:
     folder = tmp_path / "hub"
-    made = typed("zk0bot", "server", "init", "--host", "hub.example", "--folder", str(folder))
-    assert made.returncode == 0, made.stderr
+    quick(*INIT, str(folder))
     return folder
 
 
 @pytest.fixture
 def node(hub: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "node"
-    invite = typed("zk0bot", "server", "invite", "--folder", str(hub))
-    assert invite.stdout.count("\n") == 1
-    joined = typed(
-        *("zk0bot", "client", "join", invite.stdout.strip(), "--folder", str(folder)),
-        *("--name", "left", "--contact", "ann@example.org"),
-    )
-    assert joined.returncode == 0, joined.stderr
-    (tmp_path / "request").write_text(f"Hello,\n\n> {joined.stdout}\nAnn")
+    invite = quick("server", "invite", "--folder", str(hub)).strip()
+    asked = quick("client", "join", invite, *JOIN, str(folder))
+    (tmp_path / "request").write_text(f"Hello,\n\n> {asked}\nAnn")
     return folder
 
 
-def test_a_contributor_types_an_invite_and_nothing_else(hub: Path, node: Path) -> None:
+def test_a_contributor_types_an_invite_and_nothing_else(tmp_path: Path) -> None:
+    hub, node = tmp_path / "hub", tmp_path / "node"
+    made = typed("zk0bot", *INIT, str(hub))
+    assert made.returncode == 0, made.stderr
+    invite = typed("zk0bot", "server", "invite", "--folder", str(hub))
+    assert invite.stdout.count("\n") == 1
+    joined = typed("zk0bot", "client", "join", invite.stdout.strip(), *JOIN, str(node))
+    assert joined.returncode == 0, joined.stderr
     settings = ClientSettings.load(node / "client.toml")
     assert settings.coordinator.address == "hub.example:9443"
     assert settings.dataset_uri is None, "zk0bot client start asks for it"

@@ -126,7 +126,7 @@ def test_what_lerobot_would_do(hub: FakeHub, copied_recordings: Path) -> None:
         ["data", "check"],
         ["data", "check", "--videos"],
         ["data", "stats"],
-        ["data", "split"],
+        pytest.param(["data", "split"], marks=pytest.mark.slow),
         ["train"],
         ["simulate"],
         ["compare"],

@@ -74,6 +74,7 @@ def test_act_trains_its_vision(act: LoadedPolicy) -> None:
     assert any("backbone" in name for name in act.trainable())
 
 
+@pytest.mark.slow
 def test_two_processes_build_the_same_policy(smolvla_spec: PolicySpec) -> None:
     code = (
         "import sys, torch; from zk0d.learning.policy import load_policy;"

@@ -565,6 +565,7 @@ def run(folder: Path, cases: list[dict[str, Any]], rules: Path) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_every_alert_fires_and_is_silent_when_it_should(tmp_path: Path, bare_rules: Path) -> None:
     said = run(tmp_path, [as_promtool(case) for case in CASES], bare_rules)
     assert said.returncode == 0, said.stdout + said.stderr

@@ -117,6 +117,7 @@ def test_a_checkpoint_that_carries_its_vision_language_model(
     assert not [path for _, path in hub.asked if "models/ann/vlm" in path]
 
 
+@pytest.mark.slow
 def test_a_download_that_broke_off_is_not_there_and_goes_on(machine: Machine, hub: FakeHub) -> None:
     hub.broken = "tasks.parquet"
     broken = machine.fetch()
@@ -201,6 +202,7 @@ except PermissionError:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as another user")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv (util-linux) is not installed")
 def test_a_learner_without_network_and_rights_to_write_opens_what_was_fetched(

@@ -68,6 +68,7 @@ def server(folder: Path, dataset: str, evaluator: str = "") -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_this_would_see_torch(folder: Path, recordings_folder: Path) -> None:
     """Whether PyTorch sees a GPU is asked of PyTorch."""
     config = client(folder, f"local:{recordings_folder}", 'device = "cuda"')

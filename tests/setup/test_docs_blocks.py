@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import configparser
+import functools
 import importlib.util
 import json
 import re
@@ -197,12 +198,19 @@ OTHERS = {
 }
 
 
+@functools.cache
+def program() -> tuple[click.Command, dict[str, Any]]:
+    """The real program, whose verbs do nothing but write down here what they were given."""
+    command, taken = typer.main.get_command(app), dict[str, Any]()
+    _harmless(command, taken)
+    return command, taken
+
+
 def zk0bot(arguments: list[str]) -> None:
     """Parse it as the real program does, without doing anything; RUN stands for a number."""
-    taken: dict[str, Any] = {}
     arguments = ["1" if re.fullmatch("[A-Z]+", word) else word for word in arguments]
-    command = typer.main.get_command(app)
-    _harmless(command, taken)
+    command, taken = program()
+    taken.clear()
     command.main(arguments, prog_name="zk0bot", standalone_mode=False)
     if config := taken.get("config"):
         run_settings(parse_overrides(config))
@@ -280,7 +288,7 @@ def test_a_command_in_a_line_has_a_verb_and_its_options(page: str, text: str) ->
     """It may leave out what is needed, show a choice as ``a|b`` and what may be left out in [ ]."""
     plain = re.sub(r"[\[\]]|\.\.\.", " ", text.replace("\\|", "|"))
     for words in _choices(shlex.split(plain)):
-        command: click.Command = typer.main.get_command(app)
+        command, _ = program()
         for word in words:
             verbs = getattr(command, "commands", {})
             if not verbs or word.startswith("-"):

@@ -116,6 +116,7 @@ def test_a_script_drops_it_before_anything_else(shell: dict[str, str], name: str
     assert "python" not in "".join(line for line in head.splitlines() if not line.startswith("#"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["pytest"], ["python", "-m", "pytest"]], ids=" ".join)
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_pytest_loads_no_foreign_plugin(packages: Path, how: list[str], workers: list[str]) -> None:
