@@ -41,7 +41,7 @@ def largest_of_block(given_values: np.ndarray, block: int) -> np.ndarray:
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(given_values=values)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(given_values=np.float32([]))
 @example(given_values=np.float32([0.0, -0.0]))
 @example(given_values=np.float32([1e-36] * 3))
@@ -62,7 +62,7 @@ def test_the_error_is_bounded(codec: CodecName, given_values: np.ndarray) -> Non
 
 
 @given(given_values=values)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_fp32_is_lossless(given_values: np.ndarray) -> None:
     data = encode("fp32", given_values)
     assert decode_all("fp32", data, len(given_values)).tobytes() == given_values.tobytes()

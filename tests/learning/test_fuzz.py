@@ -193,7 +193,6 @@ def check(whole: Path, what: list[Damage]) -> str:
 
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize="ZK0D_FUZZ" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

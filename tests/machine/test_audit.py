@@ -44,7 +44,7 @@ def test_a_log_that_nobody_touched(tmp_path: Path) -> None:
     assert verify(tmp_path / "nothing").lines == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(at=st.integers(0, 10_000), character=st.sampled_from('0a}"x :'))
 def test_any_edit_is_found(
     lines: tuple[list[str], str],

@@ -75,7 +75,7 @@ def test_a_request_is_its_keys_owners(text: str, tmp_path: Path) -> None:
             Request.from_text(bad)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.integers(0, 10_000), character=st.characters(min_codepoint=33, max_codepoint=126))
 def test_any_changed_character_is_seen(text: str, at: int, character: str) -> None:
     at = len(BEGIN) + 1 + at % (len(text) - len(BEGIN) - len(END) - 2)
