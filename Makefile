@@ -108,7 +108,7 @@ results: venv ## Train what docs/results.md says of learning (hours; ARGS='main 
 SCRIPTS = $(shell git grep -lIE '^\#!/(usr/bin/env |bin/)(ba)?sh' -- ':!bin')
 .PHONY: lint
 lint: venv ## Check style, types, imports and shell scripts
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .  # whether an import is ours depends on other files, too
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.services.lab import Lab, lab, nginx, zk0bot
-from zk0d.flower.keys import fingerprint
+from zk0d.machine.keys import fingerprint
 
 pytestmark = [
     pytest.mark.slow,

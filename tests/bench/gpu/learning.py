@@ -29,14 +29,15 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from tests.bench.gpu.round import edit
 from tests.bench.lab import _finish
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
-from zk0d.demo.layout import LETTERS, Contributor, Layout, toml_string
+from zk0d.demo.layout import LETTERS, Contributor, Layout
 from zk0d.demo.recordings import make_recordings
 from zk0d.learning.merge import merge_datasets
-from zk0d.learning.tiny import _tokenizer
+from zk0d.learning.policies.tiny_vlm import tokenizer as made_tokenizer
 from zk0d.simulators.task import Sector
 
 IMAGE, PATCH, SHRINK = 96, 8, 2
@@ -174,20 +175,15 @@ def _deal(source: Path, layout: _Parts) -> None:
 
 def _adapt(layout: Layout, model: Path) -> None:
     """The demo's settings, with this model."""
-    models = f"\n[models]\nwhole = {toml_string(model)}\n"
-    server = layout.server_config
     # One evaluation for each half of the table is enough, or two of the whole.
-    before, *evaluations = server.read_text().split("\n[[evaluation]]")
-    text = "\n[[evaluation]]".join([before, *evaluations[:2]])
-    server.write_text(text + models)
-    for contributor in layout.contributors:
-        path = layout.client_config(contributor)
-        path.write_text(f"{path.read_text()}{models}")
+    edit(layout.server_config, lambda said: said | {"evaluation": said["evaluation"][:2]})
+    for path in (layout.server_config, *map(layout.client_config, layout.contributors)):
+        edit(path, lambda said: said | {"models": {"whole": str(model)}})
 
 
 def _save(folder: Path) -> Path:
     vlm = folder / "vlm"
-    tokenizer = _tokenizer()
+    tokenizer = made_tokenizer()
     SmolVLMConfig(
         architectures=["SmolVLMForConditionalGeneration"],
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

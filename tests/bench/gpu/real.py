@@ -19,7 +19,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from zk0d.learning.tiny import _tokenizer
+from zk0d.learning.policies.tiny_vlm import tokenizer as made_tokenizer
 
 CAMERAS = ("camera1", "camera2")
 JOINTS = 6
@@ -55,7 +55,7 @@ def save_policy(folder: Path, cameras: tuple[str, ...] = CAMERAS, state: int = J
 
 
 def _save_vlm(folder: Path) -> None:
-    tokenizer = _tokenizer()
+    tokenizer = made_tokenizer()
     SmolVLMConfig(
         architectures=["SmolVLMForConditionalGeneration"],
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

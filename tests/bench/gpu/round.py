@@ -11,16 +11,20 @@ import json
 import tempfile
 import threading
 import time
+import tomllib
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from tests.bench.gpu import real
 from tests.bench.lab import PeakMemory, _finish, run_stock, stock_nodes
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
-from zk0d.demo.layout import Layout, toml_string
+from zk0d.demo.layout import Layout
 from zk0d.errors import Zk0dError
 from zk0d.record.journal import JournalTail
 
@@ -82,19 +86,22 @@ def main() -> None:
 
 def adapt(layout: Layout, model: Path | None, recordings: Path) -> None:
     """The demo's settings, with this model and these recordings."""
-    uri = toml_string(f"local:{recordings}")
-    models = f"\n[models]\nreal = {toml_string(model)}\n" if model else ""
-    server = layout.server_config.read_text()
-    server = server[: server.index("\n[[evaluation]]")]
-    server += f'\n[[evaluation]]\nname = "held-out"\ndataset-uri = {uri}\n'
-    layout.server_config.write_text(server + models)
+    uri = f"local:{recordings}"
+    models = {"models": {"real": str(model)}} if model else {}
+    held_out = {"evaluation": [{"name": "held-out", "dataset-uri": uri}]}
+    edit(layout.server_config, lambda said: said | held_out | models)
     for contributor in layout.contributors:
-        path = layout.client_config(contributor)
-        old = toml_string(f"local:{layout.recordings(contributor)}")
-        text = path.read_text().replace(old, uri)
-        # The site's own limit would refuse a batch that is too large before the GPU does.
-        limits = "\n[limits]\nmax-batch-size = 1000000000\n"
-        path.write_text(f"{text}{limits}{models}")
+        own = {
+            "dataset-uri": uri,
+            # The site's own limit would refuse a batch that is too large before the GPU does.
+            "limits": {"max-batch-size": 1_000_000_000},
+        }
+        edit(layout.client_config(contributor), lambda said, own=own: said | own | models)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a settings file anew with this change."""
+    path.write_text(tomli_w.dumps(change(tomllib.loads(path.read_text()))))
 
 
 def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> list[dict[str, Any]]:
@@ -126,9 +133,9 @@ def follow(journal: Path, over: threading.Event) -> None:
     began, tail = time.monotonic(), JournalTail(journal)
     while True:
         last = over.wait(0.5)
-        for line in tail.new_lines():
-            facts = {key: value for key, value in line.items() if key in TOLD and value}
-            said = {"at": round(time.monotonic() - began, 1), "kind": line["kind"], **facts}
+        for event in tail.new_events():
+            facts = {k: v for k, v in event.model_dump().items() if k in TOLD and v}
+            said = {"at": round(time.monotonic() - began, 1), "kind": event.kind, **facts}
             print(json.dumps(said)[:700], flush=True)
         if last:
             return

@@ -41,12 +41,12 @@ _PHRASES = (
 )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer: it can read any instruction, and knows a robot's common words."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(
         _PHRASES,
         trainers.BpeTrainer(
             vocab_size=384,
@@ -56,7 +56,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         ),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=made,
         bos_token="<|im_start|>",
         eos_token=_SPECIAL["end_of_utterance_token"],
         unk_token="<|endoftext|>",
@@ -73,11 +73,11 @@ def folder(width: int) -> tempfile.TemporaryDirectory[str]:
     made = tempfile.TemporaryDirectory(prefix="zk0d-tiny-vlm-")
     # A worker process ends without the interpreter's own clean-up; this one it does.
     Finalize(None, made.cleanup, exitpriority=0)
-    tokenizer = _tokenizer()
+    words = tokenizer()
     SmolVLMConfig(
         architectures=["SmolVLMForConditionalGeneration"],
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        pad_token_id=words.pad_token_id,
         scale_factor=1,
         tie_word_embeddings=False,
         vision_config={
@@ -96,16 +96,16 @@ def folder(width: int) -> tempfile.TemporaryDirectory[str]:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": width // 4,
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(words),
             "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5,
-            "pad_token_id": tokenizer.pad_token_id,
+            "pad_token_id": words.pad_token_id,
         },
     ).save_pretrained(made.name)
     size = {"longest_edge": IMAGE_SIZE}
     SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(size=size, max_image_size=size),
-        tokenizer=tokenizer,
+        tokenizer=words,
         video_processor=SmolVLMVideoProcessor(
             size=size,
             max_image_size=size,
