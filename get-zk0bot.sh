@@ -38,7 +38,7 @@
 # Without a terminal nothing is asked: what was not said is not done, and the end says what is left to do.
 # It installs no driver, changes no setting of the system, and never reboots.
 #
-# Exit codes, one for each end; docs/install.md says what to do. The next free ones: 17, 35, 59, 93.
+# Exit codes, one for each end; docs/cli.md lists them. The next free ones: 17, 35, 59, 93.
 #   0 done or nothing to do · 10-19 this machine · 20-39 what was said · 40-59 the release
 #   80-99 the installation · 70 a bug of this script · 130 interrupted
 set -euo pipefail

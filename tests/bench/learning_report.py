@@ -26,7 +26,7 @@ YARDSTICKS = {
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
     "main": "Federated, in one place, alone",
-    "iid": "Dealt out iid, with more seeds",
+    "iid": "Split iid, with more seeds",
     "gap": "What closes the gap by region: four contributors",
     "own": "Statistics of one's own, with more seeds: four contributors by region",
     "poison": "One poisoned of four, iid",

@@ -815,7 +815,7 @@ def test_both_roles_as_json(folder: Path) -> None:
     assert {"server.evaluation.held-out.dataset-values", "client.dataset-values"} <= {*rules}
     assert set(content["findings"][0]) == {"rule", "ok", "problem", "evidence", "cure"}
     assert wrong_rules(said) - OF_THE_MACHINE == {"server.nodes", "client.gateway"}
-    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     for name in rules:
         assert f"`{name}`" in page or f".{name.rpartition('.')[2]}`" in page, name
 

@@ -66,7 +66,7 @@ def test_a_checkout_that_is_ready(checkout: Path) -> None:
         ("CHANGELOG.md", "## Unreleased\n", "## Unreleased\n\n- one more\n", "under Unreleased"),
         ("README.md", "Version 3.4", "Version 3.3", "does not speak of version 3.4"),
         ("zk0d/errors.py", "class", "__version__ = '3.4.5'\nclass", "in pyproject.toml alone"),
-        ("docs/install.md", "# Install", "# Install TODO", "is not done"),
+        ("docs/contributor.md", "# For", "# For TODO", "is not done"),
     ],
 )
 def test_what_is_wrong_is_said(

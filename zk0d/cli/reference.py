@@ -1,4 +1,4 @@
-"""``docs/cli.md``, every verb with its options: ``python -m zk0d.cli.reference``."""
+"""``docs/cli.md``, commands and their options: ``python -m zk0d.cli.reference``."""
 
 from __future__ import annotations
 
@@ -10,30 +10,57 @@ import typer
 
 from zk0d.cli.main import app
 
-_INTRODUCTION = """# Every option
-
-[Commands](commands.md) says what the verbs are for. This page is written from the code
-(`make reference`); a test keeps it equal.
-"""
+PAGE = Path("docs/cli.md")
+MARK = "<!-- verbs: make reference writes all below -->"
 
 
-def cli_page() -> str:
-    """The page as Markdown."""
+def cli_page(introduction: str) -> str:
+    """The page as Markdown: what was written by hand, a table of the verbs, and each with its options.
+
+    Parameters
+    ----------
+    introduction
+        The page before; what stands above :data:`MARK` is kept.
+    """
     program = typer.main.get_command(app)
-    return "\n".join([_INTRODUCTION, *_verbs(program, click.Context(program, info_name="zk0bot"))])
+    verbs = list(_verbs(program, click.Context(program, info_name="zk0bot")))
+    rows = [
+        f"| [`{name}`](#{name.replace(' ', '-')}) | {_cell(command.help)} |"
+        for name, command, _ in verbs
+    ]
+    return "\n".join(
+        [
+            introduction.partition(MARK)[0] + MARK,
+            "",
+            "## Every verb",
+            "",
+            "| verb | what it does |",
+            "|---|---|",
+            *rows,
+            "",
+            *(_section(*verb) for verb in verbs),
+        ]
+    )
 
 
-def _verbs(command: click.Command, context: click.Context) -> Iterator[str]:
+def _verbs(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[str, click.Command, click.Context]]:
     if isinstance(command, click.Group):
         for name in sorted(command.commands):
             below = command.commands[name]
             yield from _verbs(below, click.Context(below, info_name=name, parent=context))
         return
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    yield f"## `{context.command_path}`\n\n{_sentence(command.help)}\n\n    {usage}\n"
+    yield context.command_path, command, context
+
+
+def _section(name: str, command: click.Command, context: click.Context) -> str:
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    lines = [f"### `{name}`\n\n{_sentence(command.help)}\n\n    {usage}\n"]
     rows = [row for parameter in command.params if (row := _row(parameter, context))]
     if rows:
-        yield "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+        lines.append("\n".join(["| option | |", "|---|---|", *rows]) + "\n")
+    return "\n".join(lines)
 
 
 def _row(parameter: click.Parameter, context: click.Context) -> str:
@@ -60,7 +87,7 @@ def _cell(text: str | None) -> str:
 
 def main() -> None:
     """Write the page."""
-    Path("docs/cli.md").write_text(cli_page(), encoding="utf-8")
+    PAGE.write_text(cli_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

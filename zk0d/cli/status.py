@@ -14,7 +14,7 @@ from zk0d.cli.verbs import Folder
 from zk0d.machine import units
 from zk0d.machine.roles import Role
 
-Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/commands.md has the schema.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/cli.md has the schema.")]
 
 
 def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:

@@ -1,4 +1,4 @@
-"""The run settings with which each simulated task is learned: ``docs/how-the-demo-learns.md``."""
+"""The run settings with which each simulated task is learned: ``docs/results.md``."""
 
 from __future__ import annotations
 

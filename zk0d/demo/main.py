@@ -128,7 +128,7 @@ def run_demo(options: DemoOptions, console: Console, picture: Path | None = None
         f"run      {run}  (journal.jsonl, committed rounds)\n"
         f"logs     {layout.logs}\n"
         f"Next: another seed (--seed {options.seed + 1}), more contributors (--contributors 4), or"
-        " docs/how-the-demo-learns.md.",
+        " docs/results.md.",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -1,5 +1,5 @@
 """Learning rate, mu, going back and ending early: one owner, once a round, a fold over what is
-committed. Formulas: docs/schedule.md. No torch.
+committed. Formulas: docs/training.md. No torch.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ PLAN = "simulation.json"
 #: Up to so many are trained in this process unless Ray is asked for: its workers load for seconds.
 FEW = 8
 
-#: SoReach: what makes it learn (docs/how-the-demo-learns.md).
+#: SoReach: what makes it learn (docs/results.md).
 SOREACH: dict[str, Any] = run_values("soreach")
 TINY: dict[str, Any] = {
     **SOREACH,
