@@ -19,16 +19,18 @@ from zk0d.config.run import RunSettings
 
 _INTRODUCTION = """# Settings
 
-An unknown key is an error that names the nearest known one. This page is written from the code
-(`make settings-page`); a test keeps it equal. `zk0bot config schema run|client|server` prints a
-JSON schema, with which an editor completes keys and marks mistakes: write it beside the file as
-`client.schema.json`, and begin the file with `#:schema client.schema.json`.
+An unknown key is an error that names the nearest known one. `make settings-page` writes this page
+from the code; a test keeps it equal.
+
+`zk0bot config schema run|client|server` prints a JSON schema. With it an editor completes keys and
+marks mistakes: write it beside the file as `client.schema.json`, and begin the file with
+`#:schema client.schema.json`.
 """
 
 _RUN = """## A run
 
 `zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`, `zk0bot demo -c 'key=value'`. The
-coordinator's `[run]` table says the same keys for every run that does not say otherwise.
+coordinator's `[run]` table sets the same keys for every run that does not set them itself.
 """
 
 
@@ -45,7 +47,7 @@ def settings_page() -> str:
         *_tables(ServerSettings, ""),
         "### `[[evaluation]]`, once for each held-out dataset\n",
         _table(EvaluationDataset),
-        "### `[autorun]`, only where runs are to begin by themselves\n",
+        "### `[autorun]`, only if runs shall begin by themselves\n",
         _table(AutorunSettings),
     ]
     return "\n".join(parts)
@@ -71,7 +73,7 @@ def _table(model: type[Settings]) -> str:
     for name, field in model.model_fields.items():
         if _is_table(field) or _is_list_of_tables(field):
             continue
-        rows.append(f"| `{_key(name)}` | {_default(field)} | {field.description or ''} |")
+        rows.append(f"| `{field.alias or _key(name)}` | {_default(field)} | {field.description or ''} |")
     return "\n".join(rows) + "\n"
 
 
