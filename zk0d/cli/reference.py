@@ -15,7 +15,7 @@ MARK = "<!-- verbs: make reference writes all below -->"
 
 
 def cli_page(introduction: str) -> str:
-    """The page as Markdown: what was written by hand, a table of the verbs, and each with its options.
+    """The page as Markdown: what was written by hand, a table of the verbs, and each with options.
 
     Parameters
     ----------

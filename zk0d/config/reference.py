@@ -73,7 +73,9 @@ def _table(model: type[Settings]) -> str:
     for name, field in model.model_fields.items():
         if _is_table(field) or _is_list_of_tables(field):
             continue
-        rows.append(f"| `{field.alias or _key(name)}` | {_default(field)} | {field.description or ''} |")
+        rows.append(
+            f"| `{field.alias or _key(name)}` | {_default(field)} | {field.description or ''} |"
+        )
     return "\n".join(rows) + "\n"
 
 
