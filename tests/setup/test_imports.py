@@ -46,3 +46,17 @@ def test_every_import_of_this_project_is_there() -> None:
         if alias.name not in _names(node.module)
     ]
     assert not missing
+
+
+def test_outside_its_own_package_only_flowers_app_interface_is_imported() -> None:
+    """The import contract knows whole distributions; this holds which modules of flwr."""
+    interface = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+    found = {
+        (str(file.relative_to(ROOT)), node.module)
+        for file in (ROOT / "zk0d").rglob("*.py")
+        if "flower" not in file.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr"
+    }
+    assert found, "the apps import it"
+    assert {each for each in found if each[1] not in interface} == set()
