@@ -45,7 +45,7 @@ ALLOWED = {
     ("machine/audit.py", "append"): "kept: when something happened",
     ("record/state.py", "_begun"): "which run is the newest, across boots",
     ("record/journal.py", "write"): "kept: when something happened",
-    ("federation/rounds.py", "_begin"): "kept: when the run began",
+    ("federation/run.py", "_begin"): "kept: when the run began",
     ("machine/certificates.py", "make_certificates"): "a certificate's end is a date",
     ("machine/certificates.py", "renew"): "a certificate's end is a date",
     ("machine/roster.py", "approve"): "kept: the day",

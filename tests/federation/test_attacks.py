@@ -22,7 +22,7 @@ from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Train, TrainReply
-from zk0d.federation.rounds import Run
+from zk0d.federation.run import Run
 from zk0d.federation.update import Manifest, Payload
 from zk0d.record.journal import Journal
 

@@ -20,7 +20,8 @@ from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
 from zk0d.federation import model
 from zk0d.federation.messages import Train
-from zk0d.federation.rounds import Run, RunFailedError
+from zk0d.federation.rounds import RunFailedError
+from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
 from zk0d.record.events import Event
 from zk0d.record.journal import CHECKSUMS, JOURNAL, Journal, committed_rounds, settings_of

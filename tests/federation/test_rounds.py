@@ -26,7 +26,8 @@ from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import to_record
 from zk0d.federation.learner_client import LearnerError
 from zk0d.federation.messages import Train
-from zk0d.federation.rounds import Run, RunFailedError
+from zk0d.federation.rounds import RunFailedError
+from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
 from zk0d.record.journal import Journal, committed_rounds
 

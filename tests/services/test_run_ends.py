@@ -18,7 +18,7 @@ from zk0d.cli.main import app
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings, run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation.rounds import Run
+from zk0d.federation.run import Run
 from zk0d.machine import units
 from zk0d.record.journal import Journal
 from zk0d.services.autorun import LOOK_SECONDS, Autorun

@@ -1,4 +1,4 @@
-"""The ServerApp: reads its settings and lets :class:`zk0d.federation.rounds.Run` do the work.
+"""The ServerApp: reads its settings and lets :class:`zk0d.federation.run.Run` do the work.
 
 numpy only: importing torch and lerobot alone would cost it a gigabyte.
 """
@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
 from zk0d.federation.learner_client import LearnerClient
-from zk0d.federation.rounds import Run
+from zk0d.federation.run import Run
 from zk0d.record.journal import Journal, settings_of
 
 app = ServerApp()

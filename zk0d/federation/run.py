@@ -1,0 +1,288 @@
+"""The run: it begins or is resumed, trains its rounds, and commits each of them.
+
+Only a committed round exists; a run that was interrupted is resumed after the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from flwr.serverapp import Grid
+
+from zk0d.config.machine import ServerSettings
+from zk0d.config.run import RunSettings
+from zk0d.errors import TryAgainError, Zk0dError
+from zk0d.federation.evaluation import RunEvaluator
+from zk0d.federation.learner_client import Evaluator
+from zk0d.federation.messages import QueryReply
+from zk0d.federation.model import GlobalModel
+from zk0d.federation.rounds import Rounds, RunFailedError
+from zk0d.federation.schedule import RunSchedule
+from zk0d.federation.spool import Spool
+from zk0d.learning.spec import PolicySpec
+from zk0d.learning.statistics import Statistics, merge
+from zk0d.record.events import (
+    AnyEvent,
+    ModelReady,
+    RoundCommitted,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StatisticsMerged,
+)
+from zk0d.record.journal import CONFIG, STATISTICS, Journal, is_whole
+from zk0d.record.outputs import Outputs, run_config
+from zk0d.record.state import RunState
+from zk0d.record.summary import summary_of
+
+log = logging.getLogger("flwr")
+
+#: Rounds in a row that may fail before the run does.
+MAX_FAILED_ROUNDS = 3
+
+
+class Run:
+    """One run, from the first query to the last commit.
+
+    Parameters
+    ----------
+    grid
+        Flower's way to the nodes.
+    evaluator
+        The learner beside the server.
+    resumed_by
+        What Flower calls the run that resumes this one; empty if this one is new.
+    clock, sleep
+        Replaced in tests.
+
+    Raises
+    ------
+    RunFailedError
+        From :meth:`run`, if nodes or answers are too few for too long.
+    ConfigError
+        If there is nothing to resume.
+    TryAgainError
+        If the disk is full.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        settings: RunSettings,
+        server: ServerSettings,
+        journal: Journal,
+        evaluator: Evaluator,
+        *,
+        resumed_by: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._grid = grid
+        self._settings = settings
+        self._server = server
+        self._journal = journal
+        self._resumed_by = resumed_by
+        self._clock = clock
+        self._sleep = sleep
+        self._state = RunState(run=journal.run, whole=False)
+        self._evaluator = RunEvaluator(evaluator, settings, journal.run, self._record, clock, sleep)
+        self._outputs = Outputs(journal.folder, journal.run, settings)
+        self._spool = Spool(journal.folder / "spool")
+        self._model: GlobalModel
+        self._rounds: Rounds
+
+    def run(self) -> None:
+        """Train all rounds that are left."""
+        try:
+            if self._resumed_by:
+                self._restore()
+            else:
+                self._begin()
+            self._train_rounds()
+        except Zk0dError as error:
+            self._record_end(RunFailed(reason=error.reason, message=error.message))
+            raise
+        except Exception as error:
+            self._record_end(RunFailed(reason="bug", message=f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            self._spool.clear()
+
+    def _record[E: AnyEvent](self, event: E) -> E:
+        """Write an event, and let the run's state follow from it."""
+        written = self._journal.write(event)
+        self._state.apply(written)  # type: ignore[arg-type]
+        return written
+
+    def _record_end(self, event: RunFailed) -> None:
+        try:
+            self._record(event)
+        except TryAgainError as error:
+            log.error("zk0d: %s", error.message)
+
+    def _schedule(self, *more: RoundCommitted) -> RunSchedule:
+        """The schedule after the committed rounds, and after ``more``."""
+        committed = {**self._state.rounds, **{event.round: event for event in more}}
+        losses = dict(self._state.losses)
+        for event in more:
+            losses[event.round] = {node.node: node.policy_loss for node in event.nodes}
+        return RunSchedule(self._settings, [committed[n] for n in sorted(committed)], losses)
+
+    # --- before the first round -------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """A new run: settings, first weights, nodes, their statistics, and round 0."""
+        settings, journal = self._settings, self._journal
+        journal.write_json(CONFIG, run_config(journal.run, settings, time.time()))
+        self._record(RunStarted(settings=settings.to_flat()))
+        self._server.check_run(settings, "run settings")
+        spec, payload = self._evaluator.start()
+        weights = {name: array.copy() for name, array in payload.decode(consume=True)}
+        self._record(ModelReady(spec=spec))
+        self._outputs.model(spec)
+        shared = [r.statistics for r in self._gather(spec) if r.statistics is not None]
+        merged = merge(shared)
+        journal.write_json(STATISTICS, merged.model_dump(mode="json"))
+        self._record(StatisticsMerged(nodes=len(shared), sha256=merged.sha256))
+        self._model = GlobalModel(spec, merged, weights, settings.aggregation)
+        self._commit(RoundCommitted(round=0, evaluation=self._evaluator.evaluate(self._model, 0)))
+
+    def _restore(self) -> None:
+        """Take up an interrupted run after its last whole round."""
+        journal = self._journal
+        before = RunState.read(journal.folder)
+        if not before.rounds:
+            # It ended before round 0 was committed: there is nothing to lose.
+            self._begin()
+            return
+        if before.phase == "finished":
+            raise RunFailedError(
+                f"run {journal.run} is finished; start a new one.", reason="nothing_to_resume"
+            )
+        last = before.last_whole(journal.folder)
+        before.apply(journal.write(RunResumed(round=last, flower_run=self._resumed_by)))
+        self._state, before.whole = before, False
+        assert before.spec is not None
+        text = (journal.folder / STATISTICS).read_text(encoding="utf-8")
+        merged = Statistics.model_validate_json(text)
+        if merged.sha256 != before.statistics_sha256:
+            raise RunFailedError(
+                f"{journal.folder / STATISTICS} is not what this run committed; start a new run.",
+                reason="nothing_to_resume",
+            )
+        self._model = GlobalModel(before.spec, merged, {}, self._settings.aggregation)
+        self._model.load(journal, last)
+        self._outputs.replay(before)
+        self._gather(before.spec)
+
+    def _gather(self, spec: PolicySpec) -> list[QueryReply]:
+        """Wait for nodes, by the run's state as it is now."""
+        self._rounds = Rounds(
+            self._grid,
+            spec,
+            self._settings,
+            self._server,
+            self._state,
+            self._spool,
+            self._record,
+            self._clock,
+            self._sleep,
+        )
+        return self._rounds.gather()
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    def _train_rounds(self) -> None:
+        number, last = self._state.round + 1, self._settings.rounds.num_server_rounds
+        failures = 0
+        while number <= last and not self._schedule().should_stop():
+            if self._round(number):
+                failures = 0
+                number += 1
+                continue
+            failures += 1
+            if failures == MAX_FAILED_ROUNDS:
+                raise RunFailedError(
+                    f"round {number} failed {failures} times in a row; the run stops at"
+                    f" round {number - 1}. Of the last one {self._rounds.missing()}; the journal"
+                    " says why each failed."
+                )
+        best = self._schedule().best
+        self._release_at_end(number - 1, best[0] if best else None)
+        self._record(
+            RunFinished(
+                rounds=number - 1,
+                reason="rounds" if number > last else "early_stopping",
+                best_round=best[0] if best else None,
+            )
+        )
+
+    def _round(self, number: int) -> bool:
+        """Train, collect, aggregate, evaluate, commit; ``False`` if too few answered."""
+        answers, seconds = self._rounds.train(number, self._schedule().plan(number), self._model)
+        if not self._rounds.is_enough(answers):
+            return False
+        collected = self._clock()
+        try:
+            mean_norm = self._model.advance(answers.in_order(), answers.task)
+        finally:
+            self._spool.clear()
+        aggregated = self._clock()
+        evaluation = self._evaluator.evaluate(self._model, number)
+        event = answers.committed().model_copy(
+            update={
+                "mean_update_norm": mean_norm,
+                "evaluation": evaluation,
+                "seconds": {
+                    **seconds,
+                    "aggregate": aggregated - collected,
+                    "evaluate": self._clock() - aggregated,
+                },
+            }
+        )
+        self._commit(event)
+        return True
+
+    # --- what is kept -----------------------------------------------------------------------------
+
+    def _commit(self, event: RoundCommitted) -> None:
+        """Make the round exist: its folder, then its line, then what is written from the line."""
+        number, settings = event.round, self._settings
+        schedule = self._schedule(event)
+        back_to = schedule.wants_rollback()
+        if back_to is not None and is_whole(self._journal.round_folder(back_to)):
+            self._model.roll_back(self._journal, back_to)
+            event = event.model_copy(update={"rolled_back_to": back_to})
+        began = self._clock()
+        self._model.commit(self._journal, number)
+        if event.seconds:
+            seconds = event.seconds | {"commit": self._clock() - began}
+            event = event.model_copy(update={"seconds": seconds})
+        self._outputs.committed(self._record(event))
+        best = schedule.best
+        self._journal.prune(settings.release.keep_rounds, {best[0]} if best else set())
+        interval = settings.release.checkpoint_interval
+        if number and interval and number % interval == 0:
+            self._release(number)
+
+    def _release_at_end(self, last: int, best: int | None) -> None:
+        """The last round's checkpoint, and the best one's if that is another."""
+        interval = self._settings.release.checkpoint_interval
+        if last and not (interval and last % interval == 0):
+            self._release(last)
+        if best and best != last and is_whole(self._journal.round_folder(best)):
+            self._model.load(self._journal, best)
+            self._release(best)
+
+    def _release(self, number: int) -> None:
+        """Have the weights, which are those of round ``number``, written as a checkpoint."""
+        best = self._schedule().best
+        whole = RunState.read(self._journal.folder)
+        self._evaluator.release(
+            self._model,
+            summary_of(whole, number, self._settings),
+            best=best is not None and best[0] == number,
+        )
