@@ -18,8 +18,8 @@ from typing import get_args
 import numpy as np
 
 from tests.bench.table import show
+from zk0d.config.run import CodecName
 from zk0d.federation.aggregate import ServerStep, Weighted, aggregate, weighted_mean
-from zk0d.federation.codec import CodecName
 from zk0d.federation.spool import Spool
 from zk0d.federation.update import Payload, PayloadEncoder
 

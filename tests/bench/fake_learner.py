@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.federation.codec import CodecName
+from zk0d.config.run import CodecName
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,

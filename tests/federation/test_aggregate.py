@@ -1,24 +1,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from tests.federation.fakes import raw_payload
-from zk0d.config.run import EvaluationSettings, TrainingSettings
+from zk0d.config.run import CodecName, EvaluationSettings, RuleName, TrainingSettings
 from zk0d.errors import Zk0dError
 from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
 from zk0d.federation.aggregate import (
+    RULES,
     ServerStep,
     Weighted,
     aggregate,
     clip_scales,
     norm,
-    rule_for,
     weighted_mean,
 )
-from zk0d.federation.codec import PIECE, CodecName
+from zk0d.federation.codec import PIECE
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
 from zk0d.federation.update import Manifest, Payload, UpdateError
@@ -228,9 +229,9 @@ def test_the_mean_is_weighted(spool: Spool) -> None:
     assert length == pytest.approx(3.25 * np.sqrt(10))
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", ["mean", "trimmed-mean", "median"])
-def test_rules_against_numpy(spool: Spool, codec: CodecName, name: str) -> None:
+@pytest.mark.parametrize("codec", get_args(CodecName))
+@pytest.mark.parametrize("name", get_args(RuleName))
+def test_rules_against_numpy(spool: Spool, codec: CodecName, name: RuleName) -> None:
     """Tensors longer than a piece, of odd sizes, encoded each way."""
     random = np.random.default_rng(0)
     shapes = {"a": (PIECE + 4099,), "b": (3, 5), "c": ()}
@@ -242,7 +243,7 @@ def test_rules_against_numpy(spool: Spool, codec: CodecName, name: str) -> None:
     shares = [1.0, 2.0, 1.0, 0.5, 1.0]
     moved = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
     updates = [Weighted(u, w) for u, w in zip(spooled(spool, values, codec), shares, strict=True)]
-    aggregate(moved, updates, rule_for(name, 0.25, 5), ServerStep(0.0, 1.0))
+    aggregate(moved, updates, RULES[name](0.25, 5), ServerStep(0.0, 1.0))
     for tensor in shapes:
         stack = np.stack([each[tensor] for each in arrived]).astype(np.float64)
         if name == "mean":
@@ -257,7 +258,7 @@ def test_rules_against_numpy(spool: Spool, codec: CodecName, name: str) -> None:
 def test_the_median_of_an_even_number(spool: Spool) -> None:
     moved = weights(0.0)
     updates = spooled(spool, [weights(v) for v in (1.0, 2.0, 4.0, 100.0)])
-    aggregate(moved, [Weighted(u, 1.0) for u in updates], rule_for("median", 0.25, 4), fedavg())
+    aggregate(moved, [Weighted(u, 1.0) for u in updates], RULES["median"](0.25, 4), fedavg())
     assert np.allclose(moved["a"], 3.0)
 
 
@@ -269,7 +270,7 @@ def fedavg() -> ServerStep:
 def test_how_many_are_trimmed(spool: Spool, nodes: int, fraction: float, left: int) -> None:
     updates = spooled(spool, [weights(float(v)) for v in range(nodes)])
     moved = weights(0.0)
-    rule = rule_for("trimmed-mean", fraction, nodes)
+    rule = RULES["trimmed-mean"](fraction, nodes)
     aggregate(moved, [Weighted(u, 1.0) for u in updates], rule, fedavg())
     cut = (nodes - left) // 2
     assert np.allclose(moved["a"], np.mean(range(cut, nodes - cut)))
@@ -277,7 +278,7 @@ def test_how_many_are_trimmed(spool: Spool, nodes: int, fraction: float, left: i
 
 def test_two_updates_cannot_be_trimmed() -> None:
     with pytest.raises(Zk0dError, match="at least 3 updates, 2 came"):
-        rule_for("trimmed-mean", 0.25, 2)
+        RULES["trimmed-mean"](0.25, 2)
 
 
 def test_clipping_shortens_only_the_long(spool: Spool) -> None:

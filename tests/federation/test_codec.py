@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from zk0d.config.run import CodecName
 from zk0d.federation.codec import (
     PIECE,
-    CodecName,
     NotFinite,
     decode,
     decode_all,
@@ -16,7 +18,7 @@ from zk0d.federation.codec import (
     encoded_size,
 )
 
-CODECS: list[CodecName] = ["fp32", "bf16", "int8", "int4"]
+CODECS: tuple[CodecName, ...] = get_args(CodecName)
 #: Largest error, as a fraction of the block's largest value (of the value itself for bf16).
 BOUNDS = {"fp32": 0.0, "bf16": 2.0**-8, "int8": 0.5 / 127, "int4": 0.5 / 7 * (1 + 2.0**-7)}
 BLOCK = {"fp32": 1, "bf16": 1, "int8": 4096, "int4": 64}

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from zk0d.federation.codec import CodecName, NotFinite
+from zk0d.config.run import CodecName
+from zk0d.federation.codec import NotFinite
 from zk0d.federation.update import CHUNK_BYTES, Manifest, Payload, PayloadEncoder, UpdateError
 
 names = st.text("abcdef._", min_size=1, max_size=8)

@@ -94,9 +94,14 @@ class DatasetUri:
             raise UsageError(f"{error}.") from None
 
     @property
+    def fetched(self) -> bool:
+        """Whether it comes from elsewhere, and has to be downloaded first."""
+        return self.scheme != "local"
+
+    @property
     def folder(self) -> Path:
         """The folder of a ``local:`` dataset."""
-        if self.scheme != "local":
+        if self.fetched:
             raise ValueError(f"{self} is not on this machine")
         return Path(self.location).expanduser()
 

@@ -30,6 +30,10 @@ from zk0d.config.names import DatasetUri, PolicyName, check_repository
 from zk0d.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+CodecName = Literal["fp32", "bf16", "int8", "int4"]
+RuleName = Literal["mean", "trimmed-mean", "median"]
+#: Updates that a rule needs, where one is not enough.
+LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 
 
 class RoundsSettings(Settings):
@@ -58,7 +62,7 @@ class TrainingSettings(Settings):
     batch_size: PositiveInt = Field(32, description="Frames per optimizer step.")
     weight_decay: NonNegativeFloat = Field(1e-10, description="AdamW's decoupled weight decay.")
     grad_clip_norm: PositiveFloat = Field(10.0, description="Global gradient norm limit.")
-    uplink_codec: Literal["fp32", "bf16", "int8", "int4"] = Field(
+    uplink_codec: CodecName = Field(
         "int8",
         description="How nodes encode updates; the next update carries what this one lost.",
     )
@@ -118,7 +122,7 @@ class ScheduleSettings(Settings):
 class AggregationSettings(Settings):
     """How updates become the next weights, and how those are sent."""
 
-    rule: Literal["mean", "trimmed-mean", "median"] = Field(
+    rule: RuleName = Field(
         "mean",
         alias="aggregation",
         description="How updates become one: by samples, or robustly by coordinate.",
@@ -237,8 +241,9 @@ class RunSettings(FlatSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.aggregation.rule == "trimmed-mean" and self.rounds.min_fit_clients < 3:
-            raise ValueError("trimmed-mean needs min-fit-clients of at least 3")
+        rule, least = self.aggregation.rule, LEAST_UPDATES.get(self.aggregation.rule, 1)
+        if self.rounds.min_fit_clients < least:
+            raise ValueError(f"{rule} needs min-fit-clients of at least {least}")
         if self.dataset_uri:
             DatasetUri.parse(self.dataset_uri)
         return self

@@ -31,14 +31,14 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
         )
     folder = folder_of(host, uri)
     if not os.path.exists(folder / INFO):
-        at_hub = DatasetUri.parse(uri).scheme == "hf"
+        fetched = DatasetUri.parse(uri).fetched
         raise Wrong(
             f"{key}: {uri} is not on this machine."
-            if at_hub
+            if fetched
             else f"{key}: {folder} is no LeRobot dataset.",
             f"there is no {folder / INFO}",
             f"fetch it: {fetch_command(host)}"
-            if at_hub
+            if fetched
             else f"give {key} the folder that holds meta, data and videos",
         )
     try:
@@ -125,7 +125,7 @@ def folder_of(host: Host, uri: str) -> Path:
     from zk0d.learning.layout import datasets_folder
 
     address = DatasetUri.parse(uri)
-    if address.scheme == "local":
+    if not address.fetched:
         return address.folder
     return (host.hub / "lerobot" if _is_systemds(host) else datasets_folder()) / address.location
 

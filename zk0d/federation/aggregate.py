@@ -6,13 +6,14 @@ weights to the bit on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zk0d.config.run import RuleName
 from zk0d.errors import Zk0dError
 from zk0d.federation.codec import PIECE
 from zk0d.federation.spool import SpooledUpdate, SpoolReader
@@ -126,11 +127,12 @@ def median(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray
     return np.asarray((pieces[middle - 1] + pieces[middle]) * np.float32(0.5))
 
 
-def rule_for(aggregation: str, trim_fraction: float, nodes: int) -> Rule:
-    """The rule that a run's settings name."""
-    if aggregation == "trimmed-mean":
-        return trimmed_mean(trim_fraction, nodes)
-    return median if aggregation == "median" else weighted_mean
+#: By the name in a run's settings: makes a rule from the share to trim and the number of updates.
+RULES: Mapping[RuleName, Callable[[float, int], Rule]] = {
+    "mean": lambda _fraction, _nodes: weighted_mean,
+    "trimmed-mean": trimmed_mean,
+    "median": lambda _fraction, _nodes: median,
+}
 
 
 def clip_scales(norms: Sequence[float], factor: float) -> list[float]:

@@ -20,14 +20,12 @@ Work goes piece by piece, small enough for a core's cache.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from zk0d.config.run import CodecName
 from zk0d.errors import Zk0dError
 
-CodecName = Literal["fp32", "bf16", "int8", "int4"]
 Values = NDArray[np.float32]
 
 #: Values per scale.

@@ -8,18 +8,17 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from zk0d.config.run import AggregationSettings
+from zk0d.config.run import AggregationSettings, CodecName
 from zk0d.federation.aggregate import (
+    RULES,
     Arrays,
     ServerStep,
     Weighted,
     aggregate,
     clip_scales,
     norm,
-    rule_for,
 )
 from zk0d.federation.answers import Accepted
-from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import Train
 from zk0d.federation.update import Payload
 from zk0d.learning.spec import PolicySpec
@@ -71,7 +70,7 @@ class GlobalModel:
             Weighted(each.update, each.reply.figures.samples / full, scale)
             for each, scale in zip(accepted, scales, strict=True)
         ]
-        rule = rule_for(settings.rule, settings.trim_fraction, len(updates))
+        rule = RULES[settings.rule](settings.trim_fraction, len(updates))
         return aggregate(self.weights, updates, rule, self._step)
 
     def commit(self, journal: Journal, number: int) -> None:

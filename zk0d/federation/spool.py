@@ -16,8 +16,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from zk0d.config.run import CodecName
 from zk0d.errors import TryAgainError, Zk0dError
-from zk0d.federation.codec import PIECE, CodecName, decode, decode_piece, piece_range
+from zk0d.federation.codec import PIECE, decode, decode_piece, piece_range
 from zk0d.federation.update import Manifest, Payload, TensorEntry
 from zk0d.files import make_folder, whole_file
 

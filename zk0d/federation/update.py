@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
 from zk0d.config.base import Settings
+from zk0d.config.run import CodecName
 from zk0d.errors import Zk0dError
-from zk0d.federation.codec import PIECE, CodecName, NotFinite, decode, encode, encoded_size
+from zk0d.federation.codec import PIECE, NotFinite, decode, encode, encoded_size
 
 CHUNK_BYTES = 4 * 2**20
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
+from zk0d.config.run import CodecName
 from zk0d.errors import ConfigError
 from zk0d.federation.body import require_payload
-from zk0d.federation.codec import CodecName
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.duty_cycle import DutyCycle

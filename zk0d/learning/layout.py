@@ -155,7 +155,7 @@ def find(uri: str) -> Path:
         If it is a dataset of the hub that was not fetched yet.
     """
     address = DatasetUri.parse(uri)
-    if address.scheme == "local":
+    if not address.fetched:
         if not address.folder.is_dir():
             raise wrong(uri, f"there is no folder {address.folder}", "give a dataset's folder")
         return address.folder

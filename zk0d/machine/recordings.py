@@ -57,11 +57,11 @@ def choose(
         uri = DatasetUri.typed(dataset) if dataset else DatasetUri.parse(settings.dataset_uri or "")
     except ValueError as error:
         raise ConfigError(f"the dataset: {error}.") from None
-    if uri.scheme == "local" and not uri.folder.is_dir():
+    if not uri.fetched and not uri.folder.is_dir():
         raise ConfigError(
             f"{uri}: there is no folder {uri.folder}; give the folder of a LeRobot dataset."
         )
-    local = uri.folder if uri.scheme == "local" else None
+    local = None if uri.fetched else uri.folder
     hidden = local is not None and any(local.resolve().is_relative_to(home) for home in HIDDEN)
     if local is not None and units.by_systemd(folder):
         _check_readable(local, hidden)
@@ -72,7 +72,7 @@ def choose(
         return changed
     hides = _hide(local)
     if _bind(local if hidden else None) or changed:
-        if uri.scheme == "hf":
+        if uri.fetched:
             say(f"fetching {uri.location}; journalctl -u zk0d-fetch follows it")
             units.systemctl("start", FETCH)
         # Reading large recordings takes minutes; wait-online waits for it.

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import DatasetUri
-from zk0d.config.run import RunSettings, stored_settings
+from zk0d.config.run import LEAST_UPDATES, RunSettings, stored_settings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundsView
@@ -95,7 +95,7 @@ class Options:
         faults = self.drop or self.slow or self.replay or self.poison
         if fraction == 1.0 and not faults:
             return nodes
-        least = 3 if values.get("aggregation") == "trimmed-mean" else 1
+        least = LEAST_UPDATES.get(str(values.get("aggregation")), 1)
         return min(nodes, max(least, round(fraction * (1.0 - self.drop) * nodes / 2)))
 
 
