@@ -1,7 +1,7 @@
 """What a scrape costs: milliseconds for each service, and of a coordinator with a thousand nodes.
 
 The goal is 20 ms. Ours beside the floor: a page with nothing but Prometheus' own process figures.
-Services are timed from outside, over HTTP; fleets by the processor time that making the page takes.
+Services are timed from outside, over HTTP; cohorts by the processor time that making the page takes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPORTS = 2000
 PHASES = ("load", "evaluate", "train", "encode", "transfer")
 
 
-def fleet(count: int) -> CollectorRegistry:
+def cohort(count: int) -> CollectorRegistry:
     """The coordinator's figures of a run with so many nodes."""
     facts = RunState(run="7")
     for number in range(count):
@@ -62,7 +62,7 @@ def fleet(count: int) -> CollectorRegistry:
 
 
 def main() -> None:
-    rows = [*_services(), *_fleets()]
+    rows = [*_services(), *_cohorts()]
     show("a scrape", ("service", "median", "worst", "series", "page"), rows)
     show("a step's report, on the training thread", ("", "median", "of a 10 ms step"), _reports())
 
@@ -105,10 +105,10 @@ def _services() -> list[tuple[str, ...]]:
         return rows
 
 
-def _fleets() -> list[tuple[str, ...]]:
+def _cohorts() -> list[tuple[str, ...]]:
     rows = []
     for count in (3, 100, 1000):
-        registry = fleet(count)
+        registry = cohort(count)
         rows.append(
             _row(
                 f"page of {count} nodes",

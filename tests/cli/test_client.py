@@ -17,7 +17,9 @@ from tests.cli.test_cli import BIN, typed
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError, UsageError
 from zk0d.machine import recordings, units
+from zk0d.machine.certificates import make_certificates
 from zk0d.machine.hold import read_hold
+from zk0d.machine.setup import set_up_client
 from zk0d.machine.state import STATE, write_json
 
 SETTINGS = """\
@@ -133,19 +135,10 @@ def test_status_where_nothing_runs(folder: Path) -> None:
 def started(
     folder: Path, recordings_folder: Path, tmp_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    from zk0d.machine.certificates import make_certificates
-    from zk0d.machine.keys import make_node_key, make_secret
-
-    tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
-    make_node_key(tmp_path / "node.key")
-    make_secret(tmp_path / "secret")
-    (tmp_path / "client.toml").write_text(
-        f'name = "left"\n[coordinator]\naddress = "127.0.0.1:9"\nca = "{tls.ca}"\n'
-        f'[supernode]\nstate = "{tmp_path}/state"\nkey = "{tmp_path}/node.key"\n'
-        f'secret = "{tmp_path}/secret"\npresence-interval = 1.0\n'
-        f'[superexec]\nstate = "{tmp_path}/exec"\n[metrics]\nenabled = false\n'
-        f'[learner]\nsocket = "{tmp_path}/l.sock"\n'
-    )
+    (folder / "client.toml").unlink()
+    ca = make_certificates(tmp_path / "tls", ["127.0.0.1"]).ca.read_bytes()
+    quiet = {"metrics": {"enabled": False}, "supernode": {"presence-interval": 1.0}}
+    set_up_client(folder, "left", "127.0.0.1:9", ca, quiet)
     with processes.started(
         [
             str(BIN / "zk0bot"),

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -41,7 +43,8 @@ from zk0d.learning.nvidia import Trouble
 from zk0d.machine import certificates
 from zk0d.machine.certificates import Certificates, make_certificates
 from zk0d.machine.keys import fingerprint, make_node_key, make_secret, write_private
-from zk0d.machine.roles import service
+from zk0d.machine.roles import Role, service
+from zk0d.machine.setup import set_up_client, set_up_server
 from zk0d.services.presence import PREFIX, Presence
 
 BARE = Host(systemd=False)
@@ -759,27 +762,31 @@ def test_nodes_of_a_superlink(recordings_folder: Path) -> None:
 @pytest.fixture
 def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
     """Settings of both roles, with keys, in one folder, and nothing that runs."""
-    node, secret = tmp_path / "node.key", tmp_path / "superexec.secret"
-    make_node_key(node)
-    make_secret(secret)
-    make_secret(tmp_path / "control.secret")
-    (tmp_path / "roster.d").mkdir()
-    uri, metrics = f'dataset-uri = "local:{recordings_folder}"', "[metrics]\nenabled = false\n"
+    uri, quiet = f"local:{recordings_folder}", {"enabled": False}
     link_port, presence_port, node_port, gateway_port = _free_ports(4)
-    (tmp_path / "server.toml").write_text(
-        f'state = "{tmp_path}/state"\nfetch-models = []\n{metrics}'
-        f"[superlink]\nport = {link_port}\npresence-port = {presence_port}\n"
-        f'roster = "{tmp_path}/roster.d"\nca = "{tls.ca}"\ncertificate = "{tls.certificate}"\n'
-        f'key = "{tls.key}"\nsecret = "{secret}"\n'
-        f'control-secret = "{tmp_path}/control.secret"\n[gateway]\nport = {gateway_port}\n'
-        f'certificate = "{tls.certificate}"\nkey = "{tls.key}"\n'
-        f'[[evaluation]]\nname = "held-out"\n{uri}\n'
+    set_up_server(
+        tmp_path,
+        ["127.0.0.1"],
+        {
+            "fetch-models": [],
+            "metrics": quiet,
+            "superlink": {"port": link_port, "presence-port": presence_port},
+            "gateway": {"port": gateway_port},
+            "evaluation": [{"name": "held-out", "dataset-uri": uri}],
+        },
     )
-    (tmp_path / "client.toml").write_text(
-        f'name = "left"\nfetch-models = []\n{uri}\n{metrics}[learner]\ndevice = "cpu"\n'
-        f'[coordinator]\naddress = "127.0.0.1:{gateway_port}"\nca = "{tls.ca}"\n'
-        f'[supernode]\nport = {node_port}\nkey = "{node}"\nsecret = "{secret}"\n'
-        f'state = "{tmp_path}/node"\n'
+    set_up_client(
+        tmp_path,
+        "left",
+        f"127.0.0.1:{gateway_port}",
+        tls.ca.read_bytes(),
+        {
+            "dataset-uri": uri,
+            "fetch-models": [],
+            "metrics": quiet,
+            "supernode": {"port": node_port},
+            "learner": {"device": "cpu"},
+        },
     )
     return tmp_path
 
@@ -787,12 +794,11 @@ def folder(tls: Certificates, recordings_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def bare(folder: Path) -> Path:
     """The same without recordings, whose numbers take seconds to read."""
-    text = (folder / "server.toml").read_text()
-    (folder / "server.toml").write_text(text[: text.index("[[evaluation]]")])
-    text = (folder / "client.toml").read_text()
-    text = text.replace("[learner]\n", "[learner]\naccept-run-dataset = true\n")
-    lines = [line for line in text.splitlines() if not line.startswith("dataset-uri")]
-    (folder / "client.toml").write_text("\n".join(lines))
+    server, client = (tomllib.loads((folder / f"{role}.toml").read_text()) for role in Role)
+    del server["evaluation"], client["dataset-uri"]
+    client["learner"]["accept-run-dataset"] = True
+    for role, settings in zip(Role, (server, client), strict=True):
+        (folder / f"{role}.toml").write_text(tomli_w.dumps(settings))
     return folder
 
 

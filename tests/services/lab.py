@@ -20,9 +20,9 @@ from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.daemon.environment import child_environment
 from zk0d.demo.federation import _free_ports
 from zk0d.flower.control import Control
-from zk0d.machine.certificates import Certificates, make_certificates
+from zk0d.machine.certificates import Certificates
 from zk0d.machine.gateway import configuration
-from zk0d.machine.keys import make_node_key, make_secret
+from zk0d.machine.setup import set_up_client, set_up_server
 
 
 def nginx() -> str | None:
@@ -49,30 +49,30 @@ class Lab:
 
     root: Path
     recordings: Path
-    certificates: Certificates = field(init=False)
     services: dict[str, Running] = field(default_factory=dict)
     others: list[Child] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.link, self.presence, self.gateway = _free_ports(3)
-        self.certificates = make_certificates(self.root / "tls", ["127.0.0.1", "localhost"])
-        make_secret(self.root / "server.secret")
-        make_secret(self.root / "control.secret")
-        (self.root / "roster.d").mkdir()
-        self.server_toml = self.root / "server.toml"
-        self.server_toml.write_text(
-            f'state = "{self.root}/server"\n'
-            f"[metrics]\nenabled = false\n"
-            f"[superlink]\nport = {self.link}\npresence-port = {self.presence}\n"
-            f'state = "{self.root}/superlink"\nroster = "{self.root}/roster.d"\n'
-            f'ca = "{self.certificates.ca}"\ncertificate = "{self.certificates.certificate}"\n'
-            f'key = "{self.certificates.key}"\nsecret = "{self.root}/server.secret"\n'
-            f'control-secret = "{self.root}/control.secret"\n'
-            f"[gateway]\nport = {self.gateway}\n"
-            f'[superexec]\nstate = "{self.root}/server-exec"\n'
-            f'[evaluator]\nsocket = "{self.root}/evaluator.sock"\ncpu-threads = 1\n'
-            f'[[evaluation]]\nname = "held-out"\ndataset-uri = "local:{self.recordings}"\n'
+        self.server_toml, tls = self.root / "server.toml", self.root / "tls"
+        set_up_server(
+            self.root,
+            [],
+            {
+                "state": self.root / "server",
+                "metrics": {"enabled": False},
+                "superlink": {
+                    "port": self.link,
+                    "presence-port": self.presence,
+                    "state": self.root / "superlink",
+                },
+                "gateway": {"port": self.gateway},
+                "superexec": {"state": self.root / "server-exec"},
+                "evaluator": {"socket": self.root / "evaluator.sock", "cpu-threads": 1},
+                "evaluation": [{"name": "held-out", "dataset-uri": f"local:{self.recordings}"}],
+            },
         )
+        self.certificates = Certificates(tls / "ca.crt", tls / "server.crt", tls / "server.key")
 
     def control(self) -> Control:
         return Control(f"127.0.0.1:{self.link}", self.certificates.ca, self.root / "control.secret")
@@ -80,23 +80,27 @@ class Lab:
     def add_node(self, name: str, *, enrolled: bool = True) -> Path:
         """Settings and keys of a node; its settings file."""
         home = self.root / name
-        home.mkdir()
-        make_node_key(home / "node.key")
-        make_secret(home / "secret")
+        (port,) = _free_ports(1)
+        set_up_client(
+            home,
+            name,
+            f"127.0.0.1:{self.gateway}",
+            self.certificates.ca.read_bytes(),
+            {
+                "dataset-uri": f"local:{self.recordings}",
+                "metrics": {"enabled": False},
+                "supernode": {
+                    "port": port,
+                    "state": home / "supernode",
+                    "presence-interval": 1.0,
+                },
+                "superexec": {"state": home / "exec"},
+                "learner": {"socket": home / "learner.sock", "cpu-threads": 1},
+            },
+        )
         if enrolled:
             shutil.copy(home / "node.pub", self.root / "roster.d" / f"{name}.pub")
-        (port,) = _free_ports(1)
-        path = home / "client.toml"
-        path.write_text(
-            f'name = "{name}"\ndataset-uri = "local:{self.recordings}"\n'
-            f"[metrics]\nenabled = false\n"
-            f'[coordinator]\naddress = "127.0.0.1:{self.gateway}"\nca = "{self.certificates.ca}"\n'
-            f'[supernode]\nkey = "{home}/node.key"\nsecret = "{home}/secret"\nport = {port}\n'
-            f'state = "{home}/supernode"\npresence-interval = 1.0\n'
-            f'[superexec]\nstate = "{home}/exec"\n'
-            f'[learner]\nsocket = "{home}/learner.sock"\ncpu-threads = 1\n'
-        )
-        return path
+        return home / "client.toml"
 
     def start(self, name: str, *arguments: str, watchdog: float = 0.0) -> Running:
         """Start ``zk0d ARGUMENTS`` as systemd would."""

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 
-from tests.bench.bench_scrape import fleet
+from tests.bench.bench_scrape import cohort
 from tests.record.lines import Told
 from zk0d.federation.messages import QueryReply
 from zk0d.federation.nodes import Node
@@ -33,7 +33,7 @@ def shown(facts: RunState) -> list[str]:
 
 
 def test_a_node_costs_a_bounded_number_of_series() -> None:
-    per_node = (len(series(fleet(200))) - len(series(fleet(100)))) / 100
+    per_node = (len(series(cohort(200))) - len(series(cohort(100)))) / 100
     assert 15 < per_node <= MOST_PER_NODE
 
 
