@@ -39,7 +39,7 @@ PARALLEL := -n 4 --dist loadgroup
 .PHONY: test
 test: lint ## Lint and run the tests
 	$(PYTEST) $(PARALLEL) -m "smoke or not guest" $(ARGS)
-	@echo "Left to make test-fleet: $(GUEST_SUITES); to make test-air-gap: the release with all packages."
+	@echo "Left to make test-fleet: $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
@@ -136,7 +136,7 @@ release-check: ## Say whether this checkout can be released (ARGS=--quick leaves
 	@.ci/release-check $(ARGS)
 
 .PHONY: docs
-docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that release, too)
+docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that version, too)
 	@.ci/make-docs
 
 .PHONY: reference

@@ -14,11 +14,11 @@
 #   --name NAME                ZK0D_NAME     client: what this node is called (this machine's name)
 #   --contact TEXT             ZK0D_CONTACT  client: how the operator reaches you
 #   --host NAME                ZK0D_HOST     server: a name or address that nodes reach it by
-#   --version X.Y.Z            ZK0D_VERSION  this release, not the one that this script was made for
-#   --from SOURCE              ZK0D_FROM     a checkout, a release's folder, the wheel in one, or the URL of
+#   --version X.Y.Z            ZK0D_VERSION  this version, not the one that this script was made for
+#   --from SOURCE              ZK0D_FROM     a checkout, a version's folder, the wheel in one, or the URL of
 #                                            a folder ({version} in it is replaced)
-#   --key FILE                 ZK0D_KEY      public ssh key that the release must be signed with
-#   --unsigned                 ZK0D_UNSIGNED=1   take a release without a signature from a URL; checksums
+#   --key FILE                 ZK0D_KEY      public ssh key that the version must be signed with
+#   --unsigned                 ZK0D_UNSIGNED=1   take a version without a signature from a URL; checksums
 #                                            are checked all the same
 #   --torch BACKEND            ZK0D_TORCH    pypi, cpu, cu126, cu128 or cu130; chosen by the GPU's driver
 #   --prefix DIR               ZK0D_PREFIX   where versions lie (/opt/zk0d; ~/.local/share/zk0d); another
@@ -39,14 +39,14 @@
 # It installs no driver, changes no setting of the system, and never reboots.
 #
 # Exit codes, one for each end; docs/cli.md lists them. The next free ones: 17, 35, 59, 93.
-#   0 done or nothing to do · 10-19 this machine · 20-39 what was said · 40-59 the release
+#   0 done or nothing to do · 10-19 this machine · 20-39 what was said · 40-59 the version
 #   80-99 the installation · 70 a bug of this script · 130 interrupted
 set -euo pipefail
 # A shell of ROS sets PYTHONPATH; what that names must not come before the packages that are installed here.
 unset PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE=1
 
-# A release fills these in (make release).
+# make release fills these in.
 readonly STAMPED_VERSION=""
 readonly STAMPED_URL=""
 readonly STAMPED_KEY=""
@@ -247,7 +247,7 @@ check_rights() {
   [ -w "$where" ] || die 16 "$where cannot be written by $(id -un): run this with sudo, or with --user for this user alone."
 }
 
-# --- where a release comes from -------------------------------------------------------------------
+# --- where a version comes from -------------------------------------------------------------------
 
 is_checkout() { [ -f "$1/pyproject.toml" ] && [ -x "$1/.ci/make-release" ]; }
 is_release() { [ -f "$1/SHA256SUMS" ] || compgen -G "$1/zk0d-*-py3-none-any.whl" >/dev/null; }
@@ -263,7 +263,7 @@ find_source() {
     elif [ -n "$STAMPED_URL" ]; then
       FROM="$STAMPED_URL"
     else
-      die 40 "where is the release? This script was not made for one: name a checkout, a folder or a URL with --from."
+      die 40 "where is the version? This script was not made for one: name a checkout, a folder or a URL with --from."
     fi
   fi
   case "$FROM" in
@@ -271,7 +271,7 @@ find_source() {
     http://127.0.0.1[:/]* | http://localhost[:/]* | http://\[::1\][:/]*) KIND=url ;;
     http://*)
       KIND=url
-      [ -n "$KEY" ] || die 41 "$FROM: without https anybody on the way can change it; use https, or name the release's key with --key."
+      [ -n "$KEY" ] || die 41 "$FROM: without https anybody on the way can change it; use https, or name the version's key with --key."
       ;;
     *.whl)
       [ -f "$FROM" ] || die 42 "--from $FROM: there is no such file."
@@ -288,7 +288,7 @@ find_source() {
       elif is_checkout "$FROM"; then
         KIND=checkout
       else
-        die 44 "--from $FROM: is neither a checkout of zk0d nor a release's folder."
+        die 44 "--from $FROM: is neither a checkout of zk0d nor a version's folder."
       fi
       ;;
   esac
@@ -342,25 +342,25 @@ check_list() {
     if [ "$KIND" = url ] && [ "$UNSIGNED" != 1 ]; then
       die 48 "this script has no key that $FROM could be signed with: name it with --key FILE, or say --unsigned."
     fi
-    [ "$KIND" = checkout ] || warn "the release is not signed, or by no key that is known here; its checksums were checked."
+    [ "$KIND" = checkout ] || warn "the version is not signed, or by no key that is known here; its checksums were checked."
     return
   fi
   if [ ! -s "$SUMS.sig" ]; then
-    [ "$UNSIGNED" = 1 ] || die 49 "$FROM/SHA256SUMS.sig: is missing; a release is signed. --unsigned takes it all the same."
-    warn "the release is not signed; its checksums were checked."
+    [ "$UNSIGNED" = 1 ] || die 49 "$FROM/SHA256SUMS.sig: is missing; a version is signed. --unsigned takes it all the same."
+    warn "the version is not signed; its checksums were checked."
     return
   fi
   has ssh-keygen || die 50 "ssh-keygen is not here, which checks the signature: install openssh-client."
   ssh-keygen -q -Y verify -f <(printf 'release %s\n' "$KEY") -I release -n "$NAMESPACE" -s "$SUMS.sig" \
     <"$SUMS" >/dev/null 2>&1 ||
-    die 51 "$FROM/SHA256SUMS: its signature is not by the release's key; do not use it. Nothing was installed."
+    die 51 "$FROM/SHA256SUMS: its signature is not by the version's key; do not use it. Nothing was installed."
 }
 
 read_version() {
   local found
   found="$(sed -n 's/^.\{66\}zk0d-\([0-9][0-9A-Za-z.+]*\)-py3-none-any\.whl$/\1/p' "$SUMS")"
   [[ -n "$found" && "$(wc -l <<<"$found")" = 1 ]] ||
-    die 52 "$FROM/SHA256SUMS: names no wheel of zk0d, or more than one; this is no release."
+    die 52 "$FROM/SHA256SUMS: names no wheel of zk0d, or more than one; this is not a version of zk0d."
   if [ -n "$VERSION" ] && [ "$VERSION" != "$found" ]; then
     die 53 "$FROM: is version $found, not $VERSION; say --version $found, or name another place."
   fi
@@ -378,7 +378,7 @@ get_release() {
   case "$KIND" in
     folder) RELEASE="$FROM" ;;
     checkout)
-      step "building a release of $FROM"
+      step "building a version of $FROM"
       RELEASE="$STAGE/checkout"
       run "$FROM/.ci/make-release" "$RELEASE" >/dev/null || die 55 "the checkout $FROM could not be built, see the lines above."
       if dry; then return; fi
@@ -766,7 +766,7 @@ prepare() {
 
 plan() {
   say "machine: $DISTRIBUTION, $ARCHITECTURE, systemd: $SYSTEMD, GPU: $GPU$([ "$WSL" = no ] || printf ', WSL')$([ "$CONTAINER" = no ] || printf ', a container')"
-  say "release: ${VERSION:+$VERSION }from $FROM"
+  say "version: ${VERSION:+$VERSION }from $FROM"
   say "into:    $PREFIX${ROLE:+, as $ROLE}"
   [ "$GPU" != none ] || say "There is no NVIDIA GPU: training works on the processor, and takes longer."
   if ! dry && terminal; then

@@ -357,5 +357,5 @@ def test_installed_it_takes_part_in_a_round(
     typed = "COMP_WORDS='zk0bot sta' COMP_CWORD=1 _ZK0BOT_COMPLETE=complete_bash zk0bot"
     assert node.run(["bash", "-c", typed]).stdout.split() == ["status"]
     uninstall = ["bash", "/srv/release/get-zk0bot.sh", "--uninstall", "--purge", "--yes"]
-    node.run(uninstall, timeout=120)
+    node.run(uninstall, timeout=300)
     assert node.run(listed).stdout == before

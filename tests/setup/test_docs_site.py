@@ -107,7 +107,7 @@ def test_the_installer_lies_at_the_root(site: Path) -> None:
 def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
     code, said = build(tmp_path / "site", RELEASE=str(tmp_path))
     assert code == 69
-    assert "is no release" in said
+    assert "holds no version" in said
 
 
 def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_from_a_checkout(installer: Installer) -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    assert "building a release of" in done.stderr
+    assert "building a version of" in done.stderr
     assert "zk0d " in installer.version()
     assert not (installer.home / ".cache/zk0d-install").exists()
 
@@ -375,10 +375,10 @@ def _leave_out(folder: Path, key: Path, name: str) -> None:
         (lambda f, k: _change(f, "*.whl"), 54, "is not what SHA256SUMS says"),
         (lambda f, k: _change(f, "constraints.txt"), 54, "is not what SHA256SUMS says"),
         (lambda f, k: _change(f, "zk0d-release"), 54, "is not what SHA256SUMS says"),
-        (lambda f, k: _change(f, "SHA256SUMS"), 51, "its signature is not by the release's key"),
+        (lambda f, k: _change(f, "SHA256SUMS"), 51, "its signature is not by the version's key"),
         (lambda f, k: (f / "SHA256SUMS.sig").write_text("x"), 51, "its signature is not by"),
         (lambda f, k: _sign_with_another(f), 51, "its signature is not by"),
-        (lambda f, k: (f / "SHA256SUMS.sig").unlink(), 49, "is missing; a release is signed"),
+        (lambda f, k: (f / "SHA256SUMS.sig").unlink(), 49, "is missing; a version is signed"),
         (lambda f, k: (f / "SHA256SUMS").unlink(), (47, 56), "SHA256SUMS: "),
         (lambda f, k: _leave_out(f, k, "constraints.txt"), 57, "no line for constraints.txt"),
         (lambda f, k: _leave_out(f, k, "zk0d-0.1.0-py3-none-any.whl"), 52, "names no wheel"),
@@ -414,7 +414,7 @@ def test_who_signed_must_be_known_or_said_to_be_no_matter(
         assert not installer.prefix.exists()
         done = installer("--from", url, ZK0D_UNSIGNED="1")
     assert done.returncode == 0
-    assert "the release is not signed" in done.stderr
+    assert "the version is not signed" in done.stderr
 
 
 @pytest.mark.parametrize(

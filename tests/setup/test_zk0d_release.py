@@ -120,7 +120,7 @@ def _change(folder: Path, name: str) -> None:
         (lambda folder: _change(folder, "constraints.txt"), "is not what SHA256SUMS says"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS: is missing"),
         (lambda folder: (folder / "SHA256SUMS").write_text(""), "has no line for zk0d-0.1.0"),
-        (lambda folder: next(folder.glob("*.whl")).unlink(), "this is no release's folder"),
+        (lambda folder: next(folder.glob("*.whl")).unlink(), "this is not a version's folder"),
     ],
 )
 def test_what_is_not_right_is_not_installed(
@@ -141,7 +141,7 @@ def test_other_files_under_the_version_in_use(installed: Release, tmp_path: Path
     write_sums(folder)
     done = installed("install", folder, "--python", sys.executable)
     assert done.returncode == 78
-    assert "a changed release needs a new version" in done.stderr
+    assert "changed files need a new version" in done.stderr
 
 
 @pytest.mark.parametrize(
