@@ -1,7 +1,7 @@
 """What a scrape costs: milliseconds for each service, and of a coordinator with a thousand nodes.
 
 The goal is 20 ms. Ours beside the floor: a page with nothing but Prometheus' own process figures.
-Services are timed from outside, over HTTP; cohorts by the processor time that making the page takes.
+Services are timed from outside, over HTTP; cohorts by the processor time of making the page.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ Each has its own ``FLWR_HOME``; telemetry and update checks are off everywhere.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import tomli_w
 
 from zk0d.daemon.environment import child_environment
 
@@ -121,4 +122,4 @@ def supernode(
 
 def write_node_config(path: Path, learner_socket: Path) -> None:
     """What a SuperNode tells its ClientApps."""
-    path.write_text(f"learner-socket = {json.dumps(str(learner_socket))}\n", encoding="utf-8")
+    path.write_text(tomli_w.dumps({"learner-socket": str(learner_socket)}), encoding="utf-8")
