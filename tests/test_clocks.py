@@ -19,7 +19,7 @@ from tests.record.lines import write as note
 from zk0d.config.machine import SuperexecSettings
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
-from zk0d.daemon.clock import Stillness
+from zk0d.daemon.clock import Stillness, uptime
 from zk0d.daemon.metrics import Metrics
 from zk0d.flower.commands import Command
 from zk0d.learner import tasks
@@ -99,8 +99,10 @@ def uses(text: str) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
             if asks_for_the_time_of_day(child):
                 yield function
-            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            yield from walk(child, child.name if is_function else function)
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from walk(child, child.name)
+            else:
+                yield from walk(child, function)
 
     yield from walk(ast.parse(text), "<module>")
 
@@ -227,7 +229,7 @@ def test_a_pause_lasts_as_long_as_it_was_meant(
     Hold.pause(600).write(tmp_path)
     set_clock(monkeypatch, step)
     assert read_hold(tmp_path) is not None
-    up = hold.uptime()
+    up = uptime()
     monkeypatch.setattr(hold, "uptime", lambda: up + 601)
     assert read_hold(tmp_path) is None
 
@@ -255,7 +257,7 @@ def test_a_task_ends_at_its_deadline_also_on_a_machine_that_was_suspended(
     control.set_deadline(600)
     set_clock(monkeypatch, step)
     control.check()
-    up = tasks.uptime()
+    up = uptime()
     monkeypatch.setattr(tasks, "uptime", lambda: up + 601)
     with pytest.raises(Stopped, match="deadline has passed"):
         control.check()

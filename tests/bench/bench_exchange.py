@@ -17,8 +17,8 @@ PARAMETERS, ROUNDS = 100_000_000, 3
 COUNTS = (2, 4)
 VARIANTS = {
     "zk0d, int8 up, bf16 down": {},
-    "zk0d, int4 up, bf16 down": {"uplink_codec": "int4"},
-    "zk0d, float32 both ways": {"uplink_codec": "fp32", "downlink_codec": "fp32"},
+    "zk0d, int4 up, bf16 down": {"uplink-codec": "int4"},
+    "zk0d, float32 both ways": {"uplink-codec": "fp32", "downlink-codec": "fp32"},
 }
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         ):
             for variant, settings in VARIANTS.items():
                 with PeakMemory(("serverapp",)) as peaks:
-                    lines = run_ours(running, ROUNDS, nodes, **settings)
+                    lines = run_ours(running, ROUNDS, nodes, settings)
                 memory[variant] = peaks.peaks["serverapp"]
                 committed = [line for line in lines if line["kind"] == "round.committed"]
                 times = [line["time"] for line in committed]

@@ -23,7 +23,7 @@ from tests.guests.test_federation import recordings_of
 from tests.guests.test_installer import INTERPRETER, Machine, start_hub
 from tests.setup.releases import find_uv
 from zk0d.demo.recordings import make_recordings
-from zk0d.simulators.soreach import Sector
+from zk0d.simulators.task import Sector
 
 UV = (
     "set -e; export UV_CACHE_DIR=/opt/cache; cd /srv/release;"

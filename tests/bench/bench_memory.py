@@ -28,7 +28,7 @@ def main() -> None:
             fake_federation(Path(folder) / "lab", nodes, PARAMETERS) as running,
             PeakMemory((SERVER_APP, SUPERLINK)) as memory,
         ):
-            lines = run_ours(running, ROUNDS, nodes, server_momentum=MOMENTUM)
+            lines = run_ours(running, ROUNDS, nodes, {"server-momentum": MOMENTUM})
         ours[nodes] = memory.peaks
         last = [line for line in lines if line["kind"] == "round.committed"][-1]
         rows.append(_row("zk0d", nodes, memory.peaks, sum(last["seconds"].values())))

@@ -129,7 +129,7 @@ def _reports() -> list[tuple[str, ...]]:
         while not over.is_set():
             figures.page()
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for title, scraped in (("alone", False), ("while it is scraped without a pause", True)):
         thread = threading.Thread(target=scrape, daemon=True)
         if scraped:

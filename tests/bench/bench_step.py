@@ -11,6 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def main() -> None:
 
 
 def _record(folder: Path) -> None:
-    from zk0d.demo import recordings
+    from zk0d.demo.recordings import make_recordings
     from zk0d.simulators.task import Sector
+    from zk0d.simulators.tasks import TASKS
 
-    recordings.CAMERAS = CAMERAS  # two, as most SO-101 set-ups have
-    recordings.make_recordings(folder, Sector(), EPISODES, first_seed=0)
+    # Two cameras, as most SO-101 set-ups have.
+    TASKS["soreach"] = replace(TASKS["soreach"], cameras=CAMERAS)
+    make_recordings(folder, Sector(), EPISODES, first_seed=0)
 
 
 def _variants(folder: Path) -> dict[str, Callable[[int], None]]:

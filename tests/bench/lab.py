@@ -6,9 +6,11 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
@@ -19,6 +21,7 @@ from zk0d.daemon.environment import child_environment, program_path
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
 from zk0d.flower.control import COMPLETED, FINISHED
+from zk0d.services import standalone
 from zk0d.services.foreground import Program
 
 STOCK_APP = Path(__file__).parent / "stock_app"
@@ -31,48 +34,42 @@ def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.
     layout = Layout.make(folder, nodes)
     names = {layout.client_config(c): (c.letter, c.name) for c in layout.contributors}
     names[layout.server_config] = ("evaluator", "evaluator")
+    fake = Path(__file__).with_name("fake_learner.py")
 
-    def learner(name: str, verb: str, config: Path) -> Program:
+    def programs(role: str, config: Path) -> list[Program]:
         socket, node = names[config]
-        return Program(
-            name,
-            (
-                sys.executable,
-                str(Path(__file__).with_name("fake_learner.py")),
-                *(str(layout.socket(socket)), node, str(parameters)),
-            ),
-        )
+        argv = (sys.executable, str(fake), str(layout.socket(socket)), node, str(parameters))
+        return [
+            replace(each, argv=argv) if each.name in ("evaluator", "learner") else each
+            for each in standalone.programs(role, config)
+        ]
 
-    before, demo._learner = demo._learner, learner
-    try:
+    with (
+        patch.object(demo, "programs", programs),
         # Flower's own program starts the peer's runs.
-        with demo.federation(layout, cpu_threads=1, open_control=True) as running:
-            yield running
-    finally:
-        demo._learner = before
+        demo.federation(layout, cpu_threads=1, open_control=True) as running,
+    ):
+        yield running
 
 
 def run_ours(
-    running: demo.Federation, rounds: int, nodes: int, **more: Any
+    running: demo.Federation, rounds: int, nodes: int, more: Mapping[str, Any] = {}
 ) -> list[dict[str, Any]]:
     """The journal of a finished run; ``more`` are settings of the run."""
-    facts: dict[str, Any] = {
-        "server_momentum": 0.0,
+    settings = {
+        "model-name": "tiny",
+        "policy": "act",
+        "num-server-rounds": rounds,
+        "min-fit-clients": nodes,
+        "eval-frequency": 0,
+        "local-steps": 1,
+        "keep-rounds": 1,
+        "server-momentum": 0.0,
         # All values of the fake learner are of one size, weights and updates alike.
-        "max_update_ratio": 0.0,
+        "max-update-ratio": 0.0,
         **more,
     }
-    settings = RunSettings(
-        model_name="tiny",
-        policy="act",
-        num_server_rounds=rounds,
-        min_fit_clients=nodes,
-        eval_frequency=0,
-        local_steps=1,
-        keep_rounds=1,
-        **facts,
-    )
-    run_id = running.start_run(settings)
+    run_id = running.start_run(RunSettings.parse(settings, where="this bench's run"))
     _finish(running, run_id)
     return list(read_lines(running.layout.runs / str(run_id)))
 

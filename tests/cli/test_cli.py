@@ -167,11 +167,11 @@ def test_a_machine_is_set_up_without_an_invite(tmp_path: Path) -> None:
     checked = typed("zk0bot", "config", "check", "client", "--file", str(draft))
     assert checked.returncode == 78
     assert f"{draft}: " in checked.stderr
-    key = (client / "node.key").read_bytes()
+    node_key = (client / "node.key").read_bytes()
     again = typed(*init)
     assert "is there already and kept" in again.stderr
     assert again.stdout != "", "the request is printed again"
-    assert (client / "node.key").read_bytes() == key
+    assert (client / "node.key").read_bytes() == node_key
 
 
 def test_a_node_key_is_made_once(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def gone(pid: int) -> bool:
 def test_output_goes_to_the_log(spawn: Callable[..., Child]) -> None:
     child = spawn("print('first'); print('last words')")
     child.wait(20)
+    assert child.log is not None
     assert child.log.read_text() == "first\nlast words\n"
     assert child.last_words() == "last words"
 
@@ -95,6 +96,7 @@ def test_stopping_ends_grandchildren_too(spawn: Callable[..., Child]) -> None:
         "print(p.pid); time.sleep(600)"
     )
     wait_until(lambda: child.last_words() == "up", "the start", 20, [child])
+    assert child.log is not None
     grandchild = next(int(line) for line in child.log.read_text().split() if line.isdigit())
     stop_all([child], grace=5)
     wait_until(lambda: gone(grandchild), "the grandchild's end", 10)

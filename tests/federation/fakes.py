@@ -20,7 +20,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.messages import (
-    DatasetResult,
     Evaluate,
     EvaluateReply,
     Noted,
@@ -38,7 +37,7 @@ from zk0d.federation.messages import (
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
-from zk0d.record.events import NodeFigures
+from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.release.gate import judge
 
 NEVER = float("inf")
@@ -252,7 +251,7 @@ def _copied(record: RecordDict) -> RecordDict:
 
     copy = RecordDict(dict(record.items()))
     if "payload" in copy:
-        copy["payload"] = ArrayRecord(dict(record["payload"].items()))  # type: ignore[union-attr]
+        copy["payload"] = ArrayRecord(dict(record["payload"].items()))
     return copy
 
 

@@ -339,4 +339,5 @@ def test_nesterov_is_torchs(spool: Spool) -> None:
 
 
 def test_the_norm_is_over_all_tensors() -> None:
-    assert norm({"a": np.float32([3.0]), "b": np.float32([[4.0]])}) == pytest.approx(5.0)
+    one = np.ones(1, np.float32)
+    assert norm({"a": 3 * one, "b": 4 * one[None]}) == pytest.approx(5.0)

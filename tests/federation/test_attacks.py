@@ -75,7 +75,7 @@ def on_the_way(damage: Callable[[Payload], None]) -> Callable[..., Answer]:
         update = Payload.of(honest(task, payload, 9), "delta", task.training.uplink_codec)
         damage(update)
         reply = node.update(task, payload, lambda _: honest(task, payload, 9))
-        body = TrainReply.model_validate_json(str(reply["message"]["body"]))  # type: ignore[index]
+        body = TrainReply.model_validate_json(str(reply["message"]["body"]))
         return to_record(body, update), 2.0
 
     return train

@@ -153,8 +153,8 @@ def test_foreign_records_are_refused() -> None:
 
 def test_another_protocol_is_refused() -> None:
     record = to_record(TASK)
-    text = str(record["message"]["body"])  # type: ignore[index]
-    record["message"]["body"] = text.replace('"protocol":3', '"protocol":2')  # type: ignore[index]
+    text = str(record["message"]["body"])
+    record["message"]["body"] = text.replace('"protocol":3', '"protocol":2')
     with pytest.raises(UpdateError) as error:
         from_record(record, Start)
     assert error.value.reason == "protocol_mismatch"

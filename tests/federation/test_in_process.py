@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from tests.federation.fakes import _copied, raw_payload
 from tests.record.lines import read_lines
 from tests.serving import served
-from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.machine import CONFIG_VARIABLE, ClientSettings, ServerSettings
 from zk0d.config.run import EvaluationSettings, run_settings
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app
+from zk0d.federation.aggregate import aggregate
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
 from zk0d.federation.rounds import RunFailedError
@@ -147,16 +148,16 @@ class Lab:
     def run(
         self,
         monkeypatch: pytest.MonkeyPatch,
+        settings: Mapping[str, Any] = {},
         *,
         fails: type[Exception] | None = None,
-        **settings: Any,
     ) -> list[dict[str, Any]]:
         config = self.folder / "server.toml"
         config.write_text(
             f'state = "{self.folder}"\npoll-interval = 0.05\n'
             f'[evaluator]\nsocket = "{self.server.evaluator.socket}"\n'
         )
-        monkeypatch.setenv(server_app.CONFIG_VARIABLE, str(config))
+        monkeypatch.setenv(CONFIG_VARIABLE, str(config))
         flat = run_settings({**SETTINGS, **settings}).to_flat()
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
         try:
@@ -214,7 +215,7 @@ def test_a_run_repeats_bit_by_bit(
 def test_every_codec_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     lab.contribute("left")
     lab.contribute("right")
-    lines = lab.run(monkeypatch, **{"uplink-codec": codec, "eval-rollouts": 0})
+    lines = lab.run(monkeypatch, {"uplink-codec": codec, "eval-rollouts": 0})
     committed = [line for line in lines if line["kind"] == "round.committed"]
     losses = [line["evaluation"]["loss"] for line in committed]
     assert losses[2] < losses[1] < losses[0]
@@ -236,14 +237,14 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     def weights() -> list[bytes]:
         return [path.read_bytes() for path in sorted(runs.glob("1/rounds/*/*.safetensors"))]
 
-    lab.run(monkeypatch, **settings)
+    lab.run(monkeypatch, settings)
     whole = weights()
     shutil.rmtree(runs)
 
     class Killed(BaseException):
         pass
 
-    real = model.aggregate
+    real = aggregate
 
     def deadly(*args: Any) -> float:
         deadly.calls += 1  # type: ignore[attr-defined]
@@ -254,13 +255,13 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     deadly.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "aggregate", deadly)
     # As it would be in another run: the learners have seen this one.
-    lab.run(monkeypatch, **{**settings, "num-server-rounds": 1, "local-steps": 1, "seed": 7})
+    lab.run(monkeypatch, {**settings, "num-server-rounds": 1, "local-steps": 1, "seed": 7})
     shutil.rmtree(runs)
     deadly.calls = 0  # type: ignore[attr-defined]
     with pytest.raises(Killed):
-        lab.run(monkeypatch, **settings)
+        lab.run(monkeypatch, settings)
     assert committed_rounds(runs / "1") == [0, 1]
-    lab.run(monkeypatch, resume="1")
+    lab.run(monkeypatch, {"resume": "1"})
     assert [line["round"] for line in lab.lines if line["kind"] == "run.resumed"] == [1]
     assert weights() == whole
 
@@ -271,7 +272,7 @@ def test_nodes_evaluate_on_their_own_held_out_episodes(
     held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
     lab.contribute("left", learner=held)
     lab.contribute("right")
-    lines = lab.run(monkeypatch, **{"evaluate-on-nodes": True, "eval-rollouts": 0})
+    lines = lab.run(monkeypatch, {"evaluate-on-nodes": True, "eval-rollouts": 0})
     joined = {line["node"]: line["frames"] for line in lines if line["kind"] == "node.joined"}
     assert joined["left"] < joined["right"], "held-out frames are not trained on"
     first, second = [line for line in lines if line["kind"] == "round.committed"][1:]
@@ -281,7 +282,7 @@ def test_nodes_evaluate_on_their_own_held_out_episodes(
     assert first["holdout_loss"] == figures["left"]["holdout_loss"], "the only one that has any"
     assert second["holdout_loss"] < first["holdout_loss"], "of the weights the round began with"
     shutil.rmtree(lab.folder / "runs")
-    lines = lab.run(monkeypatch, **{"eval-rollouts": 0, "num-server-rounds": 1})
+    lines = lab.run(monkeypatch, {"eval-rollouts": 0, "num-server-rounds": 1})
     assert [line for line in lines if line["kind"] == "round.committed"][1]["holdout_loss"] is None
 
 
@@ -300,7 +301,7 @@ def test_a_node_reads_what_is_held_against_it(
     lab.contribute("right")
     lines = lab.run(
         monkeypatch,
-        **{
+        {
             "max-update-ratio": 1e-9,
             "max-strikes": 1,
             "num-server-rounds": 1,
@@ -320,7 +321,7 @@ def test_act_trains_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.contribute("left")
     lines = lab.run(
         monkeypatch,
-        **{
+        {
             "policy": "act",
             "num-server-rounds": 1,
             "local-steps": 2,
@@ -338,7 +339,7 @@ def test_act_trains_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.contribute("good", cameras={"top": "top"})
     lab.contribute("bad", cameras={"top": "wrist"})
-    lines = lab.run(monkeypatch, **{"min-fit-clients": 1, "num-server-rounds": 1})
+    lines = lab.run(monkeypatch, {"min-fit-clients": 1, "num-server-rounds": 1})
     refused = next(line for line in lines if line["kind"] == "node.refused")
     assert refused["node"] == "bad"
     assert refused["reason"] == "data_error"
@@ -349,10 +350,7 @@ def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.Mo
 def test_the_run_may_not_name_a_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.contribute("left")
     with pytest.raises(RunFailedError):
-        lab.run(
-            monkeypatch,
-            **{"dataset-uri": "local:/etc", "min-fit-clients": 1, "node-wait": 0.5},
-        )
+        lab.run(monkeypatch, {"dataset-uri": "local:/etc", "min-fit-clients": 1, "node-wait": 0.5})
     refused = next(line for line in lab.lines if line["kind"] == "node.refused")
     assert refused["reason"] == "run_dataset_refused"
 
@@ -371,7 +369,7 @@ def test_a_demo_node_takes_the_runs_dataset(lab: Lab, monkeypatch: pytest.Monkey
     )
     lines = lab.run(
         monkeypatch,
-        **{
+        {
             "dataset-uri": f"local:{lab.recordings}",
             "min-fit-clients": 1,
             "num-server-rounds": 1,
@@ -390,14 +388,14 @@ def test_a_node_without_dataset_does_not_start() -> None:
 def test_a_model_that_is_nowhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.contribute("left")
     with pytest.raises(Zk0dError, match="could not be fetched from the hub"):
-        lab.run(monkeypatch, **{"model-name": "lerobot/smolvla_base"})
+        lab.run(monkeypatch, {"model-name": "lerobot/smolvla_base"})
     assert lab.lines[-1]["reason"] == "hub_unreachable"
 
 
 def test_unknown_run_settings_end_the_app(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     config = lab.folder / "server.toml"
     config.write_text(f'state = "{lab.folder}"\n')
-    monkeypatch.setenv(server_app.CONFIG_VARIABLE, str(config))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"lokal-steps": 1}
     )

@@ -68,7 +68,7 @@ def losses(
     for number in range(NODES):
         lab.contribute(f"n{number}")
     monkeypatch.setattr(test_in_process, "DirectGrid", PoisonedGrid)
-    lines = lab.run(monkeypatch, **{**SETTINGS, **more})
+    lines = lab.run(monkeypatch, {**SETTINGS, **more})
     committed = [line for line in lines if line["kind"] == "round.committed"]
     assert len(committed[-1]["nodes"]) == NODES, "the poisoner takes part in every round"
     return committed[0]["evaluation"]["loss"], committed[-1]["evaluation"]["loss"]

@@ -29,6 +29,7 @@ from zk0d.federation.messages import Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
+from zk0d.learning.schedule import CosineSchedule
 from zk0d.record.journal import Journal, committed_rounds
 
 Lines = list[dict[str, Any]]
@@ -119,7 +120,9 @@ def test_every_node_gets_the_same_task_with_a_running_step(world: Make) -> None:
         assert first == second
     assert [task.first_step for task in nodes[0].trained] == [0, 4]
     assert [task.round for task in nodes[0].trained] == [1, 2]
-    assert nodes[0].trained[0].schedule.total_steps == 8
+    schedule = nodes[0].trained[0].schedule
+    assert isinstance(schedule, CosineSchedule)
+    assert schedule.total_steps == 8
     assert nodes[0].trained[0].base != nodes[0].trained[1].base
 
 
@@ -511,8 +514,8 @@ def test_a_failed_evaluation_is_missing_and_said(world: Make) -> None:
 
 def test_the_evaluator_is_waited_for(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")])
-    not_yet = [LearnerError("not yet", reason=why) for why in ("learner_gone", "gpu_failed")]
-    made.evaluator.start_errors = not_yet * 2
+    for why in 2 * ("learner_gone", "gpu_failed"):
+        made.evaluator.start_errors.append(LearnerError("not yet", reason=why))
     made.run()
     assert made.lines[-1]["kind"] == "run.finished"
 

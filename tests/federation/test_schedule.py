@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def schedule(**settings: Any) -> Told:
     return Told(run_settings({**BASE, **settings}))
 
 
-def feed(made: Told, losses: list[float | None]) -> Told:
+def feed(made: Told, losses: Sequence[float | None]) -> Told:
     """Round 0 has the first loss, and so on; the nodes' losses are all 1."""
     for number, loss in enumerate(losses):
         if number:

@@ -23,12 +23,15 @@ tensors = st.dictionaries(
 )
 
 
+ONES = np.ones(2, np.float32)
+
+
 def example() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     return {
         "a.weight": random.normal(size=(3, 4)).astype(np.float32),
         "b.weight": random.normal(size=(1_300_000,)).astype(np.float32),
-        "c.bias": np.float32([1.0]),
+        "c.bias": np.array([1.0], np.float32),
     }
 
 
@@ -57,7 +60,7 @@ def test_encoded_tensors_come_back_in_their_shapes(codec: CodecName) -> None:
 
 def test_what_cannot_be_encoded_is_named() -> None:
     with pytest.raises(NotFinite, match=r"tensor 'b' holds NaN"):
-        Payload.of({"a": np.ones(2, np.float32), "b": np.float32([np.nan])}, "delta", "int8")
+        Payload.of({"a": ONES, "b": ONES * np.nan}, "delta", "int8")
 
 
 def test_chunks_are_bounded_and_filled() -> None:
@@ -125,7 +128,10 @@ def test_bytes_after_the_last_tensor() -> None:
     ("change", "said"),
     [
         (lambda t: t.pop("c.bias"), "tensor 'c.bias' is missing"),
-        (lambda t: t.update(extra=np.float32([1])), "'extra' does not belong to the model"),
+        (
+            lambda t: t.update(extra=ONES),
+            "'extra' does not belong to the model",
+        ),
         (
             lambda t: t.update({"a.weight": t["a.weight"].reshape(4, 3)}),
             r"'a.weight' is float32 \[4, 3\], the model's is float32 \[3, 4\]",

@@ -60,8 +60,8 @@ def _make_air_gap(folder: Path) -> None:
     pins.write_text(_pin_of_uv())
     tools = folder / "tools"  # an environment that uv made has no pip
     subprocess.run([sys.executable, "-m", "venv", tools], check=True, timeout=120)
-    command = [tools / "bin/pip", "download", "-q", "--no-deps", "--require-hashes"]
-    subprocess.run([*command, "-d", wheels, "-r", pins], check=True, timeout=300)
+    command = [str(tools / "bin/pip"), "download", "-q", "--no-deps", "--require-hashes"]
+    subprocess.run([*command, "-d", str(wheels), "-r", str(pins)], check=True, timeout=300)
 
 
 def _pin_of_uv() -> str:

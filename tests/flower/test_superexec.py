@@ -68,7 +68,7 @@ def test_one_task_type_is_ours_and_the_others_are_answered(
         def __init__(self, argv: list[str], **_: Any) -> None:
             started.append(argv)
 
-    monkeypatch.setattr(superexec.subprocess, "Popen", FakeApp)
+    monkeypatch.setattr(subprocess, "Popen", FakeApp)
     result = made.launch(spec(task_type))
     assert result.status == LaunchResultStatus.ACCEPTED
     own = {"server": TaskType.SERVER_APP, "client": TaskType.CLIENT_APP}[role]

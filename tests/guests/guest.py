@@ -17,7 +17,7 @@ POLL = 0.2
 FILLER = ".filler"
 
 
-def wait_until[T](condition: Callable[[], T], deadline: float = 30, what: str = "") -> T:
+def wait_until[T](condition: Callable[[], T | None], deadline: float = 30, what: str = "") -> T:
     """The condition's first true answer; ``TimeoutError`` after ``deadline`` seconds."""
     end = time.monotonic() + deadline
     while not (answer := condition()):

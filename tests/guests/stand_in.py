@@ -12,9 +12,11 @@ import sys
 import time
 
 SYSTEM = pathlib.Path("/etc/zk0d")
+VERSION: str
+HEALTHY: bool
 
 
-def serve():
+def serve() -> None:
     if not HEALTHY:  # noqa: F821
         sys.exit(78)
     address = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
@@ -26,7 +28,7 @@ def serve():
             time.sleep(1)
 
 
-def main():
+def main() -> None:
     words = sys.argv[1:]
     folder = pathlib.Path(words[words.index("--folder") + 1]) if "--folder" in words else SYSTEM
     if sys.argv[0].endswith("/zk0d"):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,7 +241,7 @@ def test_without_root(machine: Machine) -> None:
         " /lib/systemd/systemd --user"
     )
     number = guest.run("id -u ann").stdout.strip()
-    env = {"HOME": "/home/ann", "XDG_RUNTIME_DIR": f"/run/user/{number}"}
+    env: dict[str, Any] = {"HOME": "/home/ann", "XDG_RUNTIME_DIR": f"/run/user/{number}"}
     words = ["env", *(f"{name}={value}" for name, value in env.items()), "systemctl", "--user"]
     guest.wait_until(
         lambda: not guest.run([*words, "show-environment"], check=False, user="ann").returncode

@@ -24,7 +24,6 @@ from zk0d.daemon.child import wait_until
 from zk0d.errors import DataError, ExitCode, UnavailableError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import (
-    DatasetResult,
     Evaluate,
     EvaluateReply,
     Message,
@@ -35,6 +34,7 @@ from zk0d.federation.messages import (
 from zk0d.federation.update import Payload
 from zk0d.learner import app
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.record.events import DatasetResult
 from zk0d.services.learner import LearnerService, listen
 
 TASK = Start(policy="act", model_name="tiny", seed=0)

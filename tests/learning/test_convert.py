@@ -77,7 +77,7 @@ def write_v21(recordings: Recordings, folder: Path, episodes: int) -> None:
     (meta / "info.json").write_text(json.dumps(info))
 
 
-def summary(values: np.ndarray) -> dict[str, list[float]]:
+def summary(values: np.ndarray) -> dict[str, list[Any]]:
     return {
         "min": values.min(0).tolist(),
         "max": values.max(0).tolist(),

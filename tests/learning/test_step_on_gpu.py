@@ -81,7 +81,7 @@ def test_replayed_steps_are_those_taken_kernel_by_kernel(
     with monkeypatch.context() as patched:
         patched.setattr(steps, "ReplayedStep", lambda plain: plain)
         plain, expected = run(prepared, plan)
-    assert len(losses) == len(expected) == plan.steps
+    assert len(losses) == len(expected) == plan.training.local_steps
     np.testing.assert_allclose(losses, expected, rtol=2e-3)
     assert replayed.proximal_loss == pytest.approx(plain.proximal_loss, rel=0.02)
     assert replayed.grad_norm == pytest.approx(plain.grad_norm, rel=0.02)
@@ -106,7 +106,7 @@ def test_a_batch_that_gives_no_number_changes_nothing(
     monkeypatch.setattr(prepared.policy.policy.model, "sample_time", sometimes)
     result, losses = run(prepared, PLAN)
     assert result.bad_batches == 2
-    assert result.steps == len(losses) == PLAN.steps == len(taken) - 2
+    assert result.steps == len(losses) == PLAN.training.local_steps == len(taken) - 2
     assert np.isfinite(losses).all()
     assert all(np.isfinite(w).all() for w in prepared.policy.weights().values())
     monkeypatch.setattr(
@@ -134,7 +134,7 @@ def test_a_repeated_round_starts_from_the_same_moments(prepared: PreparedRecordi
 def test_bfloat16_learns_as_float32_does(smolvla_spec: PolicySpec, recordings: Recordings) -> None:
     ends = {}
     for precision in ("float32", "bfloat16"):
-        policy = load_policy(smolvla_spec, device="cuda", precision=precision)  # type: ignore[arg-type]
+        policy = load_policy(smolvla_spec, device="cuda", precision=precision)
         prepared = PreparedRecordings(recordings, policy, CacheSettings())
         _, losses = run(prepared, replace(PLAN, training=taking(80, 16)))
         assert all(p.dtype == torch.float32 for p in policy.trainable().values())

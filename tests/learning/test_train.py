@@ -131,12 +131,14 @@ def test_the_proximal_gradient_is_that_of_the_term() -> None:
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(torch.randn_like(parameter))
-    term = sum(0.15 * ((p - a) ** 2).sum() for p, a in zip(parameters, anchors, strict=True))
-    expected = torch.autograd.grad(term, parameters)  # type: ignore[arg-type]
+    squares = [((p - a) ** 2).sum() for p, a in zip(parameters, anchors, strict=True)]
+    term = 0.15 * torch.stack(squares).sum()
+    expected = torch.autograd.grad(term, parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     proximal.add_gradient()
     for parameter, gradient in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
         assert torch.allclose(parameter.grad, 1 + gradient, atol=1e-6)
     assert float(proximal.value()) == pytest.approx(float(term.detach()), rel=1e-5)
 

@@ -65,7 +65,7 @@ def test_one_frame_of_this_machines_services(folder: Path) -> None:
 def drawn(view: View, samples: Samples) -> str:
     screen = Console(file=io.StringIO(), width=140)
     screen.print(view.draw(samples))
-    return screen.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def learner(steps: float, seconds: float) -> Samples:

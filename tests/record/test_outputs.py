@@ -70,10 +70,10 @@ def line(
             },
         ],
     }
-    base = {"time": 1.0, "run": "7", "kind": "round.committed", "round": number}
+    base: dict[str, Any] = {"time": 1.0, "run": "7", "kind": "round.committed", "round": number}
     if not number:
         return event(**base, evaluation=evaluation)
-    facts = {
+    facts: dict[str, Any] = {
         "nodes": [node(names[0], 1.0, 30), node(names[1], 3.0, 10)],
         "refused": {"bad": "not_finite"},
         "lost": {"gone": "offline"},

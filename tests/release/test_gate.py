@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from zk0d.config.run import RunSettings
@@ -8,7 +10,10 @@ from zk0d.release.gate import judge
 
 
 def summary(
-    *losses: float | None, spread: float = 0.01, run: str = "7", **settings: object
+    *losses: float | None,
+    spread: float = 0.01,
+    run: str = "7",
+    settings: Mapping[str, object] = {},
 ) -> RunSummary:
     """A run with one evaluation per round, from round 0 on."""
     return RunSummary(
@@ -60,7 +65,7 @@ def test_against_the_baseline(losses: tuple[float | None, ...], passed: bool, sa
     [
         (summary(1.0, 0.8, run="6"), True, "it beats the last release (run 6, round 1)"),
         (summary(1.0, 0.4, run="6"), False, "it is no better than the last release"),
-        (summary(1.0, 0.8, run="6", seed=1), False, "was evaluated otherwise"),
+        (summary(1.0, 0.8, run="6", settings={"seed": 1}), False, "was evaluated otherwise"),
     ],
 )
 def test_against_the_last_release(last: RunSummary, passed: bool, says: str) -> None:

@@ -86,7 +86,7 @@ def released(evaluator: CoordinatorEvaluator, policy: str, model: str) -> Path:
         spec=reply.spec,  # type: ignore[attr-defined]
         base=moved.manifest.sha256,
         statistics=statistics_of(evaluator),
-        summary=summary(1.0, 0.5, **run.public()),
+        summary=summary(1.0, 0.5, settings=run.public()),
         best=True,
         keep=1,
     )

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,14 @@ class Coordinator:
             f'[publish]\nstate = "{self.state}"\n'
         )
 
-    def told(self, run: str, *, passed: bool = True, began: float = 0.0, **settings: Any) -> Told:
+    def told(
+        self,
+        run: str,
+        settings: Mapping[str, Any] = {},
+        *,
+        passed: bool = True,
+        began: float = 0.0,
+    ) -> Told:
         """A run that ended, with a checkpoint."""
         told = Told(self.folder / "state/runs" / run, run, **settings)
         config = run_config(run, run_settings(settings), began)
@@ -103,7 +110,7 @@ def coordinator(tmp_path: Path, hub: HubStandIn) -> Coordinator:
 
 
 def test_a_run_that_asks_is_pushed_once(coordinator: Coordinator, hub: HubStandIn) -> None:
-    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY})
     coordinator.told("2")
     done = coordinator.publish()
     assert done.returncode == 0, done.stderr
@@ -129,7 +136,7 @@ def test_a_run_that_asks_is_pushed_once(coordinator: Coordinator, hub: HubStandI
 def test_what_is_not_pushed_is_said_once(
     coordinator: Coordinator, hub: HubStandIn, passed: bool, settings: dict[str, Any], why: str
 ) -> None:
-    coordinator.told("1", passed=passed, **{"hf-repo-id": REPOSITORY}, **settings)
+    coordinator.told("1", {"hf-repo-id": REPOSITORY, **settings}, passed=passed)
     said = [coordinator.publish().stderr for _ in range(2)]
     assert [why in each for each in said] == [True, False]
     assert "releases/1/checkpoint_round_3" in said[0], "where it is"
@@ -137,7 +144,7 @@ def test_what_is_not_pushed_is_said_once(
 
 
 def test_a_run_that_goes_on_waits(coordinator: Coordinator, hub: HubStandIn) -> None:
-    told = coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    told = coordinator.told("1", {"hf-repo-id": REPOSITORY})
     note(told.journal, "run.resumed", round=3, flower_run="8")
     assert coordinator.publish().returncode == 0
     assert not hub.repositories
@@ -145,7 +152,7 @@ def test_a_run_that_goes_on_waits(coordinator: Coordinator, hub: HubStandIn) -> 
 
 def test_without_a_token_it_stays_here(coordinator: Coordinator, hub: HubStandIn) -> None:
     (coordinator.credentials / "hf.token").write_text("\n")
-    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert done.returncode == 69
     assert "there is no token of the hub, so nothing was pushed" in done.stderr
@@ -159,8 +166,8 @@ def test_without_a_token_it_stays_here(coordinator: Coordinator, hub: HubStandIn
 def test_one_that_is_refused_does_not_hold_up_others(
     coordinator: Coordinator, hub: HubStandIn
 ) -> None:
-    coordinator.told("2", **{"hf-repo-id": "no-name"})
-    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    coordinator.told("2", {"hf-repo-id": "no-name"})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert (done.returncode, "write it as user/name" in done.stderr) == (78, True)
     assert REPOSITORY in hub.repositories
@@ -169,7 +176,7 @@ def test_one_that_is_refused_does_not_hold_up_others(
 def test_several_runs_to_one_repository(coordinator: Coordinator, hub: HubStandIn) -> None:
     """Each tag names its run's own weights, and the repository ends with the newest run's."""
     for run, began in (("333", 10.0), ("1", 30.0), ("22", 20.0)):
-        coordinator.told(run, began=began, **{"hf-repo-id": REPOSITORY})
+        coordinator.told(run, {"hf-repo-id": REPOSITORY}, began=began)
     done = coordinator.publish()
     assert done.returncode == 0, done.stderr
     there = hub.repositories[REPOSITORY]
@@ -187,7 +194,7 @@ def test_the_token_is_found_without_systemd(coordinator: Coordinator, hub: HubSt
     token.write_text(f"{TOKEN}\n")
     with (coordinator.folder / "server.toml").open("a") as file:
         file.write(f'hf-token = "{token}"\n')
-    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert done.returncode == 0, done.stderr
     assert REPOSITORY in hub.repositories

@@ -250,7 +250,7 @@ NAMES = ["zk0d", "our arms", "", *(f"a{letter}b" for letter in "/#%:?\\"), "x" *
 @pytest.mark.parametrize("name", NAMES)
 def test_a_project_is_what_wandb_takes(name: str) -> None:
     wandb = pytest.importorskip("wandb")
-    ours = RunSettings(use_wandb=True, wandb_project=name)
+    ours = RunSettings.parse({"use-wandb": True, "wandb-project": name}, where="test")
     try:
         wandb.Settings(project=name)
         taken = bool(name)  # an empty one is W&B's "uncategorized", which nobody asks for

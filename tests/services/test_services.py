@@ -64,7 +64,7 @@ def running(recordings_folder: Path) -> Iterator[Lab]:
 
 def test_a_federation_of_services_trains(running: Lab) -> None:
     for service in running.services.values():
-        wait_until(lambda told=service.told: told.ready, "READY=1", 120, [service.child])
+        wait_until(lambda told=service.told: told.ready, "READY=1", 120, [service.child])  # type: ignore[misc]
     with running.control() as control:
         run_id = control.start_run(RunSettings.parse(TINY, where="test"))
         wait_until(

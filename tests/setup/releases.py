@@ -116,14 +116,14 @@ def write_sums(folder: Path, key: Path | None = None) -> None:
 
 def sign(folder: Path, key: Path) -> None:
     (folder / "SHA256SUMS.sig").unlink(missing_ok=True)
-    command = ["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", "zk0d-release"]
+    command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", "zk0d-release"]
     subprocess.run([*command, folder / "SHA256SUMS"], check=True, capture_output=True)
 
 
 def make_key(folder: Path) -> Path:
     """A private ssh key to sign releases with; its public half lies beside it."""
     key = folder / "release.key"
-    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "release", "-f", key]
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "release", "-f", str(key)]
     subprocess.run(make, check=True)
     return key
 

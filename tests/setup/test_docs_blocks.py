@@ -115,7 +115,7 @@ def role_variables() -> set[str]:
 
 def ini(block: Block) -> None:
     parser = configparser.ConfigParser(strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str  # type: ignore[assignment]
     parser.read_string(block.code)
     assert parser.sections()
 
@@ -225,7 +225,7 @@ def _harmless(command: click.Command, taken: dict[str, Any]) -> None:
 
 def zk0d(arguments: list[str]) -> None:
     parser = command_line()
-    parser.error = _refuse  # type: ignore[assignment,method-assign]
+    parser.error = _refuse  # type: ignore[method-assign]
     parser.parse_args(arguments)
 
 

@@ -112,7 +112,7 @@ def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    clone = ["git", "clone", "--quiet", "--no-hardlinks", REPOSITORY, checkout]
+    clone = ["git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(checkout)]
     subprocess.run(clone, check=True, capture_output=True)
     subprocess.run(
         ["cp", "-r", *(REPOSITORY / name for name in ("docs", "mkdocs.yml", ".ci")), checkout],

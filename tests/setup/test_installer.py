@@ -216,10 +216,11 @@ def test_help_is_its_first_lines(installer: Installer) -> None:
 @pytest.mark.parametrize("what", ["folder", "wheel", "its own folder"])
 def test_from_a_folder(installer: Installer, release: Path, key: Path, what: str) -> None:
     wheel = release / "zk0d-0.1.0-py3-none-any.whl"
-    source = {"folder": ["--from", release], "wheel": ["--from", wheel], "its own folder": []}
+    source: dict[str, list[Path]] = {"folder": [release], "wheel": [wheel], "its own folder": []}
     if what == "its own folder":
         installer.script = release / INSTALLER.name
-    done = installer(*source[what], "--key", f"{key}.pub")
+    given = [word for path in source[what] for word in ("--from", str(path))]
+    done = installer(*given, "--key", f"{key}.pub")
     assert done.returncode == 0, done.stderr
     assert installer.version() == "0.1.0"
     assert "zk0d 0.1.0 is in" in done.stderr
@@ -472,12 +473,12 @@ def test_a_dry_run_changes_nothing(
     before = tree(tmp_path)
     with served(tmp_path) as (url, handler):
         for arguments in (
-            ["--from", release, "--role", "client", "--invite", "secret", "--dataset", "/data"],
-            ["--from", f"{url}/zk0d-0.1.0", "--unsigned"],
-            ["--from", REPOSITORY, "--role", "demo"],
-            ["--from", newer],
-            ["--uninstall", "--purge"],
-            *([["--rollback"]] if installed else []),
+            ("--from", release, "--role", "client", "--invite", "secret", "--dataset", "/data"),
+            ("--from", f"{url}/zk0d-0.1.0", "--unsigned"),
+            ("--from", REPOSITORY, "--role", "demo"),
+            ("--from", newer),
+            ("--uninstall", "--purge"),
+            *([("--rollback",)] if installed else []),
         ):
             done = installer(*arguments, "--dry-run")
             assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Built:
     """Two builds of the same, one of them under another umask and from a copy with litter."""
     root = tmp_path_factory.mktemp("releases")
     copy = root / "copy"
-    clone = ["git", "clone", "--quiet", "--no-hardlinks", REPOSITORY, copy]
+    clone = ["git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(copy)]
     subprocess.run(clone, check=True, capture_output=True)
     # What is not committed yet belongs to both.
     changes = subprocess.run(
@@ -101,9 +101,9 @@ def test_the_signature_is_by_the_key_that_the_installer_holds(built: Built, tmp_
     (stamped,) = [line for line in lines if line.startswith("readonly STAMPED_KEY=")]
     signers = tmp_path / "signers"
     signers.write_text(f"release {stamped.split('"')[1]}\n")
-    verify = ["ssh-keygen", "-Y", "verify", "-f", signers, "-I", "release", "-n", "zk0d-release"]
+    verify = ["ssh-keygen", "-Y", "verify", "-f", str(signers), "-I", "release"]
     sums = (folder / "SHA256SUMS").read_bytes()
-    signature = ["-s", folder / "SHA256SUMS.sig"]
+    signature = ["-n", "zk0d-release", "-s", str(folder / "SHA256SUMS.sig")]
     assert subprocess.run([*verify, *signature], input=sums, capture_output=True).returncode == 0
     assert subprocess.run([*verify, *signature], input=sums + b" ", capture_output=True).returncode
 

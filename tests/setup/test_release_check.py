@@ -21,7 +21,7 @@ VERSION = "3.4.5"
 def checkout(tmp_path: Path) -> Path:
     """What is committed here and in the working tree, with a changelog that is ready."""
     folder = tmp_path / "checkout"
-    clone = ["git", "clone", "--quiet", "--no-hardlinks", REPOSITORY, folder]
+    clone = ["git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(folder)]
     subprocess.run(clone, check=True, capture_output=True)
     subprocess.run(["cp", "-r", REPOSITORY / ".ci", folder], check=True)
     change(folder, "pyproject.toml", r'(?m)^version = ".*"$', f'version = "{VERSION}"')
@@ -103,7 +103,7 @@ def test_an_unknown_argument(checkout: Path) -> None:
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_is_one(workflow: Path) -> None:
     program = Path(sys.executable).with_name("check-jsonschema")
-    command = [program, "--builtin-schema", "vendor.github-workflows", workflow]
+    command = [str(program), "--builtin-schema", "vendor.github-workflows", str(workflow)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
 from zk0d.federation import model
+from zk0d.federation.aggregate import aggregate
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.record.journal import committed_rounds
 from zk0d.simulation.alone import alone, export
@@ -34,12 +36,12 @@ def uri(recordings_folder: Path) -> str:
 def make(
     folder: Path,
     uri: str,
+    settings: Mapping[str, Any] = {},
     *,
     nodes: list[VirtualNode] | None = None,
     engine: Engine = "in-process",
     held_out: tuple[int, ...] = (5,),
     plan: dict[str, Any] | None = None,
-    **settings: Any,
 ) -> Simulation:
     nodes = nodes or [
         VirtualNode(name="left", dataset_uri=uri, episodes=[0, 1, 2]),
@@ -82,9 +84,9 @@ def test_it_is_what_real_learners_do(
     """The same settings with learners behind sockets give the same weights, to the bit."""
     lab.contribute("left")
     lab.contribute("right")
-    lab.run(monkeypatch, **{**SMALL, "num-server-rounds": 3})
+    lab.run(monkeypatch, {**SMALL, "num-server-rounds": 3})
     nodes = [VirtualNode(name=name, dataset_uri=uri) for name in ("left", "right")]
-    run = simulate(make(tmp_path / "s", uri, nodes=nodes, held_out=(), **{"num-server-rounds": 3}))
+    run = simulate(make(tmp_path / "s", uri, {"num-server-rounds": 3}, nodes=nodes, held_out=()))
     assert weights(run) == weights(lab.folder / "runs" / "1")
     losses = [line["evaluation"]["loss"] for line in lines_of(run, "round.committed")]
     real = lines_of(lab.folder / "runs" / "1", "round.committed")
@@ -99,14 +101,14 @@ def test_a_simulation_leaves_the_app_as_it_was(
     uri: str,
 ) -> None:
     """Learners behind sockets are found again afterwards, in the same process."""
-    simulate(make(tmp_path / "s", uri, **{"num-server-rounds": 1}))
+    simulate(make(tmp_path / "s", uri, {"num-server-rounds": 1}))
     lab.contribute("left")
-    lines = lab.run(monkeypatch, **{**SMALL, "num-server-rounds": 1, "min-fit-clients": 1})
+    lines = lab.run(monkeypatch, {**SMALL, "num-server-rounds": 1, "min-fit-clients": 1})
     assert lines[-1]["kind"] == "run.finished"
 
 
 def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> None:
-    run = simulate(make(tmp_path / "s", uri, **{"num-server-rounds": 1}))
+    run = simulate(make(tmp_path / "s", uri, {"num-server-rounds": 1}))
     joined = {line["node"]: line for line in lines_of(run, "node.joined")}
     assert {name: line["episodes"] for name, line in joined.items()} == {"left": 3, "right": 2}
     statistics = json.loads((run / "statistics.json").read_text())
@@ -123,7 +125,7 @@ def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> 
 def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
     made = [
         # Ray takes a minute to start its workers on a busy machine.
-        weights(simulate(make(tmp_path / engine, uri, engine=engine, **{"node-wait": 200.0})))  # type: ignore[arg-type]
+        weights(simulate(make(tmp_path / engine, uri, {"node-wait": 200.0}, engine=engine)))
         for engine in ("in-process", "ray")
     ]
     assert made[0] == made[1]
@@ -132,10 +134,10 @@ def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
 def test_an_interrupted_simulation_ends_as_one_that_was_not(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = simulate(make(tmp_path / "whole", uri, **{"num-server-rounds": 3}))
-    broken = make(tmp_path / "broken", uri, **{"num-server-rounds": 3})
+    whole = simulate(make(tmp_path / "whole", uri, {"num-server-rounds": 3}))
+    broken = make(tmp_path / "broken", uri, {"num-server-rounds": 3})
     write_plan(broken)
-    real, calls = model.aggregate, []
+    real, calls = aggregate, []
 
     class Killed(BaseException):
         pass
@@ -156,7 +158,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
 
 def test_who_is_dropped_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:
     settings = {"num-server-rounds": 4, "local-steps": 1, "min-fit-clients": 1, "eval-frequency": 4}
-    run = simulate(make(tmp_path / "s", uri, plan={"drop": 0.4, "seed": 1}, **settings))
+    run = simulate(make(tmp_path / "s", uri, settings, plan={"drop": 0.4, "seed": 1}))
     refused = lines_of(run, "update.refused")
     assert refused
     assert {line["reason"] for line in refused} == {"dropped"}
@@ -167,17 +169,17 @@ def test_who_is_dropped_is_away_and_comes_back(tmp_path: Path, uri: str) -> None
     assert trained + len(refused) == 2 * len(lines_of(run, "round.started"))
     assert len(lines_of(run, "round.started")) == 4 + len(quorum)
     # The same absences, replayed from the run's journal.
-    again = make(tmp_path / "again", uri, plan={"missing": _missing(run)}, **settings)
+    again = make(tmp_path / "again", uri, settings, plan={"missing": _missing(run)})
     assert _missing(simulate(again)) == _missing(run)
     assert weights(again.run_folder) == weights(run)
 
 
 def test_a_poisoned_contributor(tmp_path: Path, uri: str) -> None:
     settings = {"num-server-rounds": 1, "uplink-codec": "fp32", "norm-outlier-factor": 0.0}
-    clean = simulate(make(tmp_path / "clean", uri, **settings))
+    clean = simulate(make(tmp_path / "clean", uri, settings))
     nodes = with_faults(make(tmp_path, uri).plan.nodes, [], 1)
     assert [node.poisoned for node in nodes] == [False, True]
-    run = simulate(make(tmp_path / "s", uri, nodes=nodes, **settings))
+    run = simulate(make(tmp_path / "s", uri, settings, nodes=nodes))
     norms = [
         {line["node"]: line["norm"] for line in lines_of(each, "update.accepted")}
         for each in (clean, run)
@@ -189,7 +191,7 @@ def test_a_poisoned_contributor(tmp_path: Path, uri: str) -> None:
 def test_a_straggler_misses_the_deadline(tmp_path: Path, uri: str) -> None:
     nodes = with_faults(make(tmp_path, uri).plan.nodes, ["1@1000x"], 0)
     settings = {"num-server-rounds": 1, "min-fit-clients": 1, "round-deadline": 3.0}
-    run = simulate(make(tmp_path / "s", uri, nodes=nodes, **settings))
+    run = simulate(make(tmp_path / "s", uri, settings, nodes=nodes))
     (refused,) = lines_of(run, "update.refused")
     assert (refused["node"], refused["reason"]) == ("left", "deadline")
     assert [n["node"] for n in lines_of(run, "round.committed")[1]["nodes"]] == ["right"]
@@ -199,7 +201,7 @@ def test_statistics_to_order(tmp_path: Path, uri: str) -> None:
     """The experiment's other ways to normalize change what is learned, and nothing else."""
     made = {}
     for name, plan in (("merged", {}), ("own", {"statistics": "own"})):
-        made[name] = simulate(make(tmp_path / name, uri, plan=plan, **{"num-server-rounds": 1}))
+        made[name] = simulate(make(tmp_path / name, uri, {"num-server-rounds": 1}, plan=plan))
     a, b = (json.loads((made[n] / "statistics.json").read_text()) for n in made)
     assert a == b
     assert weights(made["merged"]) != weights(made["own"])
@@ -207,7 +209,7 @@ def test_statistics_to_order(tmp_path: Path, uri: str) -> None:
         "features": {n: f | {"mean": [0.0] * len(f["mean"])} for n, f in a["features"].items()}
     }
     run = simulate(
-        make(tmp_path / "f", uri, plan={"forced_statistics": forced}, **{"num-server-rounds": 1})
+        make(tmp_path / "f", uri, {"num-server-rounds": 1}, plan={"forced_statistics": forced})
     )
     found = json.loads((run / "statistics.json").read_text())
     assert set(found["features"]["action"]["mean"]) == {0.0}
@@ -251,7 +253,7 @@ def test_a_checkpoint_loads_in_plain_lerobot(tmp_path: Path, uri: str, policy: s
 
     node = VirtualNode(name="alone", dataset_uri=uri)
     settings = {"num-server-rounds": 1, "local-steps": 1, "policy": policy, "batch-size": 2}
-    simulation = make(tmp_path / "s", uri, nodes=[node], **settings)
+    simulation = make(tmp_path / "s", uri, settings, nodes=[node])
     run = simulate(simulation)
     folder = export(run, simulation.plan, tmp_path / "checkpoint")
     loaded = get_policy_class(policy).from_pretrained(folder)

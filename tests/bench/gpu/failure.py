@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from tests.bench.gpu import real
-from tests.bench.gpu.round import adapt, follow
+from tests.bench.gpu.round import follow, settings_with
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
@@ -42,11 +42,9 @@ def main() -> None:
         model = None if chosen.tiny else real.save_policy(folder / "model")
         layout = Layout.make(folder / "lab", chosen.nodes)
         recordings = real.record(folder / "recordings", 3, 60)
+        server, client = settings_with(model, recordings)
         with demo.federation(
-            layout,
-            cpu_threads=2,
-            device=chosen.device,
-            adapt=lambda: adapt(layout, model, recordings),
+            layout, cpu_threads=2, device=chosen.device, server=server, client=client
         ) as running:
             _run(running, layout, chosen)
 
@@ -59,17 +57,16 @@ def _run(running: demo.Federation, layout: Layout, chosen: argparse.Namespace) -
     services.start([_failing(name, config, chosen)])
     services.wait_until_ready(name)
     services._restart = True  # from here on it plays systemd
-    run_id = running.start_run(
-        RunSettings(
-            model_name="tiny" if chosen.tiny else "real",
-            num_server_rounds=chosen.rounds,
-            min_fit_clients=chosen.nodes,
-            local_steps=chosen.steps,
-            batch_size=8,
-            eval_frequency=1,
-            eval_frames=64,
-        )
-    )
+    settings = {
+        "model-name": "tiny" if chosen.tiny else "real",
+        "num-server-rounds": chosen.rounds,
+        "min-fit-clients": chosen.nodes,
+        "local-steps": chosen.steps,
+        "batch-size": 8,
+        "eval-frequency": 1,
+        "eval-frames": 64,
+    }
+    run_id = running.start_run(RunSettings.parse(settings, where="this bench's run"))
     journal, over = layout.runs / str(run_id), threading.Event()
     following = threading.Thread(target=follow, args=(journal, over))
     following.start()

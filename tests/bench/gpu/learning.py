@@ -29,7 +29,6 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from tests.bench.gpu.round import edit
 from tests.bench.lab import _finish
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
@@ -87,27 +86,35 @@ def main() -> None:
         layout = kind.make(chosen.folder, chosen.contributors)
         return _record(layout, chosen.demonstrations, chosen.parts)
     if chosen.deal:
-        _deal(chosen.deal, kind.make(chosen.folder, chosen.contributors))
+        kind.make(chosen.folder, chosen.contributors)
     layout = kind(chosen.folder.absolute(), chosen.contributors)
+    if chosen.deal:
+        _deal(chosen.deal, layout)
     model = _save(chosen.folder / "model")
+    models = {"models": {"whole": str(model)}}
+    # One evaluation for each half of the table is enough, or two of the whole.
+    held_out = [demo.evaluation(layout, contributor) for contributor in layout.contributors[:2]]
+    settings = {
+        "model-name": "whole",
+        "num-server-rounds": chosen.rounds,
+        "min-fit-clients": chosen.contributors,
+        "local-steps": chosen.steps,
+        "batch-size": chosen.batch,
+        "initial-lr": chosen.lr,
+        "warmup-steps": 100,
+        "weight-decay": 0.01,
+        "server-momentum": chosen.momentum,
+        "eval-frequency": chosen.every,
+        "eval-rollouts": chosen.rollouts,
+    }
     with demo.federation(
-        layout, cpu_threads=1, device=chosen.device, adapt=lambda: _adapt(layout, model)
+        layout,
+        cpu_threads=1,
+        device=chosen.device,
+        server={"evaluation": held_out, **models},
+        client=models,
     ) as running:
-        run_id = running.start_run(
-            RunSettings(
-                model_name="whole",
-                num_server_rounds=chosen.rounds,
-                min_fit_clients=chosen.contributors,
-                local_steps=chosen.steps,
-                batch_size=chosen.batch,
-                initial_lr=chosen.lr,
-                warmup_steps=100,
-                weight_decay=0.01,
-                server_momentum=chosen.momentum,
-                eval_frequency=chosen.every,
-                eval_rollouts=chosen.rollouts,
-            )
-        )
+        run_id = running.start_run(RunSettings.parse(settings, where="this bench's run"))
         _follow(running, run_id, chosen.seconds)
 
 
@@ -171,14 +178,6 @@ def _deal(source: Path, layout: _Parts) -> None:
         merge_datasets(share, layout.recordings(contributor))
         held_out = [source / "recordings" / f"held-out-{letter}" for letter in letters]
         merge_datasets(held_out, layout.held_out(contributor))
-
-
-def _adapt(layout: Layout, model: Path) -> None:
-    """The demo's settings, with this model."""
-    # One evaluation for each half of the table is enough, or two of the whole.
-    edit(layout.server_config, lambda said: said | {"evaluation": said["evaluation"][:2]})
-    for path in (layout.server_config, *map(layout.client_config, layout.contributors)):
-        edit(path, lambda said: said | {"models": {"whole": str(model)}})
 
 
 def _save(folder: Path) -> Path:

@@ -11,13 +11,10 @@ import json
 import tempfile
 import threading
 import time
-import tomllib
-from collections.abc import Callable
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import tomli_w
 
 from tests.bench.gpu import real
 from tests.bench.lab import PeakMemory, _finish, run_stock, stock_nodes
@@ -55,17 +52,19 @@ def main() -> None:
         layout = Layout.make(Path(folder) / "lab", chosen.nodes)
         recordings = real.record(Path(folder) / "recordings", 3, 60)
         print("ready to start", flush=True)
+        server, client = settings_with(model, recordings)
         with demo.federation(
             layout,
             cpu_threads=2,
             device=chosen.device,
             open_control=True,  # Flower's own program starts the peer's run
-            adapt=lambda: adapt(layout, model, recordings),
+            server=server,
+            client=client,
         ) as running:
             for name in filter(None, chosen.variants.split(",")):
                 codec = VARIANTS[name]
                 with PeakMemory((SERVER_APP, SUPERLINK)) as memory:
-                    lines = _run(running, chosen, uplink_codec=codec)
+                    lines = _run(running, chosen, {"uplink-codec": codec})
                 _tell(name, lines, memory.peaks)
             if chosen.peer_rounds:
                 with stock_nodes(running), PeakMemory((SERVER_APP, SUPERLINK)) as memory:
@@ -76,46 +75,39 @@ def main() -> None:
             if chosen.too_large:
                 began = time.monotonic()
                 try:
-                    _run(running, chosen, batch_size=chosen.too_large, num_server_rounds=1)
+                    _run(running, chosen, {"batch-size": chosen.too_large, "num-server-rounds": 1})
                 except (SystemExit, Zk0dError) as error:
                     said = {"too large a batch": str(error)[:600], "s": time.monotonic() - began}
                     print(json.dumps(said), flush=True)
-                lines = _run(running, chosen, num_server_rounds=1)
+                lines = _run(running, chosen, {"num-server-rounds": 1})
                 _tell("after it", lines, {})
 
 
-def adapt(layout: Layout, model: Path | None, recordings: Path) -> None:
-    """The demo's settings, with this model and these recordings."""
+def settings_with(model: Path | None, recordings: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The coordinator's and each contributor's settings with this model and these recordings."""
     uri = f"local:{recordings}"
     models = {"models": {"real": str(model)}} if model else {}
     held_out = {"evaluation": [{"name": "held-out", "dataset-uri": uri}]}
-    edit(layout.server_config, lambda said: said | held_out | models)
-    for contributor in layout.contributors:
-        own = {
-            "dataset-uri": uri,
-            # The site's own limit would refuse a batch that is too large before the GPU does.
-            "limits": {"max-batch-size": 1_000_000_000},
-        }
-        edit(layout.client_config(contributor), lambda said, own=own: said | own | models)
+    # The site's own limit would refuse a batch that is too large before the GPU does.
+    own = {"dataset-uri": uri, "limits": {"max-batch-size": 1_000_000_000}}
+    return held_out | models, own | models
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write a settings file anew with this change."""
-    path.write_text(tomli_w.dumps(change(tomllib.loads(path.read_text()))))
-
-
-def _run(running: demo.Federation, chosen: argparse.Namespace, **more: Any) -> list[dict[str, Any]]:
-    values: dict[str, Any] = {
-        "model_name": "tiny" if chosen.tiny else "real",
-        "num_server_rounds": chosen.rounds,
-        "min_fit_clients": chosen.nodes,
-        "local_steps": chosen.steps,
-        "batch_size": chosen.batch,
-        "eval_frequency": 1,
-        "eval_frames": 64,
-        "keep_rounds": 1,
+def _run(
+    running: demo.Federation, chosen: argparse.Namespace, more: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    settings = {
+        "model-name": "tiny" if chosen.tiny else "real",
+        "num-server-rounds": chosen.rounds,
+        "min-fit-clients": chosen.nodes,
+        "local-steps": chosen.steps,
+        "batch-size": chosen.batch,
+        "eval-frequency": 1,
+        "eval-frames": 64,
+        "keep-rounds": 1,
+        **more,
     }
-    run_id = running.start_run(RunSettings(**(values | more)))
+    run_id = running.start_run(RunSettings.parse(settings, where="this bench's run"))
     journal = running.layout.runs / str(run_id)
     over = threading.Event()
     following = threading.Thread(target=follow, args=(journal, over))

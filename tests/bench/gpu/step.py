@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from tests.bench.gpu import real
 from zk0d.config.machine import CacheSettings
@@ -101,11 +102,7 @@ def _measure(name: str, make: Make, batch: int, steps: int, device: str) -> dict
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             run(SKIPPED)
             torch.cuda.synchronize()
-        kernels = [
-            event
-            for event in profile.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA
-        ]
+        kernels = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
         spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
         row["kernels_ms"] = _covered(spans) / 1e3 / SKIPPED
         row["kernels"] = row["kernels_ms"] / row["ms"]
@@ -164,7 +161,7 @@ def _variant(
             if not replayed:
                 kept = steps_module.ReplayedStep
                 undone.callback(setattr, steps_module, "ReplayedStep", kept)
-                steps_module.ReplayedStep = lambda plain: plain  # type: ignore[assignment,misc]
+                steps_module.ReplayedStep = lambda plain: plain  # type: ignore[assignment,misc,return-value]
             result = train(
                 policy,
                 batches,
