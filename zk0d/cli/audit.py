@@ -1,4 +1,4 @@
-"""``zk0bot audit``: the coordinator's log of who did what."""
+"""``zk0bot audit``: the coordinator's log of joining, runs and keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from zk0d.cli import verbs
 from zk0d.machine import units
 
-app = typer.Typer(no_args_is_help=True, help="The coordinator's log of who did what.")
+app = typer.Typer(no_args_is_help=True, help="The coordinator's log of joining, runs and keys.")
 
 
 @app.command()
@@ -21,7 +21,7 @@ def verify(
     ] = "",
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Whether a line was edited, removed or moved; exit code 1 if so."""
+    """Check whether a line was edited, removed or moved (exit code 1)."""
     from zk0d.machine import audit
 
     log = audit.of_coordinator(folder)
@@ -35,10 +35,12 @@ def verify(
 @app.command()
 def show(
     lines: verbs.Lines = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="As it is kept, a line each.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the entries as they are kept.")
+    ] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """The newest entries."""
+    """Show the newest entries."""
     from zk0d.machine import audit
 
     for line in list(audit.read(audit.of_coordinator(folder)))[-lines:]:

@@ -24,17 +24,21 @@ _UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 app = typer.Typer(no_args_is_help=True, help="The contributor's services on this host.")
 
-Timeout = Annotated[str, typer.Option(help="Give up after so long (30s, 20m, 2h).")]
+Timeout = Annotated[str, typer.Option(help="Give up after this time (30s, 20m, 2h).")]
 
 
-Name = Annotated[str, typer.Option(help="What this node is called: a-z, 0-9 and '-'.")]
-Dataset = Annotated[str | None, typer.Option(help="A folder, or user/name; start asks else.")]
-Contact = Annotated[str, typer.Option(help="How the operator reaches you, a mail address.")]
+Name = Annotated[str, typer.Option(help="This node's name: a-z, 0-9 and '-'.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="A folder, or user/name; without it, start asks.")
+]
+Contact = Annotated[str, typer.Option(help="Your mail address, for the operator.")]
 
 
 @app.command()
 def join(
-    invite: Annotated[str, typer.Argument(help="The line from zk0bot server invite; - reads it.")],
+    invite: Annotated[
+        str, typer.Argument(help="The line from zk0bot server invite; - reads the terminal.")
+    ],
     name: Name = "",
     dataset: Dataset = None,
     contact: Contact = "",
@@ -56,7 +60,7 @@ def init(
     contact: Contact = "",
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """The same without an invite, for who has the coordinator's address and ca.crt."""
+    """Make them without an invite, from the coordinator's address and ca.crt."""
     from zk0d.errors import ConfigError, UsageError
 
     if not coordinator or ca is None:
@@ -86,7 +90,7 @@ def start(
     ] = None,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
+    """Start the services, now and at every boot; without systemd, here until Ctrl-C."""
     from zk0d.machine import recordings
     from zk0d.machine.hold import read_hold
 
@@ -101,19 +105,19 @@ def start(
 
 @app.command()
 def stop(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """Stop the services, now and at every boot; a round under way is given up."""
+    """Stop the services, now and at every boot; a round under way is abandoned."""
     verbs.stop("client", folder)
 
 
 @app.command()
 def status(as_json: status_verb.Json = False, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """How they are; exit code 1 if something is wrong."""
+    """Show the services' state; exit code 1 if something is wrong."""
     status_verb.show(["client"], as_json, folder)
 
 
 @app.command()
 def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
-    """What they wrote to the journal."""
+    """Show the services' lines in systemd's journal."""
     verbs.logs(["client"], follow, lines)
 
 
@@ -122,7 +126,7 @@ def pause(
     duration: Annotated[str, typer.Option("--for", help="How long (30m, 2h, 1d).")] = "8h",
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Leave after the message in work, and come back by itself; outlives a reboot."""
+    """Leave after the message in work and return after a time; survives a reboot."""
     from zk0d.machine.hold import Hold
 
     hold = Hold.pause(_seconds(duration, "--for"))
@@ -148,7 +152,7 @@ def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """Let the message in work be answered, leave, and wait for that; for maintenance."""
+    """Answer the message in work, leave, and wait for that; for maintenance."""
     from zk0d.machine.hold import Hold
 
     state = _settings(folder).supernode.state

@@ -25,11 +25,11 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[DATASET...]",
-            help="Several: a contributor for each. One: its episodes are dealt out. None: SoReach.",
+            help="Several: a contributor for each. One: its episodes are split. None: SoReach.",
         ),
     ] = None,
     contributors: Annotated[
-        int | None, typer.Option("-n", "--contributors", min=1, help="How many (4).")
+        int | None, typer.Option("-n", "--contributors", min=1, help="Number of contributors (4).")
     ] = None,
     contributors_file: Annotated[
         Path | None, typer.Option("--file", help="TOML with [[contributor]] tables.")

@@ -27,7 +27,7 @@ class File(StrEnum):
     client = "client"
 
 
-Folder = Annotated[Path, typer.Option(help="Where settings and keys lie.")]
+Folder = Annotated[Path, typer.Option(help="Folder of settings and keys.")]
 
 
 @app.command()
@@ -35,10 +35,10 @@ def check(
     role: Role,
     folder: Folder = FOLDER,
     file: Annotated[
-        Path | None, typer.Option(help="This file, before it is put in place, instead.")
+        Path | None, typer.Option(help="Check this file instead, before you put it in place.")
     ] = None,
 ) -> None:
-    """Check the settings file; says the first mistake and ends with 78, or says nothing wrong."""
+    """Check the settings file; name the first mistake, if there is one (exit code 78)."""
     from zk0d.config.machine import ServerSettings
 
     path = file or folder / f"{role}.toml"
@@ -50,7 +50,7 @@ def check(
 
 @app.command()
 def show(role: Role, folder: Folder = FOLDER) -> None:
-    """Show every setting as it counts, defaults included, as JSON."""
+    """Show the value of every setting, with the defaults, as JSON."""
     typer.echo(_load(role, folder / f"{role}.toml").model_dump_json(by_alias=True, indent=1))
 
 

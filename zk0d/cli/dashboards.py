@@ -17,9 +17,9 @@ def dashboards() -> None:
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it is made if it is missing.")],
     runbooks: Annotated[
-        str, typer.Option(help="Address under which docs/runbooks lies, for links.")
+        str, typer.Option(help="Address of docs/runbooks, for links.")
     ] = "docs/runbooks",
     grafana: Annotated[str, typer.Option(help="Grafana's address, for links.")] = "",
 ) -> None:

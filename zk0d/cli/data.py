@@ -31,7 +31,7 @@ def data() -> None:
 @app.command()
 def check(
     datasets: Datasets,
-    videos: Annotated[bool, typer.Option(help="Decode every frame, too (slow).")] = False,
+    videos: Annotated[bool, typer.Option(help="Also decode every frame (slow).")] = False,
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
@@ -151,12 +151,12 @@ def make(
         str, typer.Option(metavar="I/N", help="Slice I (from 0) of the table, cut into N.")
     ] = "0/1",
     size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels per side.")] = 96,
-    goal: Annotated[bool, typer.Option(help="Tell in the state where the block is.")] = True,
+    goal: Annotated[bool, typer.Option(help="Put the block's position into the state.")] = True,
     task: Annotated[str, typer.Option(help="soreach, or so101 (pip install 'zk0d[sim]').")] = (
         "soreach"
     ),
 ) -> None:
-    """Let a simulated task's scripted expert record a LeRobot dataset."""
+    """Record a LeRobot dataset of a simulated task, by its scripted expert."""
     from zk0d.demo.recordings import make_recordings
     from zk0d.errors import UsageError
     from zk0d.simulators.task import Sector
@@ -198,12 +198,14 @@ def fetch(datasets: Datasets) -> None:
 def split(
     source: Annotated[str, typer.Argument(metavar="DATASET", help="A folder, or user/name.")],
     output: Annotated[Path, typer.Argument(help="A new folder, with a dataset for each part.")],
-    parts: Annotated[int, typer.Option("-n", "--parts", min=1, help="How many.")] = 2,
+    parts: Annotated[int, typer.Option("-n", "--parts", min=1, help="Number of parts.")] = 2,
     by: Annotated[str, typer.Option(help="iid, dirichlet, task or region.")] = "iid",
-    alpha: Annotated[float, typer.Option(help="Dirichlet's; small is uneven.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Fixes who gets what.")] = 0,
+    alpha: Annotated[
+        float, typer.Option(help="Dirichlet's concentration; a small one is uneven.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes which part gets which episode.")] = 0,
 ) -> None:
-    """Deal a dataset's episodes out into several datasets."""
+    """Split a dataset's episodes into several datasets."""
     from zk0d.config.names import DatasetUri
     from zk0d.learning.split import split_dataset
 
@@ -221,7 +223,7 @@ def convert(
         Path | None, typer.Option(help="A new folder for the copy (FOLDER-v3.0).")
     ] = None,
 ) -> None:
-    """Make a copy in LeRobot's format v3.0, by its own script; the original stays as it is."""
+    """Copy a dataset to LeRobot's format v3.0; the original does not change."""
     from zk0d.learning.convert import convert as make_copy
 
     folder = folder.resolve()
@@ -230,7 +232,7 @@ def convert(
 
 
 def scheme(text: str):  # type: ignore[no-untyped-def]
-    """The way to deal out that ``--by`` names."""
+    """The split that ``--by`` names."""
     from zk0d.errors import UsageError
     from zk0d.learning.partition import SCHEMES
 

@@ -25,7 +25,7 @@ def demo(
         typer.Option(min=1, help="Rounds to train (16; 50 on so101; 6 for act)."),
     ] = None,
     contributors: Annotated[
-        int, typer.Option(min=1, max=26, help="How many contributors share the table.")
+        int, typer.Option(min=1, max=26, help="Contributors that share the table.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Fixes recordings, weights and sampling.")] = 0,
     policy: Annotated[
@@ -33,7 +33,7 @@ def demo(
     ] = "smolvla",
     task: Annotated[
         Task,
-        typer.Option(help="What to learn; so101 has physics and needs zk0d[sim]."),
+        typer.Option(help="Task to learn; so101 has physics and needs zk0d[sim]."),
     ] = Task.soreach,
     demonstrations: Annotated[
         int | None,

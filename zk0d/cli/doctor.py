@@ -22,12 +22,13 @@ SCHEMA_VERSION = 1
 
 def doctor(
     role: Annotated[
-        Role | None, typer.Argument(help="By default what this host has settings for.")
+        Role | None,
+        typer.Argument(help="The role to check; by default all that have settings here."),
     ] = None,
     as_json: Json = False,
     folder: Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Check this machine; says what is wrong, by which evidence, and what to do (exit code 1)."""
+    """Check this machine; show each problem, its evidence and its cure (exit code 1)."""
     from zk0d.doctor.finding import Host
     from zk0d.doctor.main import examine
 

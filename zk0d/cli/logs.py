@@ -7,5 +7,5 @@ from zk0d.machine.roles import Role
 
 
 def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
-    """What this host's services wrote to the journal."""
+    """Show the lines of this host's services in systemd's journal."""
     verbs.logs(list(Role), follow, lines)

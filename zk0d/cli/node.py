@@ -21,17 +21,17 @@ app = typer.Typer(
 )
 
 Key = Annotated[Path, typer.Option(help="The private key's file; the public one lies beside it.")]
-Name = Annotated[str, typer.Argument(help="What the node is called.")]
+Name = Annotated[str, typer.Argument(help="The node's name.")]
 
 
 @app.command()
 def keygen(
     key: Key = DEFAULT_KEY,
     next_: Annotated[
-        bool, typer.Option("--next", help="Another key beside it, to change to.")
+        bool, typer.Option("--next", help="Make the next key, beside the present one.")
     ] = False,
 ) -> None:
-    """Make this node's key; it never leaves this machine."""
+    """Make this node's key, which never leaves this machine."""
     from zk0d.machine import node_key
 
     fingerprint = node_key.make(key.with_name(node_key.NEXT) if next_ else key)
@@ -42,8 +42,8 @@ def keygen(
 
 @app.command()
 def request(
-    contact: Annotated[str, typer.Option(help="How the operator reaches you.")] = "",
-    next_: Annotated[bool, typer.Option("--next", help="For the key to change to.")] = False,
+    contact: Annotated[str, typer.Option(help="Your mail address, for the operator.")] = "",
+    next_: Annotated[bool, typer.Option("--next", help="Use the next key.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Print this node's request to join, to send to the coordinator's operator."""
@@ -72,7 +72,7 @@ def switch(key: Key = DEFAULT_KEY) -> None:
 
 @app.command()
 def seal(key: Key = DEFAULT_KEY) -> None:
-    """Encrypt this node's key for this machine alone (systemd-creds); the plain file goes."""
+    """Encrypt this node's key for this machine alone (systemd-creds) and remove the plain file."""
     from zk0d.machine import node_key
 
     sealed = node_key.seal(key)
@@ -81,14 +81,14 @@ def seal(key: Key = DEFAULT_KEY) -> None:
 
 @app.command()
 def approve(
-    file: Annotated[str, typer.Argument(help="The request's file; - reads it.")] = "-",
+    file: Annotated[str, typer.Argument(help="The request's file; - reads the terminal.")] = "-",
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="It is a node's new key, beside its old one.")
+        bool, typer.Option("--rotate", help="Accept a node's new key beside its old one.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """On the coordinator: let a node in that asks for it; within ten seconds it may join."""
+    """On the coordinator: let a node in; it can join within ten seconds."""
     from zk0d.errors import ConfigError, UsageError
     from zk0d.machine import roster
     from zk0d.machine.audit import note
@@ -106,8 +106,8 @@ def approve(
     if not yes:
         if file == "-" or not sys.stdin.isatty():
             raise UsageError(
-                "nobody can be asked here whether this is who you think it is; compare the"
-                " fingerprint with the node's owner and add --yes."
+                "zk0bot cannot ask here whether the fingerprint is right; compare it with the"
+                " node's owner and add --yes."
             )
         typer.confirm("Is this the fingerprint that the node's owner sees?", abort=True, err=True)
     entry = roster.approve(_roster(folder), asked, rotate=rotate)
@@ -118,7 +118,7 @@ def approve(
 
 @app.command(name="list")
 def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """On the coordinator: the nodes that may join."""
+    """On the coordinator: list the nodes that may join."""
     from zk0d.machine import roster
 
     for entry in roster.entries(_roster(folder)):
@@ -128,7 +128,7 @@ def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """On the coordinator: one node's keys, and whom to ask about it."""
+    """On the coordinator: show a node's keys and contact."""
     from zk0d.errors import UsageError
     from zk0d.machine import roster
 
@@ -141,7 +141,7 @@ def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """On the coordinator: let a node in no more; it is cut off within a minute."""
+    """On the coordinator: shut a node out within a minute."""
     from zk0d.machine import roster
     from zk0d.machine.audit import note
 
@@ -152,7 +152,7 @@ def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """On the coordinator: end a node's old key, once it came with its new one."""
+    """On the coordinator: end a node's old key, once the node uses its new one."""
     from zk0d.machine import roster
     from zk0d.machine.audit import note
 

@@ -34,7 +34,7 @@ def cli_page(introduction: str) -> str:
             "",
             "## Every verb",
             "",
-            "| verb | what it does |",
+            "| verb | effect |",
             "|---|---|",
             *rows,
             "",

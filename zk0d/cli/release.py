@@ -19,12 +19,10 @@ Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint_round_N folder.")
 @app.command()
 def gate(
     checkpoint: Checkpoint,
-    against: Annotated[
-        Path | None, typer.Option(help="A release to beat, besides the run's own baseline.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    against: Annotated[Path | None, typer.Option(help="A release that it must beat, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Whether a checkpoint beats baseline and release by more than noise; exit code 1 if not."""
+    """Check whether a checkpoint beats baseline and release by more than noise (exit code 1)."""
     from zk0d.release.checkpoint import judge_folder
 
     verdict = judge_folder(checkpoint, against)
@@ -42,10 +40,10 @@ def gate(
 @app.command()
 def accept(
     checkpoint: Checkpoint,
-    because: Annotated[str, typer.Option(help="The reason, for the card.")],
+    because: Annotated[str, typer.Option(help="Your reason, for the card.")],
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Make a checkpoint the latest release against the gate; the card records it."""
+    """Make a checkpoint the latest release in spite of the gate; the card records it."""
     from zk0d.config.machine import ServerSettings
     from zk0d.release.checkpoint import Releases
     from zk0d.release.checkpoint import accept as accept_checkpoint
@@ -57,7 +55,7 @@ def accept(
 
 @app.command(name="list")
 def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """The checkpoints of this coordinator; * is the latest release."""
+    """List the checkpoints of this coordinator; * marks the latest release."""
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import ConfigError
     from zk0d.release.checkpoint import LATEST, Releases, read_summary
@@ -78,11 +76,11 @@ def push(
     checkpoint: Checkpoint,
     repo_id: Annotated[str, typer.Option("--repo-id", help="user/name on the hub.")],
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Of a repository that is made now.")
+        bool, typer.Option("--private/--public", help="Visibility of a new repository.")
     ] = True,
-    tag: Annotated[str, typer.Option(help="Instead of fl-run-RUN-round-N.")] = "",
+    tag: Annotated[str, typer.Option(help="A tag in place of fl-run-RUN-round-N.")] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, and say what would go.")
+        bool, typer.Option("--dry-run", help="Check, and list what would be sent.")
     ] = False,
 ) -> None:
     """Push a checkpoint to the hub, as one commit."""

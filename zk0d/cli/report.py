@@ -1,4 +1,4 @@
-"""``zk0bot report``: a run's figures, what was odd in it, and how it compares."""
+"""``zk0bot report``: a run's figures, its oddities, and comparisons."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def report(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page that needs no network.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Report a run, also one that died; several are compared with the first."""
+    """Report a run, also a failed one; compare further runs with the first."""
     from zk0d.errors import TryAgainError, UsageError
     from zk0d.report.analysis import analyse, compare, findings
 

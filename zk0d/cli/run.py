@@ -22,13 +22,15 @@ RUN_SETTINGS = "run settings"
 LAST_LINE_SECONDS = 5.0
 
 Superlink = Annotated[
-    str, typer.Option(help="HOST:PORT of the SuperLink on loopback (server.toml says).")
+    str, typer.Option(help="HOST:PORT of the SuperLink on loopback (by default server.toml's).")
 ]
 Ca = Annotated[
-    Path | None, typer.Option(help="CA certificate of that SuperLink (server.toml says).")
+    Path | None, typer.Option(help="CA certificate of that SuperLink (by default server.toml's).")
 ]
 
-Secret = Annotated[Path | None, typer.Option(help="Its control secret's file (server.toml says).")]
+Secret = Annotated[
+    Path | None, typer.Option(help="File of its control secret (by default server.toml's).")
+]
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
     resume: Annotated[
-        str, typer.Option(metavar="RUN", help="Go on with this run after its last committed round.")
+        str, typer.Option(metavar="RUN", help="Resume this run after its last committed round.")
     ] = "",
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Show each round until the run's end.")
@@ -59,8 +61,8 @@ def run(
     if resume:
         if values:
             raise UsageError(
-                f"--resume {resume} goes on with the settings that the run began with; leave out"
-                " -c and --rounds, or start a new run."
+                f"--resume {resume} keeps the settings that the run began with; leave out -c and"
+                " --rounds, or start a new run."
             )
         values["resume"] = resume
     settings = run_settings(values)
@@ -90,7 +92,7 @@ def _check(values: dict[str, Any], folder: Path, *, elsewhere: bool) -> None:
 
 
 def control(folder: Path, superlink: str, ca: Path | None, secret: Path | None) -> Control:
-    """The SuperLink of this coordinator, by ``server.toml`` where nothing else is said."""
+    """The SuperLink of this coordinator, by ``server.toml`` unless options say otherwise."""
     from zk0d.config.machine import DEFAULT_CA, ServerSettings
     from zk0d.flower.control import Control
 
@@ -134,7 +136,7 @@ def _follow(link: Control, folder: Path, number: int, name: str) -> None:
             if time.monotonic() - ended > LAST_LINE_SECONDS:
                 raise Zk0dError(
                     f"run {name} {state.outcome}: {state.details}; if it was interrupted, the"
-                    " coordinator goes on with it (zk0bot status)."
+                    " coordinator resumes it (zk0bot status)."
                 )
         time.sleep(LOOK_SECONDS)
 

@@ -18,15 +18,15 @@ app = typer.Typer(no_args_is_help=True, help="The coordinator's services on this
 def init(
     host: Annotated[
         list[str] | None,
-        typer.Option(help="A name or address that nodes reach it by; may be repeated."),
+        typer.Option(help="A name or address of this coordinator; may be repeated."),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="The gateway's own certificate, instead of one of ours.")
+        Path | None, typer.Option(help="A certificate of your own for the gateway.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="That certificate's key.")] = None,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Make certificates, secrets, settings and the gateway's configuration; keeps what is there."""
+    """Make certificates, secrets, settings and the gateway's configuration; keep existing ones."""
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import UsageError
     from zk0d.machine import gateway
@@ -62,10 +62,10 @@ def invite(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def renew(
-    force: Annotated[bool, typer.Option("--force", help="However long it is valid.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Renew it in any case.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Renew the gateway's certificate if it ends within 30 days; each day this is done anyway."""
+    """Renew the gateway's certificate if it ends within 30 days; a timer runs this each day."""
     from zk0d.machine import certificates, gateway
     from zk0d.machine.rights import writing
 
@@ -80,7 +80,7 @@ def renew(
 
 @app.command()
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """Start the services, now and at every boot; without systemd here, until Ctrl-C."""
+    """Start the services, now and at every boot; without systemd, here until Ctrl-C."""
     from zk0d.config.machine import ServerSettings
     from zk0d.machine import gateway
     from zk0d.services import standalone
@@ -103,11 +103,11 @@ def stop(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 @app.command()
 def status(as_json: status_verb.Json = False, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """How they are; exit code 1 if something is wrong."""
+    """Show the services' state; exit code 1 if something is wrong."""
     status_verb.show(["server"], as_json, folder)
 
 
 @app.command()
 def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
-    """What they wrote to the journal."""
+    """Show the services' lines in systemd's journal."""
     verbs.logs(["server"], follow, lines)

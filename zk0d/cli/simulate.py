@@ -14,7 +14,7 @@ Folder = Annotated[
     Path | None, typer.Option(help="A new folder for everything (simulations/DATE).")
 ]
 Model = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Where a base model lies.")
+    list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Folder of a base model.")
 ]
 HoldOut = Annotated[float, typer.Option(help="Share of the episodes kept out for evaluation.")]
 
@@ -31,7 +31,7 @@ def _device(value: str) -> str:
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=_device)]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes weights, sampling, shares and faults.")]
 By = Annotated[str, typer.Option(help="One dataset's episodes: iid, dirichlet, task or region.")]
-Alpha = Annotated[float, typer.Option(help="Dirichlet's; small is uneven.")]
+Alpha = Annotated[float, typer.Option(help="Dirichlet's concentration; a small one is uneven.")]
 Demonstrations = Annotated[
     int | None, typer.Option(min=2, help="SoReach: recorded episodes in all.")
 ]
@@ -43,11 +43,11 @@ def simulate(
         list[str] | None,
         typer.Argument(
             metavar="[DATASET...]",
-            help="Several: a contributor for each. One: its episodes are dealt out. None: SoReach.",
+            help="Several: a contributor for each. One: its episodes are split. None: SoReach.",
         ),
     ] = None,
     contributors: Annotated[
-        int | None, typer.Option("-n", "--contributors", min=1, help="How many (4).")
+        int | None, typer.Option("-n", "--contributors", min=1, help="Number of contributors (4).")
     ] = None,
     contributors_file: Annotated[
         Path | None, typer.Option("--file", help="TOML with [[contributor]] tables.")
@@ -60,15 +60,19 @@ def simulate(
     seed: Seed = 0,
     tiny: Annotated[bool, typer.Option(help="A few small rounds, to see that it works.")] = False,
     demonstrations: Demonstrations = None,
-    drop: Annotated[float, typer.Option(help="Chance that one gives no answer to a round.")] = 0.0,
+    drop: Annotated[float, typer.Option(help="Chance that a contributor misses a round.")] = 0.0,
     slow: Annotated[list[str] | None, typer.Option(help="3@2x: three take twice as long.")] = None,
-    poison: Annotated[int, typer.Option(min=0, help="So many send poisoned updates.")] = 0,
+    poison: Annotated[
+        int, typer.Option(min=0, help="Number of contributors that send poisoned updates.")
+    ] = 0,
     replay: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="A run's folder: who was away there is away here."),
+        typer.Option(
+            metavar="RUN", help="A run's folder: nodes that were away there are away here."
+        ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="ray, in-process, or auto: Ray if it is installed and worth it.")
+        str, typer.Option(help="ray, in-process, or auto: Ray if it is installed and pays.")
     ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Contributors that train at once, here (1: in turn).")
@@ -80,7 +84,7 @@ def simulate(
     model: Model = None,
     folder: Folder = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted simulation.")
+        Path | None, typer.Option(metavar="FOLDER", help="Resume an interrupted simulation.")
     ] = None,
 ) -> None:
     """Run a federation of virtual contributors: the same apps, run folder and outputs."""

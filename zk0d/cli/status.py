@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/cli.md has the
 
 
 def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
-    """How this host is: services, run, nodes; exit code 1 if something is wrong."""
+    """Show this host's services, run and nodes; exit code 1 if something is wrong."""
     from zk0d.errors import UnavailableError
 
     if units.by_systemd(folder):
@@ -27,13 +27,13 @@ def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
         roles = [role for role in Role if (folder / f"{role}.toml").exists()]
     if not roles:
         raise UnavailableError(
-            "no zk0d runs on this host: zk0bot server start or zk0bot client start begins it."
+            "no zk0d runs on this host: zk0bot server start or zk0bot client start starts it."
         )
     show(roles, as_json, folder)
 
 
 def show(roles: Sequence[str], as_json: bool, folder: Path) -> None:
-    """Print how the roles are; ends with 1 if something is wrong."""
+    """Print the roles' state; exit with 1 if something is wrong."""
     from zk0d.services.status import gather
 
     content = gather(roles, folder)

@@ -31,7 +31,7 @@ def stop(
 
 
 def _flowers(folder: Path, run: int) -> int:
-    """What Flower calls the run now: one that was gone on with has another number there."""
+    """Flower's number of the run now: a resumed run has another number there."""
     from zk0d.cli.run import coordinator
     from zk0d.record.state import RunState
 

@@ -1,4 +1,4 @@
-"""``zk0bot top``: what goes on, live."""
+"""``zk0bot top``: run, nodes and learners, live."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def top(
     interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two frames.")] = 2.0,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Run, nodes and learners in a terminal, live; Ctrl-C ends it."""
+    """Show run, nodes and learners in a terminal, live, until Ctrl-C."""
     from rich.console import Console
 
     from zk0d.monitoring.samples import LocalServices, Prometheus, Source

@@ -29,10 +29,10 @@ def train(
         Path | None, typer.Option(help="A new folder for everything (trainings/DATE).")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted training.")
+        Path | None, typer.Option(metavar="FOLDER", help="Resume an interrupted training.")
     ] = None,
 ) -> None:
-    """Train alone, with a federation's trainer and evaluation. Pushes nothing."""
+    """Train alone, with a federation's trainer and evaluation; push nothing."""
     from rich.console import Console
 
     from zk0d.cli.interrupt import ends_at_once

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from zk0d.services.foreground import Program
 
 #: Services work in folders of their own, so a relative one would be another there.
-Folder = Annotated[Path, typer.Option(help="Where the settings lie.", callback=Path.absolute)]
-Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on.")]
-Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="The last ones.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the settings.", callback=Path.absolute)]
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Show new lines as they come.")]
+Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of newest lines.")]
 
 
 def start(
@@ -59,8 +59,8 @@ def logs(of: Sequence[str], follow: bool, lines: int) -> None:
 
     if not units.has_systemd():
         raise UnavailableError(
-            "systemd does not run here, so it keeps no log; the services write where zk0bot start"
-            " runs."
+            "systemd does not run here, so it keeps no log; the services write to the terminal of"
+            " zk0bot start."
         )
     names = [word for role in of for name in roles.units(role) for word in ("-u", name)]
     more = ["--follow"] if follow else []

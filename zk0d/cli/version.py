@@ -10,6 +10,6 @@ PACKAGES = ("zk0d", "flwr", "lerobot", "torch", "transformers")
 
 
 def version() -> None:
-    """Show the versions of zk0d and of what it stands on."""
+    """Show the versions of zk0d and of its main packages."""
     for package in PACKAGES:
         typer.echo(f"{package} {installed(package)}")
