@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     USAGE = 64  #: the command line is wrong
-    UNAVAILABLE = 69  #: something that is needed is not there (file, dataset, port, hub)
+    UNAVAILABLE = 69  #: something needed is missing (file, dataset, port, hub)
     BUG = 70  #: a bug of ours
     TRY_AGAIN = 75  #: a passing condition (disk full, coordinator away)
     CONFIG = 78  #: a settings file or value is wrong

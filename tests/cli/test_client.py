@@ -68,7 +68,7 @@ def test_a_dataset_that_is_not_there_is_said_and_nothing_is_written(folder: Path
         recordings.choose("/nothing", folder)
     with pytest.raises(ConfigError, match=r"there is no folder .*/a/b/c"):
         recordings.choose("a/b/c", folder)
-    with pytest.raises(UsageError, match="is no dataset address"):
+    with pytest.raises(UsageError, match="is not a dataset address"):
         recordings.choose("hf:a/b/c", folder)
     assert (folder / "client.toml").read_text() == before
 
@@ -101,7 +101,7 @@ def test_pause_and_resume(folder: Path) -> None:
 def test_a_duration_that_is_none(folder: Path, text: str) -> None:
     said = typed("zk0bot", "client", "pause", f"--for={text}", "--folder", str(folder))
     assert said.returncode == 64
-    assert "is no duration" in said.stderr
+    assert "is not a duration" in said.stderr
 
 
 def test_waiting_gives_up_and_says_what_the_node_says(folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_without_systemd_the_services_run_in_the_foreground(
             assert time.monotonic() < deadline, look()
         return look()[name]
 
-    wait_for("supernode", "(connection refused): nothing to do here")
+    wait_for("supernode", "(connection refused); it will connect by itself")
     wait_for("learner", "ready, waiting for a round")
     # Three services, and what two of them supervise; the SuperNode ends and is started again.
     assert hostile.assert_right_below(started.pid) >= 4

@@ -266,7 +266,7 @@ def test_a_holder_that_only_root_sees(tmp_path: Path) -> None:
     (port,) = _free_ports(1)
     with listening(port):
         found = machine.ports([("supernode.port", port, service("supernode"))], processes=tmp_path)
-    is_unchecked(found, f"who holds supernode.port {port} shows only to root")
+    is_unchecked(found, f"only root sees the program that holds supernode.port {port}")
 
 
 def test_ports_are_those_of_the_role() -> None:
@@ -615,7 +615,7 @@ def test_enrolled(tls: Certificates, tmp_path: Path) -> None:
         (tmp_path / "node.key").unlink()
         is_right(client.enrolled(settings), own[:16])
         (tmp_path / "node.pub").unlink()
-        is_unchecked(client.enrolled(settings), "which key to ask for")
+        is_unchecked(client.enrolled(settings), "this node's key is not known")
     make_node_key(tmp_path / "node.key")
     is_unchecked(client.enrolled(settings), "does not answer (connection refused)")
     is_unchecked(client.enrolled(node_settings(tmp_path, "", tls.ca)), "address is missing")
@@ -718,7 +718,7 @@ def test_roster(tmp_path: Path) -> None:
     folder = tmp_path / "roster.d"
     is_wrong(server.roster(folder), "there is no folder", "mkdir")
     folder.mkdir()
-    is_right(server.roster(folder), "0 keys", "nobody may join yet")
+    is_right(server.roster(folder), "0 keys", "no node may join yet")
     make_node_key(tmp_path / "node.key")
     shutil.copy(tmp_path / "node.pub", folder / "left.pub")
     is_right(server.roster(folder), "1 keys", "left")
@@ -753,7 +753,7 @@ def test_nodes_of_a_superlink(recordings_folder: Path) -> None:
         another.mkdir()
         make_node_key(another / "right.key")
         changed = settings.superlink.model_copy(update={"roster": another})
-        is_wrong(server.nodes(changed), "not let in: right", "let in all the same: left")
+        is_wrong(server.nodes(changed), "not let in: right", "let in, but not in the roster: left")
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ runner = CliRunner()
         (["simulate", "a", "b", "-n", "3"], "--contributors"),
         (["simulate", "a", "--file", "b"], "--file"),
         (["simulate", "--model", "x"], "--model"),
-        (["simulate", "--resume", "/nothing"], "holds nothing to go on with"),
+        (["simulate", "--resume", "/nothing"], "holds nothing to resume"),
         (["compare", "--seeds", "1 1"], "--seeds"),
         (["train"], "DATASET"),
         (["train", "x", "--resume", "y"], "--resume"),

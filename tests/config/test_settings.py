@@ -98,7 +98,7 @@ def test_what_a_person_types_as_a_dataset(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"no folder .*/arm/typo; .*hf:arm/typo for the hub's"):
         DatasetUri.typed("arm/typo")
     for nothing in ("", "hf:", "hf:arm", "hf:a/b/c"):
-        with pytest.raises(UsageError, match="no dataset address"):
+        with pytest.raises(UsageError, match="not a dataset address"):
             DatasetUri.typed(nothing)
 
 
@@ -114,7 +114,7 @@ def test_settings_take_a_plain_folder(written: str, kept: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "../x"])
 def test_what_is_no_dataset_address(text: str) -> None:
-    with pytest.raises(ValueError, match="no dataset address"):
+    with pytest.raises(ValueError, match="not a dataset address"):
         DatasetUri.parse(text)
 
 
@@ -230,7 +230,7 @@ def test_without_tls_only_loopback_is_asked(url: str, fine: bool) -> None:
     if fine:
         ClientSettings.parse(values, where="x")
         return
-    with pytest.raises(ConfigError, match="has no TLS: what it says could be anybody's"):
+    with pytest.raises(ConfigError, match="has no TLS, so anybody could answer in its place"):
         ClientSettings.parse(values, where="x")
 
 

@@ -120,7 +120,7 @@ def test_a_truncated_payload_names_its_tensor() -> None:
 def test_bytes_after_the_last_tensor() -> None:
     payload = Payload.of(example(), "delta")
     payload.chunks.append(b"more")
-    with pytest.raises(UpdateError, match="goes on after its last tensor"):
+    with pytest.raises(UpdateError, match="has bytes after its last tensor"):
         payload.arrays()
 
 

@@ -99,7 +99,7 @@ def test_an_open_control_api_opens_nothing_else(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("content", ["", "short\n"])
 def test_what_is_no_secret_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "s").write_text(content)
-    with pytest.raises(ConfigError, match="is no control secret; zk0bot server init"):
+    with pytest.raises(ConfigError, match="is not a control secret; zk0bot server init"):
         read_secret(tmp_path / "s")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_secret(tmp_path / "missing")

@@ -347,7 +347,7 @@ def test_a_replayed_request(fleet: Fleet, told: list[str]) -> None:  # noqa: F81
     assert not said[0].startswith("401"), said
     assert said[1] == "401 this request was seen before"
     told.append(said[1])
-    assert "sent again: refused" in fleet.hub.journal("zk0d-server")
+    assert "came a second time: refused" in fleet.hub.journal("zk0d-server")
 
 
 def test_an_edited_audit_log(fleet: Fleet, told: list[str]) -> None:  # noqa: F811

@@ -172,7 +172,7 @@ def test_a_learner_whose_gpu_failed_ends_so_that_a_new_one_begins(
             client.start(TASK)
             assert service.look().status == "ready, waiting for a round"
             scripted.work = work
-            with pytest.raises(LearnerError, match=r"launch failure\); the learner starts anew"):
+            with pytest.raises(LearnerError, match=r"launch failure\); the learner restarts"):
                 client.start(TASK)
         with pytest.raises(UnavailableError, match=r"unspecified launch failure.*new process"):
             service.look()
@@ -416,8 +416,8 @@ def test_a_stale_socket_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> Non
     stale.bind(str(path))
     stale.close()
     listening = listen(path)
-    with pytest.raises(UnavailableError, match="another learner already listens"):
+    with pytest.raises(UnavailableError, match="another learner listens there already"):
         listen(path)
     listening.close()
-    with pytest.raises(TryAgainError, match="no socket can be made"):
+    with pytest.raises(TryAgainError, match="the socket cannot be made"):
         listen(Path("/proc/learner.sock"))

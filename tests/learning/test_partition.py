@@ -58,8 +58,8 @@ def test_a_small_alpha_is_uneven() -> None:
 @pytest.mark.parametrize(
     ("scheme", "parts", "words"),
     [
-        ("iid", 99, "cannot be dealt out to 99"),
-        ("task", 6, "tasks, which cannot be dealt out to 6"),
+        ("iid", 99, "cannot be split among 99"),
+        ("task", 6, "tasks, which cannot be split among 6"),
     ],
 )
 def test_too_many_parts(recordings: Recordings, scheme: str, parts: int, words: str) -> None:

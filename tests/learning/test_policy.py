@@ -233,7 +233,7 @@ def test_the_hub_out_of_reach(recordings: Recordings) -> None:
 
 def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="is no device"):
+    with pytest.raises(ConfigError, match="is not a device"):
         pick_device("gpu0")
     if not torch.cuda.is_available():
         assert pick_device("auto") == torch.device("cpu")

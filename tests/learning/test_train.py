@@ -188,7 +188,7 @@ def test_batches_that_give_no_number_are_bounded(
 ) -> None:
     with torch.no_grad():
         next(iter(smolvla.trainable().values())).fill_(float("nan"))
-    with pytest.raises(DataError, match="4 batches gave a loss that is no number"):
+    with pytest.raises(DataError, match="4 batches gave a loss that is not a number"):
         run(with_features, smolvla, replace(PLAN, max_bad_batches=3))
 
 

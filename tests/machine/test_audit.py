@@ -85,7 +85,7 @@ def test_a_rewritten_log_is_found_by_a_head_noted_elsewhere(tmp_path: Path) -> N
         (tmp_path / name).unlink()
     written(tmp_path)
     assert not verify(tmp_path).problem
-    assert "is gone or was changed" in verify(tmp_path, heads[3]).problem
+    assert "is missing or was changed" in verify(tmp_path, heads[3]).problem
 
 
 def test_a_line_that_broke_off_is_cut_off(tmp_path: Path) -> None:

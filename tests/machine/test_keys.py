@@ -64,7 +64,7 @@ def test_an_rsa_key_is_refused(tmp_path: Path) -> None:
     path.write_bytes(
         public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     )
-    with pytest.raises(ConfigError, match="no elliptic-curve key"):
+    with pytest.raises(ConfigError, match="not an elliptic-curve key"):
         public_pem(path)
 
 

@@ -602,7 +602,7 @@ def test_what_an_alert_says_can_be_read(tmp_path: Path) -> None:
         )
     )
     case["alert_rule_test"][0]["exp_alerts"][0]["exp_annotations"] = {
-        "summary": "A disk fills.",
+        "summary": "A disk is filling up.",
         "description": "8% free where link keeps its runs.",
         "panel": "fleet/Free disk",
     }

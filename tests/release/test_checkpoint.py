@@ -179,5 +179,5 @@ def test_a_run_can_begin_from_a_release(evaluator: CoordinatorEvaluator) -> None
 
 
 def test_a_run_of_a_wild_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run's name"):
+    with pytest.raises(ConfigError, match="is not a run's name"):
         Releases(tmp_path).checkpoint("../../etc", 1)

@@ -123,7 +123,7 @@ def test_a_tag_that_is_there_keeps_its_weights(stand_in: HubStandIn, tmp_path: P
 @pytest.mark.parametrize(
     ("repository", "tag", "says"),
     [
-        ("arm", "", "--repo-id: 'arm' is no repository of the hub; write it as user/name"),
+        ("arm", "", "--repo-id: 'arm' is not a repository name; write it as user/name"),
         ("user/my arm", "", "--repo-id: the hub takes no such name"),
         ("user/arm.git", "", "--repo-id: the hub takes no such name"),
         ("user/arm", "v 1", "--tag: 'v 1' is no tag"),
@@ -161,7 +161,7 @@ def test_torn_weights_are_found_by_a_dry_run(
     harm(checkpoint / f"{name}.safetensors")
     said = CliRunner().invoke(app, ["push", str(checkpoint), "--repo-id", "a/b", "--dry-run"])
     assert isinstance(said.exception, ConfigError)
-    assert f"{name}.safetensors: is cut short or no safetensors file" in said.exception.message
+    assert f"{name}.safetensors: is cut short or not a safetensors file" in said.exception.message
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_without_a_token_it_stays_here(checkpoint: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["weights.bin", "model.pt", "notes.env"])
 def test_what_does_not_belong_is_not_pushed(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_text("x")
-    with pytest.raises(ConfigError, match="does not belong into a checkpoint"):
+    with pytest.raises(ConfigError, match="does not belong in a checkpoint"):
         hub.check(checkpoint)
 
 
@@ -234,7 +234,9 @@ def test_a_checkpoint_that_is_accepted_by_hand(checkpoint: Path, tmp_path: Path)
     assert told["accepted"] == "another dataset counts here"
     assert told["reasons"], "what the gate said"
     text = card.read_text()
-    assert text.index("Accepted by hand all the same: another") < text.index("## Training Insights")
+    assert text.index("Accepted by hand in spite of it: another") < text.index(
+        "## Training Insights"
+    )
     assert hub.check(checkpoint), "it may still be pushed"
     with pytest.raises(ConfigError, match="is no checkpoint of zk0d"):
         accept(tmp_path, "x", releases)

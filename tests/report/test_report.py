@@ -295,7 +295,7 @@ def test_a_run_that_cannot_be_reported_is_no_endless_work(
     reports = Reports(tmp_path / "runs", clock)
     for _ in range(3):
         assert not written(reports, clock, told.folder / "report/index.html")
-    assert [r.message.count("no report") for r in caplog.records] == [1]
+    assert [r.message.count("report could not") for r in caplog.records] == [1]
 
 
 def test_the_verb(tmp_path: Path) -> None:

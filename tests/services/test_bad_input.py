@@ -59,7 +59,7 @@ def edit(path: Path, before: str, after: str) -> None:
             "'supernode.presence-interval' is wrong",
         ),
         ('address = "', 'address = "hub', "'coordinator.address'"),
-        ('dataset-uri = "local:', 'dataset-uri = "ftp:', "is no dataset address"),
+        ('dataset-uri = "local:', 'dataset-uri = "ftp:', "is not a dataset address"),
     ],
 )
 def test_settings_that_are_wrong(node: Path, before: str, after: str, sentence: str) -> None:

@@ -114,7 +114,7 @@ def test_a_device_and_a_socket_that_cannot_be(
     settings, uri = client if role == "learner" else server, f"local:{recordings_folder}"
     code, said = fails("zk0d", role, "--config", settings(folder, uri, 'device = "gpu0"'))
     assert code == ExitCode.CONFIG
-    assert f"'{role}.device' is wrong: 'gpu0' is no device; use auto, cpu, cuda or" in said
+    assert f"'{role}.device' is wrong: 'gpu0' is not a device; use auto, cpu, cuda or" in said
     deep = folder / ("d" * 100)
     deep.mkdir()
     code, said = fails("zk0d", role, "--config", settings(deep, uri))
@@ -130,7 +130,7 @@ def test_a_socket_that_is_taken(folder: Path, recordings_folder: Path) -> None:
         other.listen()
         code, said = fails("zk0d", "learner", "--config", config)
     assert code == ExitCode.UNAVAILABLE
-    assert "another learner already listens there; stop it first" in said
+    assert "another learner listens there already; stop it first" in said
 
 
 @pytest.mark.parametrize(

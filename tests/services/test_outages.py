@@ -115,7 +115,7 @@ def test_a_stopped_supernode_is_seen_from_the_other_side_and_started_again(runni
     """Alive, but without a heartbeat: Flower's own health check would call it well."""
     before = running.child_of("right-node", "zk0d.flower.supernode")
     before.send_signal(signal.SIGSTOP)
-    running.wait_for_status("right-node", "was not online: started again", 150)
+    running.wait_for_status("right-node", "was not online: restarted", 150)
     running.wait_for_status("right-node", "online;", 150)
     assert running.child_of("right-node", "zk0d.flower.supernode").pid != before.pid
 
@@ -125,7 +125,10 @@ def test_an_unreachable_coordinator_is_waited_for(running: Lab) -> None:
     gateway.stop()
     node = running.child_of("left-node", "zk0d.flower.supernode").pid
     running.wait_for_status("left-node", "waiting for the coordinator 127.0.0.1")
-    assert "(connection refused): nothing to do here" in running.services["left-node"].told.status
+    assert (
+        "(connection refused); it will connect by itself"
+        in running.services["left-node"].told.status
+    )
     running.others.clear()
     running.start_gateway()
     running.wait_for_status("left-node", "online", 120)

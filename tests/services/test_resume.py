@@ -32,10 +32,10 @@ def test_a_run_whose_app_died_goes_on_after_a_moment() -> None:
     bench = Bench()
     assert bench.pass_(60) == ""
     bench.facts.end("failed", "no heartbeat")
-    assert bench.pass_(3) == "going on with it in 3 s"
+    assert bench.pass_(3) == "resuming it in 3 s"
     bench.pass_(FIRST_WAIT)
     assert [run.resume for run in bench.coordinator.started] == ["7"]
-    assert bench.pass_(300) == "going on with it"
+    assert bench.pass_(300) == "resuming it"
     assert len(bench.coordinator.started) == 1, "one at a time"
     bench.facts.take(
         {"kind": "run.resumed", "run": "7", "round": 3, "flower_run": "1", "time": 0.0}

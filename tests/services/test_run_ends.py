@@ -26,11 +26,11 @@ from zk0d.services.autorun import LOOK_SECONDS, Autorun
 #: Settings, the key that is named, and a part of the sentence.
 WRONG = [
     ({"hf-repo-id": "arm"}, "hf-repo-id", "write it as user/name"),
-    ({"hf-repo-id": "lab/my arm"}, "hf-repo-id", "the hub takes no such name"),
-    ({"hf-repo-id": "lab/arm--2"}, "hf-repo-id", "the hub takes no such name"),
+    ({"hf-repo-id": "lab/my arm"}, "hf-repo-id", "the hub does not take this name"),
+    ({"hf-repo-id": "lab/arm--2"}, "hf-repo-id", "the hub does not take this name"),
     ({"hf-repo-id": "lab/" + "x" * 100}, "hf-repo-id", "maximum length is 96"),
     ({"hf-repo-id": "https://huggingface.co/lab/arm"}, "hf-repo-id", "write it as user/name"),
-    ({"hf-public": True}, "hf-public", "no hf-repo-id"),
+    ({"hf-public": True}, "hf-public", "hf-public needs hf-repo-id"),
     ({"model-name": "/home/ann/base"}, "model-name", "map a name to it under [models]"),
     ({"model-name": "~/base"}, "model-name", "map a name to it under [models]"),
     (
@@ -39,8 +39,8 @@ WRONG = [
         "the run has fewer rounds than 50 (20)",
     ),
     ({"hf-repo-id": "lab/arm", "eval-frequency": 0}, "eval-frequency", "passed the gate"),
-    ({"use-wandb": True, "wandb-project": "a/b"}, "wandb-project", "is no project of W&B"),
-    ({"use-wandb": True, "wandb-project": ""}, "wandb-project", "is no project of W&B"),
+    ({"use-wandb": True, "wandb-project": "a/b"}, "wandb-project", "is not a project name of W&B"),
+    ({"use-wandb": True, "wandb-project": ""}, "wandb-project", "is not a project name of W&B"),
 ]
 #: The same, of what the coordinator lacks.
 LACKING = [

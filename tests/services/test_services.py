@@ -92,7 +92,7 @@ def test_a_killed_server_app_is_gone_on_with_by_itself(running: Lab) -> None:
         apps = psutil.Process(running.services["exec"].child.pid).children(recursive=True)
         app = next(each for each in apps if "serverapp" in " ".join(each.cmdline()))
         app.send_signal(signal.SIGKILL)
-        running.wait_for_status("superlink", "going on with it", 120)
+        running.wait_for_status("superlink", "resuming it", 120)
         running.wait_for_status("superlink", "finished, round 3/3", 180)
     assert committed_rounds(folder) == [0, 1, 2, 3]
     lines = list(read_lines(folder))

@@ -207,7 +207,7 @@ def _seconds(text: str, option: str) -> float:
 
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if not found or not float(found[1]):
-        raise UsageError(f"{option}: {text!r} is no duration; write 45s, 30m, 2h or 1d.")
+        raise UsageError(f"{option}: {text!r} is not a duration; write 45s, 30m, 2h or 1d.")
     return float(found[1]) * _UNITS_OF_TIME[found[2]]
 
 

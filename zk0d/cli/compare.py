@@ -62,7 +62,7 @@ def compare(
 
     words = seeds.replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len(set(words)) < len(words):
-        raise UsageError(f"--seeds: {seeds!r} are no different whole numbers; write '0 1 2'.")
+        raise UsageError(f"--seeds: {seeds!r} are not different whole numbers; write '0 1 2'.")
     options = Options(
         datasets=tuple(datasets or ()),
         contributors=contributors,

@@ -164,7 +164,7 @@ def make(
 
     index, slash, of = sector.partition("/")
     if not (slash and index.isdigit() and of.isdigit() and int(index) < int(of)):
-        raise UsageError(f"--sector: {sector!r} is no slice; write 0/2 or 1/2, for example.")
+        raise UsageError(f"--sector: {sector!r} is not a slice; write 0/2 or 1/2, for example.")
     if task not in TASKS:
         raise UsageError(f"--task: there is no {task!r}; take {' or '.join(TASKS)}.")
     _check_new(folder, "FOLDER")
@@ -187,7 +187,9 @@ def fetch(datasets: Datasets) -> None:
         except ValueError as error:
             raise UsageError(f"DATASET: {error}.") from None
         if address.scheme != "hf":
-            raise UsageError(f"DATASET: {uri} is a folder of this machine; name one of the hub.")
+            raise UsageError(
+                f"DATASET: {uri} is a folder of this machine; name a dataset of the hub."
+            )
         name = address.location
         new = fetch_dataset(name)
         folder = datasets_folder() / name

@@ -47,7 +47,7 @@ def doctor(
         }
         typer.echo(json.dumps(content, indent=1))
     elif os.geteuid() != 0:
-        typer.echo("(root sees keys and who holds a port, too)", err=True)
+        typer.echo("(root also sees keys and the programs that hold a port)", err=True)
     if not ok:
         raise typer.Exit(1)
 

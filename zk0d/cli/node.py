@@ -102,7 +102,7 @@ def approve(
         raise ConfigError(f"{file}: cannot be read ({error}).") from None
     asked = Request.from_text(text)
     typer.echo(f"name        {asked.name}\nfingerprint {asked.fingerprint}", err=True)
-    typer.echo(f"contact     {asked.contact or 'none said'}", err=True)
+    typer.echo(f"contact     {asked.contact or 'none given'}", err=True)
     if not yes:
         if file == "-" or not sys.stdin.isatty():
             raise UsageError(
@@ -134,7 +134,7 @@ def show(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
     found = [entry for entry in roster.entries(_roster(folder)) if entry.name == name]
     if not found:
-        raise UsageError(f"there is no node '{name}'; zk0bot node list has them.")
+        raise UsageError(f"there is no node '{name}'; zk0bot node list shows all nodes.")
     for entry in found:
         _tell(entry)
 
@@ -147,7 +147,7 @@ def remove(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
     for entry in roster.remove(_roster(folder), name):
         note(folder, "node.removed", node=entry.name, key=entry.key)
-        typer.echo(f"{entry.name} may join no more (key {entry.key[:16]})")
+        typer.echo(f"{entry.name} may not join any more (key {entry.key[:16]})")
 
 
 @app.command()
@@ -171,5 +171,5 @@ def _tell(entry: Entry) -> None:
     typer.echo(f"name        {entry.name}{' (new key)' if entry.next else ''}")
     typer.echo(f"fingerprint {entry.key}")
     typer.echo(f"approved    {entry.approved or 'by hand'}")
-    typer.echo(f"contact     {entry.contact or 'none said'}")
+    typer.echo(f"contact     {entry.contact or 'none given'}")
     typer.echo(f"file        {entry.path}")

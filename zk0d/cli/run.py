@@ -77,7 +77,7 @@ def run(
             try:
                 _follow(link, folder, number, resume or str(number))
             except KeyboardInterrupt:
-                typer.echo(f"the run goes on; zk0bot stop {number} would end it", err=True)
+                typer.echo(f"the run continues; zk0bot stop {number} would end it", err=True)
 
 
 def _check(values: dict[str, Any], folder: Path, *, elsewhere: bool) -> None:

@@ -45,7 +45,7 @@ def init(
         }
     verbs.tell_kept(set_up_server(folder, host, {"gateway": own} if own else {}))
     gateway.configure(folder, ServerSettings.load(folder / "server.toml"))
-    typer.echo("Next: zk0bot server start, then zk0bot server invite for those who may join.")
+    typer.echo("Next: zk0bot server start, then zk0bot server invite for each new contributor.")
 
 
 @app.command()

@@ -63,4 +63,4 @@ def _print(content: dict[str, Any]) -> None:
     for line in content["todo"]:
         typer.echo(f"what to do: {line}")
     if os.geteuid() != 0:
-        typer.echo("(root sees the run and the nodes, too)", err=True)
+        typer.echo("(root also sees the run and the nodes)", err=True)

@@ -43,7 +43,9 @@ def train(
 
     if resume is not None:
         if dataset is not None or config:
-            raise UsageError("--resume goes on as it began; leave out the dataset and -c.")
+            raise UsageError(
+                "--resume keeps the settings and the dataset; leave out the dataset and -c."
+            )
         with ends_at_once("training"):
             resume_alone(resume, Console())
         return

@@ -37,9 +37,9 @@ def start(
 
         standalone.run(role, folder, besides)
     elif units.start(role, changed=changed):
-        typer.echo(f"started; zk0bot {role} status tells how it goes")
+        typer.echo(f"started; zk0bot {role} status shows the state")
     else:
-        typer.echo("it runs already: nothing to do")
+        typer.echo("it runs already; nothing was changed")
 
 
 def stop(role: str, folder: Path) -> None:

@@ -44,13 +44,14 @@ class CacheSettings(Settings):
     """Decoded frames are kept so that each is decoded once."""
 
     memory_gib: PositiveFloat = Field(
-        4.0, description="Frames beyond this many GiB go to a file that is mapped into memory."
+        4.0,
+        description="Keep this many GiB of frames in memory; further frames go to a mapped file.",
     )
     folder: Path | None = Field(
-        None, description="Where that file lies; by default the system's folder for such files."
+        None, description="Folder of that file; by default the system's temporary folder."
     )
     vision_features: bool = Field(
-        True, description="Keep a frozen vision encoder's outputs instead of its pixels."
+        True, description="Keep the outputs of a frozen vision encoder instead of pixels."
     )
 
 
@@ -60,7 +61,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 def check_device(value: str) -> str:
     """``value``, if a device may be called so; else ``ValueError``."""
     if not _DEVICE.fullmatch(value):
-        raise ValueError(f"{value!r} is no device; use auto, cpu, cuda or cuda:N")
+        raise ValueError(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
     return value
 
 
@@ -71,26 +72,26 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class MetricsSettings(Settings):
     """Where Prometheus reads this machine's services."""
 
-    host: str = Field("127.0.0.1", description="Address they listen at.")
-    enabled: bool = Field(True, description="false opens no port.")
+    host: str = Field("127.0.0.1", description="Address that the services serve metrics at.")
+    enabled: bool = Field(True, description="Serve metrics; false opens no port.")
 
 
 class EvaluatorSettings(Settings):
     """A process that holds a policy, recordings and a device: the coordinator's evaluator."""
 
-    socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket it is reached at.")
+    socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket of this service.")
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto",
-        description="'auto', 'cpu', 'cuda' or 'cuda:N'. 'auto' is the GPU of a machine that has"
-        " one, and never the CPU in its place.",
+        description="'auto', 'cpu', 'cuda' or 'cuda:N'. 'auto' is the GPU if the machine has one;"
+        " the CPU never replaces it.",
     )
     precision: Precision = Field(
         "auto",
-        description="'float32', 'bfloat16', or 'auto': bfloat16 on a GPU that computes in it.",
+        description="'float32', 'bfloat16', or 'auto': bfloat16 on a GPU that supports it.",
     )
     cpu_threads: NonNegativeInt = Field(0, description="Threads of PyTorch; 0 leaves its default.")
     max_bad_frames: NonNegativeInt = Field(
-        0, description="Frames that may be unreadable before it reports data_error."
+        0, description="Unreadable frames to tolerate; with more it reports data_error."
     )
     cache: CacheSettings = CacheSettings()
 
@@ -108,9 +109,10 @@ class EvaluatorSettings(Settings):
 class LearnerSettings(EvaluatorSettings):
     """The same on a contributor's machine, where it trains."""
 
-    socket: Path = Field(DEFAULT_SOCKET, description="Unix socket it is reached at.")
+    socket: Path = Field(DEFAULT_SOCKET, description="Unix socket of this service.")
     holdout_episodes: NonNegativeInt = Field(
-        0, description="Last episodes that are never trained on; a run may have them evaluated."
+        0,
+        description="Number of last episodes to keep out of training; a run may evaluate on them.",
     )
     accept_run_dataset: bool = Field(
         False, description="Take the dataset from the run: for demos and simulations only."
@@ -118,12 +120,12 @@ class LearnerSettings(EvaluatorSettings):
 
 
 class CoordinatorSettings(Settings):
-    """Whom this node belongs to."""
+    """The coordinator that this node belongs to."""
 
     address: str = Field("", description="HOST:PORT of the coordinator's gateway.")
-    ca: Path = Field(DEFAULT_CA, description="CA certificate that its own is signed by.")
+    ca: Path = Field(DEFAULT_CA, description="Certificate of the coordinator's authority (CA).")
     presence: str = Field(
-        "", description="URL of its presence page, where that is not behind the same gateway."
+        "", description="URL of the presence page, if another server than the gateway has it."
     )
 
     @field_validator("presence")
@@ -134,13 +136,14 @@ class CoordinatorSettings(Settings):
             raise ValueError(f"{value!r} does not begin with http:// or https://")
         if value.startswith("http://") and host not in ("127.0.0.1", "localhost", "::1"):
             raise ValueError(
-                f"{value!r} has no TLS: what it says could be anybody's; only loopback may do so"
+                f"{value!r} has no TLS, so anybody could answer in its place; use https, or"
+                " loopback"
             )
         return value.rstrip("/")
 
     @property
     def presence_page(self) -> str:
-        """Where the presence page is."""
+        """The presence page's URL."""
         return self.presence or f"https://{self.address}/zk0d/v1"
 
     @field_validator("address")
@@ -157,30 +160,35 @@ class SupernodeSettings(Settings):
 
     key: Path = Field(Path("/etc/zk0d/node.key"), description="This node's private key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
-    port: Port = Field(9094, description="Its Runtime API, on loopback, for the SuperExec.")
-    state: Path = Field(Path("/var/lib/zk0d/supernode"), description="Flower's own files.")
+    port: Port = Field(9094, description="Port of its Runtime API, on loopback, for the SuperExec.")
+    state: Path = Field(
+        Path("/var/lib/zk0d/supernode"), description="Folder of Flower's own files."
+    )
     presence_interval: Annotated[float, Field(ge=1.0, le=300.0)] = Field(
-        10.0, description="Seconds between two looks at the coordinator's presence page."
+        10.0, description="Seconds between two requests to the coordinator's presence page."
     )
     zombie_seconds: Annotated[float, Field(ge=5.0)] = Field(
-        15.0, description="Offline so long, by the coordinator's word, it is started again."
+        15.0, description="Restart the SuperNode if the coordinator counts it offline for so long."
     )
 
 
 class SuperexecSettings(Settings):
     """The SuperExec: starts the apps that are installed here, and no others."""
 
-    state: Path = Field(Path("/var/lib/zk0d/client-superexec"), description="Flower's own files.")
+    state: Path = Field(
+        Path("/var/lib/zk0d/client-superexec"), description="Folder of Flower's own files."
+    )
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
-        0.2, description="Seconds between two looks for work."
+        0.2, description="Seconds between two polls for work."
     )
 
 
 class LimitsSettings(Settings):
-    """What a run may ask of this machine; no run can widen it."""
+    """Limits of a run on this machine; no run can widen them."""
 
     max_steps: PositiveInt = Field(
-        10_000, description="Optimizer steps a round; a round that asks for more is refused."
+        10_000,
+        description="Optimizer steps per round; the node refuses a round that asks for more.",
     )
     max_batch_size: PositiveInt = Field(1024, description="Frames per optimizer step.")
     policies: list[PolicyName] = Field(
@@ -188,19 +196,19 @@ class LimitsSettings(Settings):
     )
     models: list[str] = Field(
         default_factory=list,
-        description="Base models that may be; empty: those under models and fetch-models, and"
-        " 'tiny' and 'tiny-wide'.",
+        description="Base models that may be trained here; empty: those under models and"
+        " fetch-models, 'tiny' and 'tiny-wide'.",
     )
     hours: str = Field(
-        "", description="When it may train, local time, such as '22:00-07:00'; empty is always."
+        "", description="Local time in which it may train, such as '22:00-07:00'; empty: always."
     )
     gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="Part of the GPU's memory that the learner may take."
+        1.0, description="Share of the GPU's memory that the learner may take."
     )
     power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
         1.0,
-        description="Part of the time that it computes; it rests between steps, so that the mean"
-        " power is about that part. A cap of the driver (nvidia-smi -pl) is root's to set.",
+        description="Share of the time that it computes. It rests between steps, so the mean power"
+        " is about that share. Only root can set a cap in the driver (nvidia-smi -pl).",
     )
 
     @field_validator("hours")
@@ -226,20 +234,21 @@ _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 def _parse_hours(text: str) -> tuple[int, int]:
     found = _HOURS.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} are no hours; write them as '22:00-07:00'")
+        raise ValueError(f"{text!r} are not hours; write them as '22:00-07:00'")
     a, b, c, d = (int(part) for part in found.groups())
     return 60 * a + b, 60 * c + d
 
 
 class ClientSettings(Settings):
-    """``client.toml``: what a contributor lends and how it is called."""
+    """``client.toml``: the loans of a contributor and its name."""
 
-    name: Alias = Field(description="What this node is called at the coordinator.")
+    name: Alias = Field(description="This node's name at the coordinator.")
     dataset_uri: DatasetUriText | None = Field(
         None, description="The recordings: hf:user/name, user/name or local:/folder."
     )
     share_statistics: bool = Field(
-        True, description="Answer with mean, std, min and max of state and action when asked."
+        True,
+        description="Send mean, std, min and max of state and action for the run's statistics.",
     )
     cameras: Cameras = Field(
         default_factory=dict, description="This node's camera names, mapped to the policy's."
@@ -249,8 +258,8 @@ class ClientSettings(Settings):
     )
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
-        description="Models that zk0d fetch downloads from the hub, pinned as user/name@REVISION;"
-        " those under models are not.",
+        description="Models that zk0d fetch downloads from the hub (user/name, or"
+        " user/name@REVISION); it skips those under models.",
     )
     limits: LimitsSettings = LimitsSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -271,12 +280,12 @@ class ClientSettings(Settings):
 class EvaluationDataset(Settings):
     """One held-out dataset of the coordinator; its frames never enter statistics or training."""
 
-    name: Alias = Field(description="What the journal calls it.")
+    name: Alias = Field(description="The dataset's name in the journal.")
     dataset_uri: DatasetUriText = Field(
         description="The recordings: hf:user/name, user/name or local:/folder."
     )
     simulator: Literal["", "soreach", "so101"] = Field(
-        "", description="Simulator in which success can be measured in closed loop."
+        "", description="Simulator that measures success in closed loop."
     )
     sector: tuple[NonNegativeInt, PositiveInt] = Field(
         (0, 1),
@@ -286,21 +295,23 @@ class EvaluationDataset(Settings):
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
     episodes: list[NonNegativeInt] = Field(
-        default_factory=list, description="Evaluate on these episodes only; empty: on all."
+        default_factory=list, description="Evaluate on these episodes only; empty: all."
     )
 
 
 class ServerSuperexecSettings(SuperexecSettings):
     """The same on the coordinator, where it starts the ServerApp."""
 
-    state: Path = Field(Path("/var/lib/zk0d/server/flower"), description="Flower's own files.")
+    state: Path = Field(
+        Path("/var/lib/zk0d/server/flower"), description="Folder of Flower's own files."
+    )
 
 
 class SuperlinkSettings(Settings):
     """The SuperLink: Flower's server. Loopback only; a gateway lets nodes in."""
 
-    port: Port = Field(8000, description="Its one port, on loopback.")
-    state: Path = Field(Path("/var/lib/zk0d/superlink"), description="Its database.")
+    port: Port = Field(8000, description="Its port, on loopback.")
+    state: Path = Field(Path("/var/lib/zk0d/superlink"), description="Folder of its database.")
     roster: Path = Field(
         Path("/etc/zk0d/roster.d"), description="Folder of NAME.pub: the nodes that may join."
     )
@@ -311,39 +322,41 @@ class SuperlinkSettings(Settings):
     key: Path = Field(Path("/etc/zk0d/tls/link.key"), description="That certificate's key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
     control_secret: Path = Field(
-        DEFAULT_CONTROL_SECRET, description="Secret that Flower's Control API asks for."
+        DEFAULT_CONTROL_SECRET, description="Secret of Flower's Control API."
     )
     open_control: bool = Field(
-        False, description="Let every user of this machine use it, with flwr too: for development."
+        False,
+        description="Let every user of this machine use the Control API: for development.",
     )
-    presence_port: Port = Field(9480, description="The presence page, on loopback.")
+    presence_port: Port = Field(9480, description="Port of the presence page, on loopback.")
     auto_resume: bool = Field(
-        True, description="Go on by itself with a run that was interrupted: a reboot, a killed app."
+        True, description="Resume an interrupted run by itself, for example after a reboot."
     )
     database_limit_mib: PositiveFloat = Field(
-        512.0, description="A larger database is made anew from the roster while no run goes on."
+        512.0, description="Between runs, rebuild a larger database from the roster."
     )
 
 
 class GatewaySettings(Settings):
     """nginx before the SuperLink: the only port that nodes reach."""
 
-    port: Port = Field(9443, description="Where it listens, on every address.")
+    port: Port = Field(9443, description="Port that nodes connect to, on every address.")
     address: str = Field(
-        "", description="HOST:PORT that nodes reach it by, for invites; else the certificate's."
+        "", description="HOST:PORT for invites; by default the certificate's name."
     )
     certificate: Path = Field(
-        Path("/etc/zk0d/tls/server.crt"), description="What nodes see; your own, or zk0d's."
+        Path("/etc/zk0d/tls/server.crt"),
+        description="The certificate that nodes see: your own, or zk0d's.",
     )
     key: Path = Field(Path("/etc/zk0d/tls/server.key"), description="That certificate's key.")
     body_limit_mib: PositiveInt = Field(64, description="Larger requests are refused (413).")
     requests_per_second: PositiveInt = Field(
-        200, description="More from one address are delayed, then refused (429)."
+        200, description="From one address; more are delayed, then refused (429)."
     )
-    connections: PositiveInt = Field(64, description="More at once from one address are refused.")
+    connections: PositiveInt = Field(64, description="At once from one address; more are refused.")
     status_page: bool = Field(
         False,
-        description="Show run, loss and participation by alias at /zk0d/v1/ to whoever asks.",
+        description="Show run, losses and participation by node at /zk0d/v1/ to every visitor.",
     )
 
 
@@ -352,13 +365,14 @@ class AutorunSettings(Settings):
 
     min_nodes: PositiveInt = Field(2, description="Nodes that must be online.")
     settle_seconds: Annotated[float, Field(ge=0.0)] = Field(
-        30.0, description="They must have been online so long, so that the late ones are in, too."
+        30.0,
+        description="Seconds that they must have been online, so that late nodes take part, too.",
     )
     pause_minutes: Annotated[float, Field(ge=0.0)] = Field(
         10.0, description="Wait between a run's end and the next start; doubled after each failure."
     )
     run: RunTable = Field(
-        default_factory=dict, description="Its run settings, as zk0bot run -c takes them."
+        default_factory=dict, description="Settings of these runs, with the keys of a run."
     )
 
 
@@ -366,24 +380,26 @@ class PublishSettings(Settings):
     """``zk0d publish``, which sends out what a run's settings ask for."""
 
     state: Path = Field(
-        Path("/var/lib/zk0d/publish"), description="What was sent is noted here, with W&B's files."
+        Path("/var/lib/zk0d/publish"),
+        description="Folder for notes of what was sent, and for W&B's files.",
     )
     hf_token: Path = Field(
-        Path("/etc/zk0d/hf.token"), description="The hub's token; a run with hf-repo-id needs it."
+        Path("/etc/zk0d/hf.token"), description="File of the hub's token, for runs with hf-repo-id."
     )
     wandb_key: Path = Field(
-        Path("/etc/zk0d/wandb.key"), description="W&B's key; without it, figures go into files."
+        Path("/etc/zk0d/wandb.key"),
+        description="File of W&B's key; without it, figures go into files.",
     )
 
 
 class ServerSettings(Settings):
     """``server.toml``: the coordinator's runs and its evaluator."""
 
-    state: Path = Field(Path("/var/lib/zk0d/server"), description="Runs are kept under it.")
+    state: Path = Field(Path("/var/lib/zk0d/server"), description="Folder of the runs.")
     releases: Path | None = Field(
         None,
-        description="Checkpoints are kept under it; by default /var/lib/zk0d/releases, or"
-        " releases in a state folder of your own.",
+        description="Folder of the checkpoints; by default /var/lib/zk0d/releases, or releases in a"
+        " state folder of your own.",
     )
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
     models: dict[str, Path] = Field(
@@ -391,8 +407,8 @@ class ServerSettings(Settings):
     )
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
-        description="Models that zk0d fetch downloads from the hub, pinned as user/name@REVISION;"
-        " those under models are not.",
+        description="Models that zk0d fetch downloads from the hub (user/name, or"
+        " user/name@REVISION); it skips those under models.",
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()
@@ -401,15 +417,14 @@ class ServerSettings(Settings):
     publish: PublishSettings = PublishSettings()
     run: RunTable = Field(
         default_factory=dict,
-        description="Run settings of every run here that does not say otherwise, as zk0bot run -c"
-        " takes them.",
+        description="Settings of every run here, unless the run sets them itself.",
     )
     autorun: AutorunSettings | None = Field(
-        None, description="Runs that begin by themselves; none do without this table."
+        None, description="With this table, runs begin by themselves."
     )
     metrics: MetricsSettings = MetricsSettings()
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
-        0.25, description="Seconds between two looks for the nodes' replies."
+        0.25, description="Seconds between two polls for the nodes' answers."
     )
 
     @property
@@ -449,8 +464,8 @@ class ServerSettings(Settings):
             raise wrong(
                 where,
                 f"{table}hf-repo-id",
-                "only what passed the gate is pushed, and nothing can without held-out recordings;"
-                " add an [[evaluation]] table to server.toml",
+                "a push needs a checkpoint that passed the gate, and the gate needs held-out"
+                " recordings; add an [[evaluation]] table to server.toml",
             )
         if run.release.hf_repo_id and not _has_token(self.publish.hf_token):
             raise wrong(

@@ -62,7 +62,7 @@ class DatasetUri:
         if scheme == "hf" and _HUB_NAME.fullmatch(rest):
             return cls("hf", rest)
         raise ValueError(
-            f"{text!r} is no dataset address; write hf:user/name, user/name or local:/folder"
+            f"{text!r} is not a dataset address; write hf:user/name, user/name or local:/folder"
         )
 
     @classmethod
@@ -130,12 +130,12 @@ def check_repository(name: str) -> None:
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if name.count("/") != 1:
-        raise ValueError(f"{name!r} is no repository of the hub; write it as user/name")
+        raise ValueError(f"{name!r} is not a repository name; write it as user/name")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         said = str(error).rstrip(".").replace(". ", "; ")
-        raise ValueError(f"the hub takes no such name ({said})") from None
+        raise ValueError(f"the hub does not take this name ({said})") from None
 
 
 def _policy(value: str) -> str:

@@ -47,7 +47,7 @@ def settings_page() -> str:
         *_tables(ServerSettings, ""),
         "### `[[evaluation]]`, once for each held-out dataset\n",
         _table(EvaluationDataset),
-        "### `[autorun]`, only if runs shall begin by themselves\n",
+        "### `[autorun]`, if runs shall begin by themselves\n",
         _table(AutorunSettings),
     ]
     return "\n".join(parts)

@@ -37,18 +37,18 @@ LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 
 
 class RoundsSettings(Settings):
-    """How many rounds, with whom, and how long each may take."""
+    """Rounds, nodes and deadlines."""
 
     num_server_rounds: PositiveInt = Field(20, description="Rounds to train.")
     fraction_fit: Fraction = Field(1.0, description="Share of the online nodes asked each round.")
     min_fit_clients: PositiveInt = Field(
-        2, description="Nodes that must be online to start a round, and answer for it to count."
+        2, description="Nodes that must be online to start a round and must answer to complete it."
     )
     round_deadline: PositiveFloat = Field(3600.0, description="Seconds a round may take.")
     round_deadline_factor: NonNegativeFloat = Field(
         0.0,
-        description="End a round after this many times the last round's median answer, at least"
-        " 10 s; 0 never.",
+        description="End a round after this many times the last round's median answer time, but not"
+        " before 10 s; 0: never.",
     )
     node_wait: PositiveFloat = Field(
         600.0, description="Seconds to wait for min-fit-clients nodes before the run gives up."
@@ -56,15 +56,15 @@ class RoundsSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """What a node does in a round; nodes receive this table as it is."""
+    """A node's work in a round; nodes receive this table unchanged."""
 
-    local_steps: PositiveInt = Field(60, description="Optimizer steps a node takes per round.")
+    local_steps: PositiveInt = Field(60, description="Optimizer steps of a node per round.")
     batch_size: PositiveInt = Field(32, description="Frames per optimizer step.")
     weight_decay: NonNegativeFloat = Field(1e-10, description="AdamW's decoupled weight decay.")
     grad_clip_norm: PositiveFloat = Field(10.0, description="Global gradient norm limit.")
     uplink_codec: CodecName = Field(
         "int8",
-        description="How nodes encode updates; the next update carries what this one lost.",
+        description="Encoding of the nodes' updates; the next update carries the rounding error.",
     )
 
     @property
@@ -74,20 +74,20 @@ class TrainingSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """How learning rate and proximal term change over the rounds."""
+    """Learning rate and proximal term over the rounds."""
 
     initial_lr: PositiveFloat = Field(1e-4, description="Peak learning rate.")
     warmup_steps: NonNegativeInt = Field(
         20, description="Global steps of linear warm-up, once at the start of the run."
     )
     final_lr_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.05, description="Where the one cosine over the whole run ends, as a fraction of the peak."
+        0.05, description="Learning rate at the end of the run's cosine, as a fraction of the peak."
     )
     scheduler_type: Literal["cosine", "cosine-warm-restarts", "reduce-on-plateau"] = Field(
-        "cosine", description="How the learning rate changes over the rounds."
+        "cosine", description="Schedule of the learning rate over the rounds."
     )
     proximal_mu: NonNegativeFloat = Field(
-        0.0, description="FedProx's mu; 0 switches it off (it hurts on SoReach)."
+        0.0, description="FedProx's mu; 0: off (it hurts on SoReach)."
     )
     dynamic_training_decay: bool = Field(
         False, description="Lower learning rate and mu when the evaluated loss stalls."
@@ -101,15 +101,15 @@ class ScheduleSettings(Settings):
     spike_threshold: NonNegativeFloat = Field(
         0.5,
         description="If the evaluated loss rises by more than this over two evaluations, halve the"
-        " learning rate for the round and suspend boosts; 0 switches it off.",
+        " learning rate for the round and suspend boosts; 0: off.",
     )
     rollback_factor: NonNegativeFloat = Field(
         0.0,
         description="Return to the best round's weights after two evaluations in a row with a loss"
-        " above this many times the best; 0 never, else more than 1.",
+        " above this many times the best; 0: never, else more than 1.",
     )
     early_stopping_patience: NonNegativeInt = Field(
-        0, description="End the run after this many evaluations without a better loss; 0 never."
+        0, description="End the run after this many evaluations without a better loss; 0: never."
     )
 
     @model_validator(mode="after")
@@ -120,75 +120,75 @@ class ScheduleSettings(Settings):
 
 
 class AggregationSettings(Settings):
-    """How updates become the next weights, and how those are sent."""
+    """From updates to the next weights, and their encoding."""
 
     rule: RuleName = Field(
         "mean",
         alias="aggregation",
-        description="How updates become one: by samples, or robustly by coordinate.",
+        description="Rule that combines updates: by samples, or robustly by coordinate.",
     )
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         0.25, description="Share of the nodes that trimmed-mean leaves out at each end."
     )
     norm_clip_factor: NonNegativeFloat = Field(
-        0.0, description="Shorten updates to this many times the round's median norm; 0 never."
+        0.0, description="Shorten updates to this many times the round's median norm; 0: never."
     )
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.5, description="FedAvgM's momentum of the server; 0 is plain FedAvg."
+        0.5, description="FedAvgM's momentum of the server; 0: plain FedAvg."
     )
     server_nesterov: bool = Field(False, description="Nesterov's momentum in place of FedAvgM's.")
     server_learning_rate: PositiveFloat = Field(1.0, description="Scale of the server's step.")
     downlink_codec: Literal["fp32", "bf16"] = Field(
-        "bf16", description="How weights are sent to the nodes; the server's own are float32."
+        "bf16", description="Encoding of the weights for the nodes; the server keeps float32."
     )
 
 
 class AdmissionSettings(Settings):
-    """Which updates are refused, and what refusals lead to."""
+    """Refusing updates, and what follows from it."""
 
     norm_outlier_factor: NonNegativeFloat = Field(
-        5.0, description="Refuse updates longer than this many times the round's median; 0 never."
+        5.0, description="Refuse updates longer than this many times the round's median; 0: never."
     )
     max_update_ratio: NonNegativeFloat = Field(
-        1.0, description="Refuse updates longer than this many times the weights' norm; 0 never."
+        1.0, description="Refuse updates longer than this many times the weights' norm; 0: never."
     )
     max_strikes: NonNegativeInt = Field(
-        3, description="Refused updates after which a node sits out; 0 never."
+        3, description="Refused updates after which a node sits out; 0: never."
     )
     strike_cooldown: PositiveInt = Field(10, description="Rounds that such a node sits out.")
 
 
 class EvaluationSettings(Settings):
-    """When the weights are evaluated, and on how much."""
+    """Evaluation: when, and on how many frames."""
 
     eval_frequency: NonNegativeInt = Field(
-        1, description="Evaluate every this many rounds, and the last; 0 never."
+        1, description="Evaluate every this many rounds, and the last; 0: never."
     )
     eval_frames: NonNegativeInt = Field(
         256, description="Frames of each dataset to evaluate, stratified by episode; 0: all."
     )
     eval_episodes: NonNegativeInt = Field(
-        0, description="Use only this many held-out episodes, from the first; 0 uses all."
+        0, description="Use only the first held-out episodes, this many; 0: all."
     )
     eval_rollouts: NonNegativeInt = Field(
-        0, description="Closed-loop episodes per evaluation where a simulator exists; 0 runs none."
+        0, description="Closed-loop episodes per evaluation, if there is a simulator; 0: none."
     )
     evaluate_on_nodes: bool = Field(
         False,
-        description="Let each node evaluate the weights that a round begins with on its own"
-        " held-out episodes (learner.holdout-episodes in its settings).",
+        description="Let each node evaluate a round's first weights on its own held-out episodes"
+        " (learner.holdout-episodes in its settings).",
     )
 
 
 class ReleaseSettings(Settings):
-    """What is kept of the run, and what leaves this machine."""
+    """Files that stay, and files that leave this machine."""
 
     keep_rounds: PositiveInt = Field(
         3, description="Committed round folders kept on disk, besides the best."
     )
     checkpoint_interval: NonNegativeInt = Field(
         0,
-        description="Write a checkpoint every this many rounds; 0 only at the end and of the best.",
+        description="Write a checkpoint every this many rounds; 0: only of the last and the best.",
     )
     keep_checkpoints: PositiveInt = Field(
         3, description="Checkpoints of a run kept on disk, besides the best and the latest release."
@@ -198,32 +198,28 @@ class ReleaseSettings(Settings):
         description="At the run's end push its last checkpoint, if it passed the gate, to this"
         " repository of the hub (user/name).",
     )
-    hf_public: bool = Field(
-        False, description="A repository that this push makes is public; else private."
-    )
+    hf_public: bool = Field(False, description="Make a new repository public instead of private.")
     use_wandb: bool = Field(
-        False, description="Log rounds to Weights & Biases; without wandb.key into files."
+        False, description="Log rounds to Weights & Biases, or into files without wandb.key."
     )
-    wandb_project: str = Field("zk0d", description="The project there.")
+    wandb_project: str = Field("zk0d", description="Project at Weights & Biases.")
 
 
 class RunSettings(FlatSettings):
-    """What a run trains, how, and with whom. One optimizer step is one update of the policy."""
+    """All settings of a run. One optimizer step is one update of the policy."""
 
     policy: PolicyName = Field(
         "smolvla", description=f"Policy class of LeRobot: {', '.join(FAMILIES)}."
     )
     model_name: str = Field(
         "lerobot/smolvla_base",
-        description="Where the weights start: a hub name, a name that the machines' [models] table"
-        " maps to a folder, or 'tiny' or 'tiny-wide' (small policies built from the seed, for a"
-        " CPU).",
+        description="Model to start from: a name on the hub, a name under the machines' [models],"
+        " or 'tiny' or 'tiny-wide' (small policies built from the seed, for a CPU).",
     )
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
     start_from: str = Field(
         "",
-        description="Begin with the weights of a release instead of the model's: 'latest', or a"
-        " run's name for its best.",
+        description="Start with a release's weights: 'latest', or a run's name for its best.",
     )
     resume: str = Field(
         "", description="Resume this run after its last committed round (zk0bot run --resume)."
@@ -292,16 +288,20 @@ class RunSettings(FlatSettings):
                 raise wrong(
                     where,
                     f"{table}eval-frequency",
-                    "0 evaluates nothing, and hf-repo-id gets only what was evaluated and passed"
-                    " the gate; set it to 1 or more",
+                    "0 evaluates nothing, and hf-repo-id needs a checkpoint that was evaluated and"
+                    " passed the gate; set it to 1 or more",
                 )
         elif self.release.hf_public:
-            raise wrong(where, f"{table}hf-public", "no hf-repo-id says what would be public")
+            raise wrong(
+                where,
+                f"{table}hf-public",
+                "hf-public needs hf-repo-id; set it, or leave hf-public out",
+            )
         if self.release.use_wandb and not _is_project(self.release.wandb_project):
             raise wrong(
                 where,
                 f"{table}wandb-project",
-                f"{self.release.wandb_project!r} is no project of W&B, which has 1 to 128"
+                f"{self.release.wandb_project!r} is not a project name of W&B, which has 1 to 128"
                 f" characters and none of {' '.join(_NOT_IN_PROJECTS)}",
             )
 
@@ -323,7 +323,7 @@ class RunSettings(FlatSettings):
                 )
 
     def public(self) -> dict[str, Scalar]:
-        """The same for who is elsewhere: without a folder of this machine."""
+        """The same without a folder of this machine, for a reader elsewhere."""
         local = self.dataset_uri.startswith("local:")
         return self.to_flat() | ({"dataset-uri": "local:"} if local else {})
 

@@ -79,7 +79,9 @@ class Metrics:
         self._definitions: list[Definition] = []
         self._collectors: list[Any] = []
         name = self.own("build_info")
-        build = self.gauge(name, "1; its labels say which zk0d this is.", ("service", "version"))
+        build = self.gauge(
+            name, "1; its labels give service and version of zk0d.", ("service", "version")
+        )
         build.labels(service, version("zk0d")).set(1)
         # Unregistered here, so that its definitions are known as every collector's are.
         self.collect(_Process(namespace=f"{PREFIX}_{part}" if part else "", registry=None))

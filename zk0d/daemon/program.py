@@ -29,7 +29,7 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
         return 141
     except Exception:
         traceback.print_exc()
-        print(f"{name}: this is a bug in zk0d; please report the lines above", file=sys.stderr)
+        print(f"{name}: a bug in zk0d; please report the lines above", file=sys.stderr)
         return ExitCode.BUG
 
 

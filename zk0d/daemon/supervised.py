@@ -65,7 +65,7 @@ def child_counters(metrics: Metrics) -> tuple[Counter, Counter]:
         metrics.counter("child_starts", "Starts of a supervised process.", ("child",)),
         metrics.counter(
             "child_restarts",
-            "Starts of a supervised process after an end that nobody asked for.",
+            "Starts of a supervised process after an unexpected end.",
             ("child", "reason"),
         ),
     )

@@ -279,7 +279,7 @@ def _results(
     except BrokenProcessPool:
         raise ChildError(
             f"a worker of the demo's {stage.title} died (out of memory?); {layout.logs} has its"
-            " last words."
+            " last lines."
         ) from None
 
 

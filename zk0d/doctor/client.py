@@ -48,13 +48,13 @@ def key(path: Path) -> str:
     if sealed.exists() and not path.exists():
         own = fingerprint(path.with_suffix(".pub"))
         return f"{sealed}: sealed for this machine, fingerprint {own}"
-    anew = f"move {path} away, then zk0bot node keygen makes one, which has to be enrolled"
+    anew = f"move {path} away, then zk0bot node keygen makes one; then enrol it"
     try:
         own = private_fingerprint(path)
         loaded = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except ConfigError as error:
         if not path.exists():
-            cure = "zk0bot node keygen makes one, which has to be enrolled"
+            cure = "zk0bot node keygen makes one; then enrol it"
             raise Wrong("supernode.key: this node has no key.", error.message, cure) from None
         path.open("rb").close()  # one that only root reads is not wrong
         raise Wrong("supernode.key: the key cannot be used.", error.message, anew) from None
@@ -159,7 +159,7 @@ def gateway(address: str, ca: Path, seconds: float = CONNECT_SECONDS) -> str:
         raise Wrong(
             f"coordinator.ca: the certificate of {address} is not trusted.",
             error.verify_message,
-            f"ask the coordinator's operator for the ca.crt of today and put it to {ca}; if the"
+            f"ask the coordinator's operator for the present ca.crt and put it to {ca}; if the"
             " name or the date is wrong, the operator has to make a new certificate",
         ) from None
     except ssl.SSLError as error:
@@ -189,7 +189,7 @@ def enrolled(settings: ClientSettings) -> str:
         raise Wrong(
             "the coordinator does not know this node's key.",
             f"{settings.coordinator.presence_page} says that {own[:16]} is not enrolled",
-            "send the coordinator's operator what zk0bot node request prints",
+            "send the output of zk0bot node request to the coordinator's operator",
         )
     if word.answer.get("shared"):
         raise Wrong(
@@ -228,7 +228,7 @@ def _ask_coordinator(settings: ClientSettings) -> tuple[str, Word]:
         try:  # the public half can be read by everybody
             own = fingerprint(path.with_suffix(".pub"))
         except ConfigError:
-            raise Unchecked(f"which key to ask for is not known: {error.message}") from None
+            raise Unchecked(f"this node's key is not known: {error.message}") from None
     word = ask_presence(f"{coordinator.presence_page}/nodes/{own}", _trust(coordinator.ca))
     if word.failure:
         raise Unchecked(f"{coordinator.presence_page} does not answer ({word.failure})")

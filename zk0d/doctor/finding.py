@@ -72,7 +72,7 @@ def rule[**P](name: str) -> Callable[[Callable[P, str]], Callable[P, Finding]]:
             except Zk0dError as error:
                 found = Finding("", False, error.message, f"reason {error.reason}", "see above")
             except PermissionError as error:
-                what = error.filename or "what it looks at"
+                what = error.filename or "its file"
                 found = Finding("", None, f"{what} may not be read by this user; try it as root")
             except OSError as error:
                 what = f"{error.filename}: " if error.filename else ""

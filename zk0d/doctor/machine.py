@@ -39,7 +39,7 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> str:
         raise Wrong(
             f"Python is older than {'.'.join(map(str, OLDEST_PYTHON))}.",
             said,
-            "install Python 3.12 or 3.13 and zk0d anew with it",
+            "install Python 3.12 or 3.13, then zk0d again with it",
         )
     return said
 
@@ -91,9 +91,9 @@ def packages(installed: Callable[[str], str] = metadata.version) -> str:
             named.append(f"{requirement.name} {found}")
     if wrong:
         raise Wrong(
-            "packages that zk0d stands on are missing or of another version.",
+            "packages that zk0d needs are missing or have another version.",
             "; ".join(wrong),
-            "install zk0d anew with its constraints file: pip install -c constraints.txt zk0d",
+            "install zk0d again with its constraints file: pip install -c constraints.txt zk0d",
         )
     return ", ".join(sorted(named))
 
@@ -119,11 +119,11 @@ def memory(facts: Path = Path("/proc/meminfo")) -> str:
 def clock(host: Host) -> str:
     """The clock is set from outside; a signature is judged by it."""
     if not host.systemd:
-        raise Unchecked("systemd does not run here, so what sets the clock is not known")
+        raise Unchecked("systemd does not run here, so it is not known whether the clock is set")
     said = ask("timedatectl", "show", "-p", "NTPSynchronized").stdout.strip()
     if said == "NTPSynchronized=no":
         raise Wrong(
-            "this machine's clock is not synchronized; the coordinator refuses one that is off.",
+            "this machine's clock is not synchronized; the coordinator refuses a wrong clock.",
             said,
             "timedatectl set-ntp true; without a time service install systemd-timesyncd",
         )
@@ -147,7 +147,7 @@ def units(host: Host, roles: Iterable[str]) -> str:
         raise Wrong(
             f"{copies[0]} replaces the unit of that name in {host.shipped}.",
             ", ".join(f"{path} (masked)" if _is_masked(path) else str(path) for path in copies),
-            f"write what is to differ with systemctl edit {copies[0].name}, then remove that file"
+            f"write your changes with systemctl edit {copies[0].name}, then remove that file"
             " and run systemctl daemon-reload",
         )
     if missing:
@@ -176,9 +176,9 @@ def exposure(host: Host, roles: Iterable[str]) -> str:
     worst = max(measured, key=lambda name: measured[name])
     if measured[worst] > MOST_EXPOSED:
         raise Wrong(
-            f"{worst} is less shut in than it was shipped (at most {MOST_EXPOSED} of 10).",
+            f"{worst} is exposed more than zk0d's own unit (at most {MOST_EXPOSED} of 10).",
             said_all,
-            f"systemctl cat {worst} shows which drop-in loosens it; take out what is not needed",
+            f"systemctl cat {worst} shows the drop-in that loosens it; remove what you do not need",
         )
     return said_all
 
@@ -193,7 +193,7 @@ def disk(state: Path) -> str:
         raise Wrong(
             f"the disk under {state} is nearly full.",
             said,
-            f"free {LEAST_DISK // GIB} GiB or more, or let the state folder lie on another disk",
+            f"free {LEAST_DISK // GIB} GiB or more, or move the state folder to another disk",
         )
     return said
 
@@ -228,7 +228,7 @@ def ports(uses: Iterable[PortUse], processes: Path = Path("/proc")) -> str:
             said.append(f"{key} {port} is free")
             continue
         if holder is None:
-            unknown.append(f"who holds {key} {port} shows only to root")
+            unknown.append(f"only root sees the program that holds {key} {port}")
         elif rightful.runs_as(holder[1]):
             said.append(f"{key} {port} is held by our service")
         else:
@@ -257,17 +257,17 @@ def secrets(host: Host, files: Mapping[str, Path]) -> str:
             raise Wrong(
                 f"{key}: {path} is missing.",
                 "there is no such file",
-                "zk0bot server init or zk0bot client init makes what is missing and keeps the rest",
+                "zk0bot server init or zk0bot client init makes missing files, keeps others",
             ) from None
         if not facts.st_size:
             raise Wrong(
                 f"{key}: {path} is empty.",
                 "it has 0 bytes",
-                f"remove {path}; zk0bot server init or zk0bot client init makes it anew",
+                f"remove {path}; zk0bot server init or zk0bot client init makes it again",
             )
         if facts.st_mode & 0o077:
             raise Wrong(
-                f"{key}: {path} can be read by others than its owner.",
+                f"{key}: {path} can be read by other users than its owner.",
                 f"its mode is {facts.st_mode & 0o7777:04o}, not 0600",
                 f"chmod 600 {path}",
             )
@@ -329,7 +329,7 @@ def settings(path: Path, model: type[ClientSettings] | type[ServerSettings]) -> 
         raise Wrong(
             f"{path} cannot be used.",
             error.message,
-            f"mend that; zk0bot config check {role} looks again, docs/settings.md has every key",
+            f"correct it; zk0bot config check {role} checks again, docs/settings.md has every key",
         ) from None
     return f"{path} is valid"
 

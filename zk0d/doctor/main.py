@@ -126,5 +126,5 @@ def _recordings(
 
 def _not_looked_at() -> Finding:
     return Finding(
-        "everything-else", None, "what to look at is in the settings, which cannot be used yet"
+        "everything-else", None, "this check needs the settings, which cannot be used yet"
     )

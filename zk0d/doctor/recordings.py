@@ -45,7 +45,7 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
         info = read_info(folder, uri)
     except DataError as error:
         raise Wrong(
-            f"{key}: the recordings cannot be used.", error.message, "do what this says"
+            f"{key}: the recordings cannot be used.", error.message, "correct that"
         ) from None
     cameras = sorted(name for name, feature in info.features.items() if feature.is_picture)
     if not cameras:
@@ -99,7 +99,7 @@ def dataset_values(
         raise Wrong(
             f"{key}: the learner cannot open the recordings.",
             found["problem"],
-            "do what this says; until then the node answers data_error",
+            "correct that; until then the node answers data_error",
         )
     if found["bad"] > most_bad:
         raise Wrong(
@@ -109,9 +109,9 @@ def dataset_values(
         )
     if found["wrong"]:
         raise Wrong(
-            f"{key}: the recordings cannot be learned from as they are.",
+            f"{key}: a policy cannot be trained on these recordings.",
             found["wrong"][0],
-            f"zk0bot data check {uri} says all that is wrong",
+            f"zk0bot data check {uri} lists every problem",
         )
     notices = f"; {found['notices']} notices: zk0bot data check {uri}" if found["notices"] else ""
     return (

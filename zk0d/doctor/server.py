@@ -18,7 +18,7 @@ _ANEW = (
     "move the folder away, run zk0bot server init --host NAME, give the new ca.crt to the nodes,"
     " and restart zk0d-server and zk0d-gateway"
 )
-_RENEW = "zk0bot server renew makes a new one; your own you replace yourself"
+_RENEW = "zk0bot server renew makes a new one; replace a certificate of your own yourself"
 
 #: Who has a certificate: the SuperLink for loopback, the gateway for nodes.
 Holder = SuperlinkSettings | GatewaySettings
@@ -63,7 +63,7 @@ def certificate(holder: Holder) -> str:
     if isinstance(holder, SuperlinkSettings) and "127.0.0.1" not in names:
         raise Wrong(
             f"{key}: {path} is not for 127.0.0.1, where this machine's services reach it.",
-            f"it names {', '.join(names) or 'nobody'}",
+            f"it names {', '.join(names) or 'no host'}",
             _ANEW,
         )
     if not names:
@@ -138,7 +138,7 @@ def roster(folder: Path) -> str:
         except ConfigError as error:
             path.open("rb").close()
             raise Wrong(
-                f"superlink.roster: {path} is no node's key, and is passed over.",
+                f"superlink.roster: {path} is not a node's key, so it is ignored.",
                 error.message,
                 "remove it, and let zk0bot node approve take that node's request",
             ) from None
@@ -151,7 +151,7 @@ def roster(folder: Path) -> str:
             )
         seen[key] = path
     names = ", ".join(path.stem for path in seen.values())
-    return f"{len(seen)} keys in {folder}{f': {names}' if names else '; nobody may join yet'}"
+    return f"{len(seen)} keys in {folder}{f': {names}' if names else '; no node may join yet'}"
 
 
 @rule("nodes")
@@ -171,7 +171,7 @@ def nodes(link: SuperlinkSettings) -> str:
         raise Unchecked(error.message) from None
     except Zk0dError as error:
         raise Wrong(
-            f"superlink.port: the SuperLink at 127.0.0.1:{link.port} does not answer as it should.",
+            f"superlink.port: the SuperLink at 127.0.0.1:{link.port} gives a wrong answer or none.",
             error.message,
             "zk0bot server start starts it; zk0bot server logs says why it ends",
         ) from None
@@ -183,10 +183,13 @@ def nodes(link: SuperlinkSettings) -> str:
             "the SuperLink's nodes are not those of the roster.",
             "; ".join(
                 f"{what}: {', '.join(names)}"
-                for what, names in (("not let in", missing), ("let in all the same", more))
+                for what, names in (
+                    ("not let in", missing),
+                    ("let in, but not in the roster", more),
+                )
                 if names
             ),
-            "zk0d superlink mends this within ten seconds while it runs: zk0bot server start",
+            "zk0d superlink corrects this within ten seconds while it runs: zk0bot server start",
         )
     online = sum(node.online for node in found)
     return f"{len(found)} nodes as in {link.roster}, {online} online"
@@ -225,7 +228,7 @@ def _days(loaded: x509.Certificate, path: Path, key: str, cure: str) -> str:
     if days < LEAST_DAYS:
         over = "has expired" if days < 0 else f"expires in {days:.0f} days"
         raise Wrong(
-            f"{key}: {path} {over}; then no node gets in.",
+            f"{key}: {path} {over}; then no node can join.",
             f"it ends at {loaded.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
             cure,
         )

@@ -34,7 +34,7 @@ def check_reply(
         ``wrong_codec``, ``implausible_samples`` or ``not_finite``.
     """
     if payload is None:
-        raise NotAdmitted("the answer came without an update.", reason="no_payload")
+        raise NotAdmitted("the answer has no update.", reason="no_payload")
     if reply.round != task.round:
         raise NotAdmitted(
             f"the update is of round {reply.round}, this is {task.round}.", reason="wrong_round"
@@ -61,7 +61,7 @@ def check_reply(
         )
     numbers = (figures.loss, figures.policy_loss, figures.proximal_loss, figures.grad_norm)
     if not np.isfinite(numbers).all():
-        raise NotAdmitted("the answer's losses are no numbers.", reason="not_finite")
+        raise NotAdmitted("the answer's losses are not numbers.", reason="not_finite")
     model.check_same_tensors(payload.manifest)
     return payload
 

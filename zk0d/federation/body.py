@@ -72,7 +72,7 @@ class BodyReader:
         view = memoryview(piece)
         while view:
             if len(self._chunks) == len(self._sizes):
-                raise UpdateError("the body goes on after its last chunk.", reason="bad_body")
+                raise UpdateError("the body has bytes after its last chunk.", reason="bad_body")
             size = self._sizes[len(self._chunks)]
             take = min(size - len(self._open), len(view))
             self._open += view[:take]
@@ -99,7 +99,7 @@ class BodyReader:
                 raise ValueError("size")
             self._header = {str(key): str(value) for key, value in metadata.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UpdateError("the body is no message of zk0d.", reason="bad_body") from None
+            raise UpdateError("the body is not a message of zk0d.", reason="bad_body") from None
 
     def finish[M: Message](self, expected: type[M]) -> tuple[M, Payload | None]:
         """The message, of the expected kind, and its payload (unverified)."""
@@ -111,7 +111,7 @@ class BodyReader:
             message = expected.model_validate_json(self._header["body"])
         except (KeyError, ValueError) as error:
             raise UpdateError(
-                f"the body is no {expected.__name__} message that this version reads"
+                f"the body is not a {expected.__name__} message that this version reads"
                 f" ({type(error).__name__}).",
                 reason="protocol_mismatch",
             ) from None
@@ -125,5 +125,5 @@ class BodyReader:
 def require_payload(payload: Payload | None) -> Payload:
     """The payload, or an error if there is none."""
     if payload is None:
-        raise Zk0dError("the message came without its tensors.", reason="bad_body")
+        raise Zk0dError("the message has no tensors.", reason="bad_body")
     return payload

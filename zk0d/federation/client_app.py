@@ -50,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
     def ask(learner: NodeLearner) -> Any:
         task, payload = from_record(message.content, Train)
         if payload is None:
-            raise UpdateError("the round came without weights.")
+            raise UpdateError("the round has no weights.")
         return learner.train(task, payload, _progress_log())
 
     return _answer(message, context, ask)

@@ -159,7 +159,7 @@ class Payload:
                 raise UpdateError(f"tensor '{entry.name}': its content is not what was sent.")
             yield entry, whole
         if number != len(self.chunks):
-            raise UpdateError("the payload goes on after its last tensor.")
+            raise UpdateError("the payload has bytes after its last tensor.")
         if consume:
             self.chunks.clear()
 

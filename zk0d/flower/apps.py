@@ -103,7 +103,7 @@ def _tell_if_foreign(bundle: bytes) -> None:
         named = {str(name) for name in app["components"].values()}
         files = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
     except (KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile):
-        named, files = {"nothing that can be read"}, set()
+        named, files = {"nothing readable"}, set()
     code = {name for name in files if name.endswith(".py")}
     if not named <= {SERVER_APP, CLIENT_APP} or code:
         what = ", ".join(sorted(named | code))[:200]

@@ -38,7 +38,7 @@ class ReplayGuard:
             return
         self._forget_old()
         if mark in self._seen:
-            log.warning("a node's request was sent again: refused")
+            log.warning("a node's signed request came a second time: refused")
             body = b"this request was seen before\n"
             about = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
             start = {"type": "http.response.start", "status": REFUSED, "headers": about}

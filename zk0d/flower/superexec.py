@@ -65,7 +65,7 @@ class InstalledApps:
 
         if str(spec.task_type) != self._task_type:
             self.refused[str(spec.task_type)] += 1
-            log(ERROR, "zk0d: a task of type %s is refused; none runs here", spec.task_type)
+            log(ERROR, "zk0d: a task of type %s is refused; it does not run here", spec.task_type)
             self.answer_failed(spec, f"this machine runs no {spec.task_type}")
             return LaunchResult.accepted()
         # A file without a name: a token on the command line could be read by every local user.

@@ -67,7 +67,7 @@ def read_secret(path: Path) -> bytes:
             " root on the coordinator?"
         ) from None
     if len(secret) < SHORTEST_SECRET:
-        raise ConfigError(f"{path}: is no control secret; zk0bot server init makes one.")
+        raise ConfigError(f"{path}: is not a control secret; zk0bot server init makes one.")
     return secret
 
 

@@ -95,7 +95,7 @@ class LearnerApp:
         kind = request.path_params["kind"]
         expected = self._learner.kinds.get(kind)
         if expected is None:
-            return _events_of(_error("unknown_task", f"this learner does no '{kind}' tasks."))
+            return _events_of(_error("unknown_task", f"this learner does not know '{kind}' tasks."))
         if self._control is not None:
             busy = self._doing.get("task", "a task")
             return _events_of(_error("learner_busy", f"the learner is busy with {busy}."))
@@ -187,7 +187,7 @@ class LearnerApp:
             if self.broken:
                 return _error(
                     "gpu_failed",
-                    f"the GPU failed in {kind} ({self.broken}); the learner starts anew.",
+                    f"the GPU failed in {kind} ({self.broken}); the learner restarts.",
                 )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")

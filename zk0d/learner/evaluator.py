@@ -127,7 +127,7 @@ class CoordinatorEvaluator(Learner):
         began = time.perf_counter()
         policy = self._policy_for(task.spec)
         if payload.manifest.sha256 != task.base:
-            raise UpdateError("the weights are not those that are named.")
+            raise UpdateError("the weights are not those that the task names.")
         policy.load_weights(payload.arrays())
         releases = Releases.of(self.settings)
         folder = releases.checkpoint(task.run, task.round)
@@ -193,7 +193,7 @@ class CoordinatorEvaluator(Learner):
         began = time.perf_counter()
         policy = self._policy_for(task.spec)
         if payload.manifest.sha256 != task.base:
-            raise UpdateError("the weights are not those that are named.")
+            raise UpdateError("the weights are not those that the task names.")
         policy.load_weights(payload.arrays())
         results = []
         for data in self._datasets:

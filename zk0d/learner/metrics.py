@@ -28,16 +28,17 @@ class LearnerMetrics:
             "task_bytes", "Bytes of tasks and their results.", ("direction",)
         )
         self._task_seconds = metrics.counter(
-            "task_seconds", "Time spent on tasks, however they ended.", ("kind",)
+            "task_seconds", "Time spent on tasks, with any result.", ("kind",)
         )
         self._progress = metrics.gauge(
-            "learner_last_progress_timestamp_seconds", "When a task last began, moved or ended."
+            "learner_last_progress_timestamp_seconds",
+            "When a task last began, made progress or ended.",
         )
-        self._busy = metrics.gauge("learner_busy", "1 while a task is worked on.")
+        self._busy = metrics.gauge("learner_busy", "1 while the learner works on a task.")
         self._loaded = metrics.gauge("policy_loaded", "1 if a policy is loaded.")
         self._frames = metrics.gauge("frames", "Frames of the recordings.", ("dataset",))
         self._episodes = metrics.gauge("episodes", "Episodes of the recordings.", ("dataset",))
-        self._tasks = metrics.counter("tasks", "Tasks by how they ended.", ("kind", "result"))
+        self._tasks = metrics.counter("tasks", "Tasks by result.", ("kind", "result"))
         for kind in kinds:
             self._tasks.labels(kind, "done")
             self._task_seconds.labels(kind)

@@ -51,7 +51,9 @@ class TaskControl:
     def check(self) -> None:
         """Raise :class:`Stopped` if the task should end."""
         if self._stop.is_set():
-            raise Stopped("the task was dropped: nobody waits for it.", reason="dropped")
+            raise Stopped(
+                "the task was dropped: the coordinator does not wait for it.", reason="dropped"
+            )
         if uptime() > self._deadline:
             raise Stopped("the round's deadline has passed.", reason="deadline")
 

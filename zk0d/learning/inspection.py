@@ -183,7 +183,7 @@ def _remarks(
             "outliers",
             "notice",
             f"{sum(each.wild for each in wild)} frames in episodes"
-            f" {_some(each.episode for each in wild)} hold values or jumps beyond belief; look at"
+            f" {_some(each.episode for each in wild)} hold impossible values or jumps; look at"
             " them, and leave the episodes out if a motor or cable was at fault.",
         )
     for each in episodes:
@@ -228,8 +228,8 @@ def _remarks(
         yield Remark(
             "license",
             "notice",
-            "no license is named; say in README.md's head what others may do with weights that are"
-            " trained on it (license: apache-2.0).",
+            "no license is named; name one in README.md's head (license: apache-2.0), so that"
+            " others may use weights that are trained on it.",
         )
 
 

@@ -41,7 +41,7 @@ def partition(
     episodes = recordings.episodes
     if parts < 1 or parts > len(episodes):
         raise DataError(
-            f"{recordings.uri}: {len(episodes)} episodes cannot be dealt out to {parts}"
+            f"{recordings.uri}: {len(episodes)} episodes cannot be split among {parts}"
             " contributors; ask for fewer, or record more."
         )
     random = np.random.default_rng([seed, parts])
@@ -67,12 +67,12 @@ def bearings(recordings: Recordings) -> NDArray[np.float64]:
 
 
 def _by_task(uri: str, tasks: Sequence[str], parts: int) -> list[NDArray[np.int64]]:
-    """The largest task goes to whoever has the fewest episodes, then the next."""
+    """The largest task goes to the part with the fewest episodes, then the next."""
     names, counts = np.unique(np.array(tasks), return_counts=True)
     if len(names) < parts:
         raise DataError(
-            f"{uri}: has {len(names)} tasks, which cannot be dealt out to {parts} contributors by"
-            " task; ask for fewer, or deal out by region."
+            f"{uri}: has {len(names)} tasks, which cannot be split among {parts} contributors by"
+            " task; ask for fewer, or split by region."
         )
     owner: dict[str, int] = {}
     held = [0] * parts

@@ -181,7 +181,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
     except RuntimeError:
         raise ConfigError(
-            f"learner.device: {device!r} is no device; use auto, cpu, cuda or cuda:N."
+            f"learner.device: {device!r} is not a device; use auto, cpu, cuda or cuda:N."
         ) from None
     if picked.type == "cuda" and not torch.cuda.is_available():
         found = nvidia.trouble()

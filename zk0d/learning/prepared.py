@@ -72,7 +72,7 @@ class PreparedRecordings:
         held = self._held[usable]
         self.usable, self.held_out = usable[~held], usable[held]
         if not len(self.usable):
-            raise DataError(f"{recordings.uri}: not one frame can be used; record it again.")
+            raise DataError(f"{recordings.uri}: no frame can be used; record it again.")
         self._batches: tuple[str, PolicyBatches] | None = None
         self._whole = self
         self.summary = recordings.summary
@@ -93,8 +93,8 @@ class PreparedRecordings:
         part.held_out = self.held_out[~outside[self.held_out]]
         if not len(part.usable):
             raise DataError(
-                f"{self.recordings.uri}: not one frame of the episodes that a contributor gets can"
-                " be used; check the recordings, or deal them out otherwise."
+                f"{self.recordings.uri}: no frame of a contributor's episodes can"
+                " be used; check the recordings, or split them in another way."
             )
         part.summary = self.summary.model_copy(
             update={"episodes": len(set(episodes)), "frames": int((~outside).sum())}

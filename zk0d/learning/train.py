@@ -33,7 +33,7 @@ class StepPlan:
 
     ``first_step`` is the global step before the round; ``boost`` multiplies the schedule's rate;
     ``seed`` fixes sampling and noise.
-    ``max_bad_batches`` is how many batches may give a loss that is no number.
+    ``max_bad_batches`` is how many batches may give a loss that is not a number.
     """
 
     training: TrainingSettings
@@ -190,7 +190,7 @@ def train(
                     if bad > plan.max_bad_batches:
                         raise DataError(
                             f"{batches.recorded.recordings.uri}: {bad} batches gave a loss that is"
-                            " no number; the recordings hold wild values or the learning rate is"
+                            " not a number; the recordings hold wild values or the learning rate is"
                             " too high."
                         )
                     continue

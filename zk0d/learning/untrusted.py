@@ -56,7 +56,7 @@ def refuse_code(folder: Path, name: str) -> None:
             if key == "trust_remote_code" and value:
                 raise _refused(name, relative, "it asks for remote code to be trusted")
             if key == "registry_name" and value not in STEPS:
-                raise _refused(name, relative, f"its step '{value}' is none that zk0d knows")
+                raise _refused(name, relative, f"its step '{value}' is not one that zk0d knows")
 
 
 def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
@@ -73,6 +73,6 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
 
 def _refused(name: str, path: Path, why: str) -> UnavailableError:
     return UnavailableError(
-        f"model '{name}' is refused: {path}: {why}; take the model from whom you trust.",
+        f"model '{name}' is refused: {path}: {why}; use a model from a source that you trust.",
         reason="model_unsafe",
     )

@@ -134,7 +134,7 @@ def verify(folder: Path, head: str = "") -> Verified:
             line = json.loads(text)
             given = line.pop("hash")
         except (ValueError, KeyError, AttributeError, TypeError):
-            return Verified(at - 1, heads[-1], f"line {at} is no entry: it was edited")
+            return Verified(at - 1, heads[-1], f"line {at} is not an entry: it was edited")
         if line.get("n") != at:
             problem = f"line {at} has number {line.get('n')}: lines were removed or moved"
         elif line.get("previous") != previous:
@@ -151,7 +151,9 @@ def verify(folder: Path, head: str = "") -> Verified:
         if known and known not in heads:
             number = known.partition(":")[0]
             return Verified(
-                len(lines), heads[-1], f"entry {number}, named by {where}, is gone or was changed"
+                len(lines),
+                heads[-1],
+                f"entry {number}, named by {where}, is missing or was changed",
             )
     return Verified(len(lines), heads[-1])
 

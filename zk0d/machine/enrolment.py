@@ -199,8 +199,8 @@ class Request:
                 between = " " if last == "key" and " " not in values[last] else ""
                 values[last] += between + line
         damaged = ConfigError(
-            "the node request is damaged: its signature is not its key's; have the whole block"
-            " sent again."
+            "the node request is damaged: its signature is not its key's; ask for the whole block"
+            " again."
         )
         try:
             request = cls(_name(values["name"]), values["key"], _contact(values["contact"]))

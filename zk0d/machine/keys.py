@@ -49,7 +49,9 @@ def load_public_key(content: bytes, where: Path | str) -> ec.EllipticCurvePublic
     except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(f"{where}: no public key can be read ({error}).") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(f"{where}: is no elliptic-curve key; make one with zk0bot node keygen.")
+        raise ConfigError(
+            f"{where}: is not an elliptic-curve key; make one with zk0bot node keygen."
+        )
     return key
 
 
@@ -66,7 +68,9 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(f"{path}: no private key can be read ({error}).") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path}: is no elliptic-curve key; make one with zk0bot node keygen.")
+        raise ConfigError(
+            f"{path}: is not an elliptic-curve key; make one with zk0bot node keygen."
+        )
     return key
 
 

@@ -107,7 +107,9 @@ def seal(key: Path) -> Path:
     with whole_file(sealed, mode=0o600) as draft:
         _systemd_creds("encrypt", str(key), str(draft))
         if _systemd_creds("decrypt", str(draft), "-") != key.read_bytes():
-            raise UnavailableError(f"{sealed}: does not give the key back; it stays a plain file.")
+            raise UnavailableError(
+                f"{sealed}: cannot be decrypted again; the key stays a plain file."
+            )
     units.write_drop_in(_UNIT, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
     key.unlink()
     units.systemctl("try-restart", _UNIT)

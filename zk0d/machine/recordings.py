@@ -88,13 +88,15 @@ def _write(path: Path, uri: str) -> None:
     with writing(path), whole_file(path) as draft:
         draft.write_text(tomlkit.dumps(settings), encoding="utf-8")
         if ClientSettings.load(draft).dataset_uri != uri:
-            raise ConfigError(f"{path}: dataset-uri cannot be set; write it by hand: {uri}")
+            raise ConfigError(
+                f"{path}: dataset-uri cannot be written there; write it by hand: {uri}"
+            )
 
 
 def _bind(folder: Path | None) -> bool:
     """Bind a folder of a home into the learner's view, or take that back; whether it changed."""
     lines = [] if folder is None else [f"BindReadOnlyPaths={_quoted(folder)}"]
-    why = "recordings in a home, which is else hidden"
+    why = "recordings in a home, which the unit hides"
     return units.write_drop_in(LEARNER, NAME, why, lines)
 
 
@@ -103,7 +105,9 @@ def _hide(folder: Path | None) -> bool:
     lines = [] if folder is None else [f"InaccessiblePaths=-{_quoted(folder)}"]
     changed = False
     for unit in NETWORKED:
-        if units.write_drop_in(unit, NAME, "recordings are not for the network", lines):
+        if units.write_drop_in(
+            unit, NAME, "services with a network must not read recordings", lines
+        ):
             units.systemctl("try-restart", "--no-block", unit)
             changed = True
     return changed
@@ -125,12 +129,12 @@ def _check_readable(folder: Path, hidden: bool) -> None:
     unreadable = said.stdout.strip()
     if unreadable or "Permission denied" in said.stderr:
         raise ConfigError(
-            f"{unreadable or folder}: the user {LEARNER_USER} cannot read it; let it:"
+            f"{unreadable or folder}: the user {LEARNER_USER} cannot read it; allow it:"
             f" setfacl -R -m u:{LEARNER_USER}:rX {folder}"
         )
     if said.returncode:
         raise UnavailableError(
-            f"{folder}: whether {LEARNER_USER} can read it cannot be found out:"
+            f"{folder}: it is not known whether {LEARNER_USER} can read it:"
             f" {said.stderr.strip() or 'systemd-run failed'}."
         )
 

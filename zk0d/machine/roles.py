@@ -78,7 +78,7 @@ _ONE_SIDE = "start the installed apps of one side"
 # fmt: off
 SERVICES = (
     Service("gateway", _SERVER, "zk0d-gateway", "zk0d-gateway", "nginx",
-            "let nodes in to what they may reach"),
+            "let nodes reach the SuperLink"),
     Service("superlink", _SERVER, "zk0d-server", "zk0d-link", "zk0d superlink",
             "the coordinator's SuperLink", process="zk0d.flower.superlink", metrics=9470),
     Service("server-superexec", _SERVER, "zk0d-server-superexec", "zk0d-app",
@@ -92,12 +92,12 @@ SERVICES = (
     Service("learner", _CLIENT, "zk0d-learner", "zk0d-learner", "zk0d learner",
             "train on this machine's recordings"),
     Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
-            "download from the hub what the settings name", option="--{role} {file}",
+            "download the settings' datasets and models from the hub", option="--{role} {file}",
             every=float("inf")),
     Service("renew", _SERVER, "zk0d-renew", "root", "zk0bot server renew",
             "renew the gateway's certificate", option="--folder {folder}", every=86400.0),
     Service("publish", _SERVER, "zk0d-publish", "zk0d-publish", "zk0d publish",
-            "send out what runs ask for, once", first=120.0, every=300.0),
+            "send checkpoints and figures out, once", first=120.0, every=300.0),
 )
 # fmt: on
 METRICS_PORTS = {service.name: service.metrics for service in SERVICES if service.metrics}

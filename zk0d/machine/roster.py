@@ -106,10 +106,10 @@ def approve(folder: Path, request: Request, *, rotate: bool = False) -> Entry:
     if own and not rotate:
         raise UsageError(
             f"there is a node '{request.name}' with another key ({own[0].key[:12]}); if it is the"
-            " same node with a new key, add --rotate, else have it take another name."
+            " same node with a new key, add --rotate; otherwise it needs another name."
         )
     if rotate and not own:
-        raise UsageError(f"there is no node '{request.name}' whose key could be changed.")
+        raise UsageError(f"there is no node '{request.name}', so its key cannot be changed.")
     name = f"{request.name}{NEXT}.pub" if rotate else f"{request.name}.pub"
     today = datetime.now(UTC).date().isoformat()
     with writing(folder):
@@ -151,5 +151,7 @@ def rotate(folder: Path, name: str) -> Entry:
 def _of(folder: Path, name: str) -> list[Entry]:
     found = [entry for entry in entries(folder) if entry.name == name]
     if not found:
-        raise UsageError(f"there is no node '{name}' in {folder}; zk0bot node list has them.")
+        raise UsageError(
+            f"there is no node '{name}' in {folder}; zk0bot node list shows all nodes."
+        )
     return found

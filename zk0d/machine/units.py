@@ -111,7 +111,7 @@ def _unit(role: str, name: str) -> Unit:
     todo = ""
     if facts["ActiveState"] == "failed":
         status = facts["ExecMainStatus"]
-        todo = f"journalctl -u {name} says why it ended (status {status}); then start it again"
+        todo = f"journalctl -u {name} says why it ended (status {status}); then restart it"
     elif facts["SubState"] == "auto-restart":
         todo = f"it keeps ending (status {facts['ExecMainStatus']}): journalctl -u {name} says why"
     elif facts["ActiveState"] not in ("active", "activating", "reloading"):

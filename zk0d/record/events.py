@@ -199,7 +199,7 @@ class NodeFigures(_Content):
     proximal_loss: float = figure("FedProx's part of the loss.", "proximal_loss", default=0.0)
     grad_norm: float = figure("Mean gradient norm of the node's last round.", "grad_norm")
     learning_rate: float = figure("Learning rate of the last step.", default=0.0, ge=0.0)
-    bad_batches: int = figure("Batches with a loss that was no number.", default=0, ge=0)
+    bad_batches: int = figure("Batches with a loss that was not a number.", default=0, ge=0)
     holdout_loss: float | None = figure(
         "Loss of the round's first weights on the node's own held-out episodes.", default=None
     )

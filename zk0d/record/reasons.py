@@ -13,7 +13,7 @@ class Effect(Enum):
 
     PASSES = "passes: the node is asked again after a pause"
     AWAY = "passes: the node is first asked whether its learner takes tasks again"
-    STRIKE = "strike: after max-strikes of them the node sits out"
+    STRIKE = "strike: after max-strikes the node sits out"
     LEAVES = "leaves the run, because it would only refuse again"
 
 
@@ -38,13 +38,13 @@ class Reason(StrEnum):
     # Passing conditions of a machine.
     DEADLINE = "deadline", Effect.PASSES, "the round's deadline has passed"
     DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", True
-    DROPPED = "dropped", Effect.PASSES, "nobody waits for the task any more"
+    DROPPED = "dropped", Effect.PASSES, "the coordinator does not wait for the task any more"
     FLOWER_ERROR = "flower_error", Effect.PASSES, "Flower reports an error instead of an answer"
     OUT_OF_MEMORY = "out_of_memory", Effect.PASSES, "a GPU's or machine's memory does not suffice"
     TRY_AGAIN = "try_again", Effect.PASSES, "something passing", True
     GPU_FAILED = "gpu_failed", Effect.AWAY, "the GPU failed and the learner restarts", True
     LEARNER_BUSY = "learner_busy", Effect.AWAY, "the learner does another task"
-    LEARNER_GONE = "learner_gone", Effect.AWAY, "the learner is not there", True
+    LEARNER_GONE = "learner_gone", Effect.AWAY, "the learner does not run", True
     LEARNER_SILENT = "learner_silent", Effect.AWAY, "the learner says nothing", True
 
     # What admission refuses.
@@ -75,30 +75,30 @@ class Reason(StrEnum):
         Effect.STRIKE,
         "longer than norm-outlier-factor times the round's median, where three or more came",
     )
-    NOT_ADMITTED = "not_admitted", Effect.STRIKE, "the update is no good otherwise"
+    NOT_ADMITTED = "not_admitted", Effect.STRIKE, "the update has another fault"
     BAD_BODY = "bad_body", Effect.STRIKE, "the answer cannot be read"
     BAD_MESSAGE = "bad_message", Effect.STRIKE, "the answer is no message of this protocol"
 
     # What a node says of itself and what stays so.
-    BUG = "bug", Effect.LEAVES, "a bug of zk0d on the node"
+    BUG = "bug", Effect.LEAVES, "a bug in zk0d on the node"
     CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"
     DATA_ERROR = "data_error", Effect.LEAVES, "the recordings cannot be used"
     HUB_UNREACHABLE = "hub_unreachable", Effect.LEAVES, "a model could not be fetched"
-    LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "more than the owner lends"
+    LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "the run asks for more than the owner allows"
     MODEL_MISMATCH = "model_mismatch", Effect.LEAVES, "the base model is not the coordinator's"
     MODEL_NOT_ALLOWED = "model_not_allowed", Effect.LEAVES, "the site does not list the model"
     MODEL_UNAVAILABLE = "model_unavailable", Effect.LEAVES, "the model is not here, or not whole"
     MODEL_UNSAFE = "model_unsafe", Effect.LEAVES, "the model's folder holds code"
     NOT_FETCHED = "not_fetched", Effect.LEAVES, "the dataset was not fetched"
     NO_DATASET = "no_dataset", Effect.LEAVES, "the node names no recordings"
-    NO_STATISTICS = "no_statistics", Effect.LEAVES, "nothing to normalize with"
-    OUTSIDE_HOURS = "outside_hours", Effect.LEAVES, "the owner lends other hours"
+    NO_STATISTICS = "no_statistics", Effect.LEAVES, "no statistics to normalize with"
+    OUTSIDE_HOURS = "outside_hours", Effect.LEAVES, "the owner allows other hours"
     POLICY_NOT_ALLOWED = "policy_not_allowed", Effect.LEAVES, "the site trains other policies"
     PROTOCOL_MISMATCH = "protocol_mismatch", Effect.LEAVES, "another version of the protocol"
     RUN_DATASET_REFUSED = "run_dataset_refused", Effect.LEAVES, "nodes train on their own data"
     STATISTICS_MISMATCH = "statistics_mismatch", Effect.LEAVES, "other statistics than announced"
     STOPPED = "stopped", Effect.LEAVES, "the task was ended"
-    UNAVAILABLE = "unavailable", Effect.LEAVES, "something that is needed is not there"
+    UNAVAILABLE = "unavailable", Effect.LEAVES, "something needed is missing"
     OTHER = "other", Effect.LEAVES, "anything else"
 
     @classmethod

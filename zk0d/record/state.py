@@ -214,7 +214,7 @@ class RunState:
 
     @property
     def wanted(self) -> int:
-        """Rounds that the run is to have."""
+        """Planned rounds of the run."""
         return int(self.settings.get("num-server-rounds", 0))
 
     @property

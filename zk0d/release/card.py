@@ -182,7 +182,7 @@ def _evaluated_on(summary: RunSummary, licenses: Mapping[str, str]) -> str:
     if not summary.evaluations:
         return "## Evaluation Datasets\n\nNone."
     rows = [(name, licenses.get(name, "not said")) for name in summary.evaluations[-1].losses]
-    text = "## Evaluation Datasets\n\nNobody trained on them.\n\n"
+    text = "## Evaluation Datasets\n\nNo contributor trained on them.\n\n"
     return text + _table(("dataset", "license"), rows)
 
 

@@ -42,7 +42,7 @@ class Releases:
     def checkpoint(self, run: str, number: int) -> Path:
         """Where a round's checkpoint lies."""
         if not run.isascii() or not run.replace("-", "").isalnum():
-            raise ConfigError(f"run {run!r} is no run's name.", reason="bad_message")
+            raise ConfigError(f"run {run!r} is not a run's name.", reason="bad_message")
         return self.folder / run / f"checkpoint_round_{number}"
 
     def latest(self) -> RunSummary | None:
@@ -153,7 +153,7 @@ def accept(folder: Path, because: str, releases: Releases) -> None:
         content = json.loads(metrics.read_text(encoding="utf-8"))
         content["gate"]["accepted"] = because
         text = card.read_text(encoding="utf-8")
-        said = f"\n\nAccepted by hand all the same: {because}\n"
+        said = f"\n\nAccepted by hand in spite of it: {because}\n"
         marked = text.replace("\n\n## Training Insights", f"{said}\n## Training Insights", 1)
         write_file(card, marked if marked != text else text + said)
         write_file(metrics, json.dumps(content, indent=1) + "\n")
@@ -178,7 +178,7 @@ def read_summary(folder: Path) -> RunSummary:
         content = metrics["summary"] if "summary" in metrics else metrics["story"]  # before 0.2
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder}: is no checkpoint of zk0d ({METRICS}: {error}); name a checkpoint_round_N"
+            f"{folder}: is not a checkpoint of zk0d ({METRICS}: {error}); name a checkpoint_round_N"
             " folder."
         ) from None
     return RunSummary.parse(content, where=str(path))
@@ -198,7 +198,7 @@ def tensors_of(file: Path) -> dict[str, str]:
             return {n: f"{part.get_dtype()} {part.get_shape()}" for n, part in parts.items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(
-            f"{file}: is cut short or no safetensors file ({error}); take another checkpoint, or"
+            f"{file}: is cut short or not a safetensors file ({error}); take another checkpoint, or"
             " copy this one again.",
             reason="torn_weights",
         ) from None

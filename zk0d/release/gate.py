@@ -42,7 +42,7 @@ def judge(summary: RunSummary, last: RunSummary | None = None) -> Verdict:
         theirs = {point.round: point for point in last.evaluations}.get(last.round)
         name = f"the last release (run {last.run}, round {last.round})"
         if last.comparable != summary.comparable:
-            verdicts.append((False, f"{name} was evaluated otherwise: nothing to compare with"))
+            verdicts.append((False, f"{name} was evaluated on other data: it cannot be compared"))
         elif theirs is None or theirs.loss is None:
             verdicts.append((False, f"{name} was not evaluated"))
         else:

@@ -46,7 +46,7 @@ def check(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         if path.suffix not in SUFFIXES or path.is_symlink():
-            raise ConfigError(f"{path}: does not belong into a checkpoint; remove it, then push.")
+            raise ConfigError(f"{path}: does not belong in a checkpoint; remove it, then push.")
     check_tensors(folder)
     return files
 
@@ -70,7 +70,7 @@ def check_names(repository: str, tag: str) -> None:
         raise ConfigError(f"--repo-id: {error}.") from None
     if tag and not _TAG.fullmatch(tag):
         raise ConfigError(
-            f"--tag: {tag!r} is no tag; use letters, digits, '-', '_', and single '.' within."
+            f"--tag: {tag!r} is not a tag; use letters, digits, '-', '_', and single '.' within."
         )
 
 
@@ -131,7 +131,7 @@ def push(
         raise TryAgainError(f"{repository}: the hub answered {status}; try again.") from None
     except RuntimeError as error:  # so the hub's library wraps a file that did not get through
         raise TryAgainError(
-            f"{repository}: {error} What is there already is not sent again; try again."
+            f"{repository}: {error} Files that are there already are not sent again; try again."
         ) from None
     except PermissionError as error:
         raise ConfigError(

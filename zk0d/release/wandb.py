@@ -70,8 +70,7 @@ def log_rounds(
         raise ConfigError(f"use-wandb: the key is refused ({error}); see wandb.key.") from None
     except (wandb.errors.Error, OSError) as error:
         raise TryAgainError(
-            f"use-wandb: W&B cannot be reached ({type(error).__name__}); what is not sent yet is"
-            " sent later."
+            f"use-wandb: W&B cannot be reached ({type(error).__name__}); the rest is sent later."
         ) from None
 
 

@@ -90,7 +90,7 @@ def analyse(folder: Path) -> Analysis:
     settings = settings_of(folder)
     state = RunState.read(folder)
     if not state.began:
-        raise ConfigError(f"{folder}: the journal is empty, so there is nothing to report.")
+        raise ConfigError(f"{folder}: the journal is empty, so it cannot be reported.")
     return Analysis(state, summary_of(state, state.round, settings))
 
 
@@ -177,8 +177,7 @@ def diverged(analysis: Analysis) -> list[Finding]:
         Finding(
             "diverged",
             worse,
-            "a lower initial-lr, fewer local-steps, server-momentum=0.5 if it is another, or"
-            " rollback-factor=1.5",
+            "a lower initial-lr, fewer local-steps, server-momentum=0.5, or rollback-factor=1.5",
         )
     ]
 
@@ -195,7 +194,7 @@ def apart(analysis: Analysis) -> list[Finding]:
             f"policy loss {analysis.evaluated[last]:.4f} in round {last}, where the nodes' training"
             f" loss is {statistics.fmean(trained):.4f}",
             "nodes may pull the weights apart: fewer local-steps and server-momentum=0.5; or they"
-            " know their recordings by heart: more recordings",
+            " learned their recordings by heart: more recordings",
         )
     ]
 
@@ -228,7 +227,7 @@ def refusals(analysis: Analysis) -> list[Finding]:
         Finding(
             "refused",
             f"{len(reasons)} updates of {name} were refused ({', '.join(sorted(set(reasons)))})",
-            "the journal's update.refused lines say why; zk0bot node list tells its contact",
+            "the journal's update.refused lines say why; zk0bot node show gives its contact",
         )
         for name, reasons in sorted(by_node.items())
     ]

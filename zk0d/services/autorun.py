@@ -91,7 +91,7 @@ class Autorun:
             raise
         except Zk0dError as error:
             log.error("autorun: %s", error.message)
-            return f"no run could be started: {error.message}"
+            return f"the run could not be started: {error.message}"
         log.info(
             "run %d begins by itself, with %d nodes online", number, online, extra={"run": number}
         )

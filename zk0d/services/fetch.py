@@ -69,7 +69,7 @@ def run(client: Path | None = None, server: Path | None = None) -> None:
     if errors:
         # What only a person can mend is not tried again each minute.
         raise min(errors, key=lambda error: not isinstance(error, ConfigError))
-    notify.status(f"{len(datasets) + len(models)} are here, {fetched} of them new")
+    notify.status(f"all {len(datasets) + len(models)} are here, {fetched} of them new")
 
 
 def fetch_dataset(name: str) -> bool:
@@ -127,7 +127,9 @@ def _dataset(name: str) -> bool:
     snapshot_download(name, repo_type="dataset", revision=about.sha, local_dir=draft)
     missing = [f.rfilename for f in about.siblings or [] if not (draft / f.rfilename).is_file()]
     if missing:  # the hub's library only warns if it goes away in between
-        raise TryAgainError(f"dataset {name}: {missing[0]} did not come; try again later.")
+        raise TryAgainError(
+            f"dataset {name}: {missing[0]} is missing after the download; try again later."
+        )
     info = draft / "meta" / "info.json"
     if not info.is_file() or not _is_supported(info):
         shutil.rmtree(draft)
@@ -197,7 +199,7 @@ def _snapshot(
         pass  # it was never fetched
     folder = Path(snapshot_download(name, **what))
     if not whole(folder):
-        raise ConfigError(f"model {name}: holds no config.json with weights; take another name.")
+        raise ConfigError(f"model {name}: holds no config.json with weights; use another name.")
     _let_the_group_read(Path(HF_HUB_CACHE))
     return True, folder
 

@@ -52,7 +52,7 @@ def _of_the_run(state: RunState) -> Iterator[Metric]:
     there = bool(state.run)
     for name, text, value in (
         ("round", "Last committed round.", state.round),
-        ("run_rounds", "Rounds that the run is to have.", state.wanted),
+        ("run_rounds", "Planned rounds of the run.", state.wanted),
         ("run_start_timestamp_seconds", "When the run began; 0 if there is none.", state.began),
         (
             "quorum_nodes",
@@ -63,7 +63,7 @@ def _of_the_run(state: RunState) -> Iterator[Metric]:
         ("proximal_mu", "FedProx's mu.", state.proximal_mu),
         (
             "round_deadline_timestamp_seconds",
-            "Until when the round under way waits for updates; 0 between rounds.",
+            "Deadline of the round under way; 0 between rounds.",
             state.deadline,
         ),
         (
@@ -83,7 +83,7 @@ def _of_the_run(state: RunState) -> Iterator[Metric]:
     )
     yield _gauge(
         "run_state",
-        "1 for the state that the newest run is in, 0 for the others.",
+        "1 for the state of the newest run, 0 for the others.",
         ("state",),
         {phase: float(there and state.phase == phase) for phase in PHASES},
     )
@@ -159,7 +159,7 @@ def _of_nodes(state: RunState) -> Iterator[Metric]:
     )
     yield _counter(
         "node_updates",
-        "Updates that were asked for, by what became of them.",
+        "Requested updates by result.",
         ("node", "result"),
         {(n, result): m.updates[result] for n, m in members.items() for result in RESULTS},
     )
@@ -180,13 +180,13 @@ def _of_nodes(state: RunState) -> Iterator[Metric]:
         yield _counter(name, text, node, {n: getattr(m, attribute) for n, m in members.items()})
     yield _gauge(
         "node_sits_out",
-        "1 while the node's updates are not asked for, after too many that were refused.",
+        "1 while the node sits out after too many refused updates.",
         node,
         {n: float(m.sits_out_until > state.round) for n, m in members.items()},
     )
     yield _gauge(
         "node_info",
-        "1; the version of zk0d that the node said when it joined the run.",
+        "1; the node's version of zk0d when it joined the run.",
         ("node", "version"),
         {(name, member.version): 1 for name, member in members.items()},
     )

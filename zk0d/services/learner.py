@@ -185,7 +185,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _taken(path: Path) -> UnavailableError:
-    return UnavailableError(f"{path}: another learner already listens there; stop it first.")
+    return UnavailableError(f"{path}: another learner listens there already; stop it first.")
 
 
 def _sentence(doing: dict[str, Any]) -> str:
@@ -234,7 +234,7 @@ def listen(path: Path) -> socket.socket:
     except OSError as error:
         listening.close()
         raise TryAgainError(
-            f"{path}: no socket can be made there ({error.strerror or error})."
+            f"{path}: the socket cannot be made ({error.strerror or error})."
         ) from None
     listening.listen(16)
     return listening

@@ -81,7 +81,7 @@ class PresencePage:
         except OSError as error:
             raise UnavailableError(
                 f"superlink.presence-port: 127.0.0.1:{port} cannot be opened ({error.strerror});"
-                " end what listens there or set another port."
+                " end the program that listens there, or set another port."
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()

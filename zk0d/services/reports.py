@@ -100,7 +100,7 @@ class Reports:
         self._tried[run] = told
         said = process.communicate()[1].strip()
         if process.returncode:
-            log.warning("run %s: no report could be written (%s)", run.name, said[-300:])
+            log.warning("run %s: its report could not be written (%s)", run.name, said[-300:])
         else:
             log.info("run %s: its report is in %s", run.name, run / REPORT / PAGE)
 

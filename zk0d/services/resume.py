@@ -52,11 +52,13 @@ class Resume:
         if self._of != (run.run, run.round):
             self._of, self._tries, self._next = (run.run, run.round), 0, now + FIRST_WAIT
         if self._tries >= MOST_TRIES:
-            return f"given up after {MOST_TRIES} tries: zk0bot run --resume {run.run} tries again"
+            return (
+                f"not resumed after {MOST_TRIES} tries: zk0bot run --resume {run.run} tries again"
+            )
         if now < self._next:
-            return f"going on with it in {self._next - now:.0f} s"
+            return f"resuming it in {self._next - now:.0f} s"
         if any(state.status != FINISHED for state in self._runs.runs()):
-            return "going on with it"
+            return "resuming it"
         self._tries += 1
         self._next = now + min(FIRST_WAIT * 2.0**self._tries, LONGEST_WAIT)
         try:
@@ -65,12 +67,12 @@ class Resume:
             raise
         except Zk0dError as error:
             log.error("resume: %s", error.message)
-            return f"it cannot be gone on with: {error.message}"
+            return f"it cannot be resumed: {error.message}"
         log.info(
-            "run %s goes on after round %d, as Flower's run %d",
+            "run %s resumes after round %d, as Flower's run %d",
             run.run,
             run.round,
             number,
             extra={"run": run.run, "round": run.round},
         )
-        return "going on with it"
+        return "resuming it"

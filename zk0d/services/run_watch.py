@@ -78,7 +78,7 @@ class RunWatch:
             return
         flowers = known.get(run.flower)
         if flowers is None:
-            run.end("failed", "the SuperLink knows nothing of it any more.")
+            run.end("failed", "the SuperLink does not know the run any more.")
         elif flowers.status == FINISHED and flowers.outcome == STOPPED:
             run.end("stopped", "")
         elif flowers.status == FINISHED:
@@ -102,7 +102,7 @@ def log_event(event: Event) -> None:
             log.error("%s: %s", event.kind.replace(".", " "), event.message, extra=where)
         case NodeSitsOut():
             log.warning(
-                "%s sent too many updates that were refused: it sits out until round %d",
+                "%s sent too many bad updates: it sits out until round %d",
                 event.node,
                 event.until,
                 extra=where,

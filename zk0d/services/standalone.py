@@ -102,7 +102,7 @@ def run(role: str, folder: Path, besides: Sequence[Program] = ()) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     written = None
     notify, said_ready = Notify(), False  # where a user's own unit started this
-    print("the services run here, until Ctrl-C.", file=sys.stderr)
+    print("the services run here until Ctrl-C.", file=sys.stderr)
     try:
         with Foreground(state, show, restart=True) as supervisor:
             supervisor.start(running)
@@ -148,7 +148,7 @@ def stop(role: str, folder: Path) -> bool:
 
 def _unit(role: str, service: dict[str, Any], since: str) -> Unit:
     runs = service["state"] == "running"
-    todo = "" if runs else f"see what it wrote where zk0bot {role} start runs"
+    todo = "" if runs else f"see its lines in the terminal of zk0bot {role} start"
     return Unit(
         service["name"], service["state"], since, service["restarts"], service["status"], todo
     )

@@ -39,12 +39,14 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         found = units.look(role) if units.by_systemd(folder) else standalone.look(role, state)
         services += found
         if not found:
-            content["todo"].append(f"no service of this {role} runs: zk0bot {role} start")
+            content["todo"].append(
+                f"no service of this {role} runs: start it with zk0bot {role} start"
+            )
         said = read_json(state / STATE)
         if role == "server":
             content["run"], content["nodes"] = said.get("run"), said.get("nodes", [])
             content["todo"] += [
-                f"two machines use the key of node {node['name']}: one of the two has to be stopped"
+                f"two machines use the key of node {node['name']}: one of the two must stop"
                 f" or get a key of its own; zk0bot node remove {node['name']} shuts both out"
                 for node in content["nodes"]
                 if node.get("key_shared")

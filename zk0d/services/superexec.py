@@ -91,7 +91,7 @@ class SuperexecService(Service):
         if self._child.waits:
             end = self._child.last_end
             assert end is not None
-            return Condition(f"the SuperExec ended ({end.reason}): starting it again", ready=False)
+            return Condition(f"the SuperExec ended ({end.reason}): restarting it", ready=False)
         try:
             still = self._still.seconds(self._pulse.stat().st_mtime_ns)
             silent = min(still, self._child.running_seconds)  # not of the process before
@@ -136,7 +136,7 @@ class AppCollector:
             ends.add_metric((status,), count)
         yield ends
         refused = CounterMetricFamily(
-            "zk0d_tasks_refused", "Tasks of a type that none runs here.", labels=("type",)
+            "zk0d_tasks_refused", "Tasks of a type that does not run here.", labels=("type",)
         )
         for kind, count in counts["refused"].items():
             refused.add_metric((kind,), count)

@@ -60,7 +60,7 @@ class SuperlinkService(Service):
         self._nodes = self.metrics.gauge("nodes", "Registered nodes.", ("state",))
         self._size = self.metrics.gauge("database_bytes", "Size of the SuperLink's database.")
         self._rebuilt = self.metrics.counter(
-            "database_rebuilds", "Times that the SuperLink's database was made anew."
+            "database_rebuilds", "Times that the SuperLink's database was rebuilt."
         )
         for state in ("online", "offline"):
             self._nodes.labels(state).set(0)
@@ -132,8 +132,7 @@ class SuperlinkService(Service):
             end = self._child.last_end
             assert end is not None
             return Condition(
-                f"the SuperLink ended ({end.reason}): starting it again in"
-                f" {self._child.waits:.0f} s",
+                f"the SuperLink ended ({end.reason}): restarting it in {self._child.waits:.0f} s",
                 ready=False,
             )
         waits_for = ""
@@ -147,7 +146,7 @@ class SuperlinkService(Service):
             if self._autorun is not None and not (run and run.interrupted):
                 waits_for = self._autorun.look(online)
             if self._rebuild():
-                return Condition("the database was too large: made anew from the roster")
+                return Condition("the database was too large: rebuilt from the roster")
         except Zk0dError as error:
             silent = time.monotonic() - self._last_good
             starting = self._child.running_seconds < STUCK_SECONDS
@@ -191,9 +190,7 @@ class SuperlinkService(Service):
             run.status != FINISHED for run in self._control.runs()
         ):
             return False
-        log.info(
-            "the database has %.0f MiB: made anew from the roster", self._database.size / 2**20
-        )
+        log.info("the database has %.0f MiB: rebuilt from the roster", self._database.size / 2**20)
         self._child.stop("database rebuild")
         self._database.remove()
         self._members.reconcile_soon()

@@ -141,12 +141,12 @@ class SupernodeService(Service):
                 self._todo = "ask the operator; if the CA changed, zk0bot client join a new invite"
                 return Condition(
                     f"the coordinator {self._settings.coordinator.address} shows a certificate that"
-                    " our CA did not sign: nothing is sent to it; ask its operator, and if its CA"
+                    " our CA did not sign; nothing is sent to it. Ask its operator, and if its CA"
                     " changed, zk0bot client join with a new invite"
                 )
             return Condition(
                 f"waiting for the coordinator {self._settings.coordinator.address} since {at}"
-                f" ({word.failure}): nothing to do here"
+                f" ({word.failure}); it will connect by itself"
             )
         if word.answer.get("shared"):
             self._offline_since = None
@@ -192,10 +192,10 @@ class SupernodeService(Service):
     def _offline(self, word: Word) -> Condition:
         if not word.answer.get("enrolled"):
             self._offline_since = None
-            self._todo = "send the coordinator's operator what zk0bot node request prints"
+            self._todo = "send the output of zk0bot node request to the coordinator's operator"
             return Condition(
-                f"this node is not enrolled (fingerprint {self._key[:16]}): send what zk0bot node"
-                " request prints to the coordinator's operator"
+                f"this node is not enrolled (fingerprint {self._key[:16]}): send the output of"
+                " zk0bot node request to the coordinator's operator"
             )
         ahead = word.clock_ahead
         if ahead > CLOCK_AHEAD or ahead < -CLOCK_BEHIND:
@@ -210,7 +210,7 @@ class SupernodeService(Service):
             end = self._child.last_end
             assert end is not None
             self._offline_since = None
-            return Condition(f"{ENDS.get(end.reason, end.reason)}; again in a moment")
+            return Condition(f"{ENDS.get(end.reason, end.reason)}; it restarts in a moment")
         now = time.monotonic()
         self._offline_since = self._offline_since or now
         offline = now - self._offline_since
@@ -218,7 +218,7 @@ class SupernodeService(Service):
         if offline > limit and self._child.running_seconds > CONNECT_SECONDS:
             self._child.restart("zombie")
             self._offline_since = None
-            return Condition("the SuperNode ran but was not online: started again")
+            return Condition("the SuperNode ran but was not online: restarted")
         return Condition("connecting to the coordinator")
 
     def stop(self) -> None:

@@ -143,7 +143,7 @@ def resume_simulation(folder: Path, console: Console, engine: str, ray: RayOptio
     simulation = read_plan(folder)
     picked = _engine(engine, ray, len(simulation.plan.nodes))
     simulation = replace(simulation, engine=picked, ray=_at_once(ray))
-    progress = Progress(console, f"zk0d simulate · {folder} goes on", [ROUNDS])
+    progress = Progress(console, f"zk0d simulate · {folder} resumes", [ROUNDS])
     with progress.shown():
         return _follow(simulation, progress, console)
 
@@ -203,11 +203,13 @@ def check(options: Options) -> None:
     if options.by not in SCHEMES:
         raise UsageError(f"--by: {options.by!r} is none of {', '.join(SCHEMES)}.")
     if not 0.0 <= options.drop < 1.0:
-        raise UsageError(f"--drop: a chance from 0 to below 1, not {options.drop:g}.")
+        raise UsageError(f"--drop: give a chance from 0 to below 1, not {options.drop:g}.")
     if options.file is not None and options.datasets:
         raise UsageError("--file names the contributors; leave the datasets out.")
     if options.contributors and (options.file is not None or len(options.datasets) > 1):
-        raise UsageError("--contributors deals one dataset out; several are one contributor each.")
+        raise UsageError(
+            "--contributors splits one dataset; several datasets are one contributor each."
+        )
 
 
 def _engine(wanted: str, ray: RayOptions, nodes: int) -> Engine:
@@ -250,7 +252,7 @@ def read_plan(folder: Path) -> Simulation:
         kept = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UsageError(
-            f"--resume: {folder} holds nothing to go on with ({PLAN} cannot be read)."
+            f"--resume: {folder} holds nothing to resume ({PLAN} cannot be read)."
         ) from None
     return Simulation(
         folder,

@@ -29,10 +29,10 @@ class VirtualNode(Settings):
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
     slow: Annotated[float, Field(ge=1.0)] = Field(
-        1.0, description="So many times as long as its training takes here."
+        1.0, description="Its training takes this many times as long."
     )
     poisoned: bool = Field(
-        False, description="Its updates are turned round and made four times as long."
+        False, description="Its updates are reversed and made four times as long."
     )
 
 
@@ -53,18 +53,18 @@ class Plan(Settings):
     drop: Share = Field(0.0, description="Probability that a node gives no answer to a round.")
     missing: dict[PositiveInt, list[str]] = Field(
         default_factory=dict,
-        description="By round, who gives no answer; once for each time that it is asked.",
+        description="By round, nodes that give no answer; once for each time one is asked.",
     )
     statistics: Literal["merged", "own"] = Field(
         "merged",
         description="Normalize with the run's statistics, or (an experiment) each with its own.",
     )
     forced_statistics: Statistics | None = Field(
-        None, description="What every node answers when asked for its statistics."
+        None, description="Every node's answer to a request for its statistics."
     )
     waits: bool = Field(
         False,
-        description="Let the others really wait for a slow one. Where contributors train one after"
+        description="Let the others really wait for a slow one. If contributors train one after"
         " another, waiting would delay those that are not slow.",
     )
     device: str = "auto"
@@ -78,7 +78,7 @@ class Plan(Settings):
             raise ValueError("there are no contributors")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two contributors are called '{twice[0]}'")
+            raise ValueError(f"two contributors have the name '{twice[0]}'")
         return self
 
 
@@ -107,7 +107,7 @@ def with_faults(nodes: list[VirtualNode], slow: list[str], poison: int) -> list[
         found = _SLOW.fullmatch(text)
         if found is None or float(found[2]) < 1.0:
             raise UsageError(
-                f"--slow: {text!r} cannot be read; write 3@2x for three, twice as slow."
+                f"--slow: {text!r} cannot be read; write 3@2x: three take twice as long."
             )
         count = int(found[1])
         if at + count > len(nodes):

@@ -161,7 +161,7 @@ def _spread_out(recordings: Recordings, share: float) -> tuple[list[int], list[i
 
 def _count(recordings: Recordings, episodes: int, share: float) -> int:
     if not 0.0 < share < 1.0:
-        raise UsageError(f"--hold-out: a share between 0 and 1, not {share:g}.")
+        raise UsageError(f"--hold-out: give a share between 0 and 1, not {share:g}.")
     count = max(1, round(share * episodes))
     if count >= episodes:
         raise DataError(

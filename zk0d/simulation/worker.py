@@ -171,7 +171,8 @@ class VirtualLearner:
         counter.parent.mkdir(parents=True, exist_ok=True)
         counter.write_text(json.dumps([task.round, times + 1]), encoding="utf-8")
         raise LearnerError(
-            f"{self._node.name} is away in round {task.round}, as ordered.", reason="dropped"
+            f"{self._node.name} is away in round {task.round}, as the simulation's plan says.",
+            reason="dropped",
         )
 
     def _lag(self, task: Train, began: float) -> None:
