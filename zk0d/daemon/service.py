@@ -68,7 +68,7 @@ class Service(ABC):
         self._last_alive = 0.0
         self._withheld = metrics.counter(
             metrics.own("watchdog_pings_withheld"),
-            "Looks that saw no progress, after which systemd's watchdog was not fed.",
+            "Checks without progress, after which systemd's watchdog was not fed.",
             ("reason",),
         )
         for reason in self.stuck_reasons:

@@ -60,7 +60,7 @@ PAGES = (
     Page(
         "federation",
         "zk0d: federation",
-        "Does it learn, who takes part, and what is refused.",
+        "Learning, participation and refused updates.",
         (
             Row(learning.TITLE, learning.panels),
             Row(participation.TITLE, participation.panels),
@@ -70,7 +70,7 @@ PAGES = (
     Page(
         "fleet",
         "zk0d: fleet",
-        "Which machines and services are well.",
+        "Health of machines and services.",
         (
             Row(nodes.TITLE, nodes.panels),
             Row(services.TITLE, services.panels),
@@ -86,7 +86,7 @@ PAGES = (
     Page(
         "contributor",
         "zk0d: contributor",
-        "What one machine does for the federation, and what that costs its owner.",
+        "The work of one machine, and its cost for the owner.",
         (
             Row(contributor.TITLE, contributor.panels),
             Row(cost.TITLE, cost.panels),

@@ -93,7 +93,7 @@ def _dump(content: dict[str, Any]) -> str:
 
 
 _SCRAPE = """\
-# An example: what Prometheus has to know. Every service listens on 127.0.0.1 of its own machine
+# An example of Prometheus' settings. Every service listens on 127.0.0.1 of its own machine
 # ([metrics] in server.toml and client.toml), so this is for a Prometheus on the same machine, or
 # one that reaches it through a tunnel.
 global:

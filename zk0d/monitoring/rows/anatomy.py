@@ -48,7 +48,7 @@ def slowest() -> Panel:
 def slack() -> Panel:
     return number(
         "Until the deadline",
-        "Seconds that the round under way still waits for updates; 0 between rounds, below 0 it is"
+        "Seconds until the deadline of the round under way; 0 between rounds, below 0 it is"
         " overdue.",
         "s",
         Query(
@@ -64,8 +64,8 @@ def slack() -> Panel:
 def spread() -> Panel:
     return number(
         "Slowest against median",
-        "The slowest node's time as a multiple of the median. Above 2 one machine sets everyone's"
-        " pace: round-deadline-factor lets rounds go on without it.",
+        "The slowest node's time as a multiple of the median. Above 2 one machine slows the run:"
+        " round-deadline-factor ends rounds without it.",
         "short",
         Query("max(zk0d_node_answer_seconds) / quantile(0.5, zk0d_node_answer_seconds)"),
         limits=((2, ORANGE), (4, RED)),
@@ -77,7 +77,7 @@ def spread() -> Panel:
 def phases() -> Panel:
     return graph(
         "Seconds by phase",
-        "What the coordinator did in the last round: send, collect (nodes train), aggregate,"
+        "The coordinator's time in the last round: send, collect (nodes train), aggregate,"
         " evaluate, commit.",
         "s",
         Query("zk0d_round_phase_seconds", "{{phase}}"),
@@ -98,7 +98,7 @@ def slowest_nodes() -> Panel:
 def node_phases() -> Panel:
     return graph(
         "Seconds of nodes by phase",
-        "What the chosen nodes did in their last round: load, evaluate, train, encode, and"
+        "The chosen nodes' time in their last round: load, evaluate, train, encode, and"
         " transfer, which is the rest.",
         "s",
         Query('avg by (phase) (zk0d_node_phase_seconds{node=~"$node"})', "{{phase}}"),

@@ -18,7 +18,7 @@ def panels() -> list[Panel]:
 def online() -> Panel:
     return number(
         "Online",
-        "Whether the coordinator counts this node online. That is its word, not this machine's.",
+        "Whether the coordinator counts this node online.",
         "none",
         Query(f"min(zk0d_online{{{MINE}}})"),
         words={"0": ("offline", RED), "1": ("online", GREEN)},
@@ -58,7 +58,7 @@ def learner() -> Panel:
 def working() -> Panel:
     return number(
         "Last progress",
-        "Seconds since a task last began, moved or ended here.",
+        "Seconds since a task here last began, made progress or ended.",
         "s",
         Query(f"min(time() - zk0d_learner_last_progress_timestamp_seconds{{{MINE}}})"),
         below=BLUE,
@@ -68,7 +68,7 @@ def working() -> Panel:
 def recordings() -> Panel:
     return number(
         "Frames of recordings",
-        "What this machine trains on. None of it leaves it.",
+        "Frames that this machine trains on. None of them leaves it.",
         "short",
         Query(f"sum(zk0d_frames{{{MINE}}})"),
         limits=((1, GREEN),),

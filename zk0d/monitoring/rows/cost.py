@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zk0d.monitoring.panels import BLUE, MINE, Panel, Query, graph, number
 
-TITLE = "What it did and what it cost, in the time shown"
+TITLE = "Work and cost in the time shown"
 
 
 def panels() -> list[Panel]:
@@ -28,7 +28,7 @@ def rounds() -> Panel:
 def steps() -> Panel:
     return _total(
         "Optimizer steps",
-        "Steps taken, also those of rounds that came to nothing.",
+        "Steps taken, with those of failed rounds.",
         "short",
         f"sum(increase(zk0d_train_steps_total{{{MINE}}}[$__range]))",
     )
@@ -37,7 +37,7 @@ def steps() -> Panel:
 def hours() -> Panel:
     return _total(
         "GPU hours",
-        "Hours that the device worked on training tasks; a CPU's where there is no GPU.",
+        "Hours that the GPU worked on training tasks; a CPU's if there is no GPU.",
         "h",
         f'sum(increase(zk0d_task_seconds_total{{kind="train", {MINE}}}[$__range])) / 3600',
     )
@@ -46,7 +46,7 @@ def hours() -> Panel:
 def received() -> Panel:
     return _total(
         "Received",
-        "Bytes of the tasks that came: mostly the policy's weights.",
+        "Bytes of the received tasks: mostly the policy's weights.",
         "bytes",
         f'sum(increase(zk0d_task_bytes_total{{direction="received", {MINE}}}[$__range]))',
     )
@@ -55,7 +55,7 @@ def received() -> Panel:
 def sent() -> Panel:
     return _total(
         "Sent",
-        "Bytes of the answers that went: updates and counts, no recordings.",
+        "Bytes of the sent answers: updates and counts, no recordings.",
         "bytes",
         f'sum(increase(zk0d_task_bytes_total{{direction="sent", {MINE}}}[$__range]))',
     )
@@ -64,7 +64,7 @@ def sent() -> Panel:
 def energy() -> Panel:
     return _total(
         "GPU energy",
-        "What the GPUs drew in that time, whoever used them: mean power times time.",
+        "Energy of the GPUs in that time, with other programs' use: mean power times time.",
         "watth",
         f"sum(avg_over_time(zk0d_gpu_power_watts{{{MINE}}}[$__range])) * $__range_s / 3600",
     )
@@ -73,7 +73,7 @@ def energy() -> Panel:
 def tasks() -> Panel:
     return graph(
         "Tasks by result",
-        "Tasks that ended, by kind and how. Anything but done says why in the learner's log.",
+        "Ended tasks by kind and result. The learner's log has the reason of every failure.",
         "short",
         Query(
             f"sum by (kind, result) (zk0d_tasks_total{{{MINE}}})",

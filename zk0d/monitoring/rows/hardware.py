@@ -25,7 +25,7 @@ def step_time() -> Panel:
 def utilization() -> Panel:
     return graph(
         "GPU utilization",
-        "Part of the time that a GPU worked. Far below 1 while training: it waits for data.",
+        "Share of the time that a GPU worked. If it is far below 1 in training, it waits for data.",
         "percentunit",
         Query('zk0d_gpu_utilization_ratio{node=~"$node"}', "{{node}} {{instance}} {{gpu}}"),
         span=8,
@@ -35,7 +35,7 @@ def utilization() -> Panel:
 def temperature() -> Panel:
     return graph(
         "GPU temperature",
-        "The alert speaks above 87 degrees for five minutes; most cards slow down from there on.",
+        "The alert fires above 87 degrees for five minutes; most cards slow down above that.",
         "celsius",
         Query('zk0d_gpu_temperature_celsius{node=~"$node"}', "{{node}} {{instance}} {{gpu}}"),
         limits=((80, ORANGE), (87, RED)),
@@ -46,7 +46,7 @@ def temperature() -> Panel:
 def power() -> Panel:
     return graph(
         "GPU power",
-        "What each GPU draws, whoever uses it.",
+        "Power of each GPU, with other programs' use.",
         "watt",
         Query('zk0d_gpu_power_watts{node=~"$node"}', "{{node}} {{instance}} {{gpu}}"),
         span=8,
@@ -56,7 +56,7 @@ def power() -> Panel:
 def gpu_memory() -> Panel:
     return graph(
         "GPU memory",
-        "Used part of each GPU's memory, whoever uses it. limits.gpu-memory-share bounds zk0d's.",
+        "Used share of each GPU's memory, by all programs. limits.gpu-memory-share bounds zk0d's.",
         "percentunit",
         Query(
             'zk0d_gpu_memory_bytes{kind="used", node=~"$node"} / ignoring (kind)'

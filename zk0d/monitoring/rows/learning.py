@@ -25,7 +25,7 @@ def panels() -> list[Panel]:
 def run() -> Panel:
     return number(
         "Run",
-        "What the newest run is doing. A run that failed says why in zk0bot status.",
+        "State of the newest run. For a failed run, zk0bot status gives the reason.",
         "none",
         Query(
             'max(1 * zk0d_run_state{state="running"} or 2 * zk0d_run_state{state="finished"}'
@@ -45,7 +45,7 @@ def run() -> Panel:
 def progress() -> Panel:
     return number(
         "Rounds done",
-        "Committed rounds as part of those that the run is to have.",
+        "Committed rounds as a share of the planned ones.",
         "percentunit",
         Query("max(zk0d_round / (zk0d_run_rounds > 0) or 0 * zk0d_round)"),
         below=BLUE,
@@ -55,8 +55,8 @@ def progress() -> Panel:
 def against_baseline() -> Panel:
     return number(
         "Loss against the start",
-        "Held-out loss now as part of what it was before any training: below 100 % it learned"
-        " something, above it unlearned.",
+        "Held-out loss as a share of the loss before training: below 100 % the policy learned,"
+        " above it got worse.",
         "percentunit",
         Query("avg(zk0d_policy_loss / zk0d_policy_loss_baseline)"),
         limits=((0.9, ORANGE), (1.0, RED)),
@@ -66,8 +66,8 @@ def against_baseline() -> Panel:
 def since_commit() -> Panel:
     return number(
         "Last commit",
-        "When the last round was committed. Orange: the run goes on and nothing was committed for"
-        " two hours.",
+        "Time since the last commit. Orange: the run is under way and committed no round for two"
+        " hours.",
         "s",
         Query(
             "max(time() - (zk0d_last_round_committed_timestamp_seconds > 0)"
@@ -80,7 +80,7 @@ def since_commit() -> Panel:
 def rounds_without_gain() -> Panel:
     return number(
         "Evaluations since the best",
-        "How often the policy was evaluated without a new lowest loss. The alert speaks at 5.",
+        "Evaluations without a new lowest loss. The alert fires at 5.",
         "short",
         Query("max(zk0d_evaluations_since_best)"),
         limits=((3, ORANGE), (5, RED)),
@@ -101,8 +101,8 @@ def online() -> Panel:
 def policy_loss() -> Panel:
     return graph(
         "Policy loss by dataset",
-        "Loss on the coordinator's held-out recordings, and as 'start' what it was before any"
-        " training. It should fall and stay below its start.",
+        "Loss on the coordinator's held-out recordings; 'start' is the loss before training. The"
+        " loss should fall and stay below its start.",
         "none",
         Query("zk0d_policy_loss", "{{dataset}}"),
         Query("zk0d_policy_loss_baseline", "{{dataset}}, start"),
@@ -124,8 +124,8 @@ def train_loss() -> Panel:
 def success() -> Panel:
     return graph(
         "Success in closed loop",
-        "Part of the episodes in which the policy did the task in a simulator, where one can tell."
-        " Losses are only a proxy for this.",
+        "Share of a simulator's episodes in which the policy did the task. Losses are only a proxy"
+        " for this.",
         "percentunit",
         Query("zk0d_success_ratio", "{{task}}"),
         points=True,

@@ -15,7 +15,7 @@ def panels() -> list[Panel]:
 def targets_down() -> Panel:
     return number(
         "Targets that do not answer",
-        "Services whose metrics Prometheus cannot read. What is not read raises no other alert.",
+        "Services that Prometheus cannot read. No other alert watches them.",
         "short",
         Query('count(up{job=~"zk0d.*"} == 0) or vector(0)'),
         limits=((1, RED),),
@@ -26,8 +26,8 @@ def targets_down() -> Panel:
 def offline() -> Panel:
     return number(
         "Nodes offline",
-        "Registered nodes that the SuperLink does not count online. People turn machines off: one"
-        " is no fault by itself.",
+        "Registered nodes that the SuperLink does not count online. One alone is not a fault:"
+        " people turn machines off.",
         "short",
         Query('sum(zk0d_nodes{state="offline"})'),
         limits=((1, ORANGE),),
@@ -38,8 +38,8 @@ def offline() -> Panel:
 def versions() -> Panel:
     return number(
         "Versions in use",
-        "Different versions of zk0d on all machines that are seen. More than one is a fleet in the"
-        " middle of an upgrade, or one that stopped there.",
+        "Different versions of zk0d on all scraped machines. With more than one an upgrade is under"
+        " way, or it stopped halfway.",
         "short",
         Query("zk0d:versions:count"),
         limits=((2, ORANGE),),
@@ -50,7 +50,7 @@ def versions() -> Panel:
 def learners() -> Panel:
     return number(
         "Learners that answer",
-        "Learners and evaluators that their SuperExec reaches, of the machines that are scraped.",
+        "Learners and evaluators that answer their SuperExec, on the scraped machines.",
         "short",
         Query("sum(zk0d_learner_up)"),
         limits=((1, GREEN),),
@@ -62,8 +62,8 @@ def learners() -> Panel:
 def roster() -> Panel:
     return listing(
         "Nodes of the roster",
-        "Each node: online by the SuperLink's word, seconds since it last was, seconds that its"
-        " last round took, accepted updates, its version, and whether two machines use its key.",
+        "Each node: whether the SuperLink counts it online, seconds since it last did, seconds of"
+        " its last round, accepted updates, version, and whether two machines use its key.",
         "short",
         Query('zk0d_node_online{node=~"$node"}'),
         Query('time() - (zk0d_node_last_online_timestamp_seconds{node=~"$node"} > 0)'),
@@ -88,7 +88,7 @@ def roster() -> Panel:
 def last_online() -> Panel:
     return graph(
         "Since a node was online",
-        "Seconds since the SuperLink last counted a node online. The alert speaks after ten"
+        "Seconds since the SuperLink last counted a node online. The alert fires after ten"
         " minutes.",
         "s",
         Query('time() - (zk0d_node_last_online_timestamp_seconds{node=~"$node"} > 0)', "{{node}}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zk0d.monitoring.panels import GREEN, ORANGE, RED, Panel, Query, graph
 
-TITLE = "Who takes part?"
+TITLE = "Participation"
 
 
 def panels() -> list[Panel]:
@@ -15,7 +15,7 @@ def panels() -> list[Panel]:
 def nodes() -> Panel:
     return graph(
         "Nodes and quorum",
-        "Registered nodes that are online and offline, and how many updates a round needs. Below"
+        "Registered nodes online and offline, and the updates that a round needs (quorum). Below"
         " the quorum no round can be committed.",
         "short",
         Query("sum by (state) (zk0d_nodes)", "{{state}}"),
@@ -27,7 +27,7 @@ def nodes() -> Panel:
 def participation() -> Panel:
     return graph(
         "Participation by node",
-        "Part of the updates asked of a node that were accepted, over this run.",
+        "Accepted share of the updates that a node was asked for in this run.",
         "percentunit",
         Query(
             'sum by (node) (zk0d_node_updates_total{result="accepted", node=~"$node"})'
@@ -42,8 +42,8 @@ def participation() -> Panel:
 def results() -> Panel:
     return graph(
         "Updates by result",
-        "What became of the updates that were asked for: accepted, refused, or lost because the"
-        " node went away or was too late.",
+        "Requested updates by result: accepted, refused, or lost because the node left or was too"
+        " late.",
         "short",
         Query("sum by (result) (zk0d_node_updates_total)", "{{result}}"),
     )
@@ -52,8 +52,8 @@ def results() -> Panel:
 def refusals() -> Panel:
     return graph(
         "Refused updates by reason and node",
-        "Refused updates of this run, the twenty most frequent. not_finite is a node whose"
-        " training broke; norm_outlier and norm_cap may be one that means harm.",
+        "Refused updates of this run, the twenty most frequent. not_finite means that a node's"
+        " training failed; norm_outlier and norm_cap may mean an attack.",
         "short",
         Query('topk(20, zk0d_updates_rejected_total{node=~"$node"})', "{{node}}: {{reason}}"),
         Query("sum(zk0d_updates_rejected_total)", "all"),

@@ -15,7 +15,7 @@ def panels() -> list[Panel]:
 def round_number() -> Panel:
     return graph(
         "Round",
-        "The last committed round, and how many the run is to have.",
+        "The last committed round, and the planned rounds of the run.",
         "short",
         Query("max(zk0d_round)", "committed"),
         Query("max(zk0d_run_rounds)", "planned"),
@@ -37,7 +37,7 @@ def round_rate() -> Panel:
 def rate_and_mu() -> Panel:
     return graph(
         "Learning rate and mu",
-        "What the schedule chose at the round's start: the learning rate, and FedProx's mu.",
+        "The schedule's values at the round's start: the learning rate, and FedProx's mu.",
         "sci",
         Query("max(zk0d_learning_rate)", "learning rate"),
         Query("max(zk0d_proximal_mu)", "mu"),
@@ -49,8 +49,7 @@ def rate_and_mu() -> Panel:
 def norms() -> Panel:
     return graph(
         "Norm of updates by node",
-        "How far each node moved the weights in its last round. A node that stands out is refused"
-        " as norm_outlier.",
+        "Length of each node's last update. Admission refuses an outlier as norm_outlier.",
         "none",
         Query('zk0d_update_norm{node=~"$node"}', "{{node}}"),
         points=True,

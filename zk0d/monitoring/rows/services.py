@@ -15,7 +15,7 @@ def panels() -> list[Panel]:
 def restarts() -> Panel:
     return graph(
         "Restarts of services",
-        "Times that a service's own process was started anew in the last hour.",
+        "Restarts of a service's own process in the last hour.",
         "short",
         Query(
             'changes(process_start_time_seconds{job=~"zk0d.*", node=~"$node"}[1h])',
@@ -33,8 +33,8 @@ def restarts() -> Panel:
 def child_starts() -> Panel:
     return graph(
         "Starts of supervised processes",
-        "Starts of Flower's processes in the last 15 minutes: one is a start, the alert speaks"
-        " above three.",
+        "Starts of Flower's processes in the last 15 minutes. One is normal; the alert fires above"
+        " three.",
         "short",
         Query(
             'increase(zk0d_child_starts_total{node=~"$node"}[15m])',
@@ -48,7 +48,7 @@ def child_starts() -> Panel:
 def withheld() -> Panel:
     return graph(
         "Watchdog not fed",
-        "Looks per second in which a service saw no progress. systemd starts it again after a"
+        "Checks per second in which a service saw no progress. systemd restarts the service after a"
         " minute of that.",
         "short",
         Query(
@@ -65,8 +65,8 @@ def withheld() -> Panel:
 def disk() -> Panel:
     return graph(
         "Free disk",
-        "Part of each disk that is free, by what zk0d keeps there. A full disk ends a run, which"
-        " goes on by itself once there is room.",
+        "Free share of each disk that zk0d uses. A full disk ends a run; the run resumes by itself"
+        " once there is room.",
         "percentunit",
         Query('zk0d:filesystem_free:ratio{node=~"$node"}', "{{node}} {{instance}} {{holds}}"),
         limits=((0.03, ORANGE), (0.1, GREEN)),
@@ -78,8 +78,8 @@ def disk() -> Panel:
 def certificates() -> Panel:
     return graph(
         "Certificates end in",
-        "Seconds until each certificate ends. The gateway's is renewed by a timer in its last 30"
-        " days; the alert speaks at 14.",
+        "Seconds until each certificate ends. A timer renews the gateway's certificate in its last"
+        " 30 days; the alert fires at 14.",
         "s",
         Query(
             'zk0d_certificate_expiry_timestamp_seconds{node=~"$node"} - time()',
@@ -94,8 +94,8 @@ def certificates() -> Panel:
 def memory() -> Panel:
     return graph(
         "Memory of services",
-        "Resident memory of each service and of the learner beside it. One that grows for days has"
-        " a leak.",
+        "Resident memory of each service and of the learner beside it. If it grows for days, there"
+        " is a leak.",
         "bytes",
         Query(
             'process_resident_memory_bytes{job=~"zk0d.*", node=~"$node"}', "{{node}} {{instance}}"
