@@ -25,7 +25,7 @@
 #                                            place gets no units, there the services run in the foreground
 #   --user                     ZK0D_USER=1   for this user alone, without root
 #   --no-start                 ZK0D_NO_START=1   set up, start nothing
-#   --dry-run                  ZK0D_DRY_RUN=1    say what would be done; changes nothing
+#   --dry-run                  ZK0D_DRY_RUN=1    show the steps; change nothing
 #   --yes                      ZK0D_YES=1    ask nothing
 #   --rollback                               use the version before this one
 #   --uninstall [--purge]                    remove zk0d; --purge also settings, keys and data
@@ -35,7 +35,7 @@
 # invites and keys (/var/log/zk0d-install.log; ~/.local/state/zk0d-install.log). UV_DEFAULT_INDEX and uv's other
 # variables say where Python's packages come from.
 #
-# Without a terminal nothing is asked: what was not said is not done, and the end says what is left to do.
+# Without a terminal it asks nothing and does only the steps that options name; its end lists the others.
 # It installs no driver, changes no setting of the system, and never reboots.
 #
 # Exit codes, one for each end; docs/cli.md lists them. The next free ones: 17, 35, 59, 93.
@@ -126,12 +126,12 @@ look_at_machine() {
   case "$ARCHITECTURE" in
     x86_64 | aarch64) ;;
     arm64) ARCHITECTURE=aarch64 ;;
-    *) die 12 "the processor is $ARCHITECTURE; PyTorch has packages for x86_64 and aarch64 alone." ;;
+    *) die 12 "the processor is $ARCHITECTURE; PyTorch has packages only for x86_64 and aarch64." ;;
   esac
   # shellcheck source=/dev/null
   DISTRIBUTION="$(. /etc/os-release >/dev/null 2>&1 && printf '%s %s' "${ID:-linux}" "${VERSION_ID:-}" || printf 'unknown')"
   if [ "${DISTRIBUTION%% *}" = alpine ] || compgen -G '/lib/ld-musl-*' >/dev/null && ! compgen -G '/lib*/ld-linux-*' >/dev/null; then
-    die 13 "this is $DISTRIBUTION with musl; PyTorch has packages for glibc alone: Debian, Ubuntu, Fedora and their like."
+    die 13 "this is $DISTRIBUTION with musl; PyTorch has packages only for glibc (Debian, Ubuntu, Fedora and others)."
   fi
   case "$DISTRIBUTION" in
     'debian 12' | 'debian 13' | 'ubuntu 24.04') ;;
@@ -263,7 +263,7 @@ find_source() {
     elif [ -n "$STAMPED_URL" ]; then
       FROM="$STAMPED_URL"
     else
-      die 40 "where is the version? This script was not made for one: name a checkout, a folder or a URL with --from."
+      die 40 "this script was not made for one version: name a checkout, a folder or a URL with --from."
     fi
   fi
   case "$FROM" in
@@ -271,7 +271,7 @@ find_source() {
     http://127.0.0.1[:/]* | http://localhost[:/]* | http://\[::1\][:/]*) KIND=url ;;
     http://*)
       KIND=url
-      [ -n "$KEY" ] || die 41 "$FROM: without https anybody on the way can change it; use https, or name the version's key with --key."
+      [ -n "$KEY" ] || die 41 "$FROM: without https others on the network can change it; use https, or name the version's key with --key."
       ;;
     *.whl)
       [ -f "$FROM" ] || die 42 "--from $FROM: there is no such file."
@@ -296,10 +296,10 @@ find_source() {
     FROM="${FROM%/}"
     if [[ "$FROM" == *'{version}'* ]]; then
       VERSION="${VERSION:-$STAMPED_VERSION}"
-      [ -n "$VERSION" ] || die 45 "$FROM: which version? Say --version X.Y.Z."
+      [ -n "$VERSION" ] || die 45 "$FROM: no version is given; add --version X.Y.Z."
       FROM="${FROM//'{version}'/$VERSION}"
     fi
-    has curl || has wget || die 46 "neither curl nor wget is here: install one, or name a local folder with --from."
+    has curl || has wget || die 46 "curl and wget are missing: install one, or name a local folder with --from."
   fi
 }
 
@@ -346,11 +346,11 @@ check_list() {
     return
   fi
   if [ ! -s "$SUMS.sig" ]; then
-    [ "$UNSIGNED" = 1 ] || die 49 "$FROM/SHA256SUMS.sig: is missing; a version is signed. --unsigned takes it all the same."
+    [ "$UNSIGNED" = 1 ] || die 49 "$FROM/SHA256SUMS.sig: is missing; a version is signed. --unsigned installs it without a signature."
     warn "the version is not signed; its checksums were checked."
     return
   fi
-  has ssh-keygen || die 50 "ssh-keygen is not here, which checks the signature: install openssh-client."
+  has ssh-keygen || die 50 "ssh-keygen, which checks the signature, is missing: install openssh-client."
   ssh-keygen -q -Y verify -f <(printf 'release %s\n' "$KEY") -I release -n "$NAMESPACE" -s "$SUMS.sig" \
     <"$SUMS" >/dev/null 2>&1 ||
     die 51 "$FROM/SHA256SUMS: its signature is not by the version's key; do not use it. Nothing was installed."
@@ -360,7 +360,7 @@ read_version() {
   local found
   found="$(sed -n 's/^.\{66\}zk0d-\([0-9][0-9A-Za-z.+]*\)-py3-none-any\.whl$/\1/p' "$SUMS")"
   [[ -n "$found" && "$(wc -l <<<"$found")" = 1 ]] ||
-    die 52 "$FROM/SHA256SUMS: names no wheel of zk0d, or more than one; this is not a version of zk0d."
+    die 52 "$FROM/SHA256SUMS: names no wheel of zk0d, or more than one; this is not a version."
   if [ -n "$VERSION" ] && [ "$VERSION" != "$found" ]; then
     die 53 "$FROM: is version $found, not $VERSION; say --version $found, or name another place."
   fi
@@ -393,7 +393,7 @@ get_release() {
       mkdir -p "$RELEASE/wheelhouse"
       # Lists are never resumed: an older one would be kept.
       rm -f "$RELEASE"/SHA256SUMS*
-      fetch SHA256SUMS "$RELEASE/SHA256SUMS" || die 56 "$FROM/SHA256SUMS: could not be fetched; look at the address and the network."
+      fetch SHA256SUMS "$RELEASE/SHA256SUMS" || die 56 "$FROM/SHA256SUMS: could not be fetched; check the address and the network."
       [ -z "$KEY" ] || fetch SHA256SUMS.sig "$RELEASE/SHA256SUMS.sig" 2>/dev/null || rm -f "$RELEASE/SHA256SUMS.sig"
       ;;
   esac
@@ -421,7 +421,7 @@ get_release() {
 fetch_file() {
   local name="$1" part="$RELEASE/$1.part" attempt
   for attempt in 1 2; do
-    fetch "$name" "$part" || die 58 "$FROM/$name: could not be fetched; run this again, it goes on where it stopped."
+    fetch "$name" "$part" || die 58 "$FROM/$name: could not be fetched; run this again: it resumes the download."
     if is_right "$name" "$part"; then
       mv "$part" "$RELEASE/$name"
       return
@@ -480,7 +480,7 @@ do_install() {
     check_space "$PREFIX" "$NEEDED_MIB"
     step "installing ${VERSION:-it} into $PREFIX (PyTorch: $TORCH)"
     run "$program" install "$RELEASE" --torch "$TORCH" ||
-      die 80 "zk0d ${VERSION:-} could not be installed, see the lines above; what ran before runs on. Run this again: it goes on where it stopped."
+      die 80 "zk0d ${VERSION:-} could not be installed, see the lines above; the old version still runs. Run this again: it resumes."
   fi
   if [ "$NO_START" = 1 ]; then options=(--no-start); fi
   run "$program" switch "${VERSION:-VERSION}" "${options[@]}" ||
@@ -494,7 +494,7 @@ set_up_client() {
   local arguments=() folder=() request
   mapfile -t folder < <(with_folder)
   if [ -f "${SETTINGS:-/etc/zk0d}/client.toml" ]; then
-    say "this node's settings are there and kept"
+    say "this node's settings exist and are kept"
   else
     if [ -z "$INVITE" ] && terminal; then
       INVITE="$(ask 'The invite of the coordinator (empty: later):')"
@@ -552,7 +552,7 @@ start_client() {
 
 set_up_server() {
   if [ -f /etc/zk0d/server.toml ]; then
-    say "this coordinator's settings are there and kept"
+    say "this coordinator's settings exist and are kept"
   elif [ -z "$HOST" ]; then
     NEXT="zk0bot server init --host NAME, with a name or address that nodes reach this machine by"
     return
@@ -601,7 +601,7 @@ finish() {
 
 do_rollback() {
   local program
-  program="$(find_program)" || die 88 "zk0d is not installed in $PREFIX; there is nothing to go back to."
+  program="$(find_program)" || die 88 "zk0d is not installed in $PREFIX, so it cannot go back."
   run "$program" rollback || die 89 "it could not go back, see the line above."
 }
 
@@ -612,7 +612,7 @@ do_uninstall() {
       answer="$(ask 'Settings, keys and data of zk0d go, too. Type yes:')"
       [ "$answer" = yes ] || die 90 "nothing was removed."
     elif [ "$YES" != 1 ] && ! dry; then
-      die 91 "--purge removes keys and data: say --yes, too, where nobody can be asked."
+      die 91 "--purge removes keys and data: add --yes if there is no terminal."
     fi
     options=(--purge)
   fi
@@ -694,18 +694,18 @@ read_command_line() {
 check_command_line() {
   case "$ROLE" in
     "" | client | server | demo) ;;
-    *) die 22 "--role $ROLE: is none of client, server, demo." ;;
+    *) die 22 "--role $ROLE: use client, server or demo." ;;
   esac
   case "$TORCH" in
     "" | pypi | cpu | cu126 | cu128 | cu130) ;;
-    *) die 23 "--torch $TORCH: is none of pypi, cpu, cu126, cu128, cu130." ;;
+    *) die 23 "--torch $TORCH: use pypi, cpu, cu126, cu128 or cu130." ;;
   esac
-  [[ "$VERSION" =~ ^([0-9][0-9A-Za-z.+]*)?$ ]] || die 24 "--version $VERSION: is no version; write X.Y.Z."
+  [[ "$VERSION" =~ ^([0-9][0-9A-Za-z.+]*)?$ ]] || die 24 "--version $VERSION: is not a version; write X.Y.Z."
   if [ -z "$ROLE" ] && [ -n "$INVITE$DATASET" ]; then ROLE=client; fi
   if [ "$ROLE" != client ] && [ -n "$INVITE" ]; then die 25 "--invite is for a contributor, and --role says $ROLE."; fi
   [ -z "$PURGE" ] || [ "$ACTION" = uninstall ] || die 26 "--purge belongs to --uninstall."
   if [ "$USER_MODE" != 1 ] && ! is_root; then die 27 "you are not root: run this with sudo, or with --user for this user alone."; fi
-  if [ "$USER_MODE" = 1 ] && is_root; then die 28 "--user is for who is not root; run it as that user."; fi
+  if [ "$USER_MODE" = 1 ] && is_root; then die 28 "--user is not for root; run it as another user."; fi
   if [ "$ROLE" = server ] && ! is_root; then die 29 "a coordinator has a gateway and users of its own: run this as root."; fi
   KEY="$STAMPED_KEY"
   if [ -n "$KEYFILE" ]; then
@@ -722,7 +722,7 @@ usage() {
   if [ -f "${BASH_SOURCE[0]:-}" ]; then
     sed -n '2,/^set -euo/p' "${BASH_SOURCE[0]}" | sed -n 's/^# \{0,1\}//p'
   else
-    printf 'The first lines of the script say how it is used.\n'
+    printf 'The first lines of the script explain its use.\n'
   fi
 }
 
@@ -746,7 +746,7 @@ prepare() {
   fi
   [[ "$PREFIX" == /* ]] || PREFIX="$PWD/$PREFIX"
   if is_root && [ "$PREFIX" != /opt/zk0d ] && [[ "$ROLE" =~ ^(client|server)$ ]]; then
-    die 32 "--prefix $PREFIX: the units of a $ROLE are for /opt/zk0d; leave --prefix away, or run this without root, with --user."
+    die 32 "--prefix $PREFIX: the units of a $ROLE are for /opt/zk0d; leave --prefix out, or run this without root, with --user."
   fi
   if [ "$PREFIX" != /opt/zk0d ] && [ "$PREFIX" != "$HOME/.local/share/zk0d" ]; then SYSTEMD=no; fi
   export ZK0D_PREFIX="$PREFIX" ZK0D_BIN="$BIN"
@@ -760,7 +760,7 @@ prepare() {
   exec 8>"$STAGE/.lock"
   flock --nonblock 8 || {
     LOG=""
-    die 33 "another get-zk0bot.sh works here; wait for it."
+    die 33 "another get-zk0bot.sh runs here; wait for it."
   }
 }
 
@@ -782,7 +782,7 @@ main() {
   exec </dev/null
   EXECUTOR=perform ENDED=no KIND="" RELEASE="" SUMS="" NEXT="" RUNS="" INVITE="" YES=""
   trap 'bug "$?" "$LINENO" "$BASH_COMMAND"' ERR
-  trap 'ENDED=yes; say "interrupted; run this again, it goes on where it stopped"; exit 130' INT TERM HUP
+  trap 'ENDED=yes; say "interrupted; run this again: it resumes"; exit 130' INT TERM HUP
   set -E
   read_command_line "$@"
   if [ "$DRY_RUN" = 1 ]; then EXECUTOR=pretend; fi

@@ -29,12 +29,12 @@ UNREACHABLE = "{ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"variable": "zk0d_client_datset"}, "zk0d_client_datset is no variable of these roles"),
+        ({"variable": "zk0d_client_datset"}, "zk0d_client_datset is not a variable of these roles"),
         ({"coordinators": "{hub: {}, hub2: {}}"}, "has 2 hosts (hub, hub2) and must have one"),
         ({"coordinators": "{}"}, "has 0 hosts (none) and must have one"),
         (
             {"contributors": "{left: {}, right: {zk0d_client_name: left}}"},
-            "Two contributors are called the same (left, left)",
+            "Two contributors have one name (left, left)",
         ),
         ({"contributors": f"{{left: {UNREACHABLE}}}"}, "left: cannot be reached at 127.0.0.1"),
     ],

@@ -285,7 +285,7 @@ def test_from_a_mirror(
     assert done.returncode == 0, done.stderr
     assert installer.version() == "0.1.0"
     asked = [(Path(path).name, first) for path, first in handler.requests]
-    assert ("constraints.txt", 5) in asked, "it goes on where it stopped"
+    assert ("constraints.txt", 5) in asked, "it resumes"
     assert ("zk0d-0.1.0.tar.gz", 0) not in asked
     assert not (installer.home / ".cache/zk0d-install").exists()
 
@@ -505,7 +505,7 @@ def test_a_contributor_is_set_up(installer: Installer, tmp_path: Path, key: Path
         assert "zk0d-invite-1" not in text
     again = installer("--from", release, *join)
     assert again.returncode == 0
-    assert "settings are there and kept" in again.stderr
+    assert "settings exist and are kept" in again.stderr
     assert (installer.home / "calls").read_text().count("client join") == 1
 
 
