@@ -234,7 +234,7 @@ def test_a_pause_lasts_as_long_as_it_was_meant(
     assert read_hold(tmp_path) is None
 
 
-def test_what_is_new_in_a_journal(
+def test_new_lines_of_a_journal_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     """The coordinator's log and audit log have what was written since the service began."""

@@ -105,7 +105,7 @@ def test_a_folder(watched: Watched, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [files.whole_file, files.whole_folder])
-def test_what_fails_leaves_what_was_there(whole: Callable[..., object], tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(whole: Callable[..., object], tmp_path: Path) -> None:
     path = tmp_path / "a"
     is_file = whole is files.whole_file
     if is_file:
@@ -120,7 +120,7 @@ def test_what_fails_leaves_what_was_there(whole: Callable[..., object], tmp_path
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+def test_a_killed_writers_file_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".key.partial").write_text("half of another")
     (tmp_path / ".key.partial").chmod(0o644)
     with files.whole_file(tmp_path / "key", mode=0o600) as draft:
@@ -133,7 +133,7 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["f", "fresh", "key"]
 
 
-def test_a_folder_whose_power_went_between_two_names_comes_back(tmp_path: Path) -> None:
+def test_a_folder_comes_back_after_a_power_cut_between_two_renames(tmp_path: Path) -> None:
     old = tmp_path / ".f.old"
     old.mkdir()
     (old / "x").write_text("old")
@@ -273,7 +273,9 @@ def test_settings(watched: Watched, tmp_path: Path) -> None:
     assert stat.S_IMODE(settings.stat().st_mode) == 0o640
 
 
-def test_what_was_sent_the_audits_head_and_a_pause(watched: Watched, tmp_path: Path) -> None:
+def test_sent_notes_the_audits_head_and_a_pause_are_written_whole(
+    watched: Watched, tmp_path: Path
+) -> None:
     from zk0d.machine.audit import AUDIT, HEAD, AuditLog
     from zk0d.machine.hold import HOLD, Hold
     from zk0d.services.publish import Sent
@@ -287,7 +289,7 @@ def test_what_was_sent_the_audits_head_and_a_pause(watched: Watched, tmp_path: P
     watched.assert_durable(tmp_path / HOLD)
 
 
-def test_nobody_else_renames_or_syncs() -> None:
+def test_only_the_files_module_renames_and_syncs() -> None:
     """One home for it: a rename elsewhere would be one that is not durable."""
     appends = {"zk0d/record/journal.py", "zk0d/machine/audit.py"}  # to a file that stays
     for path in sorted((ROOT / "zk0d").rglob("*.py")):
@@ -316,7 +318,7 @@ def _renames(node: ast.AST) -> str:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 64 KiB")
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     script = f"mount -t tmpfs -o size=64k none {disk} && exec {sys.executable} -c '{FULL}' {disk}"

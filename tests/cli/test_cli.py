@@ -66,7 +66,7 @@ def test_a_proxy_does_not_come_between_programs_of_one_machine(tmp_path: Path) -
             proxy.accept()
 
 
-def test_version_names_what_it_stands_on() -> None:
+def test_version_names_the_main_packages() -> None:
     said = typed("zk0bot", "version").stdout
     assert {line.split()[0] for line in said.splitlines()} >= {"zk0d", "flwr", "lerobot", "torch"}
 
@@ -131,7 +131,7 @@ def test_a_demo_folder_that_cannot_be_made() -> None:
         ('name = "a"\ndataset-uri = "who/what"\n', 69, "zk0bot data fetch who/what gets it"),
     ],
 )
-def test_a_learner_says_what_is_wrong(
+def test_a_learner_names_its_fault(
     write: Write, tmp_path: Path, text: str | None, status: int, sentence: str
 ) -> None:
     path = write("client.toml", text) if text else tmp_path / "client.toml"

@@ -62,7 +62,7 @@ def test_a_folder_is_written_to_the_settings_and_the_rest_is_kept(folder: Path) 
     assert settings(folder).dataset_uri == "hf:somebody/something"
 
 
-def test_a_dataset_that_is_not_there_is_said_and_nothing_is_written(folder: Path) -> None:
+def test_a_missing_dataset_is_named_and_nothing_is_written(folder: Path) -> None:
     before = (folder / "client.toml").read_text()
     with pytest.raises(ConfigError, match="there is no folder /nothing"):
         recordings.choose("/nothing", folder)
@@ -73,7 +73,7 @@ def test_a_dataset_that_is_not_there_is_said_and_nothing_is_written(folder: Path
     assert (folder / "client.toml").read_text() == before
 
 
-def test_without_a_terminal_nobody_is_asked(folder: Path) -> None:
+def test_without_a_terminal_there_is_no_question(folder: Path) -> None:
     with pytest.raises(UsageError, match="no dataset is named"):
         recordings.choose(None, folder)
     said = typed("zk0bot", "client", "start", "--folder", str(folder), stdin=subprocess.DEVNULL)
@@ -98,13 +98,13 @@ def test_pause_and_resume(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "h", "0h", "-1h", "2 weeks"])
-def test_a_duration_that_is_none(folder: Path, text: str) -> None:
+def test_a_wrong_duration_is_refused(folder: Path, text: str) -> None:
     said = typed("zk0bot", "client", "pause", f"--for={text}", "--folder", str(folder))
     assert said.returncode == 64
     assert "is not a duration" in said.stderr
 
 
-def test_waiting_gives_up_and_says_what_the_node_says(folder: Path) -> None:
+def test_waiting_gives_up_with_the_nodes_own_status(folder: Path) -> None:
     state = {"online": False, "left": False, "status": "waiting for the coordinator"}
     write_json(folder / "state" / STATE, state)
     for verb in ("wait-online", "drain"):

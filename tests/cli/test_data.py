@@ -23,7 +23,7 @@ def test_check_a_good_dataset(recordings_folder: Path) -> None:
     assert "no license is named" in done.output
 
 
-def test_check_says_what_is_wrong(copied_recordings: Path) -> None:
+def test_check_names_the_problems(copied_recordings: Path) -> None:
     set_value(copied_recordings, "action", 4, float("nan"))
     done = runner.invoke(app, ["data", "check", str(copied_recordings), "--json"])
     assert done.exit_code == ExitCode.UNAVAILABLE

@@ -427,7 +427,7 @@ def test_key(tmp_path: Path) -> None:
     is_wrong(client.key(path), "is not the public half", own[:16])
 
 
-def test_a_key_that_is_none(tmp_path: Path) -> None:
+def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "node.key"
     path.write_text("planted-secret")
     is_wrong(client.key(path), "cannot be used")
@@ -497,7 +497,7 @@ def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
     is_wrong(evaluator, "evaluator.device is 'cuda'", "set evaluator.device to 'auto'")
 
 
-def test_what_torch_sees_is_asked_of_torch() -> None:
+def test_the_visible_gpus_are_those_of_torch() -> None:
     import torch
 
     found = client._ask_torch()
@@ -580,7 +580,7 @@ def test_a_gateway_that_never_answers(tls: Certificates) -> None:
         is_wrong(client.gateway(address, tls.ca, seconds=0.1), "cannot be reached")
 
 
-def test_a_gateway_whose_certificate_is_over(
+def test_a_gateway_with_an_expired_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
@@ -666,7 +666,7 @@ def test_a_certificate_that_is_missing_or_none(
     is_wrong(look(link(tls)), key, str(path))
 
 
-def test_a_ca_that_is_none(tls: Certificates) -> None:
+def test_a_wrong_ca_is_named(tls: Certificates) -> None:
     settings = SuperlinkSettings(ca=tls.certificate)
     is_wrong(server.ca(settings), "is not the certificate of a certificate authority")
 
@@ -856,7 +856,7 @@ def test_nothing_wrong_is_0(bare: Path, tls: Certificates) -> None:
 
 
 @pytest.mark.slow
-def test_a_secret_is_never_said(bare: Path) -> None:
+def test_a_secret_is_never_printed(bare: Path) -> None:
     secrets = [
         *(bare / "superexec.secret").read_text().split(),
         *(bare / "tls" / "server.key").read_text().splitlines()[1:-1],

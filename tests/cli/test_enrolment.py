@@ -168,7 +168,7 @@ def test_a_certificate_is_renewed_in_time(hub: Path) -> None:
     assert (hub / "tls/server.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_was_done_is_in_the_audit_log(hub: Path, node: Path, tmp_path: Path) -> None:
+def test_every_step_is_in_the_audit_log(hub: Path, node: Path, tmp_path: Path) -> None:
     state = hub / "state/superlink"
     on_hub = ("--folder", str(hub))
     typed("zk0bot", "node", "approve", str(tmp_path / "request"), "--yes", *on_hub)

@@ -77,7 +77,7 @@ def test_dataset_addresses(text: str, scheme: str, location: str) -> None:
     assert DatasetUri.parse(text) == DatasetUri(scheme, location)
 
 
-def test_what_a_person_types_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_typed_dataset_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "arm" / "cubes").mkdir(parents=True)
     for typed, folder in (
@@ -113,7 +113,7 @@ def test_settings_take_a_plain_folder(written: str, kept: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "../x"])
-def test_what_is_no_dataset_address(text: str) -> None:
+def test_a_wrong_dataset_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a dataset address"):
         DatasetUri.parse(text)
 
@@ -148,7 +148,7 @@ def test_an_unknown_run_setting_is_an_error(key: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["rounds", "=3", "'open"])
-def test_what_is_no_override(text: str) -> None:
+def test_a_wrong_override_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_overrides([text])
 
@@ -174,11 +174,11 @@ def test_no_two_tables_of_a_run_share_a_key() -> None:
     assert not set(keys) & (RunSettings.tables().keys() - {"aggregation"})
 
 
-def test_a_run_sends_what_was_given_even_if_it_is_the_default() -> None:
+def test_a_run_sends_given_settings_even_if_they_are_the_defaults() -> None:
     assert run_settings({"keep-rounds": 3, "seed": 1}).said() == {"keep-rounds": 3, "seed": 1}
 
 
-def test_the_coordinator_says_what_a_run_leaves_out(write: Write) -> None:
+def test_the_coordinator_fills_in_settings_that_a_run_leaves_out(write: Write) -> None:
     path = write("server.toml", "[run]\nkeep-checkpoints = 9\nmax-strikes = 5\n")
     server = ServerSettings.load(path)
     settings = server.run_settings({"max-strikes": 3})

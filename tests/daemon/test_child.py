@@ -56,7 +56,7 @@ def test_output_goes_to_the_log(spawn: Callable[..., Child]) -> None:
     assert child.last_words() == "last words"
 
 
-def test_an_error_near_the_end_is_what_it_said(spawn: Callable[..., Child]) -> None:
+def test_the_last_error_line_is_the_reason(spawn: Callable[..., Child]) -> None:
     child = spawn("print('\\x1b[91mERROR\\x1b[0m: port taken'); print('shutdown complete')")
     child.wait(20)
     assert child.last_words() == "ERROR: port taken"
@@ -82,7 +82,7 @@ def test_stopping_is_kind_first(spawn: Callable[..., Child]) -> None:
     assert child.exit_status == -signal.SIGTERM
 
 
-def test_stopping_ends_what_does_not_want_to(spawn: Callable[..., Child]) -> None:
+def test_stopping_kills_a_child_that_ignores_sigterm(spawn: Callable[..., Child]) -> None:
     child = spawn(STUBBORN)
     wait_until(lambda: child.last_words() == "up", "the start", 20, [child])
     child.stop(0.2)

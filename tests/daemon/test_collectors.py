@@ -36,7 +36,7 @@ def values(collector: object, name: str) -> dict[str, float]:
     }
 
 
-def test_room_is_what_df_says_also_for_a_folder_that_is_still_to_come(tmp_path: Path) -> None:
+def test_free_space_equals_dfs_even_before_the_folder_exists(tmp_path: Path) -> None:
     disks = DiskCollector({"runs": tmp_path / "not/yet", "state": tmp_path})
     free, size = (values(disks, f"zk0d_filesystem_{what}_bytes") for what in ("free", "size"))
     usage = shutil.disk_usage(tmp_path)

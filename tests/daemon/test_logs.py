@@ -41,7 +41,7 @@ def test_a_record_has_priority_and_fields(journal: socket.socket) -> None:
     }
 
 
-def test_what_a_record_is_not_about_is_no_field(journal: socket.socket) -> None:
+def test_a_record_has_only_fields_with_values(journal: socket.socket) -> None:
     record = logging.LogRecord("zk0d", logging.INFO, "", 0, "ready", (), None)
     JournalHandler().handle(record)
     text = journal.recv(4096).decode()

@@ -143,7 +143,7 @@ class Ending(Service):
         self.stopped = True
 
 
-def test_an_error_stops_the_service_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_stops_the_service_and_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     service = Ending(Metrics("ending"))
     with pytest.raises(UnavailableError, match="it is gone"):

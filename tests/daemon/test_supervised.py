@@ -63,7 +63,7 @@ def test_a_killed_child_is_started_again(make: Made) -> None:
     assert child.value("zk0d_child_starts_total", {"child": "probe"}) == 2  # type: ignore[attr-defined]
 
 
-def test_what_it_wrote_says_why(make: Made) -> None:
+def test_the_last_lines_give_the_reason(make: Made) -> None:
     child = make(
         "print('ERROR: Exit Code: 305'); raise SystemExit(1)",
         reason=lambda status, lines: "connection" if "305" in " ".join(lines) else "",
@@ -80,7 +80,7 @@ def test_a_child_that_keeps_dying_is_given_up(make: Made) -> None:
         looked(child, State.STOPPED)
 
 
-def test_a_restart_on_purpose_is_no_death(make: Made) -> None:
+def test_a_wanted_restart_does_not_count_as_a_death(make: Made) -> None:
     child = make(SLEEPER, most_deaths=1)
     before = child.pid
     child.restart("zombie")
@@ -90,7 +90,7 @@ def test_a_restart_on_purpose_is_no_death(make: Made) -> None:
     assert child.pid != before
 
 
-def test_a_stop_takes_what_it_started_with_it(make: Made) -> None:
+def test_a_stop_also_ends_grandchildren(make: Made) -> None:
     child = make(
         "import subprocess, sys, signal\n"
         f"p = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"

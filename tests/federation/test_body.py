@@ -74,7 +74,7 @@ def test_a_message_without_tensors() -> None:
         written(payload()) + b"more",
     ],
 )
-def test_what_is_no_body(content: bytes) -> None:
+def test_a_wrong_body_is_refused(content: bytes) -> None:
     reader = BodyReader()
     with pytest.raises(UpdateError):
         reader.feed(content)

@@ -71,7 +71,7 @@ def test_fp32_is_lossless(given_values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
-def test_what_was_decoded_is_encoded_without_loss(codec: CodecName) -> None:
+def test_decoded_values_are_encoded_without_loss(codec: CodecName) -> None:
     once = decode_all(codec, encode(codec, random(10_000)), 10_000)
     lost = np.empty_like(once)
     encode(codec, once, lost)
@@ -91,7 +91,7 @@ def test_bf16_rounds_as_torch_does() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
-def test_what_is_not_finite_is_not_encoded(codec: CodecName, bad: float) -> None:
+def test_values_that_are_not_finite_are_not_encoded(codec: CodecName, bad: float) -> None:
     given_values = random(5000)
     given_values[4321] = bad
     with pytest.raises(NotFinite):

@@ -294,7 +294,7 @@ def test_more_episodes_are_held_out_than_there_are(lab: Lab, tmp_path: Path) -> 
     assert error.value.reason == "data_error"
 
 
-def test_a_node_reads_what_is_held_against_it(
+def test_a_node_learns_why_its_update_was_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lab.contribute("left")
@@ -550,7 +550,7 @@ def test_evaluation_can_be_limited_to_episodes(lab: Lab) -> None:
     assert frames(**{"eval-frames": 30}) == 30
 
 
-def test_status_tells_what_is_loaded(lab: Lab) -> None:
+def test_status_names_the_loaded_policy(lab: Lab) -> None:
     lab.contribute("left")
     with lab.client("left") as client:
         assert client.status()["policy"] is None

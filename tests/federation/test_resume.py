@@ -319,7 +319,7 @@ def test_strikes_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
-def test_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_a_missing_run_cannot_be_resumed(tmp_path: Path) -> None:
     world = World(tmp_path / "run")
     with pytest.raises(ConfigError, match="there is no such run to resume"):
         settings_of(tmp_path / "nowhere")

@@ -146,7 +146,7 @@ def test_an_owner_may_keep_the_statistics(world: Make) -> None:
     assert len(nodes[1].trained) == 2, "it takes part all the same"
 
 
-def test_nobody_shares_statistics(world: Make) -> None:
+def test_a_run_without_shared_statistics_fails(world: Make) -> None:
     made = world([FakeNode("a", shares=False), FakeNode("b", shares=False)])
     with pytest.raises(Zk0dError, match="at least one must"):
         made.run()
@@ -305,7 +305,7 @@ def test_too_few_nodes(world: Make) -> None:
     assert made.lines[-1]["reason"] == "too_few_nodes"
 
 
-def test_who_waits_for_nodes_is_told_which_refused(world: Make) -> None:
+def test_a_wait_for_nodes_names_those_that_refused(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("bad", query=refuse("data_error"))])
     with pytest.raises(
         RunFailedError, match=r"after waiting 50 s, bad refused \(data_error\); start"
@@ -325,7 +325,7 @@ def test_a_node_is_waited_for(world: Make) -> None:
     assert made.lines[-1]["kind"] == "run.finished"
 
 
-def test_a_wait_for_nodes_is_no_part_of_the_rounds_deadline(world: Make) -> None:
+def test_a_wait_for_nodes_does_not_count_for_the_rounds_deadline(world: Make) -> None:
     """Nodes that are away before a round, longer than the round may take."""
     a, b = FakeNode("a"), FakeNode("b")
     made = world([a, b], **{"node-wait": 500.0})
@@ -424,7 +424,7 @@ def test_a_learner_that_died_is_asked_again_next_round(world: Make) -> None:
     assert len(dead.trained) == 2
 
 
-def test_a_failed_round_waits_for_learners_that_start_anew(world: Make) -> None:
+def test_a_failed_round_waits_for_learners_that_restart(world: Make) -> None:
     """Sent again at once, it would fail three times before any learner is back."""
     node = FakeNode("b")
     back = 1040.0
@@ -504,7 +504,7 @@ def test_no_evaluation(world: Make) -> None:
     assert made.of("round.committed")[1]["evaluation"] is None
 
 
-def test_a_failed_evaluation_is_missing_and_said(world: Make) -> None:
+def test_a_failed_evaluation_is_missing_and_reported(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")])
     made.evaluator.error = LearnerError("it is gone", reason="learner_gone")
     made.run()
@@ -534,7 +534,7 @@ def test_old_rounds_are_pruned(world: Make) -> None:
     assert committed_rounds(made.folder) == [0, 5, 6], "the newest, and the best"
 
 
-def test_a_bug_is_said_in_the_journal(world: Make) -> None:
+def test_a_bug_is_in_the_journal(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")])
     made.evaluator.error = ZeroDivisionError("oops")
     with pytest.raises(ZeroDivisionError):

@@ -36,7 +36,7 @@ def example() -> dict[str, np.ndarray]:
 
 
 @given(tensors)
-def test_what_is_encoded_is_decoded(given_tensors: dict[str, np.ndarray]) -> None:
+def test_an_encoded_update_is_decoded(given_tensors: dict[str, np.ndarray]) -> None:
     payload = Payload.of(given_tensors, "weights")
     decoded = payload.arrays()
     assert list(decoded) == sorted(given_tensors)
@@ -58,7 +58,7 @@ def test_encoded_tensors_come_back_in_their_shapes(codec: CodecName) -> None:
     assert Manifest.from_json(payload.manifest.to_json()) == payload.manifest
 
 
-def test_what_cannot_be_encoded_is_named() -> None:
+def test_a_tensor_that_cannot_be_encoded_is_named() -> None:
     with pytest.raises(NotFinite, match=r"tensor 'b' holds NaN"):
         Payload.of({"a": ONES, "b": ONES * np.nan}, "delta", "int8")
 

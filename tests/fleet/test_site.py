@@ -183,7 +183,7 @@ def test_an_upgrade_within_a_run_loses_no_round(
     assert committed(hosts.hub, run) == list(range(9))
 
 
-def test_a_version_that_does_not_run_goes_back_by_itself(
+def test_a_version_that_does_not_run_is_rolled_back(
     playbooks: Playbooks, hosts: Hosts, releases: Releases
 ) -> None:
     node = hosts.nodes[0]
@@ -289,7 +289,7 @@ def commands_of_the_docs() -> tuple[str, str, str]:
     return prefix + backup, prefix + restore, excluded
 
 
-def test_uninstall_leaves_what_was_there_before(
+def test_uninstall_leaves_the_hosts_own_files(
     playbooks: Playbooks, hosts: Hosts, before: dict[str, set[str]]
 ) -> None:
     playbooks.run("uninstall.yml")

@@ -199,7 +199,7 @@ def refused(
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_in_the_inventory(
+def test_a_fault_of_the_inventory_is_named(
     wrong: str, refused: Callable[[Callable[[Inventory], object]], str]
 ) -> None:
     spoil, words = WRONG[wrong]

@@ -43,7 +43,7 @@ def test_a_bundles_default_leaves_the_setting_to_the_coordinator() -> None:
     assert (release.keep_rounds, release.keep_checkpoints) == (3, 8)
 
 
-def test_children_get_what_is_meant_for_them_and_no_secret(
+def test_children_get_their_variables_and_no_secret(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in hostile.environment(tmp_path / "packages").items():

@@ -131,7 +131,7 @@ def test_a_process_without_a_name_is_one_too(link: Link) -> None:
     assert link.use() == KeyUse(("",), shared=True)
 
 
-def test_what_nobody_signed_counts_for_nothing(link: Link) -> None:
+def test_an_unsigned_request_counts_for_nothing(link: Link) -> None:
     """Anybody can send a key; only an answer that Flower gives to its owner says whose it was."""
     link.hear("first", 0)
     for status, path in ((401, PULL), (404, "/v1/fleet/nonsense"), (415, ACTIVATE), (412, PULL)):

@@ -97,7 +97,7 @@ def test_an_open_control_api_opens_nothing_else(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("content", ["", "short\n"])
-def test_what_is_no_secret_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_wrong_secret_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "s").write_text(content)
     with pytest.raises(ConfigError, match="is not a control secret; zk0bot server init"):
         read_secret(tmp_path / "s")
@@ -143,12 +143,12 @@ def test_a_signed_request_counts_once(
     assert _ask(replayed, "left", "10:00") == (200, "")
 
 
-def test_what_flower_refuses_is_not_remembered(replayed: httpx.AsyncClient) -> None:
+def test_a_request_that_flower_refuses_is_not_remembered(replayed: httpx.AsyncClient) -> None:
     assert _ask(replayed, "wrong", "10:00") == (401, "")
     assert _ask(replayed, "wrong", "10:00") == (401, "")
 
 
-def test_who_signs_nothing_is_flowers_matter(replayed: httpx.AsyncClient) -> None:
+def test_an_unsigned_request_is_left_to_flower(replayed: httpx.AsyncClient) -> None:
     import asyncio
 
     for _ in range(2):

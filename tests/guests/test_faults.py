@@ -173,7 +173,7 @@ COORDINATOR: dict[str, Callable[[Guest], object]] = {
 
 
 @pytest.mark.parametrize("fault", COORDINATOR)
-def test_the_coordinator_comes_back_and_the_run_goes_on(
+def test_the_coordinator_comes_back_and_the_run_resumes(
     fleet: Fleet, fault: str, pytestconfig: pytest.Config
 ) -> None:
     fleet.wait_online(180)

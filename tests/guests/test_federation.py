@@ -128,7 +128,7 @@ def test_three_rounds_from_units_alone(fleet: Fleet) -> None:
         assert len(names) == (4 if guest is fleet.hub else 3)
 
 
-def test_what_a_run_made_is_reported_and_sent(fleet: Fleet) -> None:
+def test_a_runs_results_are_reported_and_sent(fleet: Fleet) -> None:
     """Its report by itself; its checkpoint to a stand-in of the hub, by a user of its own."""
     hub = fleet.hub
     hub.copy_in(HUB_STAND_IN, "/root/hub_stand_in.py")
@@ -198,7 +198,7 @@ def test_the_journal_has_fields(fleet: Fleet) -> None:
     assert fleet.hub.run("journalctl -p err -u zk0d-server -o cat -q --no-pager").stdout == ""
 
 
-def test_a_pause_outlives_a_reboot_and_ends_by_itself(fleet: Fleet) -> None:
+def test_a_pause_survives_a_reboot_and_ends_after_its_time(fleet: Fleet) -> None:
     node = fleet.nodes[0]
     node.run([BOT, "client", "pause", "--for", "45s"])
     fleet.wait_for(node, "zk0d-client", "paused until", 30)
@@ -248,7 +248,7 @@ def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
     fleet.wait_online()
 
 
-def test_a_wrong_setting_is_said_and_not_retried(fleet: Fleet) -> None:
+def test_a_wrong_setting_is_named_and_not_retried(fleet: Fleet) -> None:
     node = fleet.nodes[0]
     right = node.read("/etc/zk0d/client.toml")
     node.write("/etc/zk0d/client.toml", right + "\n[supernode]\nprot = 1\n")

@@ -195,7 +195,7 @@ POINTS = {
 }
 
 
-def test_killed_anywhere_it_goes_on(machine: Machine) -> None:
+def test_killed_anywhere_it_resumes(machine: Machine) -> None:
     guest = machine.guest
     script = "/srv/releases/zk0d-0.1.0/get-zk0bot.sh"
     for point, condition in POINTS.items():

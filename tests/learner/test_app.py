@@ -158,7 +158,7 @@ def test_a_failure_has_a_name(
     assert "oops" not in error.value.message, "details stay in the learner's log"
 
 
-def test_a_learner_whose_gpu_failed_ends_so_that_a_new_one_begins(
+def test_a_learner_with_a_failed_gpu_ends_so_that_it_restarts(
     scripted: Scripted, tmp_path: Path
 ) -> None:
     def work(*_: Any) -> Any:
@@ -225,7 +225,7 @@ sys.exit(guarded("zk0d", service.run))
 """
 
 
-def test_a_process_whose_gpu_failed_ends_with_a_sentence(tmp_path: Path) -> None:
+def test_a_process_with_a_failed_gpu_ends_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "learner.sock"
     command = [sys.executable, "-c", ENDS, str(path)]
     with processes.started(command, stderr=subprocess.PIPE, text=True) as process:
@@ -361,7 +361,7 @@ def test_an_unknown_task_is_refused(client: LearnerClient) -> None:
     assert error.value.reason == "unknown_task"
 
 
-def test_a_body_that_is_none_is_refused(path: Path) -> None:
+def test_a_wrong_body_is_refused(path: Path) -> None:
     transport = httpx.HTTPTransport(uds=str(path))
     with httpx.Client(transport=transport, base_url="http://learner") as http:
         answer = http.post("/v1/tasks/start", content=b"\x02\0\0\0\0\0\0\0no")

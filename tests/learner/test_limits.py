@@ -65,6 +65,6 @@ def test_hours(hours: str, may: tuple[int, ...], may_not: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("hours", ["22-7", "24:00-07:00", "7:00-8:00", "always"])
-def test_what_is_no_hours_is_an_error(hours: str) -> None:
+def test_wrong_hours_are_an_error(hours: str) -> None:
     with pytest.raises(ConfigError, match="are not hours; write them as"):
         ClientSettings.parse({"name": "left", "limits": {"hours": hours}}, where="x")

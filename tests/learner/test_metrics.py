@@ -101,7 +101,7 @@ def test_the_recordings_are_told() -> None:
     assert value(text, "zk0d_train_steps_total") == 0
 
 
-def test_what_the_superexec_started(tmp_path: Path) -> None:
+def test_apps_of_the_superexec_are_counted(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     assert value(page(AppCollector(pulse)), "zk0d_apps_started_total") == 0
     counts = {"started": 5, "ends": {"0": 3, "-9": 1}, "refused": {"flwr-agentapp": 1}}

@@ -139,7 +139,7 @@ def test_a_video_that_lacks_pictures_is_not_converted(former: Path, lacking: ran
     assert [path.name for path in former.parent.iterdir()] == ["former"]
 
 
-def test_what_was_written_is_verified(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_copy_is_verified(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zk0d.learning.convert._check_pictures", lambda folder: None)
     video = former / "videos/chunk-000/observation.images.top/episode_000000.mp4"
     damage.without_pictures(video, range(26, 29))
@@ -148,7 +148,9 @@ def test_what_was_written_is_verified(former: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in former.parent.iterdir()] == ["former"]
 
 
-def test_what_cannot_be_converted(recordings_folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_cannot_be_converted_is_refused(
+    recordings_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=r"format v3\.\d; only v2\.1 can be converted"):
         convert(recordings_folder, tmp_path / "new")
     with pytest.raises(DataError, match="is no LeRobot dataset"):
@@ -184,7 +186,7 @@ def test_nothing_is_written_into_recordings(
     assert (fingerprint(copied_recordings), fingerprint(former)) == before
 
 
-def test_a_disk_that_is_full_is_said_so(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for a full disk: LeRobot's script raises what pyarrow and shutil raise there."""
     for error in (
         OSError(errno.ENOSPC, "No space left on device"),

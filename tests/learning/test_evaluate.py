@@ -50,7 +50,7 @@ def test_evaluation_leaves_the_policy_training(
     assert smolvla.policy.training
 
 
-def test_a_failed_evaluation_is_no_number(
+def test_a_failed_evaluation_is_not_a_number(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_sample_is_spread_over_all_episodes() -> None:
     assert torch.equal(stratified_rows(torch.arange(100), episodes, 500), torch.arange(100))
 
 
-def test_short_episodes_give_what_they_have() -> None:
+def test_short_episodes_give_all_their_frames() -> None:
     episodes = torch.tensor([0, 1, 1, 1, 1, 1])
     rows = stratified_rows(torch.arange(6), episodes, 4)
     assert torch.bincount(episodes[rows]).tolist() == [1, 2]

@@ -69,7 +69,7 @@ def test_every_family_has_a_file_and_every_file_is_registered() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_known_of_a_family_before_it_is_loaded_is_true(name: str) -> None:
+def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
     known, config = FAMILIES[name], family(name).tiny_config(BUILT["tiny"])
     policy_class = get_policy_class(name)
     assert known.policy_class == f"{policy_class.__module__}.{policy_class.__name__}"
@@ -115,7 +115,7 @@ def test_a_plan_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
     assert planned[0].shape[0] == len(ROWS)
 
 
-def test_what_is_drawn_before_a_step_is_what_the_policy_would_draw(
+def test_the_noise_before_a_step_equals_the_policys_own(
     prepared: PreparedRecordings,
 ) -> None:
     loaded = prepared.policy

@@ -202,7 +202,9 @@ def check(whole: Path, what: list[Damage]) -> str:
 @example(what=[Damage("episodes", "truncate", row=150)])
 @example(what=[Damage("episodes", "reorder", row=0, other=1)])
 @example(what=[Damage("tasks", "reorder", row=0, other=1)])
-def test_a_sentence_or_what_lerobot_reads(whole: Path, what: list[Damage]) -> None:
+def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
+    whole: Path, what: list[Damage]
+) -> None:
     check(whole, what)
 
 

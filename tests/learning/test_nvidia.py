@@ -114,9 +114,7 @@ def test_without_a_gpu_auto_is_the_cpu(
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_who_hides_the_gpus_asks_for_the_cpu(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_gpus_mean_the_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(CARD, error=None, count=1)
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -138,7 +136,7 @@ def test_learner_and_evaluator_refuse_before_they_serve(machine: Machine) -> Non
         CoordinatorEvaluator(ServerSettings())
 
 
-def test_nvidias_library_is_none_where_it_cannot_be_used(machine: Machine) -> None:
+def test_an_unusable_nvidia_library_is_none(machine: Machine) -> None:
     machine(CARD, error=MISMATCH)
     assert nvidia.nvml() is None
     machine(error=None, count=0)

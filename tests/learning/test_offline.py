@@ -98,7 +98,7 @@ INCOMPLETE = [
 
 
 @pytest.mark.parametrize("incomplete", INCOMPLETE)
-def test_what_is_missing_is_not_fetched(
+def test_a_missing_model_is_not_fetched(
     hub: FakeHub, copied_recordings: Path, incomplete: Callable[[Path], Any]
 ) -> None:
     incomplete(copied_recordings)
@@ -111,7 +111,7 @@ def test_what_is_missing_is_not_fetched(
     assert fingerprint(copied_recordings) == before
 
 
-def test_what_lerobot_would_do(hub: FakeHub, copied_recordings: Path) -> None:
+def test_lerobot_would_ask_the_hub(hub: FakeHub, copied_recordings: Path) -> None:
     """The stand-in is one: LeRobot's own class asks it, and replaces the owner's files."""
     two_episodes_away(copied_recordings)
     before = fingerprint(copied_recordings)
@@ -219,7 +219,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
     assert sorted(path.name for path in parts.iterdir()) == ["part-0", "part-1"]
 
 
-def test_a_mistyped_folder_is_no_name_of_the_hub(
+def test_a_mistyped_folder_is_not_a_name_of_the_hub(
     hub: FakeHub, copied_recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied_recordings.parent

@@ -220,7 +220,7 @@ def test_a_model_folder_without_a_model(recordings: Recordings, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x/y", "unknown"])
-def test_a_path_is_no_model_name(recordings: Recordings, name: str) -> None:
+def test_a_path_is_not_a_model_name(recordings: Recordings, name: str) -> None:
     with pytest.raises(UnavailableError, match="is not known here"):
         spec_for("smolvla", name, 0, recordings.summary, models={})
 

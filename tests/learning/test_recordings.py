@@ -46,7 +46,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     assert "there is no folder" in refusal(tmp_path / "nothing")
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     assert "meta/info.json is missing" in refusal(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_act_needs_every_camera(recordings: Recordings, act_spec: PolicySpec) ->
 
 
 @pytest.mark.parametrize("what", ["state", "action"])
-def test_what_is_too_wide_for_one_policy_is_another_ones(
+def test_a_state_too_wide_for_one_policy_fits_another(
     recordings: Recordings, smolvla_spec: PolicySpec, act_spec: PolicySpec, what: str
 ) -> None:
     wide = {f"{what}_width": 33}
@@ -158,7 +158,7 @@ def test_what_is_too_wide_for_one_policy_is_another_ones(
     check_fit(summary, act_spec.model_copy(update=wide), where="here")
 
 
-def test_a_number_that_is_none(copied_recordings: Path) -> None:
+def test_nan_in_a_frame_is_found(copied_recordings: Path) -> None:
     set_value(copied_recordings, "observation.state", 40, float("nan"))
     recordings = open_recordings(f"local:{copied_recordings}")
     with pytest.raises(DataError, match=r"1 of \d+ frames cannot be used \(episode 1, frame"):
@@ -204,7 +204,7 @@ def test_a_corrupt_video_is_counted_and_bounded(copied_recordings: Path) -> None
     assert 0 < bad.count <= len(recordings)
 
 
-def test_a_video_that_is_none(copied_recordings: Path) -> None:
+def test_a_file_that_is_not_a_video_is_named(copied_recordings: Path) -> None:
     first_video(copied_recordings).write_bytes(b"not a video")
     said = refusal(copied_recordings)
     assert "file-000.mp4 is damaged (Invalid data found when processing input)" in said
@@ -224,7 +224,7 @@ def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_video_that_may_not_be_read_is_no_broken_one(
+def test_an_unreadable_video_is_not_called_damaged(
     copied_recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LeRobot writes videos for their owner alone. Root may read all, so the refusal is a fake."""

@@ -86,7 +86,7 @@ def test_the_hash_names_the_set() -> None:
         ),
     ],
 )
-def test_what_cannot_be_merged(sets: list[Statistics], reason: str) -> None:
+def test_statistics_that_cannot_be_merged_are_refused(sets: list[Statistics], reason: str) -> None:
     with pytest.raises(Zk0dError) as error:
         merge(sets)
     assert error.value.reason == reason

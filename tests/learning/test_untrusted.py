@@ -76,7 +76,7 @@ def test_a_hostile_model_is_refused(
     assert not proof.exists()
 
 
-def test_what_lerobot_saves_is_taken(smolvla: LoadedPolicy, tmp_path: Path) -> None:
+def test_lerobots_own_files_are_accepted(smolvla: LoadedPolicy, tmp_path: Path) -> None:
     from lerobot.policies import make_pre_post_processors
 
     folder = saved(smolvla, tmp_path)

@@ -35,7 +35,7 @@ def verified(folder: Path, lines: list[str], head: str) -> str:
     return verify(folder).problem
 
 
-def test_a_log_that_nobody_touched(tmp_path: Path) -> None:
+def test_an_untouched_log_is_right(tmp_path: Path) -> None:
     heads = written(tmp_path)
     found = verify(tmp_path, heads[2])
     assert (found.lines, found.head, found.problem) == (LINES, heads[-1], "")

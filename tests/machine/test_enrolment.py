@@ -104,6 +104,6 @@ def test_names_are_names(key: Path, name: str, contact: str, sentence: str) -> N
         Request.of(name, key.with_suffix(".pub"), contact)
 
 
-def test_a_text_without_a_request_says_what_one_is() -> None:
+def test_a_text_without_a_request_is_refused_with_its_form() -> None:
     with pytest.raises(ConfigError, match="printed by zk0bot node request"):
         Request.from_text("hello")

@@ -58,7 +58,7 @@ def test_ending_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "pause"}', json.dumps({"x": 1})])
-def test_a_file_that_means_nothing_holds_nobody(tmp_path: Path, text: str) -> None:
+def test_a_meaningless_file_holds_no_node(tmp_path: Path, text: str) -> None:
     (tmp_path / HOLD).write_text(text)
     assert read_hold(tmp_path) is None
     assert not (tmp_path / HOLD).exists()

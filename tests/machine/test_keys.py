@@ -47,7 +47,7 @@ def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", None])
-def test_what_is_no_public_key(tmp_path: Path, content: str | None) -> None:
+def test_a_wrong_public_key_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "node.pub"
     if content is not None:
         path.write_text(content)

@@ -23,7 +23,7 @@ def directive(file: str, key: str) -> list[str]:
 
 
 @each_service
-def test_a_unit_is_what_the_table_says(each: Service) -> None:
+def test_a_unit_agrees_with_the_table(each: Service) -> None:
     unit = f"{each.unit}.service"
     assert directive(unit, "User") == [each.user]
     folder = "/usr/sbin" if each.start == "nginx" else "/opt/zk0d/current/bin"
@@ -64,7 +64,7 @@ def test_a_service_knows_its_own_processes() -> None:
 
 
 @pytest.mark.parametrize("path", files(REPOSITORY), ids=lambda path: path.name)
-def test_what_is_made_from_the_table_is_fresh(path: Path) -> None:
+def test_files_made_from_the_table_are_fresh(path: Path) -> None:
     assert path.read_text() == files(REPOSITORY)[path], "make reference"
 
 

@@ -582,7 +582,7 @@ def test_a_case_that_is_wrong_is_seen(tmp_path: Path, bare_rules: Path) -> None:
     assert run(tmp_path, [wrong], bare_rules).returncode
 
 
-def test_what_an_alert_says_can_be_read(tmp_path: Path) -> None:
+def test_an_alerts_texts_are_filled_in(tmp_path: Path) -> None:
     """The templates, with numbers and names put in."""
     folder = tmp_path / "rules"
     folder.mkdir()

@@ -109,7 +109,7 @@ def test_rules_ask_for_metrics_that_exist(known: set[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_says_what_where_and_what_to_do(name: str) -> None:
+def test_an_alert_has_summary_description_panel_and_runbook(name: str) -> None:
     rule = ALERTS[name]
     assert re.fullmatch(r"Zk0d([A-Z][a-z]+)+", name)
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
@@ -157,7 +157,7 @@ def test_an_alerts_threshold_is_its_panels() -> None:
         assert number in [step["value"] for step in steps["steps"]], name
 
 
-def test_export_writes_what_prometheus_takes(tmp_path: Path) -> None:
+def test_prometheus_accepts_the_exported_files(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     said = CliRunner().invoke(
         app, ["dashboards", "export", str(folder), "--runbooks", "https://wiki/r/"]
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     assert "cannot be written" in str(said.exception)
 
 
-def test_without_the_builder_it_says_what_to_install(
+def test_without_the_builder_the_error_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [n for n in sys.modules if n.startswith("zk0d.monitoring")]:

@@ -112,7 +112,7 @@ def test_the_losses_that_were_seen_are_a_line() -> None:
     assert "█▄▁" in said
 
 
-def test_a_fleet_that_is_too_large_is_cut_and_who_is_away_comes_first() -> None:
+def test_a_large_fleet_is_cut_and_absent_nodes_come_first() -> None:
     nodes = [Sample("zk0d_node_online", {"node": f"n{i:03}"}, float(i != 90)) for i in range(100)]
     said = drawn(View(), Samples.of([Sample("zk0d_round", {}, 1), *nodes]))
     assert "and 60 more" in said

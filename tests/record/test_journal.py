@@ -31,7 +31,7 @@ def test_lines_are_read_as_they_were_written(journal: Journal) -> None:
     assert all(event.v == 1 and event.run == "7" and event.time for event in written)
 
 
-def test_what_another_version_wrote_is_read(journal: Journal) -> None:
+def test_a_journal_of_another_version_is_read(journal: Journal) -> None:
     """A later one's kinds and fields are left out; the first one's gaps are filled."""
     lines = [
         {"v": 9, "time": 1.0, "run": "7", "kind": "moon.landed", "round": 1},
@@ -63,11 +63,11 @@ def test_a_torn_last_line_is_left_out(journal: Journal) -> None:
     assert [event.kind for event in read_journal(journal.folder)] == ["run.started"]
 
 
-def test_no_journal_is_no_lines(tmp_path: Path) -> None:
+def test_a_missing_journal_has_no_lines(tmp_path: Path) -> None:
     assert list(read_journal(tmp_path)) == []
 
 
-def test_a_number_that_is_none_is_never_written(journal: Journal) -> None:
+def test_nan_is_never_written(journal: Journal) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         note(journal, "round.committed", round=1, train_loss=float("nan"))
 

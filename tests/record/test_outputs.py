@@ -188,7 +188,7 @@ def test_a_round(outputs: Outputs, tmp_path: Path) -> None:
     ]
 
 
-def test_a_number_that_is_none_is_not_written(outputs: Outputs) -> None:
+def test_nan_is_not_written(outputs: Outputs) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         outputs.committed(line(1, loss=float("nan")))
 
@@ -260,7 +260,7 @@ def test_a_run_that_is_taken_up(outputs: Outputs, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("server/.*"))
 
 
-def test_files_are_what_their_schemas_say(outputs: Outputs, tmp_path: Path) -> None:
+def test_files_fit_their_schemas(outputs: Outputs, tmp_path: Path) -> None:
     outputs.committed(line(0))
     outputs.committed(line(1))
     config = run_config("7", run_settings({}), 1000.0)

@@ -34,7 +34,7 @@ def test_every_reason_in_the_code_is_known() -> None:
     assert found - {reason.value for reason in Reason} == ELSEWHERE
 
 
-def test_what_a_node_makes_up_is_other_and_leaves() -> None:
+def test_an_invented_reason_counts_as_other_and_leaves() -> None:
     assert Reason.of("norm_cap") is Reason.NORM_CAP
     assert Reason.of("made-up") is Reason.OTHER
     assert not Reason.OTHER.passes

@@ -116,7 +116,7 @@ def test_lerobot_alone_gives_the_same_actions(
 
 
 @pytest.mark.slow
-def test_what_is_beside_the_weights(evaluator: CoordinatorEvaluator) -> None:
+def test_a_checkpoint_has_its_other_files(evaluator: CoordinatorEvaluator) -> None:
     release(evaluator, 1.0, 0.5)
     folder = Releases.of(evaluator.settings).checkpoint("7", 1)
     origin = json.loads((folder / PROVENANCE).read_text())

@@ -69,7 +69,7 @@ def test_one_commit_with_everything_private_and_tagged(
     assert there.snapshots[there.tags[done.tag]] == there.files
 
 
-def test_public_only_when_asked_and_what_is_there_stays_as_it_is(
+def test_a_repository_is_public_only_on_request_and_keeps_its_visibility(
     stand_in: HubStandIn, checkpoint: Path
 ) -> None:
     hub.push(checkpoint, "user/open", private=False, api=api(stand_in))
@@ -209,7 +209,7 @@ def test_without_a_token_it_stays_here(checkpoint: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.pt", "notes.env"])
-def test_what_does_not_belong_is_not_pushed(checkpoint: Path, name: str) -> None:
+def test_a_foreign_file_is_not_pushed(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_text("x")
     with pytest.raises(ConfigError, match="does not belong in a checkpoint"):
         hub.check(checkpoint)

@@ -146,7 +146,7 @@ def test_each_rule_finds_its_own_and_nothing_else(
     assert rules(told) == [rule]
 
 
-def test_what_one_node_trained_is_not_pulled_apart(tmp_path: Path) -> None:
+def test_one_nodes_round_is_not_found_apart(tmp_path: Path) -> None:
     told = Told(tmp_path / "run")
     for number in range(4):
         told.round(number, 2.0 - 0.1 * number, {"left": 0.1})
@@ -286,7 +286,7 @@ def test_a_journal_of_the_future_is_reported_once(tmp_path: Path) -> None:
         assert not written(reports, clock, page, IDLE_SECONDS)
 
 
-def test_a_run_that_cannot_be_reported_is_no_endless_work(
+def test_a_run_that_cannot_be_reported_is_tried_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = Told(tmp_path / "runs/7").good()
@@ -319,7 +319,7 @@ def test_the_verb(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_browser_draws_what_is_in_the_docs(tmp_path: Path) -> None:
+def test_a_browser_draws_the_docs_picture(tmp_path: Path) -> None:
     """The picture was looked at; fonts differ a little from machine to machine."""
     from tests.report.golden import HEIGHT, PICTURE, WIDTH, golden_page
 

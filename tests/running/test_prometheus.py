@@ -99,7 +99,7 @@ def test_the_preview_draws_every_panel(watched: Watched, tmp_path: Path, page: P
     assert text.count("<svg") == sum(p["type"] == "timeseries" for p in panels_of(built(page)))
 
 
-def test_every_rule_is_well_and_nobody_cries(watched: Watched) -> None:
+def test_every_rule_is_healthy_and_no_alert_fires(watched: Watched) -> None:
     groups = watched.server.ask("rules")["groups"]
     health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
     assert len(health) > 20
@@ -108,7 +108,7 @@ def test_every_rule_is_well_and_nobody_cries(watched: Watched) -> None:
     assert watched.server.firing() <= {"Zk0dDiskFilling", "Zk0dDiskFull"}
 
 
-def test_what_services_show_is_clean(watched: Watched) -> None:
+def test_services_metrics_pass_promtool(watched: Watched) -> None:
     """By promtool's rules for names, and by a strict reader of OpenMetrics."""
     for name, address in watched.endpoints.items():
         text = httpx.get(f"http://{address}/metrics").text

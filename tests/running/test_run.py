@@ -46,9 +46,7 @@ def test_no_token_is_on_a_command_line(first_run: Ran) -> None:
     ]
 
 
-def test_who_does_not_know_the_control_secret_starts_nothing(
-    running: Federation, tmp_path: Path
-) -> None:
+def test_without_the_control_secret_no_run_starts(running: Federation, tmp_path: Path) -> None:
     """Any other user of the coordinator, a worker of its gateway included."""
     before = len(running.control.runs())
     said = flwr_run(running.control.address, running.certificates.ca, tmp_path)
@@ -105,7 +103,7 @@ def test_a_failed_run_says_why(running: Federation) -> None:
     assert last["reason"] == "hub_unreachable"
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_is_committed(running: Federation) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_committed_rounds(running: Federation) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     runs = running.layout.runs

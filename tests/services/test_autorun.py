@@ -115,7 +115,7 @@ def test_a_run_of_another_is_not_disturbed() -> None:
     assert bench.coordinator.started == []
 
 
-def test_a_refusal_is_said() -> None:
+def test_a_refusal_is_in_the_status() -> None:
     bench = Bench()
     bench.coordinator.refuses = True
     assert bench.pass_(60) == "no run could be started: no."

@@ -86,7 +86,7 @@ def test_a_key_that_is_not_there_or_empty(node: Path, name: str, key: str) -> No
     assert f"{key}: {path} cannot be read" in said
 
 
-def test_a_key_that_is_none(node: Path) -> None:
+def test_a_wrong_key_is_named(node: Path) -> None:
     (node.parent / "node.key").write_text("not a key\n")
     status, said = ended("supernode", "--config", str(node))
     assert status == 78

@@ -78,7 +78,7 @@ def machine(tmp_path: Path, hub: FakeHub) -> Machine:
     return Machine(root, hub)
 
 
-def test_what_the_settings_name_is_fetched_once(machine: Machine, hub: FakeHub) -> None:
+def test_the_settings_datasets_and_models_are_fetched_once(machine: Machine, hub: FakeHub) -> None:
     first = machine.fetch()
     assert first.returncode == 0, first.stderr
     assert "dataset ann/cubes: fetched" in first.stderr
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_carries_its_vision_language_model(
 
 
 @pytest.mark.slow
-def test_a_download_that_broke_off_is_not_there_and_goes_on(machine: Machine, hub: FakeHub) -> None:
+def test_a_broken_download_stays_hidden_and_resumes(machine: Machine, hub: FakeHub) -> None:
     hub.broken = "tasks.parquet"
     broken = machine.fetch()
     assert broken.returncode == 75, broken.stderr
@@ -205,7 +205,7 @@ except PermissionError:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as another user")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv (util-linux) is not installed")
-def test_a_learner_without_network_and_rights_to_write_opens_what_was_fetched(
+def test_a_learner_without_network_and_write_rights_opens_fetched_data(
     machine: Machine,
 ) -> None:
     assert machine.fetch().returncode == 0

@@ -116,7 +116,7 @@ def test_a_deadline_is_there_while_a_round_is_under_way() -> None:
     assert "zk0d_round_deadline_timestamp_seconds 0.0" in shown(facts)
 
 
-def test_what_became_of_updates_is_counted_from_zero() -> None:
+def test_updates_by_result_are_counted_from_zero() -> None:
     facts = Told(run="7")
     facts.take({"kind": "node.joined", "node": "left", "key": "a", "version": "1.0"})
     text = shown(facts)

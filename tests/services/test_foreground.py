@@ -17,7 +17,7 @@ TELL = (
 )
 
 
-def test_a_service_is_told_what_is_meant_for_it(
+def test_a_service_gets_only_its_own_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in hostile.environment(tmp_path / "packages").items():

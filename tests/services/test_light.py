@@ -17,7 +17,7 @@ import pytest
         ("foreground", ("flwr", "numpy", "torch")),
     ],
 )
-def test_a_supervisor_loads_only_what_it_needs(service: str, without: tuple[str, ...]) -> None:
+def test_a_supervisor_loads_only_needed_packages(service: str, without: tuple[str, ...]) -> None:
     code = (
         f"import sys, zk0d.services.main, zk0d.services.{service}\n"
         f"print([name for name in {without!r} if name in sys.modules])"

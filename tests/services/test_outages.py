@@ -69,7 +69,7 @@ def test_the_gateway_shows_the_fleet_and_the_presence_page_only(running: Lab) ->
         assert client.post(f"/zk0d/v1/nodes/{key}").status_code == 403, "it is read only"
 
 
-def test_a_pause_ends_by_itself(running: Lab) -> None:
+def test_a_pause_ends_after_its_time(running: Lab) -> None:
     right = str(running.root / "right")
     assert zk0bot("client", "pause", "--for", "5s", "--folder", right).returncode == 0
     running.wait_for_status("right-node", "paused until", 10)
@@ -135,7 +135,7 @@ def test_an_unreachable_coordinator_is_waited_for(running: Lab) -> None:
     assert running.child_of("left-node", "zk0d.flower.supernode").pid == node, "no restart"
 
 
-def test_a_database_that_grew_too_large_is_made_anew_from_the_roster(running: Lab) -> None:
+def test_a_database_that_is_too_large_is_rebuilt_from_the_roster(running: Lab) -> None:
     database = running.root / "superlink" / "superlink.db"
     before = database.stat().st_ino
     running.restart_superlink(("[superlink]\n", "[superlink]\ndatabase-limit-mib = 0.001\n"))

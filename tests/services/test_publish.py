@@ -133,7 +133,7 @@ def test_a_run_that_asks_is_pushed_once(coordinator: Coordinator, hub: HubStandI
         (True, {"checkpoint-interval": 50, "num-server-rounds": 3}, "shorter than its checkpoint"),
     ],
 )
-def test_what_is_not_pushed_is_said_once(
+def test_a_missing_push_is_logged_once(
     coordinator: Coordinator, hub: HubStandIn, passed: bool, settings: dict[str, Any], why: str
 ) -> None:
     coordinator.told("1", {"hf-repo-id": REPOSITORY, **settings}, passed=passed)
@@ -143,8 +143,8 @@ def test_what_is_not_pushed_is_said_once(
     assert not hub.repositories
 
 
-def test_a_run_that_goes_on_waits(coordinator: Coordinator, hub: HubStandIn) -> None:
-    told = coordinator.told("1", {"hf-repo-id": REPOSITORY})
+def test_a_run_under_way_is_not_sent(coordinator: Coordinator, hub: HubStandIn) -> None:
+    told = coordinator.told("1", **{"hf-repo-id": REPOSITORY})
     note(told.journal, "run.resumed", round=3, flower_run="8")
     assert coordinator.publish().returncode == 0
     assert not hub.repositories

@@ -28,7 +28,7 @@ class Bench:
         return said
 
 
-def test_a_run_whose_app_died_goes_on_after_a_moment() -> None:
+def test_a_run_with_a_dead_app_resumes_after_a_moment() -> None:
     bench = Bench()
     assert bench.pass_(60) == ""
     bench.facts.end("failed", "no heartbeat")
@@ -83,7 +83,7 @@ def test_why_it_failed_decides(reason: str, goes_on: bool) -> None:
     assert bool(bench.coordinator.started) == goes_on
 
 
-def test_what_was_stopped_stays_stopped() -> None:
+def test_a_stopped_run_stays_stopped() -> None:
     bench = Bench()
     bench.facts.end("stopped", "")
     bench.pass_(60)
@@ -99,7 +99,7 @@ def test_no_run_and_a_refusal() -> None:
     assert "it cannot be gone on with: no." in {bench.pass_(1) for _ in range(12)}
 
 
-def test_a_superlink_that_is_away_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_superlink_does_not_count_as_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     bench.facts.end("failed", "x")
 

@@ -178,7 +178,7 @@ def test_a_wrong_value_is_refused(
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(("lacks", "run", "key", "says"), LACKING)
-def test_what_the_end_needs_and_is_not_there(
+def test_a_need_of_the_runs_end_that_is_missing_is_named(
     site: Site, door: Door, lacks: str, run: dict[str, Any], key: str, says: str
 ) -> None:
     site.without(lacks)
@@ -189,7 +189,7 @@ def test_what_the_end_needs_and_is_not_there(
         assert f"{site.folder}/hf.token (publish.hf-token)" in said
 
 
-def test_what_is_right_goes_through(site: Site) -> None:
+def test_right_settings_pass(site: Site) -> None:
     settings = site.settings(RIGHT)
     settings.check_autorun("server.toml")
     settings.check_run(run_settings(RIGHT), "run settings")
@@ -202,7 +202,7 @@ def test_what_is_right_goes_through(site: Site) -> None:
         settings.check_autorun("server.toml")
 
 
-def test_a_run_that_goes_on_is_not_stopped_by_it(site: Site) -> None:
+def test_a_resumed_run_is_not_stopped_by_the_check(site: Site) -> None:
     """Its rounds are worth more than a token that is not there any more."""
     site.without("hf.token")
     grid = site.nodes
@@ -232,7 +232,7 @@ def test_a_run_that_goes_on_is_not_stopped_by_it(site: Site) -> None:
 
 @pytest.mark.parametrize("verb", ["demo", "simulate", "train", "compare"])
 @pytest.mark.parametrize("setting", ["hf-repo-id=lab/arm", "use-wandb=true", "hf-public=true"])
-def test_what_sends_nothing_out_refuses_to_be_asked(
+def test_commands_that_send_nothing_refuse_these_settings(
     verb: str, setting: str, recordings_folder: Path, tmp_path: Path
 ) -> None:
     words = [verb, *([str(recordings_folder)] if verb == "train" else []), "-c", setting]
@@ -248,7 +248,7 @@ NAMES = ["zk0d", "our arms", "", *(f"a{letter}b" for letter in "/#%:?\\"), "x" *
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_project_is_what_wandb_takes(name: str) -> None:
+def test_wandb_accepts_the_project_names(name: str) -> None:
     wandb = pytest.importorskip("wandb")
     ours = RunSettings.parse({"use-wandb": True, "wandb-project": name}, where="test")
     try:

@@ -83,7 +83,7 @@ def test_a_federation_of_services_trains(running: Lab) -> None:
     assert "WATCHDOG=1" in running.services["left-node"].told.sent
 
 
-def test_a_killed_server_app_is_gone_on_with_by_itself(running: Lab) -> None:
+def test_the_run_of_a_killed_server_app_is_resumed(running: Lab) -> None:
     settings = {**TINY, "num-server-rounds": 3, "eval-frequency": 0, "keep-rounds": 9}
     with running.control() as control:
         run_id = control.start_run(RunSettings.parse(settings, where="test"))
@@ -149,7 +149,7 @@ def test_flwr_run_from_a_checkout_means_the_same(running: Lab, tmp_path: Path) -
     assert committed_rounds(running.root / "server" / "runs" / str(run_id)) == [0, 1, 2]
 
 
-def test_with_autorun_a_run_begins_by_itself(running: Lab) -> None:
+def test_autorun_starts_a_run(running: Lab) -> None:
     runs = running.root / "server" / "runs"
     before = {path.name for path in runs.glob("*")}
     settings = {**TINY, "num-server-rounds": 1, "local-steps": 5}

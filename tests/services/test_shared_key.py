@@ -106,7 +106,7 @@ def test_two_that_were_both_let_in_are_named_on_both_sides(running: Lab) -> None
     assert ("key.shared", "left") in noted(running)
 
 
-def test_a_node_that_lost_its_power_is_no_copy_of_itself(running: Lab) -> None:
+def test_a_node_that_lost_power_is_not_a_second_machine(running: Lab) -> None:
     """Its old session counts as online for a minute, in which it is refused."""
     for old, attempt in (("first", "second"), ("second", "third")):
         before = running.services.pop(old)

@@ -254,7 +254,7 @@ def test_nginx_is_looked_for_on_the_path(tmp_path: Path, monkeypatch: pytest.Mon
 # --- what timers do -------------------------------------------------------------------------------
 
 
-def test_each_role_has_what_systemds_timers_do(tmp_path: Path) -> None:
+def test_each_role_does_the_work_of_systemds_timers(tmp_path: Path) -> None:
     """The numbers are those of the units."""
     server = {each.program.name: each for each in chores("server", tmp_path / "server.toml")}
     assert set(server) == {"fetch", "publish", "renew"}
@@ -273,7 +273,7 @@ def test_each_role_has_what_systemds_timers_do(tmp_path: Path) -> None:
     assert f"RestartSec={foreground.RETRY_SECONDS:.0f}" in fetch
 
 
-def test_a_token_beside_the_settings_is_handed_to_what_needs_it(tmp_path: Path) -> None:
+def test_a_token_beside_the_settings_reaches_only_its_service(tmp_path: Path) -> None:
     assert chores("client", tmp_path / "client.toml")[0].env == {}
     (tmp_path / "hf.token").write_text("hf_x")
     found = {each.program.name: each.env for each in chores("server", tmp_path / "server.toml")}

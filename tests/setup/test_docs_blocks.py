@@ -139,7 +139,7 @@ LANGUAGES: dict[str, Callable[[Block], None]] = {
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
-def test_a_block_is_what_it_says(block: Block) -> None:
+def test_a_block_is_valid_in_its_language(block: Block) -> None:
     assert block.language in LANGUAGES, "a block names its language; text, if it has none"
     LANGUAGES[block.language](block)
 
@@ -406,4 +406,4 @@ def test_a_wrong_block_is_found(info: str, code: str) -> None:
         (AssertionError, KeyError, ConfigError, click.ClickException, argparse.ArgumentError)
         + (ValueError, yaml.YAMLError, SyntaxError, configparser.Error, ModuleNotFoundError)
     ):
-        test_a_block_is_what_it_says(Block("here", info, code))
+        test_a_block_is_valid_in_its_language(Block("here", info, code))

@@ -104,7 +104,7 @@ def test_the_installer_lies_at_the_root(site: Path) -> None:
     assert (site / "releases/0.9.0/SHA256SUMS").is_file()
 
 
-def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_release_is_refused(tmp_path: Path) -> None:
     code, said = build(tmp_path / "site", RELEASE=str(tmp_path))
     assert code == 69
     assert "holds no version" in said
@@ -156,5 +156,5 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("message", messages())
-def test_what_troubleshooting_quotes_is_said(message: str, said: str) -> None:
+def test_a_quoted_message_is_one_of_the_programs(message: str, said: str) -> None:
     assert re.search(".*".join(map(re.escape, message.split("…"))), said)

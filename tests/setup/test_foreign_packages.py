@@ -41,7 +41,7 @@ def shell(packages: Path) -> dict[str, str]:
         ("zk0d", "--help", "superexec"),
     ],
 )
-def test_no_program_loads_what_is_foreign(
+def test_no_program_loads_foreign_packages(
     packages: Path, shell: dict[str, str], program: str, argument: str, words: str
 ) -> None:
     """Not from PYTHONPATH, nor from the folder in which it is typed."""
@@ -59,7 +59,7 @@ def test_doctor_names_it(packages: Path, shell: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("program", ["zk0bot", "zk0d"])
-def test_what_a_program_starts_is_told_so_too(
+def test_children_ignore_foreign_packages_too(
     tmp_path: Path, shell: dict[str, str], program: str
 ) -> None:
     """By whichever link it is called; a user's own packages do not count either."""

@@ -163,7 +163,7 @@ def header() -> str:
     return text[: text.index("set -euo pipefail")]
 
 
-def test_what_is_documented_is_read_and_the_other_way_round() -> None:
+def test_every_documented_variable_is_read_and_every_read_one_documented() -> None:
     text = INSTALLER.read_text()
     code = text[len(header()) :]
     documented = set(re.findall(r"^#   (--[a-z-]+)|\[(--purge)\]", header(), re.MULTILINE))
@@ -323,7 +323,7 @@ def test_another_version_by_its_place_in_the_url(installer: Installer, tmp_path:
         assert installer.version() == "0.2.0"
 
 
-def test_what_a_killed_one_has_fetched_is_not_fetched_again(
+def test_a_killed_installers_files_are_not_fetched_again(
     installer: Installer, mirror: tuple[str, type[Mirror]], release: Path, key: Path
 ) -> None:
     url, handler = mirror
@@ -338,7 +338,7 @@ def test_what_a_killed_one_has_fetched_is_not_fetched_again(
     assert installer.version() == "0.1.0"
 
 
-def test_a_part_of_another_file_is_fetched_anew(
+def test_a_part_of_another_file_is_fetched_again(
     installer: Installer, mirror: tuple[str, type[Mirror]], key: Path
 ) -> None:
     url, handler = mirror
@@ -385,7 +385,7 @@ def _leave_out(folder: Path, key: Path, name: str) -> None:
         (lambda f, k: _leave_out(f, k, "zk0d-0.1.0-py3-none-any.whl"), 52, "names no wheel"),
     ],
 )
-def test_what_is_not_right_is_not_installed(
+def test_a_wrong_release_is_not_installed(
     installer: Installer,
     release: Path,
     key: Path,
@@ -406,9 +406,7 @@ def test_what_is_not_right_is_not_installed(
     assert not (installer.home / ".local/bin").exists()
 
 
-def test_who_signed_must_be_known_or_said_to_be_no_matter(
-    installer: Installer, tmp_path: Path
-) -> None:
+def test_a_signature_needs_a_known_key_or_unsigned(installer: Installer, tmp_path: Path) -> None:
     make_release(tmp_path / "plain", "0.1.0")
     with served(tmp_path / "plain") as (url, _):
         assert installer("--from", url).returncode == 48
@@ -509,7 +507,7 @@ def test_a_contributor_is_set_up(installer: Installer, tmp_path: Path, key: Path
     assert (installer.home / "calls").read_text().count("client join") == 1
 
 
-def test_what_was_not_said_is_left_to_do(installer: Installer, tmp_path: Path) -> None:
+def test_steps_without_an_option_are_left_to_do(installer: Installer, tmp_path: Path) -> None:
     release = make_release(tmp_path / "release", "0.1.0", program=BOT)
     done = installer("--from", release, "--role", "client")
     assert done.returncode == 0

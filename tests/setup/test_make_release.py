@@ -65,7 +65,7 @@ def test_two_builds_give_the_same_bytes(built: Built) -> None:
     assert [name for name in one if one[name] != two[name]] == []
 
 
-def test_a_release_holds_what_is_installed_from(built: Built) -> None:
+def test_a_release_holds_every_file_of_an_installation(built: Built) -> None:
     folder, _ = built
     (wheel,) = folder.glob("*.whl")
     version = wheel.name.split("-")[1]
@@ -130,7 +130,7 @@ def test_without_a_key_it_says_that_nothing_is_signed(tmp_path: Path) -> None:
     assert (tmp_path / "release/zk0d-9.9.9-py3-none-any.whl").exists()
 
 
-def test_what_cannot_be_built_is_one_sentence(tmp_path: Path) -> None:
+def test_a_failed_build_is_one_sentence(tmp_path: Path) -> None:
     done = build(tmp_path / "release", RELEASE_KEY=str(tmp_path / "no-key"))
     assert (done.returncode, done.stderr.count("\n")) == (69, 1)
     assert "there is no such file" in done.stderr

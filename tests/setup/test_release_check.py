@@ -69,7 +69,7 @@ def test_a_checkout_that_is_ready(checkout: Path) -> None:
         ("docs/contributor.md", "# For", "# For TODO", "is not done"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_every_fault_is_named(
     checkout: Path, name: str, pattern: str, by: str, sentence: str
 ) -> None:
     change(checkout, name, pattern, by)

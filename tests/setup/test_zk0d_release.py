@@ -123,7 +123,7 @@ def _change(folder: Path, name: str) -> None:
         (lambda folder: next(folder.glob("*.whl")).unlink(), "this is not a version's folder"),
     ],
 )
-def test_what_is_not_right_is_not_installed(
+def test_a_wrong_release_is_not_installed(
     tmp_path: Path, release: Release, prefix: Path, spoil: Callable[[Path], object], said: str
 ) -> None:
     folder = make_release(tmp_path / "release", "0.1.0")

@@ -12,7 +12,7 @@ from zk0d.simulation.main import Options
 from zk0d.simulation.plan import VirtualNode
 
 
-def test_a_difference_beyond_the_spread_is_none_of_noise() -> None:
+def test_a_difference_beyond_the_spread_is_not_noise() -> None:
     found = difference([1.0, 1.1, 1.2], [2.0, 2.1, 2.2])
     assert found.mean == pytest.approx(-1.0)
     assert not found.is_noise

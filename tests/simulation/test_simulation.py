@@ -75,7 +75,7 @@ def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_lines(run) if line["kind"] == kind]
 
 
-def test_it_is_what_real_learners_do(
+def test_a_simulation_equals_real_learners(
     lab: Lab,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -156,7 +156,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     assert weights(run) == weights(whole)
 
 
-def test_who_is_dropped_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:
+def test_a_dropped_node_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:
     settings = {"num-server-rounds": 4, "local-steps": 1, "min-fit-clients": 1, "eval-frequency": 4}
     run = simulate(make(tmp_path / "s", uri, settings, plan={"drop": 0.4, "seed": 1}))
     refused = lines_of(run, "update.refused")

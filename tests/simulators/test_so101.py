@@ -141,7 +141,7 @@ def test_aiming_moves_nothing_but_the_target() -> None:
 
 
 @needs_sim
-def test_doing_nothing_is_no_success_and_ends() -> None:
+def test_doing_nothing_ends_without_success() -> None:
     arm = SO101(cameras=())
     arm.reset(0)
     rest = arm.state()[: len(ACTION)]
@@ -167,7 +167,7 @@ def test_an_unknown_camera_is_refused() -> None:
         (AttributeError("'NoneType' object has no attribute 'glGetError'"), "apt install libegl1"),
     ],
 )
-def test_what_is_missing_is_said_in_one_sentence(
+def test_a_missing_part_is_named_in_one_sentence(
     error: Exception, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__

@@ -54,7 +54,7 @@ def test_sectors_share_the_table_without_overlap() -> None:
         assert bounds[1][0] <= bearing <= bounds[1][1]
 
 
-def test_there_is_no_sector_beyond_the_last() -> None:
+def test_a_sector_beyond_the_last_is_refused() -> None:
     with pytest.raises(ValueError, match="no sector 2 of 2"):
         Sector(2, 2)
 
@@ -70,7 +70,7 @@ def test_an_episode_is_determined_by_its_seed() -> None:
     assert not np.array_equal(first[0]["observation.state"], other[0]["observation.state"])
 
 
-def test_standing_still_is_no_success() -> None:
+def test_standing_still_is_not_a_success() -> None:
     arm = SoReach(cameras=())
     arm.reset(0)
     over = False

@@ -35,7 +35,7 @@ def test_recordings_are_recognized_by_their_state(name: str) -> None:
     assert not task.knows_goal(without["shape"][0])
 
 
-def test_nobody_elses_recordings_are_recognized() -> None:
+def test_other_recordings_are_not_taken_for_the_simulators() -> None:
     assert recorded_task(()) is None
     assert recorded_task(["a", "b"]) is None
 

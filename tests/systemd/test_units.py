@@ -163,7 +163,7 @@ def test_renewing_may_write_the_certificates_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
-def test_what_is_looser_has_its_reason(name: str) -> None:
+def test_a_looser_directive_has_a_reason(name: str) -> None:
     has, reasons = directives(name), commented(name)
     looser = {key for key, value in UNLESS_SAID.items() if has[key] != value}
     # Silence would mean systemd's default, which is the loosest.
@@ -281,7 +281,7 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
     assert str(server.evaluator.socket) in directives("zk0d-evaluator.socket")["ListenStream"]
 
 
-def test_no_service_repeats_what_all_have() -> None:
+def test_no_service_repeats_the_shared_directives() -> None:
     """A line here would win over a unit's, so neither says what the other does."""
     shared = {line.partition("=")[0] for line in SHARED.read_text().splitlines() if "=" in line} - {
         ""
