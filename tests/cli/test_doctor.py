@@ -224,7 +224,7 @@ def test_exposure(host: Host, program: Callable[[str, str], None]) -> None:
         "systemd-analyze",
         f'case "$3" in *learner*) echo "{said.format(4.2)}";; *) echo "{said.format(0.9)}";; esac',
     )
-    is_wrong(machine.exposure(host, ["client"]), "zk0d-learner.service is less", "4.2")
+    is_wrong(machine.exposure(host, ["client"]), "zk0d-learner.service is exposed more", "4.2")
     program("systemd-analyze", "echo Unit not found. >&2; exit 1")
     is_unchecked(machine.exposure(host, ["client"]), "Unit not found.")
     is_unchecked(machine.exposure(BARE, ["client"]), "systemd does not run")
@@ -441,7 +441,7 @@ def test_a_wrong_key_is_named(tmp_path: Path) -> None:
             serialization.NoEncryption(),
         ),
     )
-    is_wrong(client.key(path), "is no P-384 key", "secp256r1")
+    is_wrong(client.key(path), "is not a P-384 key", "secp256r1")
 
 
 class GpuThatIsNotHere(FakeNvml):
@@ -725,7 +725,7 @@ def test_roster(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "node.pub", folder / "right.pub")
     is_wrong(server.roster(folder), "left.pub and right.pub are the same key")
     (folder / "right.pub").write_text("ssh-nonsense")
-    is_wrong(server.roster(folder), "right.pub is no node's key")
+    is_wrong(server.roster(folder), "right.pub is not a node's key")
 
 
 def test_a_superlink_that_does_not_answer(tls: Certificates, tmp_path: Path) -> None:
@@ -733,7 +733,7 @@ def test_a_superlink_that_does_not_answer(tls: Certificates, tmp_path: Path) -> 
     secret = tmp_path / "control.secret"
     make_secret(secret)
     found = server.nodes(link(tls, port=port, roster=tmp_path, control_secret=secret))
-    is_wrong(found, f"127.0.0.1:{port} does not answer", "zk0bot server start")
+    is_wrong(found, f"127.0.0.1:{port} gives a wrong answer or none", "zk0bot server start")
     is_unchecked(server.nodes(SuperlinkSettings(ca=tmp_path / "none")), "CA certificate")
 
 

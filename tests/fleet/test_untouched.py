@@ -115,11 +115,11 @@ def unreachable(inventory: Inventory) -> None:
 WRONG: dict[str, tuple[Callable[[Inventory], object], tuple[str, ...]]] = {
     "a misspelt variable": (
         lambda i: host(i, "left").update(zk0d_client_datset="x"),
-        ("left: zk0d_client_datset is no variable", "README of the role"),
+        ("left: zk0d_client_datset is not a variable", "README of the role"),
     ),
     "half a prefix misspelt": (
         lambda i: host(i, "left").update(zk0d_clinet_dataset="x"),
-        ("left: zk0d_clinet_dataset is no variable", "README of the role"),
+        ("left: zk0d_clinet_dataset is not a variable", "README of the role"),
     ),
     "no release": (
         lambda i: every(i).pop("cuda_torch_release"),
@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[Callable[[Inventory], object], tuple[str, ...]]] = {
     ),
     "two of one name": (
         two_of_one_name,
-        ("are called the same (left, left): set zk0d_client_name",),
+        ("have one name (left, left): set zk0d_client_name",),
     ),
     "a node without a key": (
         lambda i: host(i, "hub").update(zk0d_server_roster=[{"name": "guest-arm", "key": ""}]),

@@ -231,7 +231,7 @@ def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
     start = [BOT, "client", "start", "/home/ann/my recordings"]
     refused = node.run(start, check=False)
     assert refused.returncode == 78
-    assert "the user zk0d-learner cannot read it; let it: setfacl -R -m" in refused.stderr
+    assert "the user zk0d-learner cannot read it; allow it: setfacl -R -m" in refused.stderr
     assert "local:/srv/recordings" in node.read("/etc/zk0d/client.toml"), "nothing was changed"
     node.run("chmod -R a+rX '/home/ann/my recordings'")  # the home itself stays closed
     node.run(start)

@@ -258,7 +258,7 @@ def test_a_failure_keeps_nothing_of_its_task(scripted: Scripted, client: Learner
     assert at_the_end == [True], "gone before memory is given back, while the error is still kept"
 
 
-def test_memory_is_given_back_after_a_task_too(scripted: Scripted, client: LearnerClient) -> None:
+def test_memory_is_freed_after_a_task_too(scripted: Scripted, client: LearnerClient) -> None:
     given: list[str] = []
     scripted.after = lambda: given.append(threading.current_thread().name)
     client.start(TASK)

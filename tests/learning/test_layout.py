@@ -187,7 +187,7 @@ def test_missing_pictures_are_found_without_decoding(copied_recordings: Path) ->
     )
 
 
-def test_files_of_macos_are_no_tables(copied_recordings: Path) -> None:
+def test_files_of_macos_are_not_read_as_tables(copied_recordings: Path) -> None:
     table = damage.data_table(copied_recordings)
     for path in (table, damage.episodes_table(copied_recordings)):
         path.with_name(f"._{path.name}").write_bytes(b"\0" * 100)

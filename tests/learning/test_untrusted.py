@@ -35,7 +35,7 @@ def hostile(proof: Path) -> dict[str, tuple[str, Any, str]]:
         "a step of its own": (
             "policy_postprocessor.json",
             {"name": "x", "steps": [{"registry_name": "shell_processor"}]},
-            "its step 'shell_processor' is none that zk0d knows",
+            "its step 'shell_processor' is not one that zk0d knows",
         ),
         "remote code asked for": (
             "policy_preprocessor.json",

@@ -50,7 +50,7 @@ def test_a_key_file_is_readable_by_the_superlinks_user(tmp_path: Path) -> None:
 def test_a_rotation_needs_a_node(tmp_path: Path) -> None:
     folder = tmp_path / "roster.d"
     folder.mkdir()
-    with pytest.raises(UsageError, match="there is no node 'left' whose key could be changed"):
+    with pytest.raises(UsageError, match="there is no node 'left', so its key cannot be changed"):
         roster.approve(folder, request(tmp_path, "left", "a"), rotate=True)
 
 

@@ -123,7 +123,7 @@ def test_a_large_fleet_is_cut_and_absent_nodes_come_first() -> None:
     ("text", "words"),
     [("", "no server.toml and no client.toml"), ("[metrics]\nenabled = false\n", "is false")],
 )
-def test_where_there_is_nothing_to_show_it_says_so(tmp_path: Path, text: str, words: str) -> None:
+def test_without_services_the_error_says_so(tmp_path: Path, text: str, words: str) -> None:
     if text:
         (tmp_path / "server.toml").write_text(text)
     with pytest.raises(ConfigError, match=words):

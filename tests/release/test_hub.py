@@ -124,11 +124,11 @@ def test_a_tag_that_is_there_keeps_its_weights(stand_in: HubStandIn, tmp_path: P
     ("repository", "tag", "says"),
     [
         ("arm", "", "--repo-id: 'arm' is not a repository name; write it as user/name"),
-        ("user/my arm", "", "--repo-id: the hub takes no such name"),
-        ("user/arm.git", "", "--repo-id: the hub takes no such name"),
-        ("user/arm", "v 1", "--tag: 'v 1' is no tag"),
-        ("user/arm", "a..b", "--tag: 'a..b' is no tag"),
-        ("user/arm", "v1.lock", "--tag: 'v1.lock' is no tag"),
+        ("user/my arm", "", "--repo-id: the hub does not take this name"),
+        ("user/arm.git", "", "--repo-id: the hub does not take this name"),
+        ("user/arm", "v 1", "--tag: 'v 1' is not a tag"),
+        ("user/arm", "a..b", "--tag: 'a..b' is not a tag"),
+        ("user/arm", "v1.lock", "--tag: 'v1.lock' is not a tag"),
     ],
 )
 def test_names_are_checked_before_anything(

@@ -118,7 +118,7 @@ def test_a_run_of_another_is_not_disturbed() -> None:
 def test_a_refusal_is_in_the_status() -> None:
     bench = Bench()
     bench.coordinator.refuses = True
-    assert bench.pass_(60) == "no run could be started: no."
+    assert bench.pass_(60) == "the run could not be started: no."
 
 
 def test_wrong_run_settings_are_found_when_the_file_is_read() -> None:

@@ -150,4 +150,4 @@ def test_client_start(folder: Path, words: tuple[str, ...], code: int, says: str
 def test_a_device_on_the_command_line(verb: str) -> None:
     code, said = fails("zk0bot", verb, "/data/arm", "--device", "gpu0")
     assert code == ExitCode.USAGE
-    assert "'gpu0' is no device" in said
+    assert "'gpu0' is not a device" in said

@@ -96,7 +96,7 @@ def test_no_run_and_a_refusal() -> None:
     bench.coordinator.refuses = True
     bench.facts.end("failed", "x")
     bench.pass_(FIRST_WAIT)
-    assert "it cannot be gone on with: no." in {bench.pass_(1) for _ in range(12)}
+    assert "it cannot be resumed: no." in {bench.pass_(1) for _ in range(12)}
 
 
 def test_an_absent_superlink_does_not_count_as_a_try(monkeypatch: pytest.MonkeyPatch) -> None:

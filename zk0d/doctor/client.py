@@ -61,7 +61,7 @@ def key(path: Path) -> str:
     assert isinstance(loaded, ec.EllipticCurvePrivateKey)
     if loaded.curve.name != CURVE:
         raise Wrong(
-            f"supernode.key: {path} is no P-384 key.", f"its curve is {loaded.curve.name}", anew
+            f"supernode.key: {path} is not a P-384 key.", f"its curve is {loaded.curve.name}", anew
         )
     public = path.with_suffix(".pub")
     if public.exists() and fingerprint(public) != own:

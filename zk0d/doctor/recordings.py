@@ -34,8 +34,8 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
         fetched = DatasetUri.parse(uri).fetched
         raise Wrong(
             f"{key}: {uri} is not on this machine."
-            if fetched
-            else f"{key}: {folder} is no LeRobot dataset.",
+            if at_hub
+            else f"{key}: {folder} is not a LeRobot dataset.",
             f"there is no {folder / INFO}",
             f"fetch it: {fetch_command(host)}"
             if fetched

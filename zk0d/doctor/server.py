@@ -128,7 +128,7 @@ def roster(folder: Path) -> str:
     if not folder.is_dir():
         raise Wrong(
             f"superlink.roster: there is no folder {folder}.",
-            "nobody may join",
+            "no node may join",
             f"mkdir {folder}, and zk0bot node approve puts nodes' keys into it",
         )
     seen: dict[str, Path] = {}

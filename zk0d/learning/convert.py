@@ -60,8 +60,8 @@ def _check(folder: Path) -> None:
         version = str(json.loads((folder / INFO).read_text(encoding="utf-8"))["codebase_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: is no LeRobot dataset ({type(error).__name__} at {INFO}); give the folder"
-            " that holds meta, data and videos."
+            f"{folder}: is not a LeRobot dataset ({type(error).__name__} at {INFO}); give the"
+            " folder that holds meta, data and videos."
         ) from None
     if version != FROM:
         raise DataError(

@@ -181,13 +181,13 @@ def read_info(folder: Path, uri: str) -> Info:
     Raises
     ------
     DataError
-        If it is no LeRobot dataset of format v3.0, or holds nothing.
+        If it is not a LeRobot dataset of format v3.0, or holds nothing.
     """
     path = folder / INFO
     if not path.exists():
         raise wrong(
             uri,
-            f"{folder} is no LeRobot dataset ({INFO} is missing)",
+            f"{folder} is not a LeRobot dataset ({INFO} is missing)",
             "give the folder that holds meta, data and videos",
         )
     try:

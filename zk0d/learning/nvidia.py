@@ -70,7 +70,7 @@ def trouble() -> Trouble | None:
     if status in (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND):
         return Trouble(
             "a part of its driver is missing or not loaded",
-            "reboot this machine; if that does not help, install the driver anew, and see why the"
+            "reboot this machine; if that does not help, install the driver again, and see why the"
             " kernel does not load it (journalctl -k)",
         )
     return Trouble(

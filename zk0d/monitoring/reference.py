@@ -24,27 +24,29 @@ LEARNER = "learner"
 
 _INTRODUCTION = """# Metrics
 
-Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings): {ports}.
-The format is Prometheus' text or OpenMetrics, as the asking side prefers. A learner and an
-evaluator have no network; the SuperExec beside them asks over their socket at each scrape (a second
-at most) and shows their figures. Figures of a run are made from its journal, so a restart loses
-nothing; counters of a run begin at 0 with each run. Nothing that a node writes becomes a label
-before it was checked, so that the number of series is bounded: fewer than thirty for each node of
-the run, and a hundred besides.
+Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings):
+{ports}.
+The format is Prometheus' text or OpenMetrics, as the client prefers. A learner and an evaluator have
+no network: the SuperExec beside them asks over their socket at each scrape (for a second at most)
+and shows their figures.
+
+Figures of a run are made from its journal, so a restart loses nothing. Counters of a run begin at 0
+with each run. A text from a node becomes a label only after a check, so the number of series is
+bounded: fewer than thirty for each node of the run, and a hundred besides.
 
 Seconds per optimizer step are the rate of `zk0d_train_seconds_total` divided by the rate of
-`zk0d_train_steps_total` (`zk0d:train_step_seconds:mean5m`): progress is reported for several steps
-at once, so a histogram would be one of means, and the sum of seconds is what training cost.
+`zk0d_train_steps_total` (`zk0d:train_step_seconds:mean5m`). They are not a histogram, because a
+learner reports several steps at once.
 
-This page is written from the code (`make monitoring-files`); a test keeps it equal.
-What to do with all this is in [monitoring](monitoring.md).
+[Monitoring](monitoring.md) has dashboards and alerts. `make monitoring-files` writes this page from
+the code; a test keeps it equal.
 
 | metric | type | of | |
 |---|---|---|---|
 """
 
 _END = """
-The journal of systemd has fields beside the text: `journalctl ZK0D_RUN=…`, `ZK0D_ROUND=…`,
+Lines in systemd's journal have these fields beside the text: `journalctl ZK0D_RUN=…`, `ZK0D_ROUND=…`,
 `ZK0D_NODE=…`.
 """
 

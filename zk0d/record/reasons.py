@@ -61,7 +61,7 @@ class Reason(StrEnum):
     NOT_FINITE = (
         "not_finite",
         Effect.STRIKE,
-        "NaN, infinity or a norm that overflows, or losses that are no numbers",
+        "NaN, infinity or a norm that overflows, or losses that are not numbers",
     )
     IMPLAUSIBLE_SAMPLES = (
         "implausible_samples",
@@ -77,7 +77,7 @@ class Reason(StrEnum):
     )
     NOT_ADMITTED = "not_admitted", Effect.STRIKE, "the update has another fault"
     BAD_BODY = "bad_body", Effect.STRIKE, "the answer cannot be read"
-    BAD_MESSAGE = "bad_message", Effect.STRIKE, "the answer is no message of this protocol"
+    BAD_MESSAGE = "bad_message", Effect.STRIKE, "the answer is not a message of this protocol"
 
     # What a node says of itself and what stays so.
     BUG = "bug", Effect.LEAVES, "a bug in zk0d on the node"

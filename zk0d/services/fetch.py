@@ -134,7 +134,7 @@ def _dataset(name: str) -> bool:
     if not info.is_file() or not _is_supported(info):
         shutil.rmtree(draft)
         raise ConfigError(
-            f"dataset {name}: its revision {revision} is no LeRobot dataset of format v3.0; take"
+            f"dataset {name}: its revision {revision} is not a LeRobot dataset of format v3.0; use"
             " another, or convert a copy of it with zk0bot data convert."
         )
     # What the hub's library notes there makes LeRobot take it for an old download.
