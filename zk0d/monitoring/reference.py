@@ -26,9 +26,9 @@ _INTRODUCTION = """# Metrics
 
 Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings):
 {ports}.
-The format is Prometheus' text or OpenMetrics, as the client prefers. A learner and an evaluator have
-no network: the SuperExec beside them asks over their socket at each scrape (for a second at most)
-and shows their figures.
+The format is Prometheus' text or OpenMetrics, as the client prefers. A learner and an evaluator
+have no network: the SuperExec beside them asks over their socket at each scrape (for a second at
+most) and shows their figures.
 
 Figures of a run are made from its journal, so a restart loses nothing. Counters of a run begin at 0
 with each run. A text from a node becomes a label only after a check, so the number of series is
@@ -46,8 +46,8 @@ the code; a test keeps it equal.
 """
 
 _END = """
-Lines in systemd's journal have these fields beside the text: `journalctl ZK0D_RUN=…`, `ZK0D_ROUND=…`,
-`ZK0D_NODE=…`.
+Lines in systemd's journal have fields beside the text: `journalctl ZK0D_RUN=…`,
+`ZK0D_ROUND=…`, `ZK0D_NODE=…`.
 """
 
 
