@@ -134,7 +134,7 @@ def test_the_time_of_day_is_asked_for_only_where_it_is_meant() -> None:
         "from time import time",
     ],
 )
-def test_the_list_would_see(line: str) -> None:
+def test_each_forbidden_clock_is_found(line: str) -> None:
     assert list(uses(line)) != []
     for other in ("time.monotonic()", "time.localtime(x)", "time.strftime('%H', x)", "f.time()"):
         assert list(uses(other)) == []

@@ -51,5 +51,5 @@ def test_a_module_runs_nothing_that_it_is_given(path: Path) -> None:
         "import yaml; yaml.load(text)",
     ],
 )
-def test_each_would_be_found(source: str) -> None:
+def test_each_danger_is_found(source: str) -> None:
     assert dangers(source)

@@ -96,7 +96,7 @@ def test_a_killed_pytest_leaves_no_program(marker: Path) -> None:
         wait_until(lambda: family(marker) == [], "the program's end", 10)
 
 
-def test_output_and_status_are_told() -> None:
+def test_output_and_status_are_passed_on() -> None:
     done = processes.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], input="given", text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "given", "wrong\n")
     with pytest.raises(subprocess.CalledProcessError):

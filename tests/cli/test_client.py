@@ -113,7 +113,7 @@ def test_waiting_gives_up_with_the_nodes_own_status(folder: Path) -> None:
         assert "after 1s (waiting for the coordinator)" in said.stderr
 
 
-def test_status_where_nothing_runs(folder: Path) -> None:
+def test_status_of_a_host_without_services(folder: Path) -> None:
     said = typed("zk0bot", "status", "--json", "--folder", str(folder))
     assert said.returncode == 1
     content = json.loads(said.stdout)

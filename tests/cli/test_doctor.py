@@ -87,7 +87,7 @@ def is_unchecked(finding: Finding, *words: str) -> None:
         (ValueError("hush"), None, "ValueError"),
     ],
 )
-def test_whatever_a_rule_raises_is_a_finding(error: Exception, ok: bool | None, words: str) -> None:
+def test_every_error_of_a_rule_is_a_finding(error: Exception, ok: bool | None, words: str) -> None:
     @rule("fragile")
     def fragile() -> str:
         raise error
@@ -655,7 +655,7 @@ def test_certificates(tls: Certificates) -> None:
         (server.certificate_key, "key", "superlink.key"),
     ],
 )
-def test_a_certificate_that_is_missing_or_none(
+def test_a_missing_or_damaged_certificate(
     tls: Certificates, look: Callable[[SuperlinkSettings], Finding], broken: str, key: str
 ) -> None:
     path: Path = getattr(tls, broken)
@@ -688,7 +688,7 @@ def test_a_ca_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     is_wrong(server.ca(link(made)), "superlink.ca", "expires in 10 days")
 
 
-def test_a_certificate_for_somebody_else(tmp_path: Path) -> None:
+def test_a_certificate_for_another_host(tmp_path: Path) -> None:
     made = make_certificates(tmp_path / "tls", ["hub"])
     is_wrong(server.certificate(link(made)), "is not for 127.0.0.1", "it names hub")
 
@@ -891,7 +891,7 @@ def test_before_anything_is_set_up(tmp_path: Path) -> None:
     assert typed("zk0bot", "doctor", "nobody").returncode == 64
 
 
-def test_it_works_without_torch(bare: Path) -> None:
+def test_the_package_works_without_torch(bare: Path) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'lerobot', 'transformers'): sys.modules[name] = None\n"

@@ -103,7 +103,7 @@ def test_a_rotation_overlaps(hub: Path, node: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in node.glob("node*")) == ["node.key", "node.pub"]
 
 
-def test_someone_elses_name_is_not_taken(hub: Path, node: Path, tmp_path: Path) -> None:
+def test_another_nodes_name_is_refused(hub: Path, node: Path, tmp_path: Path) -> None:
     on_hub = ("--folder", str(hub))
     typed("zk0bot", "node", "approve", str(tmp_path / "request"), "--yes", *on_hub)
     other = tmp_path / "other"

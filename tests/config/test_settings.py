@@ -198,7 +198,7 @@ def test_the_coordinator_fills_in_settings_that_a_run_leaves_out(write: Write) -
         {"num-server-rounds": "many"},
     ],
 )
-def test_values_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
+def test_impossible_values_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         run_settings(values)
 

@@ -78,7 +78,7 @@ def test_the_ends_of_certificates(tmp_path: Path) -> None:
         shown_expiry(port)
 
 
-def test_a_certificate_is_looked_at_now_and_then_and_one_that_is_away_is_left_out() -> None:
+def test_certificates_are_read_now_and_then_and_missing_ones_are_left_out() -> None:
     clock, ends, asked = [0.0], [5.0], []
 
     def read() -> float:

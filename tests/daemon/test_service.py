@@ -91,9 +91,7 @@ def test_the_watchdog_is_fed_out_of_progress_only(
     wait_until(lambda: told.sent.count("WATCHDOG=1") > pings, "pings again", 20)
 
 
-def test_a_reload_is_told_with_its_time(
-    probe: subprocess.Popen[bytes], told: NotifyListener
-) -> None:
+def test_a_reload_reports_its_time(probe: subprocess.Popen[bytes], told: NotifyListener) -> None:
     wait_until(lambda: told.status == "bänder 0", "the start", 20)
     probe.send_signal(signal.SIGHUP)
     wait_until(lambda: told.status == "bänder 1", "the reload", 20)
@@ -103,7 +101,7 @@ def test_a_reload_is_told_with_its_time(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_told_and_done(
+def test_a_stop_is_reported_and_done(
     probe: subprocess.Popen[bytes], told: NotifyListener, tmp_path: Path, number: int
 ) -> None:
     wait_until(lambda: bool(told.status), "the start", 20)

@@ -47,7 +47,7 @@ def looked(child: Supervised, state: State) -> None:
     wait_until(lambda: child.look() is state, str(state), 20, interval=0.01)
 
 
-def test_a_killed_child_is_started_again(make: Made) -> None:
+def test_a_killed_child_is_restarted(make: Made) -> None:
     child = make(SLEEPER)
     before = child.pid
     assert before is not None

@@ -267,7 +267,9 @@ def fedavg() -> ServerStep:
 
 
 @pytest.mark.parametrize(("nodes", "fraction", "left"), [(3, 0.25, 1), (4, 0.25, 2), (8, 0.4, 2)])
-def test_how_many_are_trimmed(spool: Spool, nodes: int, fraction: float, left: int) -> None:
+def test_the_number_of_trimmed_updates(
+    spool: Spool, nodes: int, fraction: float, left: int
+) -> None:
     updates = spooled(spool, [weights(float(v)) for v in range(nodes)])
     moved = weights(0.0)
     rule = RULES["trimmed-mean"](fraction, nodes)

@@ -103,7 +103,7 @@ def test_chunks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         BodyReader().feed(content)
 
 
-def test_the_whole_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bodys_size_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     content = written(payload())
     monkeypatch.setattr(body, "MAX_BODY_BYTES", 39)
     with pytest.raises(UpdateError, match="not a message of zk0d"):

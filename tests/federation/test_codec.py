@@ -49,7 +49,7 @@ def largest_of_block(given_values: np.ndarray, block: int) -> np.ndarray:
 @example(given_values=np.array([1e-36] * 3, np.float32))
 @example(given_values=random(PIECE + 4097))
 @example(given_values=random(2 * PIECE + 65))
-def test_the_error_is_bounded(codec: CodecName, given_values: np.ndarray) -> None:
+def test_the_encoding_error_is_bounded(codec: CodecName, given_values: np.ndarray) -> None:
     lost = np.full_like(given_values, np.nan)
     data = encode(codec, given_values, lost)
     assert len(data) == encoded_size(codec, len(given_values))

@@ -136,7 +136,9 @@ def test_check_mode_works_from_nothing(playbooks: Playbooks, hosts: Hosts) -> No
     assert hosts.files() == there
 
 
-def test_cut_off_in_the_middle_it_can_be_repeated(playbooks: Playbooks, hosts: Hosts) -> None:
+def test_a_playbook_cut_off_in_the_middle_can_be_repeated(
+    playbooks: Playbooks, hosts: Hosts
+) -> None:
     """Ansible is killed while it sets up the coordinator; the test after this repeats it."""
     with playbooks.started("site.yml"):
         hosts.hub.wait_until(
@@ -164,7 +166,7 @@ def test_from_bare_machines_to_a_finished_run(playbooks: Playbooks, hosts: Hosts
     assert committed(hosts.hub, run) == [0, 1, 2, 3], "0 is the baseline"
 
 
-def test_a_second_time_nothing_changes(playbooks: Playbooks) -> None:
+def test_a_second_run_changes_nothing(playbooks: Playbooks) -> None:
     assert set(changed(playbooks.run("site.yml")).values()) == {0}
 
 

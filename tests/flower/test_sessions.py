@@ -87,7 +87,7 @@ def test_a_process_that_is_refused_for_a_minute_beside_another_shares_its_key(li
     assert not list(link.file.parent.glob(".*")), "no draft is left"
 
 
-def test_two_that_were_both_let_in_share_their_key(link: Link) -> None:
+def test_two_admitted_machines_with_one_key_are_found(link: Link) -> None:
     """As after an outage: Flower then takes the heartbeats of both."""
     for at in range(0, 100, 20):
         link.hear("first", at)
@@ -95,7 +95,7 @@ def test_two_that_were_both_let_in_share_their_key(link: Link) -> None:
     assert link.use() == KeyUse(("first", "copy"), shared=True)
 
 
-def test_a_node_that_was_started_again_shares_nothing(link: Link) -> None:
+def test_a_restarted_node_does_not_share_its_key(link: Link) -> None:
     """Killed at 100; its old session counts online until 160, and it is refused until then."""
     for at in range(0, 101, 20):
         link.hear("before", at)
@@ -108,13 +108,13 @@ def test_a_node_that_was_started_again_shares_nothing(link: Link) -> None:
     assert link.use() == KeyUse(("after",))
 
 
-def test_a_process_that_is_suspended_and_comes_back_shares_nothing(link: Link) -> None:
+def test_a_suspended_process_does_not_share_its_key(link: Link) -> None:
     for at in (0, 10, 4000, 4010, 4100):
         link.hear("laptop", at)
         assert link.use() == KeyUse(("laptop",))
 
 
-def test_it_ends_when_one_of_the_two_is_gone(link: Link) -> None:
+def test_the_service_ends_when_one_of_the_two_is_gone(link: Link) -> None:
     link.hear("first", 0)
     link.refuse("copy", 1)
     link.hear("first", 70)

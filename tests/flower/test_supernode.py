@@ -41,7 +41,7 @@ def test_flowers_loop_is_as_the_wrapper_expects() -> None:
     assert start_client_internal.time.__name__ == "time"
 
 
-def test_the_wait_grows_while_nothing_happens_and_shrinks_with_work() -> None:
+def test_the_wait_grows_when_idle_and_shrinks_with_work() -> None:
     waited: list[float] = []
     pacing = Pacing(waited.append)
     for _ in range(40):
@@ -54,7 +54,7 @@ def test_the_wait_grows_while_nothing_happens_and_shrinks_with_work() -> None:
     assert waited[-2:] == [SHORT_REPLY_WAIT, FIRST_WAIT]
 
 
-def test_it_leaves_only_when_no_message_is_in_work() -> None:
+def test_a_node_leaves_only_between_messages() -> None:
     told: list[object] = []
     pacing = Pacing(told.append, end=lambda: told.append("end"))
     pacing.leave()

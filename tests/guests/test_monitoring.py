@@ -210,7 +210,7 @@ def run(watched: Watched) -> str:
     return number
 
 
-def test_one_that_is_poisoned(
+def test_a_poisoned_node_raises_alerts(
     watched: Watched, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     node = watched.nodes[0]
@@ -230,7 +230,7 @@ def test_one_that_is_poisoned(
         print(f"\npoisoned: fires after {fired:.0f} s, clears {cleared:.0f} s after the cure")
 
 
-def test_one_that_is_killed_and_one_that_is_cut_off(
+def test_a_killed_node_and_a_node_without_network_raise_alerts(
     watched: Watched, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, cut, killed = watched.nodes

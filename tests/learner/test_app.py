@@ -265,7 +265,7 @@ def test_memory_is_freed_after_a_task_too(scripted: Scripted, client: LearnerCli
     assert given == ["learner_0"], "from the task's thread, once"
 
 
-def test_it_does_one_task_at_a_time(scripted: Scripted, path: Path) -> None:
+def test_a_learner_does_one_task_at_a_time(scripted: Scripted, path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
     before = scripted.work
 

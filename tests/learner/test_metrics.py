@@ -88,7 +88,7 @@ def test_a_scrape_does_not_wait_for_a_task(tmp_path: Path) -> None:
     assert value(seen[0], "zk0d_learner_last_progress_timestamp_seconds") > 1e9
 
 
-def test_the_recordings_are_told() -> None:
+def test_the_learner_tells_its_recordings() -> None:
     metrics = Metrics("learner")
     figures = LearnerMetrics(metrics, ["train"])
     assert value(figures.page().decode(), "zk0d_policy_loaded") == 0

@@ -206,7 +206,7 @@ def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("pictures", ["video", "image"])
-def test_short_episodes_are_dealt_out_and_put_together_again(tmp_path: Path, pictures: str) -> None:
+def test_short_episodes_are_split_and_merged_again(tmp_path: Path, pictures: str) -> None:
     damage.make_dataset(tmp_path / "whole", [6, 1, 7, 2], pictures)
     made = split_dataset(f"local:{tmp_path}/whole", tmp_path / "parts", "iid", 2)
     assert sum(len(open_recordings(f"local:{folder}")) for folder, _ in made) == 16

@@ -202,7 +202,7 @@ def branches(tree: ast.AST) -> Iterator[str]:
         "from lerobot.policies.act.modeling_act import ACTPolicy",
     ],
 )
-def test_a_branch_is_seen(text: str) -> None:
+def test_a_branch_on_a_family_is_found(text: str) -> None:
     assert list(branches(ast.parse(text)))
 
 

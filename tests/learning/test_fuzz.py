@@ -208,7 +208,7 @@ def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
     check(whole, what)
 
 
-def test_the_whole_one_is_read(whole: Path) -> None:
+def test_the_undamaged_dataset_is_read(whole: Path) -> None:
     assert check(whole, []) == "read"
 
 

@@ -98,7 +98,7 @@ def test_a_still_motor(own: Recordings) -> None:
     assert "wrist_roll.pos" in texts(inspect(own), "still")[0]
 
 
-def test_two_that_do_not_fit(own: Recordings, recordings_folder: Path) -> None:
+def test_two_datasets_that_do_not_fit_are_named(own: Recordings, recordings_folder: Path) -> None:
     other = open_recordings(f"local:{recordings_folder}", cameras={"top": "wrist"})
     found = inspect_together([(own, inspect(own)), (other, inspect(other))])
     assert [remark.severity for remark in found] == ["wrong", "notice"]

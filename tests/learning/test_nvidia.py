@@ -76,7 +76,7 @@ MISMATCH = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
         ({"container": True, "nodes": True}, "no driver of NVIDIA's", "install"),
     ],
 )
-def test_a_gpu_that_is_there_is_never_passed_over_in_silence(
+def test_an_existing_gpu_is_never_ignored_silently(
     machine: Machine, about: dict[str, object], cause: str, cure: str
 ) -> None:
     machine(CARD, **about)

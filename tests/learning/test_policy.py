@@ -29,7 +29,7 @@ def test_a_tiny_policy_needs_recordings_to_be_shaped_by() -> None:
         spec_for("smolvla", "tiny", 0, None, models={})
 
 
-def test_the_wide_one_is_the_tiny_one_with_twice_the_width(
+def test_tiny_wide_is_tiny_with_twice_the_width(
     recordings: Recordings, smolvla: LoadedPolicy
 ) -> None:
     wide = load_policy(spec_for("smolvla", "tiny-wide", 0, recordings.summary, models={}))

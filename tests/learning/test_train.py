@@ -192,7 +192,7 @@ def test_batches_that_give_no_number_are_bounded(
         run(with_features, smolvla, replace(PLAN, max_bad_batches=3))
 
 
-def test_training_ends_when_told(with_features: PreparedRecordings, smolvla: LoadedPolicy) -> None:
+def test_training_ends_on_request(with_features: PreparedRecordings, smolvla: LoadedPolicy) -> None:
     steps: list[int] = []
 
     def check() -> None:

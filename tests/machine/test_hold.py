@@ -50,7 +50,7 @@ def test_a_pause_outlives_a_boot_and_a_drain_does_not(
             assert (read_hold(tmp_path) is not None) is kept
 
 
-def test_ending_it(tmp_path: Path) -> None:
+def test_a_hold_can_be_ended(tmp_path: Path) -> None:
     assert not end_hold(tmp_path)
     Hold.drain().write(tmp_path)
     assert end_hold(tmp_path)

@@ -577,7 +577,7 @@ def test_each_alert_has_a_case_of_either_kind(name: str) -> None:
     assert any(case.silent == name for case in CASES)
 
 
-def test_a_case_that_is_wrong_is_seen(tmp_path: Path, bare_rules: Path) -> None:
+def test_a_wrong_case_is_found(tmp_path: Path, bare_rules: Path) -> None:
     wrong = as_promtool(silent("Zk0dTargetDown", "wrongly", {f"up{LINK}": "0x60"}, 30))
     assert run(tmp_path, [wrong], bare_rules).returncode
 
@@ -610,9 +610,7 @@ def test_an_alerts_texts_are_filled_in(tmp_path: Path) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
 
 
-def test_with_nothing_to_see_nothing_but_the_absence_speaks(
-    tmp_path: Path, bare_rules: Path
-) -> None:
+def test_without_targets_only_the_absence_alert_fires(tmp_path: Path, bare_rules: Path) -> None:
     """A Prometheus that scrapes no zk0d, and one whose targets are all gone."""
     cases = []
     for name in ALERTS:

@@ -97,7 +97,7 @@ def test_alerts_that_fire_are_named_with_their_page() -> None:
     assert "Zk0dY" not in said
 
 
-def test_the_losses_that_were_seen_are_a_line() -> None:
+def test_losses_are_drawn_as_a_line() -> None:
     view = View()
     for round_, loss in ((1, 0.9), (2, 0.5), (3, 0.1)):
         said = drawn(

@@ -226,7 +226,7 @@ def test_names_that_look_alike_keep_their_folders(outputs: Outputs, tmp_path: Pa
     } == {"robot_1": "robot-1", "robot_1_2": "robot.1"}
 
 
-def test_a_run_that_is_taken_up(outputs: Outputs, tmp_path: Path) -> None:
+def test_a_resumed_run_is_followed(outputs: Outputs, tmp_path: Path) -> None:
     lines: list[Any] = [
         event("model.ready", spec=SPEC),
         line(0),

@@ -81,7 +81,7 @@ def test_a_repository_is_public_only_on_request_and_keeps_its_visibility(
 
 
 @pytest.mark.slow
-def test_a_push_that_was_cut_off_is_taken_up(stand_in: HubStandIn, checkpoint: Path) -> None:
+def test_a_push_that_was_cut_off_resumes(stand_in: HubStandIn, checkpoint: Path) -> None:
     stand_in.fail_uploads = 100
     with pytest.raises(TryAgainError, match="user/arm"):
         hub.push(checkpoint, "user/arm", api=api(stand_in))

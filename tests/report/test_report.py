@@ -164,7 +164,7 @@ def test_a_good_run_has_nothing_odd(tmp_path: Path) -> None:
     assert len(analysis.RULES) == 8, "every rule has a journal above"
 
 
-def test_a_run_that_died_and_one_that_was_taken_up(tmp_path: Path) -> None:
+def test_a_failed_run_and_a_resumed_run_are_reported(tmp_path: Path) -> None:
     told = Told(tmp_path / "run")
     told.round(0)
     told.round(1, 0.9)
@@ -298,7 +298,7 @@ def test_a_run_that_cannot_be_reported_is_tried_once(
     assert [r.message.count("report could not") for r in caplog.records] == [1]
 
 
-def test_the_verb(tmp_path: Path) -> None:
+def test_zk0bot_report_prints_text_page_and_json(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
 
     def zk0bot(*words: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,7 @@ class Bench:
         return said
 
 
-def test_it_begins_once_enough_nodes_have_been_online_for_a_while() -> None:
+def test_a_run_begins_once_enough_nodes_have_been_online_for_a_while() -> None:
     bench = Bench(run={"num-server-rounds": 7})
     assert bench.pass_(60, online=1) == "a run begins when 2 nodes are online"
     assert bench.pass_(20) == "a run begins in a moment"
@@ -66,7 +66,7 @@ def test_it_begins_once_enough_nodes_have_been_online_for_a_while() -> None:
     assert len(bench.coordinator.started) == 1, "one at a time"
 
 
-def test_a_node_that_goes_begins_the_wait_again() -> None:
+def test_a_leaving_node_restarts_the_wait() -> None:
     bench = Bench()
     bench.pass_(25)
     bench.pass_(5, online=1)
@@ -76,7 +76,7 @@ def test_a_node_that_goes_begins_the_wait_again() -> None:
     assert len(bench.coordinator.started) == 1
 
 
-def test_the_next_one_comes_after_a_pause() -> None:
+def test_the_next_run_begins_after_a_pause() -> None:
     bench = Bench()
     bench.pass_(60)
     bench.coordinator.end()

@@ -162,7 +162,7 @@ def test_a_hub_that_is_away_is_tried_again(machine: Machine) -> None:
     assert "dataset ann/cubes: could not be fetched" in said.stderr.splitlines()[-1]
 
 
-def test_one_wrong_name_does_not_keep_the_others_away(machine: Machine, hub: FakeHub) -> None:
+def test_one_wrong_name_does_not_stop_the_other_downloads(machine: Machine, hub: FakeHub) -> None:
     machine.write("hf:ann/nothing")
     said = machine.fetch()
     assert said.returncode == 78

@@ -69,7 +69,7 @@ def server(folder: Path, dataset: str, evaluator: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_this_would_see_torch(folder: Path, recordings_folder: Path) -> None:
+def test_an_import_of_torch_is_found(folder: Path, recordings_folder: Path) -> None:
     """Whether PyTorch sees a GPU is asked of PyTorch."""
     config = client(folder, f"local:{recordings_folder}", 'device = "cuda"')
     asked = ("zk0d", "learner", "--config", config)

@@ -111,7 +111,7 @@ def test_a_killed_superexec_comes_back(running: Lab) -> None:
     running.wait_for_status("left-exec", "ready for work", 60)
 
 
-def test_a_stopped_supernode_is_seen_from_the_other_side_and_started_again(running: Lab) -> None:
+def test_a_stopped_supernode_is_seen_by_the_coordinator_and_restarted(running: Lab) -> None:
     """Alive, but without a heartbeat: Flower's own health check would call it well."""
     before = running.child_of("right-node", "zk0d.flower.supernode")
     before.send_signal(signal.SIGSTOP)

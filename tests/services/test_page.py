@@ -86,7 +86,7 @@ class Tags(HTMLParser):
         self.words += f" {data}"
 
 
-def test_it_shows_run_round_loss_and_participation() -> None:
+def test_the_page_shows_run_round_loss_and_participation() -> None:
     words = Tags(render(NODES, facts()).decode()).words
     for shown in (
         "run 7",
@@ -154,7 +154,7 @@ def test_hostile_names_are_text() -> None:
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
-def test_it_is_whole_from_the_first_moment_on(rounds: int) -> None:
+def test_the_page_is_whole_before_the_first_round(rounds: int) -> None:
     assert "No node may join yet." in render([], None).decode()
     text = render(NODES, facts(rounds)).decode()
     assert ("<svg" in text) is (rounds > 0)
@@ -187,7 +187,7 @@ def served() -> Iterator[tuple[Presence, str]]:
     page.close()
 
 
-def test_it_is_off_until_it_is_switched_on(served: tuple[Presence, str]) -> None:
+def test_the_page_is_off_by_default(served: tuple[Presence, str]) -> None:
     presence, url = served
     assert not ServerSettings().gateway.status_page
     assert httpx.get(f"{url}/zk0d/v1/").status_code == 404

@@ -163,11 +163,9 @@ def test_without_a_token_it_stays_here(coordinator: Coordinator, hub: HubStandIn
     assert REPOSITORY in hub.repositories
 
 
-def test_one_that_is_refused_does_not_hold_up_others(
-    coordinator: Coordinator, hub: HubStandIn
-) -> None:
-    coordinator.told("2", {"hf-repo-id": "no-name"})
-    coordinator.told("1", {"hf-repo-id": REPOSITORY})
+def test_a_refused_push_does_not_hold_up_others(coordinator: Coordinator, hub: HubStandIn) -> None:
+    coordinator.told("2", **{"hf-repo-id": "no-name"})
+    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert (done.returncode, "write it as user/name" in done.stderr) == (78, True)
     assert REPOSITORY in hub.repositories

@@ -76,7 +76,7 @@ def test_tries_grow_rarer_and_end() -> None:
         ("bug", False),
     ],
 )
-def test_why_it_failed_decides(reason: str, goes_on: bool) -> None:
+def test_the_reason_of_a_failure_decides_about_resuming(reason: str, goes_on: bool) -> None:
     bench = Bench()
     bench.facts.take({"kind": "run.failed", "run": "7", "reason": reason, "message": "m"})
     bench.pass_(60)

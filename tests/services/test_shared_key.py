@@ -92,7 +92,7 @@ def test_the_copy_of_a_machine_is_named_on_both_sides(running: Lab) -> None:
     assert not any("two machines" in line for line in status(running.root, "server")["todo"])
 
 
-def test_two_that_were_both_let_in_are_named_on_both_sides(running: Lab) -> None:
+def test_two_admitted_machines_with_one_key_are_named_on_both_sides(running: Lab) -> None:
     """The first was away for longer than its session; then Flower takes the heartbeats of both."""
     away = with_children(running.services["first"])
     for process in away:

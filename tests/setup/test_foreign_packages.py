@@ -50,7 +50,9 @@ def test_no_program_loads_foreign_packages(
     assert words in said.stdout
 
 
-def test_doctor_names_it(packages: Path, shell: dict[str, str], tmp_path: Path) -> None:
+def test_doctor_names_foreign_packages(
+    packages: Path, shell: dict[str, str], tmp_path: Path
+) -> None:
     command = [BIN / "zk0bot", "doctor", "client", "--json", "--folder", tmp_path]
     said = processes.run(command, env=shell, text=True)
     found = {each["rule"]: each for each in json.loads(said.stdout)["findings"]}["python-path"]
@@ -94,7 +96,7 @@ def test_a_unit_starts_no_python_of_its_own(unit: str) -> None:
     assert started <= {"zk0bot", "zk0d", "nginx", "kill"}
 
 
-def test_make_drops_it(shell: dict[str, str]) -> None:
+def test_make_drops_foreign_packages(shell: dict[str, str]) -> None:
     """``make test`` and ``make demo``; every target's recipe sees what this one does."""
     command = ["make", "--silent", "-f", "Makefile", "-f", "-", "probe"]
     said = processes.run(
@@ -106,7 +108,7 @@ def test_make_drops_it(shell: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_drops_it_before_anything_else(shell: dict[str, str], name: str) -> None:
+def test_a_script_drops_foreign_packages_first(shell: dict[str, str], name: str) -> None:
     text = (REPOSITORY / name).read_text()
     head = text[: text.index("PYTHONNOUSERSITE=1\n")]
     said = processes.run(["bash", "-c", f"{head}PYTHONNOUSERSITE=1\nenv"], env=shell, text=True)

@@ -190,7 +190,7 @@ def test_each_end_has_its_own_code() -> None:
 
 
 @pytest.mark.parametrize("tool", ["shellcheck", "shfmt"])
-def test_it_is_well_kept(tool: str) -> None:
+def test_shell_scripts_pass_the_linters(tool: str) -> None:
     """And so is every other shell script of the project."""
     search = ["git", "grep", "-lIE", "^#!/(usr/bin/env |bin/)(ba)?sh", "--", ":!bin"]
     found = subprocess.run(search, cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -204,7 +204,7 @@ def test_it_is_well_kept(tool: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_help_is_its_first_lines(installer: Installer) -> None:
+def test_help_prints_the_scripts_first_lines(installer: Installer) -> None:
     done = installer("--help")
     assert done.returncode == 0
     assert "--role client|server|demo  ZK0D_ROLE" in done.stdout
@@ -290,7 +290,7 @@ def test_from_a_mirror(
     assert not (installer.home / ".cache/zk0d-install").exists()
 
 
-def test_the_same_again_is_nothing_to_do(
+def test_the_same_installation_again_changes_nothing(
     installer: Installer, mirror: tuple[str, type[Mirror]], key: Path
 ) -> None:
     url, handler = mirror
@@ -443,15 +443,15 @@ def test_wrong_usage(installer: Installer, arguments: list[str], code: int) -> N
     assert not installer.prefix.exists()
 
 
-def test_without_root_it_wants_to_hear_that_that_is_meant(
-    installer: Installer, release: Path
-) -> None:
+def test_without_root_the_installer_asks_for_user_mode(installer: Installer, release: Path) -> None:
     assert installer("--from", release, user=False).returncode == 27
     installer.fake("id", 'if [ "$1" = -u ]; then echo 0; else echo root; fi')
     assert installer("--from", release).returncode == 28
 
 
-def test_the_version_that_was_asked_for_or_none(installer: Installer, release: Path) -> None:
+def test_another_version_than_the_requested_one_is_refused(
+    installer: Installer, release: Path
+) -> None:
     done = installer("--from", release, "--version", "0.9.0")
     assert done.returncode == 53
     assert "is version 0.1.0, not 0.9.0" in done.stderr
@@ -545,7 +545,7 @@ def test_nothing_to_go_back_to(installer: Installer, release: Path) -> None:
     assert "there is no version before this one" in done.stderr
 
 
-def test_one_that_does_not_run_leaves_the_one_before(
+def test_a_version_that_does_not_run_leaves_the_old_one(
     installer: Installer, release: Path, tmp_path: Path
 ) -> None:
     assert installer("--from", release).returncode == 0
@@ -557,7 +557,7 @@ def test_one_that_does_not_run_leaves_the_one_before(
     assert "zk0bot does not run" in installer.log(), "where no terminal shows it, it is kept"
 
 
-def test_a_password_in_an_address_is_not_told(installer: Installer) -> None:
+def test_a_password_in_an_address_is_not_printed(installer: Installer) -> None:
     done = installer("--from", "https://ann:secret@127.0.0.1:9/zk0d", "--unsigned")
     assert done.returncode == 56
     assert "127.0.0.1:9/zk0d" in done.stderr

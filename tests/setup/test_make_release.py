@@ -108,7 +108,7 @@ def test_the_signature_is_by_the_key_that_the_installer_holds(built: Built, tmp_
     assert subprocess.run([*verify, *signature], input=sums + b" ", capture_output=True).returncode
 
 
-def test_the_installer_is_stamped_and_else_the_same(built: Built) -> None:
+def test_the_installer_changes_only_by_its_stamp(built: Built) -> None:
     folder, _ = built
     stamped = (folder / "get-zk0bot.sh").read_text().splitlines()
     plain = (REPOSITORY / "get-zk0bot.sh").read_text().splitlines()
@@ -122,7 +122,7 @@ def test_the_installer_is_stamped_and_else_the_same(built: Built) -> None:
     assert len(changed) == 3
 
 
-def test_without_a_key_it_says_that_nothing_is_signed(tmp_path: Path) -> None:
+def test_without_a_key_a_note_says_that_nothing_is_signed(tmp_path: Path) -> None:
     done = build(tmp_path / "release", VERSION="9.9.9")
     assert done.returncode == 0, done.stderr
     assert "not signed: name a private ssh key" in done.stderr

@@ -27,6 +27,6 @@ def test_each_file_with_guests_is_in_one_suite() -> None:
     assert listed == with_guests
 
 
-def test_all_but_the_one_with_gigabytes_are_run_together() -> None:
+def test_all_guest_suites_but_the_air_gap_run_together() -> None:
     (together,) = re.findall(r"^GUEST_SUITES := (.*)$", MAKEFILE, re.M)
     assert sorted(together.split()) == sorted(set(suites()) - {"test-air-gap"})

@@ -54,7 +54,9 @@ def test_install_switch_and_back(installed: Release, tmp_path: Path, prefix: Pat
     assert installed("list").stdout == "* 0.1.0\n  0.2.0\n"
 
 
-def test_same_again_is_nothing_to_do(installed: Release, tmp_path: Path, prefix: Path) -> None:
+def test_the_same_version_again_changes_nothing(
+    installed: Release, tmp_path: Path, prefix: Path
+) -> None:
     installed("switch", "0.2.0")
     before = {path: path.lstat().st_mtime_ns for path in prefix.rglob("*")}
     again = installed("install", tmp_path / "release-0.2.0", "--python", sys.executable)
@@ -64,7 +66,7 @@ def test_same_again_is_nothing_to_do(installed: Release, tmp_path: Path, prefix:
     assert before == {path: path.lstat().st_mtime_ns for path in prefix.rglob("*")}
 
 
-def test_an_older_one_only_when_asked(installed: Release) -> None:
+def test_an_older_version_needs_downgrade(installed: Release) -> None:
     installed("switch", "0.2.0")
     refused = installed("switch", "0.1.0")
     assert refused.returncode == 64
@@ -72,7 +74,7 @@ def test_an_older_one_only_when_asked(installed: Release) -> None:
     assert installed("switch", "0.1.0", "--downgrade").returncode == 0
 
 
-def test_the_one_in_use_stays(installed: Release, prefix: Path) -> None:
+def test_the_version_in_use_is_not_removed(installed: Release, prefix: Path) -> None:
     installed("switch", "0.2.0")
     assert installed("remove", "0.2.0").returncode == 64
     assert installed("remove", "0.1.0").returncode == 0
@@ -98,7 +100,7 @@ def test_a_torn_installation_is_made_again(
     assert installed("switch", "0.2.0").returncode == 0
 
 
-def test_one_that_does_not_run_leaves_nothing(
+def test_a_version_that_does_not_run_leaves_nothing(
     tmp_path: Path, release: Release, prefix: Path
 ) -> None:
     folder = make_release(tmp_path / "broken", "0.3.0", program="raise SystemExit(1)")

@@ -197,7 +197,9 @@ def test_a_straggler_misses_the_deadline(tmp_path: Path, uri: str) -> None:
     assert [n["node"] for n in lines_of(run, "round.committed")[1]["nodes"]] == ["right"]
 
 
-def test_statistics_to_order(tmp_path: Path, uri: str) -> None:
+def test_experiments_with_statistics_change_only_the_normalization(
+    tmp_path: Path, uri: str
+) -> None:
     """The experiment's other ways to normalize change what is learned, and nothing else."""
     made = {}
     for name, plan in (("merged", {}), ("own", {"statistics": "own"})):

@@ -16,7 +16,7 @@ def check_nobody_trains_on_what_is_held_out(source: Source, episodes: int) -> No
     assert len(set(trained) | set(held)) == len(trained) + len({*held}) == episodes
 
 
-def test_one_dataset_is_dealt_out(recordings_folder: Path) -> None:
+def test_one_dataset_is_split(recordings_folder: Path) -> None:
     source = of_episodes(f"local:{recordings_folder}", 2, "iid", 0.2)
     check_nobody_trains_on_what_is_held_out(source, 6)
     assert [node.name for node in source.nodes] == ["contributor-0", "contributor-1"]

@@ -196,7 +196,7 @@ def test_environment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DAEMONS)
-def test_is_supervised(name: str) -> None:
+def test_a_unit_is_supervised(name: str) -> None:
     has = directives(name)
     limits = {"zk0d-client.service": "90"} | dict.fromkeys(SANDBOXED_MOST, "180")
     assert has["Type"] == ["notify"]
@@ -246,7 +246,7 @@ def test_a_missing_secret_is_told_by_the_program(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["zk0d-learner.socket", "zk0d-evaluator.socket"])
-def test_sockets_are_for_the_apps_alone(name: str) -> None:
+def test_only_the_apps_reach_the_sockets(name: str) -> None:
     has = directives(name)
     assert has["ListenStream"] == [f"/run/zk0d/{name.split('-')[1].replace('.socket', '')}.sock"]
     assert has["SocketMode"] == ["0660"]
