@@ -5,24 +5,24 @@
 #   wget -qO- URL/get-zk0bot.sh | bash -s -- --user --role client
 #   bash get-zk0bot.sh --from ./zk0d-0.1.0 --dry-run
 #
-# Flags; each has a variable of the environment, which the flag beats:
+# Flags; each has a variable of the environment, which the flag overrides:
 #   --role client|server|demo  ZK0D_ROLE     a contributor, a coordinator, or a demo on this machine alone;
 #                                            without it zk0d is installed and nothing is set up
 #   --invite TEXT              ZK0D_INVITE   client: the line of the coordinator's operator; - reads it
 #                                            from the terminal
 #   --dataset URI              ZK0D_DATASET  client: a folder, local:/folder, or user/name on the hub
-#   --name NAME                ZK0D_NAME     client: what this node is called (this machine's name)
-#   --contact TEXT             ZK0D_CONTACT  client: how the operator reaches you
-#   --host NAME                ZK0D_HOST     server: a name or address that nodes reach it by
-#   --version X.Y.Z            ZK0D_VERSION  this version, not the one that this script was made for
+#   --name NAME                ZK0D_NAME     client: this node's name (by default this machine's)
+#   --contact TEXT             ZK0D_CONTACT  client: your mail address, for the operator
+#   --host NAME                ZK0D_HOST     server: a name or address of this coordinator
+#   --version X.Y.Z            ZK0D_VERSION  install this version instead of the script's own
 #   --from SOURCE              ZK0D_FROM     a checkout, a version's folder, the wheel in one, or the URL of
 #                                            a folder ({version} in it is replaced)
 #   --key FILE                 ZK0D_KEY      public ssh key that the version must be signed with
-#   --unsigned                 ZK0D_UNSIGNED=1   take a version without a signature from a URL; checksums
-#                                            are checked all the same
+#   --unsigned                 ZK0D_UNSIGNED=1   accept a version without a signature from a URL; checksums
+#                                            are still checked
 #   --torch BACKEND            ZK0D_TORCH    pypi, cpu, cu126, cu128 or cu130; chosen by the GPU's driver
-#   --prefix DIR               ZK0D_PREFIX   where versions lie (/opt/zk0d; ~/.local/share/zk0d); another
-#                                            place gets no units, there the services run in the foreground
+#   --prefix DIR               ZK0D_PREFIX   folder of the versions (/opt/zk0d; ~/.local/share/zk0d); another
+#                                            folder gets no units: services run in the foreground
 #   --user                     ZK0D_USER=1   for this user alone, without root
 #   --no-start                 ZK0D_NO_START=1   set up, start nothing
 #   --dry-run                  ZK0D_DRY_RUN=1    show the steps; change nothing
@@ -30,16 +30,16 @@
 #   --rollback                               use the version before this one
 #   --uninstall [--purge]                    remove zk0d; --purge also settings, keys and data
 #
-# Of the environment alone: ZK0D_BIN, where zk0bot is linked (/usr/local/bin; ~/.local/bin); ZK0D_CACHE, where
-# downloads wait (/var/cache/zk0d-install; ~/.cache/zk0d-install); ZK0D_LOG, where what it says is kept, without
+# Only in the environment: ZK0D_BIN, the folder for links to zk0bot (/usr/local/bin; ~/.local/bin); ZK0D_CACHE, the
+# folder for downloads (/var/cache/zk0d-install; ~/.cache/zk0d-install); ZK0D_LOG, the log, without
 # invites and keys (/var/log/zk0d-install.log; ~/.local/state/zk0d-install.log). UV_DEFAULT_INDEX and uv's other
-# variables say where Python's packages come from.
+# variables choose the index of Python's packages.
 #
 # Without a terminal it asks nothing and does only the steps that options name; its end lists the others.
 # It installs no driver, changes no setting of the system, and never reboots.
 #
 # Exit codes, one for each end; docs/cli.md lists them. The next free ones: 17, 35, 59, 93.
-#   0 done or nothing to do · 10-19 this machine · 20-39 what was said · 40-59 the version
+#   0 done or nothing to do · 10-19 this machine · 20-39 the command line · 40-59 the version
 #   80-99 the installation · 70 a bug of this script · 130 interrupted
 set -euo pipefail
 # A shell of ROS sets PYTHONPATH; what that names must not come before the packages that are installed here.
@@ -55,7 +55,7 @@ readonly NEEDED_MIB=7000
 readonly WHEELS_MIB=3500          # of a wheelhouse that is fetched
 readonly NAMESPACE="zk0d-release" # what a signature is for, as ssh-keygen has it
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 LOG=""
 WARNINGS=()

@@ -114,7 +114,7 @@ def test_a_suspended_process_does_not_share_its_key(link: Link) -> None:
         assert link.use() == KeyUse(("laptop",))
 
 
-def test_the_service_ends_when_one_of_the_two_is_gone(link: Link) -> None:
+def test_sharing_ends_when_one_of_the_two_is_gone(link: Link) -> None:
     link.hear("first", 0)
     link.refuse("copy", 1)
     link.hear("first", 70)
