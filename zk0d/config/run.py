@@ -93,7 +93,7 @@ class ScheduleSettings(Settings):
         False, description="Lower learning rate and mu when the evaluated loss stalls."
     )
     adaptive_lr_enabled: bool = Field(
-        False, description="Raise the learning rate of nodes whose loss is far above the mean."
+        False, description="Raise the learning rate of nodes with a loss far above the mean."
     )
     adaptive_mu_enabled: bool = Field(
         False, description="Raise mu when the nodes' losses lie far apart."
