@@ -99,7 +99,9 @@ def test_any_changed_character_is_seen(text: str, at: int, character: str) -> No
         ("left", "x" * 101, "--contact: at most 100"),
     ],
 )
-def test_wrong_names_and_contacts_are_refused(key: Path, name: str, contact: str, sentence: str) -> None:
+def test_wrong_names_and_contacts_are_refused(
+    key: Path, name: str, contact: str, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Request.of(name, key.with_suffix(".pub"), contact)
 

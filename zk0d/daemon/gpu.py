@@ -42,7 +42,7 @@ class GpuCollector:
         temperature, power, memory, busy = self._families()
         count = self._ask(n, n.nvmlDeviceGetCount)
         if not count:
-            self._nvml = None  # the driver went away; what comes back has to be loaded anew
+            self._nvml = None  # the driver went away; a new one must be loaded
             return
         for index in range(count):
             handle, gpu = self._ask(n, n.nvmlDeviceGetHandleByIndex, index), str(index)

@@ -209,7 +209,7 @@ class Supervised:
 
     def _ended(self, child: Child) -> None:
         lived = self._clock() - self._started
-        # What it started itself must not go on without it.
+        # Its own children must not outlive it.
         child.stop(grace=0.5)
         self._note(child, "")
         self._deaths = 1 if lived >= self._backoff.stable else self._deaths + 1

@@ -1,4 +1,4 @@
-"""What an update must be before it touches the model, and what becomes of who sends others."""
+"""The checks that an update passes before it touches the model, and strikes for nodes."""
 
 from __future__ import annotations
 

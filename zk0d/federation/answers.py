@@ -193,7 +193,7 @@ class RoundAnswers:
         return [self.accepted[key] for key in sorted(self.accepted, key=self._cohort.name)]
 
     def missing(self) -> str:
-        """Whose updates the round lacks, and for what reason."""
+        """The nodes with missing updates, and the reasons."""
         told = self._cohort.named({**self.refused, **self.lost})
         missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(told.items()))
         return f"updates of {missing} are missing" if missing else "too few nodes were asked"

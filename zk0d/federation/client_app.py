@@ -1,6 +1,6 @@
 """The ClientApp: hands a message to the learner and its answer back. No torch, so it starts fast.
 
-Flower starts it anew for every message. What stays between messages is the learner's.
+Flower restarts it for every message. What stays between messages is the learner's.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _note(message: Message) -> Message:
 
 
 def _answer(message: Message, context: Context, ask: Any) -> Message:
-    """The learner's answer, or a :class:`Refusal` with its reason: the round goes on without us."""
+    """The learner's answer, or a :class:`Refusal` with its reason: the round then lacks this node."""
     try:
         with _reach.get()(context) as learner:
             reply, update = ask(learner)

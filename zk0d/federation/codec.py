@@ -12,7 +12,7 @@ int4 1/2, and a bfloat16 scale per 64       1/14 of the block's largest
 A tensor is encoded by itself: first its scales, then its values, little-endian. A byte of int4
 holds two values of one piece of :data:`PIECE` values, in its lower bits one of the first half.
 Blockwise scales follow Dettmers et al. 2022 (8-bit optimizers), here linear and symmetric. What an
-encoding loses is given back to the caller, who adds it to the next update (error feedback, Seide et
+encoding loses is returned to the caller, which adds it to the next update (error feedback, Seide et
 al. 2014, Karimireddy et al. 2019).
 
 Work goes piece by piece, small enough for a core's cache.

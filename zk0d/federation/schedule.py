@@ -48,7 +48,7 @@ class RoundPlan:
 class RunSchedule:
     """A run's schedule after the rounds that are committed.
 
-    It is made anew from them for each round, so that a resumed run continues as it would have.
+    It is rebuilt from them for each round, so that a resumed run continues as it would have.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ class _Plateau:
         self._bad = 0
 
     def forgive(self) -> None:
-        """Count anew; the best is kept, because its weights are those that are gone back to."""
+        """Restart the count; the best is kept, because a rollback returns to its weights."""
         self._bad = 0
 
     def step(self, loss: float) -> bool:

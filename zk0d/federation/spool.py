@@ -1,7 +1,7 @@
 """A round's updates on disk, between their arrival and the round's end.
 
 A robust mean needs all of them at once, and even the plain one waits: floating-point sums depend on
-their order, and a run that is resumed must add in the same order whoever answers first. They lie
+their order, and a resumed run must add in the same order, whichever node answers first. They lie
 here encoded, so the server's memory does not grow with the number of nodes.
 """
 

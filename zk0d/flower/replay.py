@@ -1,8 +1,8 @@
 """A node's signed request counts once.
 
 A SuperNode signs the time and nothing else, and Flower 1.41 takes a signature for five minutes:
-who got hold of a request's headers could send requests of his own with them. Each request is signed
-anew, so the same node with the same time is a copy.
+a person with a request's headers could send other requests with them. Each request has its own
+signature, so the same node with the same time is a copy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flower's SuperLink with a lock on its Control API.
 
-Flower 1.41 asks nobody who they are there: whoever reaches the port, any user of this machine
-included, could enrol nodes and start runs. Here only callers that know the coordinator's control
+Flower 1.41 does not authenticate there: every process that reaches the port, of any user of this
+machine, could enrol nodes and start runs. Here only callers that know the coordinator's control
 secret get through; nodes (``/v1/fleet``) and SuperExecs (``/v1/runtime``) have Flower's own
 authentication. The seam is Flower's hook for extensions.
 """

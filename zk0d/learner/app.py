@@ -224,7 +224,7 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def _lacking_memory(error: BaseException) -> str:
-    """Whose memory did not suffice; empty if that is not what the error says.
+    """The owner of the memory that did not suffice; empty for another error.
 
     PyTorch has a type for it only where its own allocator asks for the GPU's memory. CUDA's
     libraries, the driver and the allocator on the CPU say it in a message.

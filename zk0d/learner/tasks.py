@@ -20,7 +20,7 @@ class Stopped(Zk0dError):
 
 
 class TaskControl:
-    """Between a running task and whoever waits for it.
+    """Between a running task and its waiting caller.
 
     Parameters
     ----------

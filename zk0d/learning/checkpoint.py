@@ -60,7 +60,7 @@ def write_checkpoint(
     kept = copy.copy(vars(config))
     try:
         with whole_folder(folder) as draft:
-            config.device = "cpu"  # whoever loads it chooses
+            config.device = "cpu"  # the loading program chooses
             vars(config).update({key: value for key, value in _OWN.items() if key in kept})
             preprocess, postprocess = loaded.processors(statistics)
             key = FAMILIES[config.type].companion

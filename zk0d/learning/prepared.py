@@ -102,7 +102,7 @@ class PreparedRecordings:
         return part
 
     def batches(self, statistics: Statistics) -> PolicyBatches:
-        """Batches normalized with ``statistics``; prepared anew only when these change."""
+        """Batches normalized with ``statistics``; prepared again only when these change."""
         if self._whole is not self:
             return self._whole.batches(statistics)
         if self._batches is None or self._batches[0] != statistics.sha256:

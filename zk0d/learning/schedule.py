@@ -1,6 +1,6 @@
 """The learning rate, as a function of the run's global step. No torch.
 
-The server sends the schedule and the global step with every round, so no round starts it anew and
+The server sends the schedule and the global step with every round, so no round restarts it and
 a late joiner is in step with the others.
 """
 

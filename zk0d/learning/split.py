@@ -1,4 +1,4 @@
-"""One dataset dealt out into several, by LeRobot's own tool."""
+"""One dataset split into several, by LeRobot's own tool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def split_dataset(
     Raises
     ------
     DataError
-        If it cannot be dealt out so (see :func:`zk0d.learning.partition.partition`), or if rows
+        If it cannot be split so (see :func:`zk0d.learning.partition.partition`), or if rows
         and pictures do not belong together.
     UsageError
         If the output lies in recordings.

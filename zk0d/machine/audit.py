@@ -177,7 +177,7 @@ def _last(log: Any) -> tuple[int, str]:
         last = json.loads(lines[-1])
         return int(last["n"]), str(last["hash"])
     except (ValueError, KeyError, TypeError):
-        # Somebody wrote here; the chain goes on so that verify names the place.
+        # The log was edited here; the chain continues so that verify names the place.
         return len(lines), FIRST
 
 

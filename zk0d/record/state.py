@@ -364,7 +364,7 @@ class NewestRun:
 
 
 def _begun(folder: Path) -> float:
-    """When a run began: its settings are written once. (A stopped run may go on for a minute.)"""
+    """When a run began: its settings are written once. (A stopped run may write for a minute.)"""
     for name in (CONFIG, JOURNAL):
         try:
             return (folder / name).stat().st_mtime

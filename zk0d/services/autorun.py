@@ -49,12 +49,12 @@ class Autorun:
         self._check = check
         self._next_look = 0.0
         self._enough_since: float | None = None
-        self._idle_since: float | None = None  #: since the last run's end; None while one goes on
+        self._idle_since: float | None = None  #: since the last run's end; None during a run
         self._began_one = False
         self._sentence = ""
 
     def look(self, online: int) -> str:
-        """Start a run if it is time; what it waits for, or ``""`` while a run goes on."""
+        """Start a run if it is time; what it waits for, or ``""`` during a run."""
         now = self._clock()
         if online < self._settings.min_nodes:
             self._enough_since = None

@@ -1,4 +1,4 @@
-"""The SuperLink's database: whether it takes writes, and when it is made anew."""
+"""The SuperLink's database: whether it takes writes, and when it is rebuilt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Database:
     Parameters
     ----------
     limit
-        Bytes; a larger one is made anew.
+        Bytes; a larger one is rebuilt.
     """
 
     def __init__(self, path: Path, limit: float) -> None:
@@ -45,7 +45,7 @@ class Database:
             ) from None
 
     def is_too_large(self) -> bool:
-        """Whether it is to be made anew; looked at each minute."""
+        """Whether it must be rebuilt; checked each minute."""
         now = time.monotonic()
         if now < self._next_look:
             return False
@@ -53,7 +53,7 @@ class Database:
         size = self.size
         if self._fresh:
             self._fresh, self._smallest = False, size
-        # Else a limit below what an empty one takes would have it made anew for ever.
+        # Otherwise a limit below an empty database's size would rebuild it for ever.
         return size >= max(self._limit, 2 * self._smallest)
 
     def remove(self) -> None:

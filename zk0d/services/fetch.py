@@ -122,7 +122,7 @@ def _dataset(name: str) -> bool:
     refs = hub.list_repo_refs(name, repo_type="dataset")
     revision = _newest([tag.name for tag in refs.tags], name)
     about = hub.dataset_info(name, revision=revision)
-    # By commit: a draft that is gone on with must not mix two.
+    # By commit: a resumed draft must not mix two.
     draft = folder.with_name(f".{folder.name}.{str(about.sha)[:12]}.partial")
     snapshot_download(name, repo_type="dataset", revision=about.sha, local_dir=draft)
     missing = [f.rfilename for f in about.siblings or [] if not (draft / f.rfilename).is_file()]

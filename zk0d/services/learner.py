@@ -127,7 +127,7 @@ class LearnerService(Service):
 
     @contextmanager
     def _more_time(self) -> Iterator[None]:
-        """Tell systemd that the start goes on, as long as the block runs."""
+        """Tell systemd that the start continues, as long as the block runs."""
         over = threading.Event()
 
         def extend() -> None:

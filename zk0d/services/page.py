@@ -1,6 +1,6 @@
 """The coordinator's page for people: run, round, loss and participation. Read only, no script.
 
-Off by default (``gateway.status-page``): it shows every node's alias to whoever asks. It is one
+Off by default (``gateway.status-page``): it shows every node's alias to every visitor. It is one
 document: its style is in it, its chart is SVG in it, and a browser is told to load nothing else.
 """
 

@@ -185,7 +185,7 @@ class SuperlinkService(Service):
             log.error("%s", error.message)
 
     def _rebuild(self) -> bool:
-        """Make the database anew if it is too large and no run needs it; whether it was."""
+        """Rebuild the database if it is too large and no run needs it; whether it was rebuilt."""
         if not self._database.is_too_large() or any(
             run.status != FINISHED for run in self._control.runs()
         ):

@@ -240,7 +240,7 @@ def _missing(run: Path) -> dict[int, list[str]]:
 
 
 def read_plan(folder: Path) -> Simulation:
-    """An interrupted simulation, to go on with.
+    """An interrupted simulation, to be resumed.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def read_plan(folder: Path) -> Simulation:
 
 
 def write_plan(simulation: Simulation) -> None:
-    """Write down what a simulation is, so that it can be gone on with, or repeated."""
+    """Write a simulation's plan, so that it can be resumed or repeated."""
     simulation.folder.mkdir(parents=True, exist_ok=True)
     content = {
         "settings": simulation.settings.to_flat(),

@@ -1,4 +1,4 @@
-"""Whose recordings the contributors have: datasets, or the episodes of one, dealt out."""
+"""The contributors' recordings: datasets, or one dataset's episodes, split."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def of_nodes(nodes: list[VirtualNode], hold_out: float) -> Source:
 def of_episodes(
     uri: str, count: int, scheme: Scheme, hold_out: float, *, seed: int = 0, alpha: float = 0.5
 ) -> Source:
-    """One dataset, its episodes dealt out to ``count`` contributors.
+    """One dataset, its episodes split among ``count`` contributors.
 
     The held-out episodes are spread evenly over the dataset and belong to nobody.
     """
@@ -91,7 +91,7 @@ def of_soreach(
     alpha: float = 0.5,
     make: Callable[..., Future[Any]],
 ) -> Source:
-    """SoReach recordings of the whole table, made here, dealt out to ``count`` contributors.
+    """SoReach recordings of the whole table, made here, split among ``count`` contributors.
 
     Parameters
     ----------

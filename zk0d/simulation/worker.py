@@ -2,7 +2,7 @@
 
 Policy and recordings are loaded once and shared by all of them. What a contributor keeps for
 itself between rounds, Adam's moments and what its encoding is short of, lies in a file, so that any
-worker can go on where another left off, and memory does not grow with their number.
+worker can continue where another left off, and memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class VirtualLearner:
     def _drop(self, task: Train) -> None:
         """Be away in this round, by chance or because it was so ordered.
 
-        A round that failed is asked again: the dice are thrown anew, and an order counts once.
+        A round that failed is asked again: chance decides again, and an order counts once.
         """
         counter = self._plan.state / f"{self._node.name}.away.json"
         round_, times = 0, 0
