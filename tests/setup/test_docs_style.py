@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -168,8 +168,10 @@ def names_of_tests() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "texts", [helps, descriptions, said, printed, alerts, tasks, unit_descriptions, names_of_tests]
 )
-def test_a_programs_texts_have_no_banned_phrase(texts: object) -> None:
-    found = dict(texts())  # type: ignore[operator]
+def test_a_programs_texts_have_no_banned_phrase(
+    texts: Callable[[], Iterator[tuple[str, str]]],
+) -> None:
+    found = dict(texts())
     assert len(found) > 5
     assert {where: banned(text) for where, text in found.items() if banned(text)} == {}
 

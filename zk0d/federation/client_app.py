@@ -74,7 +74,7 @@ def _note(message: Message) -> Message:
 
 
 def _answer(message: Message, context: Context, ask: Any) -> Message:
-    """The learner's answer, or a :class:`Refusal` with its reason: the round then lacks this node."""
+    """The learner's answer, or a :class:`Refusal` with its reason: the round lacks this node."""
     try:
         with _reach.get()(context) as learner:
             reply, update = ask(learner)
