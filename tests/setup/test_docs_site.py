@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from markdown.extensions.toc import slugify
 
 from tests import processes
 from tests.setup.releases import REPOSITORY, make_release
@@ -82,6 +83,29 @@ def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None
             ):
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert broken == []
+
+
+def test_a_link_outside_the_site_leads_somewhere() -> None:
+    """Of README.md and every other page that the site does not have."""
+    said = subprocess.run(
+        ["git", "ls-files", "*.md", ":!docs"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    links = [
+        (path, link)
+        for path in map(REPOSITORY.joinpath, said.stdout.decode().split())
+        for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 20
+    assert [f"{path.name}: {link}" for path, link in links if not _leads(path, link)] == []
+
+
+def _leads(path: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = path.parent / name if name else path
+    if not anchor or not target.is_file():
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+    return anchor in {slugify(heading, "-") for heading in headings}
 
 
 def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page]) -> None:

@@ -30,7 +30,7 @@ BANNED = {
     ),
     r"\b(run|round|federation|service|it)s? go(es)? on\b": "continue, resume",
     r"\banew\b": "again; restart, rebuild",
-    r"\bnobody\b(?! (ever )?lends)": "name the condition, or 'no node'",
+    r"\bnobody\b": "name the condition, or 'no node'",
     r"(^|[.:;] )(Who|Whose|Whoever|Nobody)\b[^?\n]*$": "name the person or the thing",
     r"\b(by|for|to|of) (who|whoever|whom)\b": "name the person",
     r"(^|[.:;] )What (is|was|it|they|a|the|one|can|has)\b[^?\n]*$": "name the thing",
