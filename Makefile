@@ -46,7 +46,7 @@ test-fast: venv ## Run the unit tests
 	$(PYTEST) $(PARALLEL) -m "not slow and not guest" $(ARGS)
 
 .PHONY: coverage
-coverage: venv ## Run the tests and say which lines they do not reach
+coverage: venv ## Run the tests and list lines that they do not reach
 	$(BIN)/coverage erase
 	$(PYTEST) $(PARALLEL) -m "not guest" --cov --cov-report=term $(ARGS)
 
@@ -64,7 +64,7 @@ test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
 	$(PYTEST) -m guest tests/guests/test_faults.py $(ARGS)
 
 .PHONY: test-attacks
-test-attacks: venv ## Guests: what outsiders and a bad node try
+test-attacks: venv ## Guests: attacks of outsiders and of a bad node
 	$(PYTEST) -m guest tests/guests/test_attacks.py $(ARGS)
 
 .PHONY: test-monitoring
@@ -76,7 +76,7 @@ test-installer: venv ## Guests: get-zk0bot.sh on bare machines
 	$(PYTEST) -m guest tests/guests/test_installer.py $(ARGS)
 
 .PHONY: test-site
-test-site: venv ## Guests: playbooks from bare machines to a run, upgrade, backup, refusals, away again
+test-site: venv ## Guests: playbooks from bare machines to a run, upgrade, backup, refusals, removal
 	$(PYTEST) -m guest tests/fleet/test_site.py tests/fleet/test_untouched.py $(ARGS)
 
 .PHONY: test-roles
@@ -89,7 +89,7 @@ test-air-gap: venv ## Guests without any index, from make release WHEELHOUSE=1 (
 
 # By the kernels of a processor without AVX2, then of one without AVX-512, one thread and two.
 .PHONY: test-processors
-test-processors: venv ## Run the tests that compute as other processors would
+test-processors: venv ## Run computing tests with the kernels of other processors
 	export ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1; $(COMPUTES)
 	export ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2; $(COMPUTES)
 
@@ -101,7 +101,7 @@ bench: venv ## Measure speed and memory against peers (ARGS='step round memory')
 	$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: results
-results: venv ## Train what docs/results.md says of learning (hours; ARGS='main --minutes 60' or --report)
+results: venv ## Make the learning tables of docs/results.md (hours; ARGS='main --minutes 60' or --report)
 	$(BIN)/python -m tests.bench.learning_results $(ARGS)
 
 # Those in bin are Python, too.
@@ -132,7 +132,7 @@ release: ## Build dist/zk0d-VERSION/ (RELEASE_KEY=FILE signs, WHEELHOUSE=1 adds 
 	@.ci/make-release
 
 .PHONY: release-check
-release-check: ## Say whether this checkout can be released (ARGS=--quick leaves the tests away)
+release-check: ## Check whether this checkout can be released (ARGS=--quick leaves out the tests)
 	@.ci/release-check $(ARGS)
 
 .PHONY: docs
@@ -151,7 +151,7 @@ reasons-table: venv ## Write docs/architecture.md's table of reasons
 	$(BIN)/python -m zk0d.record.reasons
 
 .PHONY: services-files
-services-files: venv ## Write what names services: targets, and the roles' variables
+services-files: venv ## Write the files made from the table of services
 	$(BIN)/python -m zk0d.machine.roles
 
 .PHONY: cli-page
@@ -167,5 +167,5 @@ monitoring-files: venv ## Write docs/metrics.md, and the role's dashboards and r
 	$(BIN)/python -m zk0d.monitoring.reference
 
 .PHONY: clean
-clean: ## Remove the environment and what tools left
+clean: ## Remove the environment and the tools' files
 	rm -rf site $(VENV) $(VENV).tools .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
