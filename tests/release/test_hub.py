@@ -238,5 +238,5 @@ def test_a_checkpoint_that_is_accepted_by_hand(checkpoint: Path, tmp_path: Path)
         "## Training Insights"
     )
     assert hub.check(checkpoint), "it may still be pushed"
-    with pytest.raises(ConfigError, match="is no checkpoint of zk0d"):
+    with pytest.raises(ConfigError, match="is not a checkpoint of zk0d"):
         accept(tmp_path, "x", releases)
