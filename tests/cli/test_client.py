@@ -118,7 +118,7 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     assert said.returncode == 1
     content = json.loads(said.stdout)
     assert content["schema_version"] == 1
-    assert content["todo"] == ["no service of this client runs: zk0bot client start"]
+    assert content["todo"] == ["no service of this client runs: start it with zk0bot client start"]
     assert set(content) == {
         *("schema_version", "host", "ok", "services", "run", "nodes", "node", "todo")
     }

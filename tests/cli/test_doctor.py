@@ -384,7 +384,7 @@ def test_a_dataset_that_is_wrong(
 
 def test_a_dataset_that_is_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
-    is_wrong(recordings.dataset(BARE, "local:/nothing"), "/nothing is no LeRobot dataset")
+    is_wrong(recordings.dataset(BARE, "local:/nothing"), "/nothing is not a LeRobot dataset")
     is_wrong(recordings.dataset(BARE, None), "dataset-uri is missing")
     found = recordings.dataset(host, "who/what", "evaluation.a.dataset-uri")
     is_wrong(found, "evaluation.a.dataset-uri", str(host.hub), "systemctl start zk0d-fetch")

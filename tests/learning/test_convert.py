@@ -153,7 +153,7 @@ def test_a_dataset_that_cannot_be_converted_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=r"format v3\.\d; only v2\.1 can be converted"):
         convert(recordings_folder, tmp_path / "new")
-    with pytest.raises(DataError, match="is no LeRobot dataset"):
+    with pytest.raises(DataError, match="is not a LeRobot dataset"):
         convert(tmp_path, tmp_path / "new")
     broken = tmp_path / "broken"
     (broken / "meta").mkdir(parents=True)

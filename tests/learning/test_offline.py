@@ -228,6 +228,6 @@ def test_a_mistyped_folder_is_not_a_name_of_the_hub(
         for words in (["data", "check"], ["data", "stats"], ["train"]):
             said = CliRunner().invoke(app, [*words, typed])
             told = said.exception.message if isinstance(said.exception, Zk0dError) else said.stdout
-            assert "there is no" in told or "is no LeRobot dataset" in told, (typed, words)
+            assert "there is no" in told or "is not a LeRobot dataset" in told, (typed, words)
             assert "hub" not in told or "hf:dataset/typo" in told
     assert not hub.asked

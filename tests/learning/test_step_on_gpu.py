@@ -113,7 +113,7 @@ def test_a_batch_that_gives_no_number_changes_nothing(
         prepared.policy.policy.model, "sample_time", lambda n, d: plain_draw(n, d) * float("nan")
     )
     before = prepared.policy.weights()
-    with pytest.raises(DataError, match="no number"):
+    with pytest.raises(DataError, match="not a number"):
         run(prepared, PLAN)
     assert all(np.array_equal(before[n], w) for n, w in prepared.policy.weights().items())
 

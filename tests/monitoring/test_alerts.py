@@ -603,7 +603,7 @@ def test_an_alerts_texts_are_filled_in(tmp_path: Path) -> None:
     )
     case["alert_rule_test"][0]["exp_alerts"][0]["exp_annotations"] = {
         "summary": "A disk is filling up.",
-        "description": "8% free where link keeps its runs.",
+        "description": "The disk where link keeps its runs has 8% free.",
         "panel": "fleet/Free disk",
     }
     said = run(tmp_path, [case], folder)

@@ -88,7 +88,7 @@ def test_a_learner_without_recordings(folder: Path) -> None:
     ("dataset", "words"),
     [
         ("local:{folder}/typo", "there is no folder"),
-        ("local:{folder}/empty", "is no LeRobot dataset (meta/info.json is missing)"),
+        ("local:{folder}/empty", "is not a LeRobot dataset (meta/info.json is missing)"),
         ("local:{folder}/cut", "the recording was broken off"),
         ("hf:ann/never-fetched", "zk0bot data fetch ann/never-fetched gets it"),
     ],
