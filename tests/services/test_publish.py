@@ -144,7 +144,7 @@ def test_a_missing_push_is_logged_once(
 
 
 def test_a_run_under_way_is_not_sent(coordinator: Coordinator, hub: HubStandIn) -> None:
-    told = coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    told = coordinator.told("1", {"hf-repo-id": REPOSITORY})
     note(told.journal, "run.resumed", round=3, flower_run="8")
     assert coordinator.publish().returncode == 0
     assert not hub.repositories
@@ -164,8 +164,8 @@ def test_without_a_token_it_stays_here(coordinator: Coordinator, hub: HubStandIn
 
 
 def test_a_refused_push_does_not_hold_up_others(coordinator: Coordinator, hub: HubStandIn) -> None:
-    coordinator.told("2", **{"hf-repo-id": "no-name"})
-    coordinator.told("1", **{"hf-repo-id": REPOSITORY})
+    coordinator.told("2", {"hf-repo-id": "no-name"})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY})
     done = coordinator.publish()
     assert (done.returncode, "write it as user/name" in done.stderr) == (78, True)
     assert REPOSITORY in hub.repositories

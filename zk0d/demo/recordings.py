@@ -53,6 +53,7 @@ def make_recordings(
             use_videos=True,
             video_backend="pyav",
             streaming_encoding=True,
+            encoder_queue_maxsize=0,  # LeRobot leaves frames out that a busy machine is late with
             rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=18),
             encoder_threads=1,
         )

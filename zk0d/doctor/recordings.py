@@ -34,7 +34,7 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
         fetched = DatasetUri.parse(uri).fetched
         raise Wrong(
             f"{key}: {uri} is not on this machine."
-            if at_hub
+            if fetched
             else f"{key}: {folder} is not a LeRobot dataset.",
             f"there is no {folder / INFO}",
             f"fetch it: {fetch_command(host)}"

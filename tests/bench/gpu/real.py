@@ -124,6 +124,7 @@ def record(folder: Path, episodes: int, frames: int, seed: int = 0) -> Path:
         features=features,
         video_backend="pyav",
         streaming_encoding=True,
+        encoder_queue_maxsize=0,
         rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=23),
     )
     rng = np.random.default_rng(seed)
