@@ -72,7 +72,7 @@ def test_settings_that_are_wrong(node: Path, before: str, after: str, sentence: 
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("node.key", "supernode.key"), ("secret", "supernode.secret")]
+    ("name", "key"), [("node.key", "supernode.key"), ("superexec.secret", "supernode.secret")]
 )
 def test_a_key_that_is_not_there_or_empty(node: Path, name: str, key: str) -> None:
     path = node.parent / name
