@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import stat
@@ -102,6 +103,36 @@ def test_a_folder(watched: Watched, tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["a"]
     for made in (tmp_path / "runs", path.parent):
         assert ("sync", made.parent) in watched.events, f"the name of {made} is durable"
+
+
+def test_a_groups_folder_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints lie in a folder whose group is its own, and the evaluator's unit has
+    RestrictSUIDSGID=yes, under which a chmod that says the group's bit fails."""
+    from zk0d.learning.checkpoint import _share
+
+    releases = tmp_path / "releases"
+    releases.mkdir()
+    releases.chmod(0o2750)
+    chmod = os.chmod
+
+    def restricted(path: str, mode: int, **how: bool) -> None:
+        if mode & (stat.S_ISUID | stat.S_ISGID):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        chmod(path, mode, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "chmod", restricted)
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):
+            with files.whole_folder(releases / "a") as draft:
+                (draft / "in").mkdir()
+                (draft / "private").mkdir(0o700)
+                (draft / "in" / "x").touch(0o600)
+                _share(draft)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in releases.rglob("*")}
+    assert modes == {"a": 0o2750, "in": 0o2750, "private": 0o750, "x": 0o640}
 
 
 @pytest.mark.parametrize("whole", [files.whole_file, files.whole_folder])

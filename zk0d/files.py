@@ -88,7 +88,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield draft
         _sync_tree(draft)
         if path.exists():
-            draft.chmod(stat.S_IMODE(path.stat().st_mode))
+            mode = stat.S_IMODE(path.stat().st_mode)
+            # The parent gives the group's bit; RestrictSUIDSGID refuses a mode that says it.
+            if mode != stat.S_IMODE(draft.stat().st_mode):
+                draft.chmod(mode & 0o777)
             os.replace(path, old)
         os.replace(draft, path)
         sync_folder(path.parent)

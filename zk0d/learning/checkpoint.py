@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,4 +126,7 @@ def _share(folder: Path) -> None:
     """Let who may read the folder read what is in it: safetensors makes files its owner's alone."""
     mode = folder.stat().st_mode
     for path in folder.rglob("*"):
-        path.chmod(path.stat().st_mode | mode & (0o055 if path.is_dir() else 0o044))
+        own = stat.S_IMODE(path.stat().st_mode)
+        wanted = own | mode & (0o055 if path.is_dir() else 0o044)
+        if wanted != own:
+            path.chmod(wanted & 0o777)  # RestrictSUIDSGID refuses a mode with the group's bit
