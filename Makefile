@@ -34,7 +34,7 @@ demo: venv ## Run a whole federation here (ARGS='--rounds 3 --contributors 4 --s
 PYTEST := $(BIN)/python -m pytest --durations=10
 # Tests of one group share what they need, in one of these processes. Many tests wait for other processes,
 # so there are more of them than cores.
-PARALLEL := -n 4 --dist loadgroup
+PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test
 test: lint ## Lint and run the tests

@@ -24,12 +24,21 @@ hypothesis.settings.load_profile("any machine")
 EPISODES = 6
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first; the other tests of a file stay together, for its fixtures."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=_turn)
     for item in items:
-        if item.get_closest_marker("slow") is None and item.get_closest_marker("guest") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if _turn(item) == 2:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+
+
+def _turn(item: pytest.Item) -> int:
+    """0 for tests that share one federation, 1 for others that take long, 2 for the rest."""
+    marks = {mark.name for mark in item.iter_markers()}
+    if "xdist_group" in marks:
+        return 0
+    return 1 if marks & {"slow", "guest"} else 2
 
 
 @pytest.fixture(scope="session")

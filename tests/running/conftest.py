@@ -18,6 +18,7 @@ from tests.learner.test_metrics import FakeNvml
 from tests.monitoring.server import Prometheus, prometheus
 from tests.monitoring.tools import program
 from tests.running.lab import finished, layout, zk0bot_run
+from zk0d.config.run import RunSettings
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
@@ -28,6 +29,14 @@ from zk0d.machine.roles import METRICS_PORTS
 SERVER, CLIENT = ("superlink", "server-superexec"), ("supernode", "client-superexec")
 FAKE_GPU_PORT = 9479
 ROUNDS = 3
+#: ``[run]`` in server.toml.
+OWN_RUN = {"max-strikes": 7, "strike-cooldown": 4}
+#: The first run's own settings; one is the default, which is not what server.toml says.
+FIRST_RUN: dict[str, Any] = {
+    "eval-rollouts": 1,
+    "num-server-rounds": ROUNDS,
+    "strike-cooldown": RunSettings().admission.strike_cooldown,
+}
 
 
 @pytest.fixture(scope="package")
@@ -42,7 +51,7 @@ def running(
     recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory, hosts: list[str]
 ) -> Iterator[Federation]:
     made = layout(tmp_path_factory.mktemp("running") / "lab", recordings_folder)
-    with federation(made, cpu_threads=1, metrics_hosts=hosts) as started:
+    with federation(made, cpu_threads=1, metrics_hosts=hosts, server={"run": OWN_RUN}) as started:
         yield started
 
 
@@ -57,7 +66,7 @@ class Ran:
 
 @pytest.fixture(scope="package")
 def first_run(running: Federation) -> Ran:
-    run_id = zk0bot_run(running, **{"eval-rollouts": 1, "num-server-rounds": ROUNDS})
+    run_id = zk0bot_run(running, **FIRST_RUN)
     commands: set[str] = set()
 
     def over() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from flwr.cli.build import build_fab_from_files
 
 from tests.record.lines import read_lines
-from tests.running.conftest import ROUNDS, Ran
+from tests.running.conftest import FIRST_RUN, OWN_RUN, ROUNDS, Ran
 from tests.running.lab import TINY, finished, flwr_run, zk0bot_run
 from zk0d.config.run import RunSettings
 from zk0d.demo.federation import Federation
@@ -32,6 +32,13 @@ def test_zk0bot_run_trains_on_real_processes(first_run: Ran) -> None:
     assert [node["node"] for node in committed[-1]["nodes"]] == ["contributor-a", "contributor-b"]
     assert committed[-1]["evaluation"]["loss"] < committed[0]["evaluation"]["loss"]
     assert [dataset["name"] for dataset in committed[0]["evaluation"]["datasets"]] == ["a", "b"]
+
+
+def test_a_run_has_its_own_settings_and_then_those_of_server_toml(first_run: Ran) -> None:
+    started = next(line for line in read_lines(first_run.folder) if line["kind"] == "run.started")
+    expected = {**RunSettings().to_flat(), **OWN_RUN, **TINY, **FIRST_RUN}
+    assert expected["strike-cooldown"] != OWN_RUN["strike-cooldown"]
+    assert started["settings"] == expected
 
 
 def test_no_token_is_on_a_command_line(first_run: Ran) -> None:
