@@ -118,7 +118,7 @@ def test_a_groups_folder_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.Monkey
     def restricted(path: str, mode: int, **how: bool) -> None:
         if mode & (stat.S_ISUID | stat.S_ISGID):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-        chmod(path, mode, **how)  # type: ignore[arg-type]
+        chmod(path, mode, **how)
 
     monkeypatch.setattr(os, "chmod", restricted)
     before = os.umask(0o027)
