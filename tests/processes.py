@@ -9,12 +9,22 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import psutil
+
 #: Tie a program to us, and let Ctrl-C end it: a shell has what it starts in the background ignore
 #: that. Programs and no ``preexec_fn``, for which Python would copy this process, torch and all.
 TIED = (
     *("/usr/bin/env", "--default-signal=INT"),
     *("/usr/bin/setpriv", "--pdeathsig=KILL", "--"),
 )
+
+
+def words_of(process: psutil.Process) -> str:
+    """A process's command line; empty if it ended since it was found."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import psutil
 
+from tests.processes import words_of
 from tests.record.lines import read_lines
 from zk0d.config.run import RunSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
@@ -102,7 +103,7 @@ def _flower_child(running: demo.Federation, name: str) -> tuple[list[str], dict[
     service = running.services.processes[name].child.pid
     children = psutil.Process(service).children()
     # A coordinator's SuperExec may be writing a report as well.
-    (process,) = (child for child in children if "zk0d.flower" in " ".join(child.cmdline()))
+    (process,) = (child for child in children if "zk0d.flower" in words_of(child))
     return process.cmdline(), process.environ()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import words_of
 from tests.services.listener import NotifyListener
 from zk0d.config.machine import ServerSettings
 from zk0d.daemon.child import Child, stop_all, wait_until
@@ -162,7 +163,7 @@ class Lab:
     def child_of(self, service: str, words: str) -> psutil.Process:
         """The process that a service started with these words on its command line."""
         parent = psutil.Process(self.services[service].child.pid)
-        return next(c for c in parent.children() if words in " ".join(c.cmdline()))
+        return next(c for c in parent.children() if words in words_of(c))
 
     def restart_superlink(self, *pairs: tuple[str, str]) -> None:
         """Stop it, replace texts of ``server.toml``, and start it again."""

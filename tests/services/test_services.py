@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import words_of
 from tests.record.lines import read_lines
 from tests.running.lab import flwr_run
 from tests.services.lab import Lab, lab, nginx, zk0bot
@@ -90,7 +91,7 @@ def test_the_run_of_a_killed_server_app_is_resumed(running: Lab) -> None:
         folder = running.root / "server" / "runs" / str(run_id)
         wait_until(lambda: 1 in committed_rounds(folder), "round 1", 120)
         apps = psutil.Process(running.services["exec"].child.pid).children(recursive=True)
-        app = next(each for each in apps if "serverapp" in " ".join(each.cmdline()))
+        app = next(each for each in apps if "serverapp" in words_of(each))
         app.send_signal(signal.SIGKILL)
         running.wait_for_status("superlink", "resuming it", 120)
         running.wait_for_status("superlink", "finished, round 3/3", 180)

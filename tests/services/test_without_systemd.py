@@ -199,7 +199,7 @@ def test_nothing_is_left_of_a_coordinator_that_was_killed(
     gateway = coordinator(machine, recordings_folder)
     started = psutil.Process(machine.started["server"].pid)
     below = started.children(recursive=True)
-    workers = [each for each in below if "worker process" in " ".join(each.cmdline())]
+    workers = [each for each in below if "worker process" in processes.words_of(each)]
     assert workers, "nginx has processes of its own"
     started.kill()
     wait_until(lambda: not any(map(lives, below)), "their end", 30)
