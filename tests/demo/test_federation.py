@@ -150,7 +150,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
                 1 in committed_rounds(run) for run in (folder / "coordinator/runs").glob("*")
             )
 
-        wait_until(training, "the first round", 180)
+        wait_until(training, "the first round", 500)
         assert len(processes_of(folder)) >= 9
         assert hostile.assert_right_below(demo.pid) >= 9
         demo.kill()

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
 Rows = list[dict[str, Any]]
@@ -28,6 +29,8 @@ def make_dataset(
         robot_type="so101_follower",
         use_videos=pictures == "video",
         video_backend="pyav",
+        # The default's encoder, SVT-AV1, gives the process of root real-time priority, for good.
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", extra_options={"bf": "0"}),
         features={
             **{
                 name: {

@@ -248,7 +248,7 @@ def written(reports: Reports, clock: Clock, page: Path, seconds: float = 0.0) ->
     """Whether a report is written now; waits for the process that does it."""
     clock.now += seconds + LOOK_SECONDS
     before = page.stat().st_mtime_ns if page.exists() else 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # it is written at the lowest priority
     reports.look()
     while reports._writing is not None and time.monotonic() < deadline:
         reports.look()
