@@ -4,7 +4,7 @@
 #   make test                   everything but the guests' suites; what CI runs: ten minutes on two cores
 #   make test-fast              unit tests: two minutes
 #   make coverage               the same tests but the guests', traced
-#   make test-fleet             federations, faults, attacks and playbooks in systemd guests
+#   make test-fleet             the long tests; federations, faults, attacks and playbooks in systemd guests
 #   make test-processors        what computes, as other processors do it
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
 #   make results                what helps a federation to learn, as tables in docs/results.md
@@ -38,8 +38,8 @@ PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test
 test: lint ## Lint and run the tests
-	$(PYTEST) $(PARALLEL) -m "smoke or not guest" $(ARGS)
-	@echo "Left to make test-fleet: $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
+	$(PYTEST) $(PARALLEL) -m "(smoke or not guest) and not long" $(ARGS)
+	@echo "Left to make test-fleet: test-long $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
@@ -48,12 +48,16 @@ test-fast: venv ## Run the unit tests
 .PHONY: coverage
 coverage: venv ## Run the tests and list lines that they do not reach
 	$(BIN)/coverage erase
-	$(PYTEST) $(PARALLEL) -m "not guest" --cov --cov-report=term $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not guest and not long" --cov --cov-report=term $(ARGS)
 
 # Suites that boot systemd guests: each alone takes under an hour on two cores.
 GUEST_SUITES := test-federation test-faults test-attacks test-monitoring test-installer test-site test-roles
 .PHONY: test-fleet
-test-fleet: $(GUEST_SUITES) ## Run every suite that boots systemd guests but test-air-gap (root, podman)
+test-fleet: test-long $(GUEST_SUITES) ## Run the long tests and every suite with guests but test-air-gap (root, podman)
+
+.PHONY: test-long
+test-long: venv ## What takes minutes each and whose parts make test covers
+	$(PYTEST) $(PARALLEL) -m "long and not guest" $(ARGS)
 
 .PHONY: test-federation
 test-federation: venv ## Guests: a federation of the units alone, and with Debian 13

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 import hypothesis
 import pytest
 from filelock import FileLock
+
+atexit.register(gc.freeze)  # as zk0d.daemon.program does
 
 # No test asserts a time: machines differ.
 hypothesis.settings.register_profile(

@@ -24,10 +24,7 @@ from zk0d.machine.certificates import make_certificates
 from zk0d.machine.keys import make_node_key
 
 MOLECULE = ANSIBLE / "extensions"
-SCENARIOS = [
-    pytest.param(name, marks=[pytest.mark.smoke] if name == "cuda_torch_air_gap" else [])
-    for name in sorted(path.parent.name for path in MOLECULE.glob("molecule/*/molecule.yml"))
-]
+SCENARIOS = sorted(path.parent.name for path in MOLECULE.glob("molecule/*/molecule.yml"))
 ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
 
 

@@ -146,7 +146,12 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env
 
 @pytest.mark.parametrize(
     ("policy", "model"),
-    [("smolvla", "tiny"), ("smolvla", "tiny-wide"), ("act", "tiny"), ("smolvla", "anns-base")],
+    [
+        ("smolvla", "tiny"),
+        pytest.param("smolvla", "tiny-wide", marks=pytest.mark.long),
+        ("act", "tiny"),
+        ("smolvla", "anns-base"),
+    ],
 )
 def test_a_checkpoint_is_at_home_anywhere(
     policy: str,

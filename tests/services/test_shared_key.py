@@ -92,6 +92,7 @@ def test_the_copy_of_a_machine_is_named_on_both_sides(running: Lab) -> None:
     assert not any("two machines" in line for line in status(running.root, "server")["todo"])
 
 
+@pytest.mark.long
 def test_two_admitted_machines_with_one_key_are_named_on_both_sides(running: Lab) -> None:
     """The first was away for longer than its session; then Flower takes the heartbeats of both."""
     away = with_children(running.services["first"])
@@ -106,6 +107,7 @@ def test_two_admitted_machines_with_one_key_are_named_on_both_sides(running: Lab
     assert ("key.shared", "left") in noted(running)
 
 
+@pytest.mark.long
 def test_a_node_that_lost_power_is_not_a_second_machine(running: Lab) -> None:
     """Its old session counts as online for a minute, in which it is refused."""
     for old, attempt in (("first", "second"), ("second", "third")):

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from zk0d.daemon.parent import die_with
+from zk0d.daemon.program import end_quickly
 
 
 def worker_pool(workers: int, log: Path, threads: int = 1) -> ProcessPoolExecutor:
@@ -26,6 +27,7 @@ def worker_pool(workers: int, log: Path, threads: int = 1) -> ProcessPoolExecuto
 
 def _begin(parent: int, log: str, threads: int) -> None:
     die_with(parent)
+    end_quickly()
     # Ctrl-C goes to the whole terminal; who waits for the workers decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Video encoders write to the file descriptors themselves.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.config.names import DatasetUri
+from zk0d.daemon.program import end_quickly
 from zk0d.doctor.finding import Host, Unchecked, Wrong, rule
 from zk0d.doctor.machine import fetch_command
 from zk0d.errors import DataError
@@ -164,4 +165,5 @@ def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    end_quickly()
     print(json.dumps(_read(*json.load(sys.stdin))))
