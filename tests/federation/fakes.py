@@ -22,6 +22,7 @@ from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
+    NodeRejected,
     Noted,
     Query,
     QueryReply,
@@ -35,6 +36,7 @@ from zk0d.federation.messages import (
     UpdateRejected,
 )
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
+from zk0d.learning.robot import RobotDescription
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
@@ -72,6 +74,8 @@ class FakeNode:
     trained: list[Train] = field(default_factory=list)
     queried: int = 0
     notices: list[UpdateRejected] = field(default_factory=list)
+    rejections: list[NodeRejected] = field(default_factory=list)
+    robot: RobotDescription | None = None
     train: Callable[[FakeNode, Train, Payload], tuple[RecordDict | None, float]] | None = None
     query: Callable[[FakeNode, Query], tuple[RecordDict | None, float]] | None = None
 
@@ -87,6 +91,7 @@ class FakeNode:
             recordings=SUMMARY,
             usable_frames=20,
             statistics=STATISTICS if self.shares else None,
+            robot=self.robot,
         )
 
     def answer_train(self, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
@@ -215,6 +220,9 @@ class FakeGrid(Grid):
                 if kind_of(copied) == UpdateRejected.__name__:
                     node.notices.append(from_record(copied, UpdateRejected)[0])
                     record, seconds = to_record(Noted()), 1.0
+                elif kind_of(copied) == NodeRejected.__name__:
+                    node.rejections.append(from_record(copied, NodeRejected)[0])
+                    record, seconds = to_record(Noted()), 1.0
                 else:
                     record, seconds = node.answer_query(from_record(copied, Query)[0])
             else:
@@ -266,12 +274,13 @@ class FakeEvaluator:
     start_errors: list[Exception] = field(default_factory=list)
     released: list[tuple[Release, str]] = field(default_factory=list)
     release_error: Exception | None = None
+    robot: RobotDescription | None = None
     loss: Callable[[Payload], float] | None = None  #: in place of the mean of tensor a
 
     def start(self, task: Start) -> tuple[StartReply, Payload]:
         if self.start_errors:
             raise self.start_errors.pop(0)
-        return StartReply(spec=SPEC), Payload.of(first_weights(), "weights")
+        return StartReply(spec=SPEC, robot=self.robot), Payload.of(first_weights(), "weights")
 
     def evaluate(self, task: Evaluate, weights: Payload) -> EvaluateReply:
         if self.error is not None:

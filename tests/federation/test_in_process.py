@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from tests.federation.fakes import _copied, raw_payload
+from tests.learning.damage import change_rows, data_table
 from tests.record.lines import read_lines
 from tests.serving import served
 from zk0d.config.machine import CONFIG_VARIABLE, ClientSettings, ServerSettings
@@ -29,6 +30,7 @@ from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.update import Payload
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
+from zk0d.learning.robot import Components
 from zk0d.learning.statistics import Statistics
 from zk0d.record.journal import committed_rounds
 
@@ -345,6 +347,55 @@ def test_a_camera_that_the_policy_does_not_know(lab: Lab, monkeypatch: pytest.Mo
     assert refused["reason"] == "data_error"
     assert "does not know camera 'wrist' (it knows top)" in refused["message"]
     assert any(line["kind"] == "node.left_out" for line in lines)
+
+
+def test_a_node_with_another_robot_is_told_so(
+    lab: Lab,
+    copied_recordings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its log says what the journal says; who keeps its robot to itself joins."""
+
+    def into_radians(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for name in ("observation.state", "action"):
+                row[name] = [value * 0.0174533 for value in row[name]]
+
+    change_rows(data_table(copied_recordings), into_radians)
+    lab.contribute("good")
+    lab.contribute("radians", **{"dataset-uri": f"local:{copied_recordings}"})
+    lab.contribute("shy", **{"share-robot": False})
+    caplog.set_level("ERROR", logger="flwr")
+    lines = lab.run(monkeypatch, **{"num-server-rounds": 1, "eval-rollouts": 0})
+    (refused,) = [line for line in lines if line["kind"] == "node.refused"]
+    assert (refused["node"], refused["reason"]) == ("radians", "units_mismatch")
+    said = [r.getMessage() for r in caplog.records if "leaves this node out" in r.getMessage()]
+    assert len(said) == 1
+    assert refused["message"] in said[0]
+    joined = {line["node"]: line for line in lines if line["kind"] == "node.joined"}
+    assert joined["good"]["robot"]["action"]["names"][0] == "shoulder_pan.pos"
+    assert joined["shy"]["robot"] is None
+    assert "does not say which robot" in joined["shy"]["notices"][0]
+    assert lines[-1]["kind"] == "run.finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "ranges"),
+    [({}, 6, 6), ({"share-statistics": False}, 6, 0), ({"share-robot": False}, 0, 0)],
+)
+def test_what_an_owner_keeps_stays(
+    lab: Lab, settings: dict[str, Any], names: int, ranges: int
+) -> None:
+    lab.contribute("left", **settings)
+    with LearnerClient(lab.server.evaluator.socket) as evaluator:
+        started, _ = evaluator.start(Start(policy="smolvla", model_name="tiny", seed=1))
+    assert started.robot is not None
+    with lab.client("left") as client:
+        reply = client.query(Query(run="1", spec=started.spec))
+    told = reply.robot.action if reply.robot else Components()
+    assert (len(told.names), len(told.low)) == (names, ranges)
+    assert reply.recordings.robot_type == ("so101_follower" if names else "unknown")
 
 
 def test_the_run_may_not_name_a_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,14 @@ from zk0d.config.run import run_settings
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import to_record
 from zk0d.federation.learner_client import LearnerError
-from zk0d.federation.messages import Train
+from zk0d.federation.messages import Query, Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
+from zk0d.learning.robot import Components, RobotDescription
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.record.journal import Journal, committed_rounds
+from zk0d.record.state import RunState
 
 Lines = list[dict[str, Any]]
 
@@ -578,3 +580,106 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None
     world.run()
     assert world.of("checkpoint.failed")[0]["reason"] == "disk_full"
     assert world.of("run.finished")
+
+
+def _robot(scale: float = 1.0, names: tuple[str, ...] = ("pan", "lift")) -> RobotDescription:
+    both = Components(
+        names=names, low=(-60.0 * scale, -20.0 * scale), high=(70.0 * scale, 90.0 * scale)
+    )
+    return RobotDescription(robot_type="so101", state=both, action=both)
+
+
+def _radians(names: tuple[str, ...] = ("pan", "lift")) -> RobotDescription:
+    both = Components(names=names, low=(-1.0, -0.4), high=(1.2, 1.6))
+    return RobotDescription(robot_type="so101", state=both, action=both)
+
+
+@pytest.mark.parametrize(
+    ("robot", "reason", "said"),
+    [
+        (_radians(), "units_mismatch", "another scale"),
+        (_robot(names=("lift", "pan")), "robot_mismatch", "in another order than"),
+        (_robot(names=("a", "b")), "robot_mismatch", "(a, b) are others than those"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_another_robot_has_no_part_in_the_run(
+    world: Make, robot: RobotDescription, reason: str, said: str, late: bool
+) -> None:
+    """The held-out recordings say what is right, so that it does not matter who comes first."""
+    good = [FakeNode(name, robot=_robot(0.8)) for name in ("b", "c")]
+    other = FakeNode("a", robot=robot, online=not late)
+    made = world([other, *good])
+    made.evaluator.robot = _robot()
+    if late:
+        made.grid.at(6.0, lambda: setattr(other, "online", True))
+    made.run()
+    (refused,) = made.of("node.refused")
+    assert (refused["node"], refused["reason"]) == ("a", reason)
+    assert said in refused["message"]
+    assert [line["node"] for line in made.of("node.left_out")] == ["a"]
+    (told,) = other.rejections
+    assert (told.reason, told.message) == (reason, refused["message"])
+    assert not other.trained
+    assert made.lines[-1]["kind"] == "run.finished"
+    state = RunState.read(made.folder)
+    assert state.left_out == {"a": refused["message"]}
+
+
+def test_mixed_units_train_together_where_the_run_allows_it(world: Make) -> None:
+    nodes = [FakeNode("a", robot=_robot()), FakeNode("b", robot=_radians())]
+    made = world(nodes, **{"allow-mixed-units": True})
+    made.run()
+    assert not made.of("node.refused")
+    assert "another scale" in made.of("node.joined")[1]["notices"][0]
+
+
+def test_who_does_not_tell_its_robot_joins_with_a_notice(world: Make) -> None:
+    made = world([FakeNode("a", robot=_robot()), FakeNode("b")])
+    made.run()
+    joined = {line["node"]: line for line in made.of("node.joined")}
+    assert joined["a"]["notices"] == []
+    assert joined["b"]["robot"] is None
+    assert "does not say which robot" in joined["b"]["notices"][0]
+
+
+def test_a_hostile_description_is_refused_as_any_reply(world: Make) -> None:
+    def hostile(node: FakeNode, task: Query) -> tuple[RecordDict, float]:
+        record = to_record(node.query_reply())
+        body = str(record["message"]["body"]).replace(
+            '"robot":null', '"robot":{"robot-type":"\\u0007"}'
+        )
+        record["message"]["body"] = body
+        assert "u0007" in body
+        return record, 1.0
+
+    made = world([FakeNode("a", query=hostile), FakeNode("b"), FakeNode("c")])
+    made.run()
+    (refused,) = made.of("node.refused")
+    assert (refused["node"], refused["reason"]) == ("a", "protocol_mismatch")
+
+
+def test_a_resumed_run_knows_the_robots_of_before(world: Make) -> None:
+    """A node that was away may not decide after a restart which robot the run is of."""
+    nodes = [FakeNode("b", robot=_robot()), FakeNode("c", robot=_robot())]
+    made = world(nodes, **{"num-server-rounds": 1})
+    made.run()
+    state = RunState.read(made.folder)
+    assert state.robots == [_robot()]
+    journal = made.folder / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"run.finished"' not in line))
+    other = FakeNode("a", robot=_radians())
+    grid = FakeGrid([other, *nodes])
+    settings = run_settings({**made.settings.to_flat(), "num-server-rounds": 2})
+    Run(
+        grid,
+        settings,
+        ServerSettings(state=made.folder),
+        Journal(made.folder, "1"),
+        made.evaluator,
+        resumed_by="2",
+        clock=grid.clock,
+        sleep=grid.sleep,
+    ).run()
+    assert [told.reason for told in other.rejections] == ["units_mismatch"]

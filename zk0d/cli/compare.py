@@ -14,9 +14,11 @@ from zk0d.cli.simulate import (
     Demonstrations,
     Device,
     HoldOut,
+    MixedUnits,
     Model,
     Rounds,
     models,
+    overrides,
 )
 
 
@@ -45,6 +47,7 @@ def compare(
     ] = 100,
     tiny: Annotated[bool, typer.Option(help="A few small rounds, to see that it works.")] = False,
     demonstrations: Demonstrations = None,
+    allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
     folder: Annotated[
@@ -55,7 +58,6 @@ def compare(
     from rich.console import Console
 
     from zk0d.cli.interrupt import ends_at_once
-    from zk0d.config.run import parse_overrides
     from zk0d.errors import UsageError
     from zk0d.simulation.compare import compare as run_comparison
     from zk0d.simulation.main import Options, check
@@ -71,7 +73,7 @@ def compare(
         alpha=alpha,
         hold_out=hold_out,
         rounds=rounds,
-        overrides=tuple(parse_overrides(config or []).items()),
+        overrides=overrides(config, allow_mixed_units),
         tiny=tiny,
         demonstrations=demonstrations,
         device=device,

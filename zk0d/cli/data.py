@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zk0d.cli.simulate import MixedUnits
+
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection
     from zk0d.learning.recordings import Recordings
@@ -32,6 +34,7 @@ def data() -> None:
 def check(
     datasets: Datasets,
     videos: Annotated[bool, typer.Option(help="Also decode every frame (slow).")] = False,
+    allow_mixed_units: MixedUnits = False,
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
@@ -76,7 +79,7 @@ def check(
                 "notices": texts["notice"],
             }
         )
-    together = inspect_together(opened) if len(opened) > 1 else []
+    together = inspect_together(opened, allow_mixed_units) if len(opened) > 1 else []
     wrong = wrong or any(remark.severity == "wrong" for remark in together)
     if as_json:
         typer.echo(json.dumps({"datasets": report, "together": [asdict(r) for r in together]}))

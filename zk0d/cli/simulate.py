@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,12 @@ Demonstrations = Annotated[
     int | None, typer.Option(min=2, help="SoReach: recorded episodes in all.")
 ]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds to train.")]
+MixedUnits = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-units", help="Let joints of other scales pass, and another type of robot."
+    ),
+]
 
 
 def simulate(
@@ -80,6 +86,7 @@ def simulate(
     ray_address: Annotated[str, typer.Option(help="A Ray cluster, such as host:6379.")] = "",
     cpus: Annotated[float, typer.Option(min=0.01, help="CPUs that a contributor takes.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs that a contributor takes.")] = 0.0,
+    allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
     folder: Folder = None,
@@ -91,7 +98,6 @@ def simulate(
     from rich.console import Console
 
     from zk0d.cli.interrupt import ends_at_once
-    from zk0d.config.run import parse_overrides
     from zk0d.errors import UsageError
     from zk0d.flower.simulation import RayOptions
     from zk0d.simulation.main import Options, resume_simulation, run_simulation
@@ -113,7 +119,7 @@ def simulate(
         alpha=alpha,
         hold_out=hold_out,
         rounds=rounds,
-        overrides=tuple(parse_overrides(config or []).items()),
+        overrides=overrides(config, allow_mixed_units),
         seed=seed,
         tiny=tiny,
         demonstrations=demonstrations,
@@ -129,6 +135,14 @@ def simulate(
     )
     with ends_at_once("simulation"):
         run_simulation(options, Console())
+
+
+def overrides(config: list[str] | None, allow_mixed_units: bool) -> tuple[tuple[str, Any], ...]:
+    """The run settings that the options say."""
+    from zk0d.config.run import parse_overrides
+
+    said = parse_overrides(config or [])
+    return tuple({**said, **({"allow-mixed-units": True} if allow_mixed_units else {})}.items())
 
 
 def models(texts: list[str] | None) -> tuple[tuple[str, Path], ...]:

@@ -60,6 +60,8 @@ def _print(content: dict[str, Any]) -> None:
         here = "online" if node["online"] else "offline"
         twice = ", its key is used by two machines" if node.get("key_shared") else ""
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")
+        if node.get("left_out"):
+            typer.echo(f"  has no part in the run: {node['left_out']}")
     for line in content["todo"]:
         typer.echo(f"what to do: {line}")
     if os.geteuid() != 0:

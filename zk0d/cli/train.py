@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.simulate import Config, Device, HoldOut, Model, Seed, models
+from zk0d.cli.simulate import Config, Device, HoldOut, MixedUnits, Model, Seed, models, overrides
 
 
 def train(
@@ -23,6 +23,7 @@ def train(
     ] = None,
     config: Config = None,
     seed: Seed = 0,
+    allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
     folder: Annotated[
@@ -37,7 +38,6 @@ def train(
 
     from zk0d.cli.interrupt import ends_at_once
     from zk0d.config.names import DatasetUri
-    from zk0d.config.run import parse_overrides
     from zk0d.errors import UsageError
     from zk0d.simulation.alone import TrainOptions, resume_alone, train_alone
 
@@ -56,7 +56,7 @@ def train(
         held_out=str(DatasetUri.typed(held_out)) if held_out else None,
         hold_out=hold_out,
         rounds=rounds,
-        overrides=tuple(parse_overrides(config or []).items()),
+        overrides=overrides(config, allow_mixed_units),
         seed=seed,
         device=device,
         models=models(model),

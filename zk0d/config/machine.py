@@ -250,6 +250,11 @@ class ClientSettings(Settings):
         True,
         description="Send mean, std, min and max of state and action for the run's statistics.",
     )
+    share_robot: bool = Field(
+        True,
+        description="Tell robot type and joint names, and with share-statistics the joints' ranges,"
+        " so that the coordinator can refuse nodes with other robots.",
+    )
     cameras: Cameras = Field(
         default_factory=dict, description="This node's camera names, mapped to the policy's."
     )

@@ -156,6 +156,11 @@ class AdmissionSettings(Settings):
         3, description="Refused updates after which a node sits out; 0: never."
     )
     strike_cooldown: PositiveInt = Field(10, description="Rounds that such a node sits out.")
+    allow_mixed_units: bool = Field(
+        False,
+        description="Let recordings train together whose joints have other scales (degrees beside"
+        " radians or servo ticks), or whose robots are of two types with equal joints.",
+    )
 
 
 class EvaluationSettings(Settings):

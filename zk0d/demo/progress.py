@@ -16,6 +16,7 @@ from rich.text import Text
 from zk0d.record.events import (
     EvaluationFailed,
     Event,
+    NodeJoined,
     NodeLost,
     NodeRefused,
     RoundCommitted,
@@ -49,6 +50,8 @@ class RoundsView:
                 return True
             case UpdateRefused() | NodeRefused():
                 self.notices.append(f"{event.node}: {event.message}")
+            case NodeJoined() if event.notices:
+                self.notices += event.notices
             case NodeLost():
                 self.notices.append(f"{event.node}: lost ({event.reason})")
             case RoundFailed() | EvaluationFailed():
@@ -161,11 +164,13 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Show one event of the run."""
-        if self.rounds is not None and self.rounds.apply(event):
-            if isinstance(event, RoundCommitted):
-                self._line(self.rounds.sentence())
-            else:
-                self._line(self.rounds.notices[-1])
+        if self.rounds is None:
+            return
+        known = len(self.rounds.notices)
+        if self.rounds.apply(event) and isinstance(event, RoundCommitted):
+            self._line(self.rounds.sentence())
+        for notice in self.rounds.notices[known:]:
+            self._line(notice)
 
     def _line(self, text: str) -> None:
         if self._live is None:

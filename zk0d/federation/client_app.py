@@ -20,7 +20,14 @@ from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.learner_client import LearnerClient, NodeLearner
-from zk0d.federation.messages import Noted, Query, Refusal, Train, UpdateRejected
+from zk0d.federation.messages import (
+    NodeRejected,
+    Noted,
+    Query,
+    Refusal,
+    Train,
+    UpdateRejected,
+)
 from zk0d.federation.update import Payload, UpdateError
 
 SOCKET_KEY = "learner-socket"
@@ -33,8 +40,11 @@ _PROGRESS_LOG_SECONDS = 5.0
 @app.query()  # type: ignore[untyped-decorator]
 def query(message: Message, context: Context) -> Message:
     """Ask the learner whether and on what it can train the run's policy; or read a told."""
-    if kind_of(message.content) == UpdateRejected.__name__:
+    kind = kind_of(message.content)
+    if kind == UpdateRejected.__name__:
         return _note(message)
+    if kind == NodeRejected.__name__:
+        return _note_rejected(message)
 
     def ask(learner: NodeLearner) -> Any:
         task, _ = from_record(message.content, Query)
@@ -69,6 +79,18 @@ def _note(message: Message) -> Message:
         told.strikes,
         told.message,
         sits_out,
+    )
+    return Message(to_record(Noted()), reply_to=message)
+
+
+def _note_rejected(message: Message) -> Message:
+    """Say in this node's log why the coordinator leaves this node out of a run."""
+    told, _ = from_record(message.content, NodeRejected)
+    log.error(
+        "zk0d: the coordinator leaves this node out of run %s (%s): %s",
+        told.run,
+        told.reason,
+        told.message,
     )
     return Message(to_record(Noted()), reply_to=message)
 

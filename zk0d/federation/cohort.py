@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from zk0d.errors import Zk0dError
+from zk0d.errors import DataError, Zk0dError
 from zk0d.federation.envelope import from_record, to_record
-from zk0d.federation.messages import Query, QueryReply, UpdateRejected
+from zk0d.federation.messages import NodeRejected, Query, QueryReply, UpdateRejected
 from zk0d.federation.nodes import Node, nodes_of
+from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
 from zk0d.record.events import AnyEvent, NodeJoined, NodeLeftOut, NodeRefused
 from zk0d.record.reasons import Effect, Reason
 
@@ -59,6 +60,10 @@ class Cohort:
         Take a node's answer to a round, and the news that none will come; by key.
     clock
         Seconds; replaced in tests.
+    robots
+        Those that take part before any node is asked.
+    mixed_units
+        Whether robots may differ in their scales.
     """
 
     def __init__(
@@ -69,6 +74,9 @@ class Cohort:
         on_update: Callable[[str, Message], None],
         on_lost: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        robots: Sequence[RobotDescription] = (),
+        mixed_units: bool = False,
     ) -> None:
         self._grid = grid
         self._record = record
@@ -76,6 +84,8 @@ class Cohort:
         self._on_update = on_update
         self._on_lost = on_lost
         self._clock = clock
+        self._robots = list(robots)
+        self._mixed_units = mixed_units
         self._pending: dict[str, _Pending] = {}
         self._names: dict[str, str] = {}
         self._left_out: dict[str, str] = {}  # reasons by key
@@ -130,7 +140,7 @@ class Cohort:
         """Send a round to its nodes."""
         self._send(records, MessageType.TRAIN, MessageType.TRAIN)
 
-    def notify(self, node: Node, told: UpdateRejected) -> None:
+    def notify(self, node: Node, told: UpdateRejected | NodeRejected) -> None:
         """Tell a node something; its answer is taken and forgotten."""
         self._send([(node, to_record(told))], MessageType.QUERY, _TOLD)
 
@@ -186,6 +196,7 @@ class Cohort:
     def _take_query(self, node: Node, answer: Message) -> None:
         try:
             reply, _ = from_record(content(answer), QueryReply)
+            notices = self._compare(node, reply)
         except Zk0dError as error:
             self._record(NodeRefused(node=node.name, reason=error.reason, message=error.message))
             if Reason.of(error.reason).passes:
@@ -208,8 +219,29 @@ class Cohort:
                 episodes=reply.recordings.episodes,
                 shares_statistics=reply.statistics is not None,
                 version=reply.version,
+                robot=reply.robot,
+                notices=tuple(notices),
             )
         )
+
+    def _compare(self, node: Node, reply: QueryReply) -> list[str]:
+        """Take a node's robot into the cohort, or refuse and tell it; what is unknown of it."""
+        cohort = merge_robots(self._robots)
+        try:
+            notices = check_robot(
+                reply.robot,
+                cohort,
+                where=f"node {reply.name}",
+                whose="the run's cohort",
+                mixed_units=self._mixed_units,
+            )
+        except DataError as error:
+            told = NodeRejected(run=self._query.run, reason=error.reason, message=error.message)
+            self.notify(node, told)
+            raise
+        if reply.robot is not None:
+            self._robots.append(reply.robot)
+        return notices
 
     def _give_up_lost(self) -> None:
         """Stop waiting for nodes that, by the SuperLink's view, cannot answer any more."""

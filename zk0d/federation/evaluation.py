@@ -8,10 +8,9 @@ from collections.abc import Callable
 from zk0d.config.run import RunSettings
 from zk0d.errors import Zk0dError
 from zk0d.federation.learner_client import Evaluator, LearnerError
-from zk0d.federation.messages import Evaluate, Release, Start
+from zk0d.federation.messages import Evaluate, Release, Start, StartReply
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.update import Payload
-from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import (
     AnyEvent,
     CheckpointFailed,
@@ -45,7 +44,7 @@ class RunEvaluator:
         self._clock = clock
         self._sleep = sleep
 
-    def start(self) -> tuple[PolicySpec, Payload]:
+    def start(self) -> tuple[StartReply, Payload]:
         """The policy's shape and first weights; waits for an evaluator that restarts."""
         task = Start(
             policy=self._settings.policy,
@@ -56,8 +55,7 @@ class RunEvaluator:
         deadline = self._clock() + self._settings.rounds.node_wait
         while True:
             try:
-                reply, payload = self._evaluator.start(task)
-                return reply.spec, payload
+                return self._evaluator.start(task)
             except LearnerError as error:
                 if error.reason not in RESTARTS or self._clock() > deadline:
                     raise

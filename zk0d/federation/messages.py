@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
+from zk0d.learning.robot import RobotDescription
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
@@ -55,6 +56,17 @@ class QueryReply(Message):
     usable_frames: NonNegativeInt
     statistics: Statistics | None = Field(description="None if the owner does not share them.")
     version: Version = Field("", description="Of the node's zk0d.")
+    robot: RobotDescription | None = Field(
+        None, description="Joints and ranges; None if the owner does not tell."
+    )
+
+
+class NodeRejected(Message):
+    """Tells a node that it has no part in a run, and why."""
+
+    run: str
+    reason: str
+    message: str
 
 
 class UpdateRejected(Message):
@@ -69,7 +81,7 @@ class UpdateRejected(Message):
 
 
 class Noted(Message):
-    """The answer to an :class:`UpdateRejected`."""
+    """The answer to an :class:`UpdateRejected` or a :class:`NodeRejected`."""
 
 
 class Train(Message):
@@ -117,6 +129,7 @@ class StartReply(Message):
     """The policy's shape and hash; its trainable weights come as the payload."""
 
     spec: PolicySpec
+    robot: RobotDescription | None = Field(None, description="Of the held-out recordings.")
 
 
 class Evaluate(Message):

@@ -80,7 +80,16 @@ class Rounds:
         self._clock = clock
         self._sleep = sleep
         query = Query(run=state.run, spec=spec, dataset_uri=settings.dataset_uri)
-        self._cohort = Cohort(grid, record, query, self._take_update, self._lose, clock)
+        self._cohort = Cohort(
+            grid,
+            record,
+            query,
+            self._take_update,
+            self._lose,
+            clock,
+            robots=state.robots,
+            mixed_units=settings.admission.allow_mixed_units,
+        )
         self._answers: RoundAnswers | None = None
 
     def gather(self) -> list[QueryReply]:

@@ -139,9 +139,10 @@ class Run:
         journal.write_json(CONFIG, run_config(journal.run, settings, time.time()))
         self._record(RunStarted(settings=settings.to_flat()))
         self._server.check_run(settings, "run settings")
-        spec, payload = self._evaluator.start()
+        started, payload = self._evaluator.start()
+        spec = started.spec
         weights = {name: array.copy() for name, array in payload.decode(consume=True)}
-        self._record(ModelReady(spec=spec))
+        self._record(ModelReady(spec=spec, robot=started.robot))
         self._outputs.model(spec)
         shared = [r.statistics for r in self._gather(spec) if r.statistics is not None]
         merged = merge(shared)

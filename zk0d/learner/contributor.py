@@ -94,12 +94,15 @@ class Contributor(Learner):
     def _query(self, task: Query) -> QueryReply:
         uri = self._uri(task.dataset_uri)
         data = self._prepare(task.spec, uri).data
+        statistics = data.statistics() if self.settings.share_statistics else None
+        robot = data.recordings.robot(statistics) if self.settings.share_robot else None
         return QueryReply(
             name=self.settings.name,
-            recordings=data.summary,
+            recordings=data.summary.model_copy(update={} if robot else {"robot_type": "unknown"}),
             usable_frames=len(data.usable),
-            statistics=data.statistics() if self.settings.share_statistics else None,
+            statistics=statistics,
             version=version("zk0d"),
+            robot=robot,
         )
 
     def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, pick_device, release_gpu_memory, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
@@ -39,6 +41,8 @@ from zk0d.release.checkpoint import Releases, describe
 from zk0d.release.gate import judge
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
+
+log = logging.getLogger("zk0d")
 
 #: Closed-loop episodes begin from here, far from any seed that recordings are made with.
 ROLLOUT_SEED = 10_000_000
@@ -66,6 +70,7 @@ class CoordinatorEvaluator(Learner):
             torch.set_num_threads(settings.evaluator.cpu_threads)
         pick_device(settings.evaluator.device)
         self._datasets: list[_Dataset] = []
+        self._robot: RobotDescription | None = None
         self._policy: LoadedPolicy | None = None
         self._revisions = dict(map(split_revision, settings.fetch_models))
 
@@ -75,6 +80,24 @@ class CoordinatorEvaluator(Learner):
             _Dataset(entry, open_recordings(entry.dataset_uri, cameras=entry.cameras))
             for entry in self.settings.evaluation
         ]
+        self._robot = self._one_robot()
+
+    def _one_robot(self) -> RobotDescription | None:
+        """The robot of all held-out recordings, which are refused if it is not one."""
+        allowed = self.settings.run_settings({}).admission.allow_mixed_units
+        robots: list[RobotDescription] = []
+        for data in self._datasets:
+            robot = data.recordings.robot(data.recordings.finite_statistics())
+            for notice in check_robot(
+                robot,
+                merge_robots(robots),
+                where=f"evaluation.{data.settings.name}",
+                whose="the other held-out recordings",
+                mixed_units=allowed,
+            ):
+                log.warning("%s", notice)
+            robots.append(robot)
+        return merge_robots(robots)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -106,7 +129,8 @@ class CoordinatorEvaluator(Learner):
         if task.start_from:
             self._begin_from(task.start_from, policy)
         self._use(policy)
-        return StartReply(spec=policy.spec), Payload.of(policy.weights(), "weights")
+        reply = StartReply(spec=policy.spec, robot=self._robot)
+        return reply, Payload.of(policy.weights(), "weights")
 
     def _begin_from(self, name: str, policy: LoadedPolicy) -> None:
         """Take the trainable weights of a release, whose shapes must be the policy's."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zk0d.errors import DataError
 from zk0d.learning.license import license_of
 from zk0d.learning.recordings import ACTION, STATE, Recordings
+from zk0d.learning.robot import RobotDescription, differences, merge_robots, sentence
 from zk0d.learning.spec import check_alike
 from zk0d.learning.statistics import MIN_STD
 from zk0d.learning.videos import short_videos
@@ -303,12 +304,27 @@ def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:
         )
 
 
-def inspect_together(all_of_them: list[tuple[Recordings, Inspection]]) -> list[Remark]:
-    """What keeps several datasets from being one federation; the first is the yardstick."""
+def inspect_together(
+    all_of_them: list[tuple[Recordings, Inspection]], mixed_units: bool = False
+) -> list[Remark]:
+    """What keeps several datasets from being one federation; the first is the yardstick.
+
+    Joints and their ranges are held against those of all datasets before. ``mixed_units`` lets
+    other scales pass.
+    """
     remarks: list[Remark] = []
     like = all_of_them[0][0].summary
     seen: dict[str, str] = {}
+    robots: list[RobotDescription] = []
     for recordings, inspection in all_of_them:
+        robot, cohort = recordings.robot(recordings.finite_statistics()), merge_robots(robots)
+        whose = all_of_them[0][0].uri if len(robots) == 1 else "the datasets before it"
+        for each in differences(robot, cohort, whose) if cohort else ():
+            if each.reason and not (each.allowable and mixed_units):
+                remarks.append(Remark("together", "wrong", sentence(each, recordings.uri)))
+            else:
+                remarks.append(Remark("together", "notice", f"{recordings.uri}: {each.text}."))
+        robots.append(robot)
         try:
             check_alike(recordings.summary, like, where=recordings.uri)
         except DataError as error:

@@ -13,6 +13,7 @@ import torch
 
 from zk0d.config.names import IMAGES
 from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
+from zk0d.learning.robot import LONGEST_NAME, Components, RobotDescription
 from zk0d.learning.spec import RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.learning.tables import read_columns
@@ -83,6 +84,22 @@ class Recordings:
                 for name in (STATE, ACTION)
             }
         )
+
+    def robot(self, statistics: Statistics | None = None) -> RobotDescription:
+        """Which robot this is, by the metadata and, if they are given, by statistics of it."""
+        info, given = self.layout.info, statistics.features if statistics else {}
+        state, action = (
+            Components.of(info.features[name].names, self.columns[name].shape[1], given.get(name))
+            for name in (STATE, ACTION)
+        )
+        kind = info.robot_type or ""
+        shown = kind if kind.isprintable() and len(kind) <= LONGEST_NAME else ""
+        return RobotDescription(robot_type=shown, state=state, action=action)
+
+    def finite_statistics(self) -> Statistics | None:
+        """Statistics over the frames that hold numbers; ``None`` if none does."""
+        finite = ~self.not_finite()
+        return self.statistics(finite) if bool(finite.any()) else None
 
     def not_finite(self) -> torch.Tensor:
         """Frames whose state or action holds NaN or infinity, shape ``(frames,)``, bool."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from zk0d.learning.robot import RobotDescription
 from zk0d.learning.spec import PolicySpec
 
 VERSION = 1
@@ -68,6 +69,7 @@ class ModelReady(AnyEvent):
 
     kind: Literal["model.ready"] = "model.ready"
     spec: PolicySpec
+    robot: RobotDescription | None = None  #: of the held-out recordings
 
 
 class StatisticsMerged(AnyEvent):
@@ -91,10 +93,12 @@ class NodeJoined(AnyEvent):
     episodes: int = 0
     shares_statistics: bool = True
     version: str = ""
+    robot: RobotDescription | None = None
+    notices: tuple[str, ...] = ()
 
 
 class NodeRefused(AnyEvent):
-    """A node says that it cannot train this run."""
+    """A node cannot train this run, by its own word or because its robot is another."""
 
     kind: Literal["node.refused"] = "node.refused"
     node: str

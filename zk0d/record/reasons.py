@@ -79,6 +79,14 @@ class Reason(StrEnum):
     BAD_BODY = "bad_body", Effect.STRIKE, "the answer cannot be read"
     BAD_MESSAGE = "bad_message", Effect.STRIKE, "the answer is not a message of this protocol"
 
+    # Of what a node says of its recordings.
+    ROBOT_MISMATCH = (
+        "robot_mismatch",
+        Effect.LEAVES,
+        "another robot than the cohort's, other joints or another order",
+    )
+    UNITS_MISMATCH = "units_mismatch", Effect.LEAVES, "joints on another scale than the cohort's"
+
     # What a node says of itself and what stays so.
     BUG = "bug", Effect.LEAVES, "a bug in zk0d on the node"
     CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"

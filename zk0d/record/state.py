@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zk0d.errors import ConfigError
+from zk0d.learning.robot import RobotDescription
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import (
     EvaluationFailed,
@@ -20,6 +21,7 @@ from zk0d.record.events import (
     ModelReady,
     NodeJoined,
     NodeLost,
+    NodeRefused,
     NodeRound,
     NodeSitsOut,
     RoundCommitted,
@@ -91,6 +93,8 @@ class RunState:
     failures: list[RoundFailed | EvaluationFailed] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)  #: every node that was there
     names: dict[str, str] = field(default_factory=dict)  #: what the run calls a node, by key
+    robots: list[RobotDescription] = field(default_factory=list)  #: of all that take part
+    left_out: dict[str, str] = field(default_factory=dict)  #: why a node has no part, by name
     open: RoundStarted | None = None  #: the round under way
 
     asked: int = 0  #: nodes in the round that was sent last
@@ -126,12 +130,17 @@ class RunState:
                 self.interrupted = Reason.of(event.reason).interrupts
             case ModelReady():
                 self.spec = event.spec
+                self._meet(event.robot)
             case StatisticsMerged():
                 self.statistics_sha256 = event.sha256
             case NodeJoined():
                 if event.key:
                     self.names[event.key] = event.node
                 self._member(event.node).version = event.version
+                self._meet(event.robot)
+                self.left_out.pop(event.node, None)
+            case NodeRefused() if not Reason.of(event.reason).passes:
+                self.left_out[event.node] = event.message
             case NodeLost():
                 self.lost.append(event)
                 self._member(event.node).updates[LOST] += 1
@@ -176,6 +185,7 @@ class RunState:
     def _resume(self, event: RunResumed) -> None:
         self.phase, self.message, self.interrupted, self.open = "running", "", False, None
         self.flower_run = event.flower_run
+        self.left_out.clear()
         self.resumed += 1
         self.cut(event.round)
 
@@ -191,6 +201,10 @@ class RunState:
         """It ended without a last event of its own: its ServerApp died or was stopped."""
         self.phase, self.message, self.open = phase, message, None
         self.interrupted = phase == "failed"
+
+    def _meet(self, robot: RobotDescription | None) -> None:
+        if robot is not None and robot not in self.robots:
+            self.robots.append(robot)
 
     def _member(self, node: str) -> Member:
         return self.members.setdefault(node, Member())

@@ -10,6 +10,8 @@ from zk0d.errors import Zk0dError
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.record.events import (
     Event,
+    NodeJoined,
+    NodeRefused,
     NodeSitsOut,
     RoundCommitted,
     RoundFailed,
@@ -96,6 +98,11 @@ def log_event(event: Event) -> None:
             measured = event.evaluation.loss if event.evaluation else None
             loss = f", policy loss {measured:.4f}" if measured is not None else ""
             log.info("round %d is committed%s", event.round, loss, extra=where)
+        case NodeRefused():
+            log.warning("%s cannot train this run: %s", event.node, event.message, extra=where)
+        case NodeJoined():
+            for notice in event.notices:
+                log.warning("%s", notice, extra=where)
         case UpdateRefused():
             log.warning("the update of %s is refused: %s", event.node, event.message, extra=where)
         case RoundFailed() | RunFailed():

@@ -209,6 +209,7 @@ class SuperlinkService(Service):
                     "name": node.name,
                     "key": node.key,
                     "online": node.online,
+                    "left_out": run.left_out.get(node.name, "") if run else "",
                     "key_shared": node.key in self._members.shared,
                     "since": node.activated,
                     "policy_loss": getattr(parts.get(node.name), "policy_loss", None),

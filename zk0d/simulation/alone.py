@@ -28,7 +28,7 @@ from zk0d.record.state import RunState
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.main import new_folder, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode
-from zk0d.simulation.sources import of_nodes, simulator_of
+from zk0d.simulation.sources import join_robots, of_nodes, simulator_of
 
 CHECKPOINT = "checkpoint"
 TRAINING = "training"
@@ -97,11 +97,15 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
     settings = alone({**values, **dict(options.overrides)})
     folder = new_folder(options.folder, "trainings")
     node = VirtualNode(name="alone", dataset_uri=options.dataset)
+    notes: list[str] = []
     if options.held_out is None:
         source = of_nodes([node], options.hold_out)
         (node,), evaluation = source.nodes, source.evaluation
     else:
         other = open_recordings(options.held_out)
+        robots = [recordings.robot(recordings.finite_statistics())]
+        mixed_units = settings.admission.allow_mixed_units
+        notes = join_robots(robots, other, "--held-out", mixed_units=mixed_units)
         evaluation = [
             EvaluationDataset(
                 name="held-out",
@@ -109,6 +113,8 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
                 simulator=simulator_of(other),
             )
         ]
+    for note in notes:
+        console.print(f"notice: {note}", highlight=False, markup=False, soft_wrap=True)
     plan = Plan(
         nodes=[node],
         state=folder / "contributors",

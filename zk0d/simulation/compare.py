@@ -54,6 +54,8 @@ def compare(options: Options, seeds: Sequence[int], rollouts: int, console: Cons
             for seed in seeds:
                 seeded = replace(options, seed=seed)
                 source = source_of(seeded, folder / f"seed-{seed}")
+                for note in source.notes if seed == seeds[0] else ():
+                    console.print(f"notice: {note}", highlight=False, markup=False, soft_wrap=True)
                 arms += arms_of(seeded, source, folder / f"seed-{seed}", rollouts)
             stage.note = f"{len(arms)} trainings for {len(seeds)} seeds"
         with progress.stage(TRAININGS) as stage:

@@ -118,6 +118,7 @@ def _run(simulation: Simulation) -> None:
         more = {
             "models": plan.models,
             "evaluation": [each.model_dump(by_alias=True) for each in simulation.evaluation],
+            "run": {"allow-mixed-units": settings.admission.allow_mixed_units},
             "evaluator": {
                 "device": plan.device,
                 "precision": plan.precision,

@@ -119,6 +119,8 @@ def run_simulation(options: Options, console: Console) -> Path:
                 f"{len(nodes)} contributors with"
                 f" {sum(len(node.episodes) for node in nodes)} episodes"
             )
+        for note in source.notes:
+            console.print(f"notice: {note}", highlight=False, markup=False, soft_wrap=True)
         plan = Plan(
             nodes=nodes,
             state=folder / "contributors",
@@ -151,11 +153,12 @@ def resume_simulation(folder: Path, console: Console, engine: str, ray: RayOptio
 def source_of(options: Options, folder: Path) -> Source:
     """The contributors that the options mean."""
     scheme: Scheme = options.by  # type: ignore[assignment]
+    mixed_units = options.run_settings(max(3, options.count)).admission.allow_mixed_units
     if options.file is not None:
-        return of_file(options.file, options.hold_out)
+        return of_file(options.file, options.hold_out, mixed_units=mixed_units)
     uris = [str(DatasetUri.typed(text)) for text in options.datasets]
     if len(uris) > 1:
-        return of_datasets(uris, options.hold_out)
+        return of_datasets(uris, options.hold_out, mixed_units=mixed_units)
     if uris:
         return of_episodes(
             uris[0], options.count, scheme, options.hold_out, seed=options.seed, alpha=options.alpha

@@ -15,6 +15,7 @@ from zk0d.config.names import ALIAS_PATTERN
 from zk0d.errors import DataError, UsageError
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import STATE, Recordings, open_recordings
+from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
 from zk0d.simulation.plan import Contributors, VirtualNode
 from zk0d.simulators.task import TaskName
 from zk0d.simulators.tasks import recorded_task
@@ -32,35 +33,54 @@ class Source:
     notes: list[str] = field(default_factory=list)  #: what a reader should know of it
 
 
-def of_datasets(uris: list[str], hold_out: float) -> Source:
+def of_datasets(uris: list[str], hold_out: float, *, mixed_units: bool = False) -> Source:
     """A contributor for each dataset; the last part of each is held out.
 
     Raises
     ------
     DataError, UnavailableError
-        If a dataset cannot be opened, or is too small to hold something out.
+        If a dataset cannot be opened, is too small to hold something out, or is another robot's.
     """
     names = _names(uris)
     return of_nodes(
         [VirtualNode(name=name, dataset_uri=uri) for name, uri in zip(names, uris, strict=True)],
         hold_out,
+        mixed_units=mixed_units,
     )
 
 
-def of_file(path: Path, hold_out: float) -> Source:
+def of_file(path: Path, hold_out: float, *, mixed_units: bool = False) -> Source:
     """The contributors that a file names in ``[[contributor]]`` tables."""
-    return of_nodes(Contributors.load(path).contributor, hold_out)
+    return of_nodes(Contributors.load(path).contributor, hold_out, mixed_units=mixed_units)
 
 
-def of_nodes(nodes: list[VirtualNode], hold_out: float) -> Source:
-    """Hold out the last part of what each contributor has."""
-    kept, evaluation = [], []
+def of_nodes(nodes: list[VirtualNode], hold_out: float, *, mixed_units: bool = False) -> Source:
+    """Hold out the last part of what each contributor has; their robots must be one."""
+    kept, evaluation, notes = [], [], []
+    robots: list[RobotDescription] = []
     for node in nodes:
         recordings = open_recordings(node.dataset_uri, cameras=node.cameras)
+        notes += join_robots(robots, recordings, node.name, mixed_units=mixed_units)
         trained, held = _hold_out(recordings, node.episodes or recordings.episodes, hold_out)
         kept.append(node.model_copy(update={"episodes": trained}))
         evaluation.append(_evaluation(node.name, recordings, held, node.cameras))
-    return Source(kept, evaluation)
+    return Source(kept, evaluation, notes)
+
+
+def join_robots(
+    robots: list[RobotDescription], recordings: Recordings, name: str, *, mixed_units: bool
+) -> list[str]:
+    """Add the recordings' robot to those before, or refuse it; what is unknown of it."""
+    robot = recordings.robot(recordings.finite_statistics())
+    notes = check_robot(
+        robot,
+        merge_robots(robots),
+        where=f"{name} ({recordings.uri})",
+        whose="the recordings before it",
+        mixed_units=mixed_units,
+    )
+    robots.append(robot)
+    return notes
 
 
 def of_episodes(
