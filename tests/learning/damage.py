@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -19,9 +20,17 @@ Rows = list[dict[str, Any]]
 
 
 def make_dataset(
-    folder: Path, lengths: Sequence[int], pictures: str = "video", state: int = 3, action: int = 2
+    folder: Path,
+    lengths: Sequence[int],
+    pictures: str = "video",
+    state: int = 3,
+    action: int = 2,
+    cameras: Mapping[str, tuple[int, int]] = MappingProxyType({"observation.images.top": (32, 32)}),
 ) -> None:
-    """A small whole dataset of two tasks, with videos or with images in its tables."""
+    """A small whole dataset of two tasks, with videos or with images in its tables.
+
+    ``cameras`` are features with height and width.
+    """
     dataset = LeRobotDataset.create(
         f"local/{folder.name}",
         fps=30,
@@ -40,22 +49,25 @@ def make_dataset(
                 }
                 for name, width in (("observation.state", state), ("action", action))
             },
-            "observation.images.top": {
-                "dtype": pictures,
-                "shape": (32, 32, 3),
-                "names": ["height", "width", "channels"],
+            **{
+                key: {
+                    "dtype": pictures,
+                    "shape": (*size, 3),
+                    "names": ["height", "width", "channels"],
+                }
+                for key, size in cameras.items()
             },
         },
     )
     generator = np.random.default_rng(0)
     for episode, length in enumerate(lengths):
         for frame in range(length):
-            picture = np.full((32, 32, 3), (20 * frame + 5 * episode) % 256, dtype=np.uint8)
+            grey = (20 * frame + 5 * episode) % 256
             dataset.add_frame(
                 {
                     "observation.state": generator.random(state, dtype=np.float32),
                     "action": generator.random(action, dtype=np.float32),
-                    "observation.images.top": picture,
+                    **{k: np.full((*hw, 3), grey, np.uint8) for k, hw in cameras.items()},
                     "task": f"task {episode % 2}",
                 }
             )

@@ -10,6 +10,7 @@ import typer
 from zk0d.cli.simulate import (
     Alpha,
     By,
+    Camera,
     Config,
     Demonstrations,
     Device,
@@ -17,6 +18,7 @@ from zk0d.cli.simulate import (
     MixedUnits,
     Model,
     Rounds,
+    cameras,
     models,
     overrides,
 )
@@ -47,6 +49,7 @@ def compare(
     ] = 100,
     tiny: Annotated[bool, typer.Option(help="A few small rounds, to see that it works.")] = False,
     demonstrations: Demonstrations = None,
+    camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
@@ -74,6 +77,7 @@ def compare(
         hold_out=hold_out,
         rounds=rounds,
         overrides=overrides(config, allow_mixed_units),
+        cameras=cameras(camera),
         tiny=tiny,
         demonstrations=demonstrations,
         device=device,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.cli.simulate import MixedUnits
+from zk0d.cli.simulate import Camera, MixedUnits, cameras
 
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection
@@ -34,6 +34,7 @@ def data() -> None:
 def check(
     datasets: Datasets,
     videos: Annotated[bool, typer.Option(help="Also decode every frame (slow).")] = False,
+    camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     as_json: Json = False,
 ) -> None:
@@ -42,13 +43,14 @@ def check(
     from zk0d.doctor.finding import Host
     from zk0d.doctor.recordings import dataset as dataset_rule
     from zk0d.errors import DataError, ExitCode
+    from zk0d.learning.cameras import share_out
     from zk0d.learning.inspection import inspect_together
 
     opened = []
     report = []
     wrong = False
-    for name in datasets:
-        uri = str(DatasetUri.typed(name))
+    uris = [str(DatasetUri.typed(name)) for name in datasets]
+    for name, uri, mapping in zip(datasets, uris, share_out(cameras(camera), uris), strict=True):
         found = dataset_rule(Host(systemd=False), uri, key=name)
         if found.ok is not True:
             wrong = True
@@ -58,7 +60,7 @@ def check(
             report.append({"dataset": uri, "wrong": [text], "notices": []})
             continue
         try:
-            recordings, inspection = _inspected(uri)
+            recordings, inspection = _inspected(uri, mapping)
         except DataError as error:
             wrong = True
             report.append({"dataset": uri, "wrong": [error.message], "notices": []})
@@ -257,11 +259,12 @@ def _aside[**P, R](work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R
         return pool.submit(work, *args, **kwargs).result()
 
 
-def _inspected(uri: str) -> tuple[Recordings, Inspection]:
+def _inspected(uri: str, mapping: dict[str, str] | None = None) -> tuple[Recordings, Inspection]:
+    from zk0d.config.cameras import MappedAt
     from zk0d.learning.inspection import inspect
     from zk0d.learning.recordings import open_recordings
 
-    recordings = open_recordings(uri)
+    recordings = open_recordings(uri, cameras=mapping, mapped_at=MappedAt.COMMAND)
     return recordings, inspect(recordings)
 
 

@@ -36,6 +36,12 @@ Demonstrations = Annotated[
     int | None, typer.Option(min=2, help="SoReach: recorded episodes in all.")
 ]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds to train.")]
+Camera = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OWN=POLICYS", help="A camera's name in the policy; OWN= leaves the camera out."
+    ),
+]
 MixedUnits = Annotated[
     bool,
     typer.Option(
@@ -86,6 +92,7 @@ def simulate(
     ray_address: Annotated[str, typer.Option(help="A Ray cluster, such as host:6379.")] = "",
     cpus: Annotated[float, typer.Option(min=0.01, help="CPUs that a contributor takes.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs that a contributor takes.")] = 0.0,
+    camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
@@ -120,6 +127,7 @@ def simulate(
         hold_out=hold_out,
         rounds=rounds,
         overrides=overrides(config, allow_mixed_units),
+        cameras=cameras(camera),
         seed=seed,
         tiny=tiny,
         demonstrations=demonstrations,
@@ -143,6 +151,25 @@ def overrides(config: list[str] | None, allow_mixed_units: bool) -> tuple[tuple[
 
     said = parse_overrides(config or [])
     return tuple({**said, **({"allow-mixed-units": True} if allow_mixed_units else {})}.items())
+
+
+def cameras(texts: list[str] | None) -> dict[str, str]:
+    """``OWN=POLICYS`` texts as a mapping."""
+    from zk0d.config.cameras import camera_name
+    from zk0d.errors import UsageError
+
+    mapping: dict[str, str] = {}
+    for text in texts or []:
+        own, equals, to = text.rpartition("=")
+        if not (own and equals):
+            raise UsageError(
+                f"--camera: {text!r} is not of the form OWN=POLICYS; write front=camera1, or front="
+                " to leave the camera out."
+            )
+        if camera_name(own) in mapping:
+            raise UsageError(f"--camera: {own!r} is named twice; keep one.")
+        mapping[camera_name(own)] = camera_name(to)
+    return mapping
 
 
 def models(texts: list[str] | None) -> tuple[tuple[str, Path], ...]:

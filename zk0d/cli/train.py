@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.simulate import Config, Device, HoldOut, MixedUnits, Model, Seed, models, overrides
+from zk0d.cli.simulate import (
+    Camera,
+    Config,
+    Device,
+    HoldOut,
+    MixedUnits,
+    Model,
+    Seed,
+    cameras,
+    models,
+    overrides,
+)
 
 
 def train(
@@ -23,6 +34,7 @@ def train(
     ] = None,
     config: Config = None,
     seed: Seed = 0,
+    camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
     model: Model = None,
@@ -57,6 +69,7 @@ def train(
         hold_out=hold_out,
         rounds=rounds,
         overrides=overrides(config, allow_mixed_units),
+        cameras=cameras(camera),
         seed=seed,
         device=device,
         models=models(model),

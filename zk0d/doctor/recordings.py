@@ -81,7 +81,7 @@ def dataset_values(
     try:
         said = subprocess.run(
             command,
-            input=json.dumps([uri, dict(cameras)]),
+            input=json.dumps([uri, dict(cameras), key != "dataset-uri"]),
             capture_output=True,
             text=True,
             check=False,
@@ -139,7 +139,8 @@ def _license(named: str | None) -> str:
     return f"license {named}" if named else "no license is named"
 
 
-def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
+def _read(uri: str, cameras: Mapping[str, str], held_out: bool = False) -> dict[str, Any]:
+    from zk0d.config.cameras import MappedAt
     from zk0d.errors import Zk0dError
 
     try:
@@ -148,7 +149,8 @@ def _read(uri: str, cameras: Mapping[str, str]) -> dict[str, Any]:
     except ImportError as error:
         return {"unchecked": f"the numbers are read by LeRobot, which does not load ({error})"}
     try:
-        recordings = open_recordings(uri, cameras=cameras)
+        at = MappedAt.EVALUATION if held_out else MappedAt.SETTINGS
+        recordings = open_recordings(uri, cameras=cameras, mapped_at=at)
     except Zk0dError as error:
         return {"problem": error.message}
     bad = recordings.not_finite()

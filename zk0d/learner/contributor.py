@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +32,8 @@ from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.train import Moments, StepPlan, train
 from zk0d.record.events import NodeFigures
+
+log = logging.getLogger("zk0d")
 
 PROGRESS_SECONDS = 0.5
 
@@ -63,7 +66,8 @@ class Contributor(Learner):
         """Open and check the node's own recordings, so that a mistake shows at the start."""
         self.settings.require_dataset()
         if self.settings.dataset_uri:
-            self._recordings_at(self.settings.dataset_uri)
+            for notice in self._recordings_at(self.settings.dataset_uri).notices:
+                log.warning("%s: %s", self.settings.dataset_uri, notice)
 
     def facts(self) -> dict[str, Any]:
         # The task's thread changes both meanwhile.
@@ -233,7 +237,7 @@ class Contributor(Learner):
         self._check_allowed(spec)
         if self._prepared is None or self._prepared.key != key:
             recordings = self._recordings_at(uri)
-            check_fit(recordings.summary, spec, where=uri)
+            check_fit(recordings.summary, spec, uri, recordings.mapped_at)
             # One policy at a time: a run has one, and two do not fit on a GPU.
             self._prepared = None
             learner = self.settings.learner

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file
 
+from zk0d.config.cameras import MappedAt, camera_name
 from zk0d.config.machine import EvaluationDataset, ServerSettings
 from zk0d.config.names import VLM_FOLDER, DatasetUri, split_revision
 from zk0d.errors import ConfigError, Zk0dError
@@ -64,8 +65,9 @@ class CoordinatorEvaluator(Learner):
         "release": Release,
     }
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, mapped_at: MappedAt = MappedAt.EVALUATION) -> None:
         self.settings = settings
+        self._mapped_at = mapped_at
         if settings.evaluator.cpu_threads:
             torch.set_num_threads(settings.evaluator.cpu_threads)
         pick_device(settings.evaluator.device)
@@ -77,9 +79,17 @@ class CoordinatorEvaluator(Learner):
     def open(self) -> None:
         """Open and check the evaluation datasets."""
         self._datasets = [
-            _Dataset(entry, open_recordings(entry.dataset_uri, cameras=entry.cameras))
+            _Dataset(
+                entry,
+                open_recordings(
+                    entry.dataset_uri, cameras=entry.cameras, mapped_at=self._mapped_at
+                ),
+            )
             for entry in self.settings.evaluation
         ]
+        for data in self._datasets:
+            for notice in data.recordings.notices:
+                log.warning("evaluation.%s: %s", data.settings.name, notice)
         self._robot = self._one_robot()
 
     def _one_robot(self) -> RobotDescription | None:
@@ -204,7 +214,8 @@ class CoordinatorEvaluator(Learner):
     def _use(self, policy: LoadedPolicy) -> None:
         self._policy = policy
         for data in self._datasets:
-            check_fit(data.recordings.summary, policy.spec, where=data.settings.dataset_uri)
+            where, at = data.settings.dataset_uri, self._mapped_at
+            check_fit(data.recordings.summary, policy.spec, where, at)
             data.prepared = None
 
     def _policy_for(self, spec: PolicySpec) -> LoadedPolicy:
@@ -251,12 +262,14 @@ class CoordinatorEvaluator(Learner):
             simulated, sector = TASKS[data.settings.simulator], Sector(*data.settings.sector)
             cameras = data.recordings.summary.cameras
             size = next(iter(cameras.values()), (3, 96, 96))[-1]
+            own = {camera_name(key): to for key, to in data.recordings.cameras.items()}
             knows_goal = simulated.knows_goal(policy.spec.state_width)
             rollouts = roll_out(
                 policy,
                 task.statistics,
-                lambda: simulated.make(sector, tuple(policy.spec.cameras), size, knows_goal),
+                lambda: simulated.make(sector, tuple(own), size, knows_goal),
                 list(range(ROLLOUT_SEED, ROLLOUT_SEED + asked.eval_rollouts)),
+                own,
             )
         return DatasetResult(
             name=data.settings.name,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lerobot.configs import PreTrainedConfig
 
-from zk0d.config.names import IMAGES
+from zk0d.config.cameras import camera_feature
 from zk0d.learning.frames import FeatureCache, PixelCache
 from zk0d.learning.layout import BOOKKEEPING
 from zk0d.learning.policies.base import LoadedPolicy
@@ -134,8 +134,9 @@ class PolicyBatches:
         """The frames at ``indices`` (int64, shape ``(batch,)``, on the CPU)."""
         if self._per_batch:
             raw = self.recorded.batch(indices)
-            for name in list(raw):
-                if name.startswith(IMAGES) and raw[name].dtype == torch.uint8:
+            for camera in self.recorded.recordings.cameras.values():
+                name = camera_feature(camera)
+                if raw[name].dtype == torch.uint8:
                     raw[name] = raw[name].float() / 255
             prepared: dict[str, Any] = self._preprocess(raw)
             return prepared
@@ -153,7 +154,7 @@ class PolicyBatches:
         }
         if self.features is not None:
             for camera, values in self.features.batch(indices).items():
-                batch[IMAGES + camera] = self._sent(values)
+                batch[camera_feature(camera)] = self._sent(values)
         elif self.recorded.pixels is not None:
             for name, images in self.recorded.pixels.batch(indices).items():
                 batch[name] = self._sent(images).float() / 255

@@ -13,13 +13,15 @@ import hashlib
 import json
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
+from lerobot.configs import FeatureType, PolicyFeature
 from safetensors import SafetensorError
 
+from zk0d.config.cameras import camera_feature
 from zk0d.config.families import FAMILIES
 from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
 from zk0d.errors import TryAgainError
@@ -38,6 +40,7 @@ def write_checkpoint(
     statistics: Statistics,
     folder: Path,
     more: Callable[[Path], None] = lambda draft: None,
+    cameras: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the policy as it is now to ``folder``, which appears whole or not at all.
 
@@ -50,6 +53,9 @@ def write_checkpoint(
     ----------
     more
         Adds files to the folder before it appears.
+    cameras
+        For each of the policy's cameras that was trained the feature that LeRobot will see; the
+        others are left out. By default all keep their names.
 
     Raises
     ------
@@ -62,6 +68,8 @@ def write_checkpoint(
     try:
         with whole_folder(folder) as draft:
             config.device = "cpu"  # the loading program chooses
+            if cameras is not None:
+                config.input_features = _renamed(config.input_features, cameras)
             vars(config).update({key: value for key, value in _OWN.items() if key in kept})
             preprocess, postprocess = loaded.processors(statistics)
             key = FAMILIES[config.type].companion
@@ -86,6 +94,17 @@ def write_checkpoint(
     finally:
         vars(config).update(kept)
     return folder
+
+
+def _renamed(
+    features: Mapping[str, PolicyFeature], cameras: Mapping[str, str]
+) -> dict[str, PolicyFeature]:
+    names = {camera_feature(camera): feature for camera, feature in cameras.items()}
+    return {
+        names.get(key, key): feature
+        for key, feature in features.items()
+        if feature.type is not FeatureType.VISUAL or key in names
+    }
 
 
 def _carry(source: Path, checkpoint: Path) -> str:

@@ -9,12 +9,13 @@ processor or number of threads rounds differently.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from zk0d.config.cameras import camera_feature
 from zk0d.errors import Zk0dError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policies.base import LoadedPolicy
@@ -113,11 +114,12 @@ def roll_out(
     statistics: Statistics,
     make_arm: Callable[[], Arm],
     seeds: list[int],
+    cameras: Mapping[str, str] | None = None,
 ) -> Rollouts:
     """Let the policy drive simulated arms, one episode for each of ``seeds``, side by side.
 
     Noise is a function of each episode's seed and frame, so the result does not depend on which
-    other episodes run beside it.
+    other episodes run beside it. ``cameras`` maps the arms' cameras to the policy's.
     """
     policy = loaded.policy
     preprocess, postprocess = loaded.processors(statistics)
@@ -137,7 +139,8 @@ def roll_out(
         for camera in arms[0].cameras:
             key = f"observation.images.{camera}"
             images = np.stack([observations[i][key] for i in running])
-            batch[key] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            seen_as = camera_feature((cameras or {}).get(camera, camera))
+            batch[seen_as] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         episodes = torch.tensor([seeds[i] for i in running])
         with loaded.autocast():
             planned = loaded.plan(preprocess(batch), episodes, arms[running[0]].frame)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from zk0d.config.names import IMAGES
+from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.errors import DataError, TryAgainError
 from zk0d.learning.layout import Episode, Layout, Span, forbidden
 from zk0d.learning.recordings import Recordings
@@ -113,7 +113,7 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
     for row, picture in found:
         if picture.shape != shape[1:]:
             raise layout.wrong(
-                f"episode {number}, frame {row}: camera '{key.removeprefix(IMAGES)}' has a picture"
+                f"episode {number}, frame {row}: camera '{camera_name(key)}' has a picture"
                 f" of {list(picture.shape)} (channels, height, width), meta/info.json says"
                 f" {list(shape[1:])}"
             )
@@ -249,7 +249,7 @@ class PixelCache:
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """The frames at ``indices`` under LeRobot's names, uint8."""
-        return {IMAGES + camera: images[indices] for camera, images in self.images.items()}
+        return {camera_feature(camera): images[indices] for camera, images in self.images.items()}
 
 
 class FeatureCache:

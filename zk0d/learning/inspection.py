@@ -170,6 +170,8 @@ def _remarks(
             f" {recordings.place(int(bad.nonzero()[0]))}; record those episodes again, or raise"
             " max-bad-frames to leave such frames out.",
         )
+    for notice in recordings.notices:
+        yield Remark("recordings", "notice", notice)
     yield from _timing(recordings)
     yield from _seams(recordings)
     for file, pictures, rows in short_videos(recordings.layout, recordings.cameras):
@@ -326,7 +328,9 @@ def inspect_together(
                 remarks.append(Remark("together", "notice", f"{recordings.uri}: {each.text}."))
         robots.append(robot)
         try:
-            check_alike(recordings.summary, like, where=recordings.uri)
+            check_alike(
+                recordings.summary, like, where=recordings.uri, mapped_at=recordings.mapped_at
+            )
         except DataError as error:
             remarks.append(Remark("together", "wrong", error.message))
         copies = [digest for digest in inspection.hashes if digest in seen]

@@ -17,9 +17,10 @@ from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from safetensors import safe_open
 
+from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.config.families import FAMILIES
 from zk0d.config.machine import Precision
-from zk0d.config.names import IMAGES, POLICY_FILES
+from zk0d.config.names import POLICY_FILES
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import nvidia
 from zk0d.learning.policies import family
@@ -54,8 +55,7 @@ def spec_for(
         refuse_code(folder, model_name)
         config = _pretrained_config(policy, folder)
         cameras = {
-            key.removeprefix(IMAGES): tuple(feature.shape)
-            for key, feature in config.image_features.items()
+            camera_name(key): tuple(feature.shape) for key, feature in config.image_features.items()
         }
         state = config.input_features[STATE].shape[0]
         action = config.output_features[ACTION].shape[0]
@@ -104,7 +104,7 @@ def load_policy(
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
             **{
-                IMAGES + camera: PolicyFeature(FeatureType.VISUAL, shape)
+                camera_feature(camera): PolicyFeature(FeatureType.VISUAL, shape)
                 for camera, shape in sorted(spec.cameras.items())
             },
         }

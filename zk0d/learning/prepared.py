@@ -54,7 +54,7 @@ class PreparedRecordings:
         max_bad_frames: int = 0,
         holdout_episodes: int = 0,
     ) -> None:
-        check_fit(recordings.summary, policy.spec, where=recordings.uri)
+        check_fit(recordings.summary, policy.spec, recordings.uri, recordings.mapped_at)
         self.recordings = recordings
         self.policy = policy
         frames = BadFrames(recordings, max_bad_frames)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from zk0d.config.names import IMAGES
+from zk0d.config.cameras import MappedAt
+from zk0d.learning.cameras import map_cameras
 from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
 from zk0d.learning.robot import LONGEST_NAME, Components, RobotDescription
 from zk0d.learning.spec import RecordingsSummary
@@ -37,6 +38,10 @@ class Recordings:
         For each frame the row of its episode's first and last frame, shape ``(frames,)``.
     cameras
         The policy's camera name for each of this dataset's video or image features.
+    mapped_at
+        Where their owner maps cameras.
+    notices
+        What their owner should know of them, a sentence each.
     """
 
     layout: Layout
@@ -46,6 +51,8 @@ class Recordings:
     last: torch.Tensor
     tasks: list[str]
     cameras: dict[str, str]
+    mapped_at: MappedAt = MappedAt.SETTINGS
+    notices: tuple[str, ...] = ()
     _summary: RecordingsSummary = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +119,12 @@ class Recordings:
         return f"episode {episode}, frame {int(self.columns['frame_index'][row])}"
 
 
-def open_recordings(uri: str, *, cameras: Mapping[str, str] | None = None) -> Recordings:
+def open_recordings(
+    uri: str,
+    *,
+    cameras: Mapping[str, str] | None = None,
+    mapped_at: MappedAt = MappedAt.SETTINGS,
+) -> Recordings:
     """Open a dataset that is on this machine and check that it can be learned from.
 
     Parameters
@@ -121,7 +133,9 @@ def open_recordings(uri: str, *, cameras: Mapping[str, str] | None = None) -> Re
         ``local:/folder``, ``hf:user/name`` or ``user/name``.
     cameras
         This dataset's camera names mapped to the policy's; ``""`` leaves one out. A camera that is
-        not named keeps its name.
+        not named keeps its name; a depth camera or a mask is then left out.
+    mapped_at
+        Where a person says so.
 
     Raises
     ------
@@ -139,7 +153,7 @@ def open_recordings(uri: str, *, cameras: Mapping[str, str] | None = None) -> Re
             "a run takes whole rates only, so resample it",
         )
     _check_features(layout.info.features, uri)
-    mapped = _map_cameras(layout, dict(cameras or {}))
+    mapped, notices = map_cameras(layout.info, uri, cameras or {}, mapped_at)
     numbers = read_columns(layout)
     check_videos(layout, mapped, numbers["timestamp"])
     columns = {name: torch.from_numpy(values) for name, values in numbers.items()}
@@ -152,6 +166,8 @@ def open_recordings(uri: str, *, cameras: Mapping[str, str] | None = None) -> Re
         last=last,
         tasks=[layout.tasks[task] for task in columns["task_index"].tolist()],
         cameras=mapped,
+        mapped_at=mapped_at,
+        notices=tuple(notices),
     )
 
 
@@ -161,29 +177,6 @@ def _check_features(features: Mapping[str, Feature], uri: str) -> None:
             raise wrong(uri, f"has no '{needed}' ({what})", "a policy cannot be trained on it")
         if len(features[needed].shape) != 1:
             raise wrong(uri, f"'{needed}' must be a list of numbers in every frame")
-
-
-def _map_cameras(layout: Layout, mapping: dict[str, str]) -> dict[str, str]:
-    keys = {key.removeprefix(IMAGES): key for key in layout.cameras}
-    unknown = sorted(set(mapping) - set(keys))
-    if unknown:
-        raise layout.wrong(
-            f"[cameras] names '{unknown[0]}'",
-            f"the recordings have {', '.join(sorted(keys)) or 'no camera'}",
-        )
-    mapped = {key: mapping.get(short, short) for short, key in keys.items()}
-    mapped = {key: name for key, name in mapped.items() if name}
-    if not mapped:
-        raise layout.wrong("has no camera that is used", "a policy needs at least one")
-    if len(set(mapped.values())) != len(mapped):
-        raise layout.wrong("[cameras] maps two cameras to one name", "give each its own")
-    depth = [key for key in mapped if layout.info.features[key].is_depth]
-    if depth:
-        raise layout.wrong(
-            f"'{depth[0].removeprefix(IMAGES)}' is a depth camera, which no policy here takes",
-            'map it to "" under [cameras]',
-        )
-    return mapped
 
 
 def _episode_bounds(episodes: tuple[Episode, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -236,7 +236,7 @@ def _names(robot: RobotDescription, like: RobotDescription, whose: str) -> Itera
                 f" {other.width} ({_listed(other.names)})",
             )
         elif not own.names or not other.names:
-            if own != other:
+            if not _within(own, other):
                 whom = f"of {whose} " if own.names else ""
                 yield Difference(
                     "", f"the names of the {what}'s values {whom}are unknown; compare their order"
@@ -251,6 +251,14 @@ def _names(robot: RobotDescription, like: RobotDescription, whose: str) -> Itera
                 f"the {what}'s values ({_listed(own.names)}) are {how} those of {whose}"
                 f" ({_listed(other.names)})",
             )
+
+
+def _within(own: Components, other: Components) -> bool:
+    """Whether nothing is told of ``own`` that is not as far as is known of ``other``."""
+    if own.names != other.names or len(own.low) != len(other.low):
+        return False
+    ends = zip(own.low, own.high, other.low, other.high, strict=True)
+    return all(low >= lowest and high <= highest for low, high, lowest, highest in ends)
 
 
 def _scale(what: str, own: Components, other: Components, whose: str) -> Iterator[Difference]:

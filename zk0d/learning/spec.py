@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
+from zk0d.config.cameras import MappedAt, suggest_cameras
 from zk0d.config.families import FAMILIES
 from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
@@ -44,7 +45,12 @@ class RecordingsSummary(Settings):
     robot_type: str = "unknown"
 
 
-def check_fit(recordings: RecordingsSummary, spec: PolicySpec, where: str) -> None:
+def check_fit(
+    recordings: RecordingsSummary,
+    spec: PolicySpec,
+    where: str,
+    mapped_at: MappedAt = MappedAt.SETTINGS,
+) -> None:
     """Refuse recordings that the policy would accept in silence and learn nonsense from.
 
     Raises
@@ -53,7 +59,8 @@ def check_fit(recordings: RecordingsSummary, spec: PolicySpec, where: str) -> No
         Naming the first of: frame rate, state or action width, unknown or missing camera.
     """
     family = FAMILIES[spec.policy]
-    check_alike(recordings, spec, where=where, every_camera=not family.spares_cameras)
+    every = not family.spares_cameras
+    check_alike(recordings, spec, where=where, every_camera=every, mapped_at=mapped_at)
     for what, have in (("state", recordings.state_width), ("action", recordings.action_width)):
         if family.widest and have > family.widest:
             wider = ", ".join(name for name, other in FAMILIES.items() if not other.widest)
@@ -69,8 +76,12 @@ def check_alike(
     *,
     where: str,
     every_camera: bool = True,
+    mapped_at: MappedAt = MappedAt.SETTINGS,
 ) -> None:
-    """Refuse recordings of another shape than ``like``; ``where`` and errors as of `check_fit`."""
+    """Refuse recordings of another shape than ``like``; errors as of `check_fit`.
+
+    Cameras may differ in their resolution. ``mapped_at`` is where a reader can map them.
+    """
     if recordings.fps != like.fps:
         raise DataError(
             f"{where}: recorded at {recordings.fps} frames per second, the policy's is {like.fps};"
@@ -86,15 +97,18 @@ def check_alike(
                 " join a run for this robot."
             )
     unknown = sorted(set(recordings.cameras) - set(like.cameras))
+    missing = sorted(set(like.cameras) - set(recordings.cameras))
     if unknown:
+        suggested = suggest_cameras(unknown, missing)
+        map_it = f"map it ({mapped_at.spell(suggested)}), or " if suggested else ""
         raise DataError(
             f"{where}: the policy does not know camera '{unknown[0]}' (it knows"
-            f" {', '.join(sorted(like.cameras))}); map it under [cameras] in this node's settings,"
-            ' or to "" to leave it out.'
+            f" {', '.join(sorted(like.cameras))}); {map_it}leave it out"
+            f" ({mapped_at.spell({unknown[0]: ''})})."
         )
-    missing = sorted(set(like.cameras) - set(recordings.cameras))
     if missing and (every_camera or not recordings.cameras):
         raise DataError(
             f"{where}: the policy needs camera '{missing[0]}', the recordings have"
-            f" {', '.join(sorted(recordings.cameras)) or 'none'}; map one to it under [cameras]."
+            f" {', '.join(sorted(recordings.cameras)) or 'none'}; record with it, or train a policy"
+            " of the cameras that are there."
         )

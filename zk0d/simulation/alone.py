@@ -7,28 +7,31 @@ what comes out is what the trainer itself made, with the same evaluation, journa
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
 from rich.console import Console
 
+from zk0d.config.cameras import MappedAt, camera_feature, camera_name
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
 from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundsView
 from zk0d.errors import UsageError
+from zk0d.learning.cameras import map_cameras, share_out
 from zk0d.learning.checkpoint import write_checkpoint
+from zk0d.learning.layout import find, read_info
 from zk0d.learning.policy import load_policy
-from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics
 from zk0d.record.journal import STATISTICS, WEIGHTS, committed_rounds
 from zk0d.record.state import RunState
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.main import new_folder, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode
-from zk0d.simulation.sources import join_robots, of_nodes, simulator_of
+from zk0d.simulation.sources import join_robots, of_nodes, open_at_command, simulator_of
 
 CHECKPOINT = "checkpoint"
 TRAINING = "training"
@@ -58,6 +61,7 @@ class TrainOptions:
     hold_out: float = 0.1
     rounds: int | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
+    cameras: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     models: tuple[tuple[str, Path], ...] = ()
@@ -88,7 +92,9 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
     Zk0dError
         If anything fails.
     """
-    recordings = open_recordings(options.dataset)
+    uris = [options.dataset, *([options.held_out] if options.held_out else [])]
+    mapped, *of_held_out = share_out(options.cameras, uris)
+    recordings = open_at_command(options.dataset, mapped)
     task = simulator_of(recordings)
     values: dict[str, Any] = run_values(task) if task else {}
     values["seed"] = options.seed
@@ -96,20 +102,21 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
         values["num-server-rounds"] = options.rounds
     settings = alone({**values, **dict(options.overrides)})
     folder = new_folder(options.folder, "trainings")
-    node = VirtualNode(name="alone", dataset_uri=options.dataset)
-    notes: list[str] = []
+    node = VirtualNode(name="alone", dataset_uri=options.dataset, cameras=mapped)
+    notes = list(recordings.notices)
     if options.held_out is None:
         source = of_nodes([node], options.hold_out)
         (node,), evaluation = source.nodes, source.evaluation
     else:
-        other = open_recordings(options.held_out)
+        other = open_at_command(options.held_out, of_held_out[0])
         robots = [recordings.robot(recordings.finite_statistics())]
         mixed_units = settings.admission.allow_mixed_units
-        notes = join_robots(robots, other, "--held-out", mixed_units=mixed_units)
+        notes += join_robots(robots, other, "--held-out", mixed_units=mixed_units)
         evaluation = [
             EvaluationDataset(
                 name="held-out",
                 dataset_uri=options.held_out,
+                cameras=of_held_out[0],
                 simulator=simulator_of(other),
             )
         ]
@@ -157,7 +164,10 @@ def _train(simulation: Simulation, console: Console) -> Path:
 
 
 def export(run: Path, plan: Plan, folder: Path) -> Path:
-    """Write a run's last committed round as a LeRobot checkpoint."""
+    """Write a run's last committed round as a LeRobot checkpoint.
+
+    Its cameras have the names of the recordings, by which LeRobot's tools find those of the robot.
+    """
     spec = RunState.read(run).spec
     assert spec is not None
     last = run / "rounds" / f"{committed_rounds(run)[-1]:05d}"
@@ -166,4 +176,8 @@ def export(run: Path, plan: Plan, folder: Path) -> Path:
     statistics = Statistics.model_validate(
         json.loads((run / STATISTICS).read_text(encoding="utf-8"))
     )
-    return write_checkpoint(loaded, statistics, folder)
+    (node,) = plan.nodes
+    info = read_info(find(node.dataset_uri), node.dataset_uri)
+    cameras, _ = map_cameras(info, node.dataset_uri, node.cameras, MappedAt.COMMAND)
+    own = {to: camera_feature(camera_name(key)) for key, to in cameras.items()}
+    return write_checkpoint(loaded, statistics, folder, cameras=own)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zk0d.config.cameras import MappedAt
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.learning.recordings import open_recordings
@@ -102,7 +103,9 @@ def merged_statistics(nodes: Sequence[VirtualNode]) -> Statistics:
     """What a federation of these contributors is normalized with."""
     parts = []
     for node in nodes:
-        recordings = open_recordings(node.dataset_uri, cameras=node.cameras)
+        recordings = open_recordings(
+            node.dataset_uri, cameras=node.cameras, mapped_at=MappedAt.COMMAND
+        )
         rows = ~recordings.not_finite()
         if node.episodes:
             rows &= torch.isin(recordings.columns["episode_index"], torch.tensor(node.episodes))

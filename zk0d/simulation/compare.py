@@ -18,7 +18,6 @@ from rich.table import Table
 
 from zk0d.demo.progress import Progress
 from zk0d.learning.merge import merge_datasets
-from zk0d.learning.recordings import open_recordings
 from zk0d.simulation.alone import ALONE
 from zk0d.simulation.arms import (
     Arm,
@@ -32,7 +31,7 @@ from zk0d.simulation.arms import (
 from zk0d.simulation.engine import Simulation
 from zk0d.simulation.main import Options, new_folder, source_of
 from zk0d.simulation.plan import Plan, VirtualNode
-from zk0d.simulation.sources import Source
+from zk0d.simulation.sources import Source, open_at_command
 
 FEDERATED, CENTRAL = "federated", "in one place"
 RECORDINGS, TRAININGS = "recordings", "trainings"
@@ -115,12 +114,13 @@ def arms_of(options: Options, source: Source, folder: Path, rollouts: int) -> li
 def in_one_place(nodes: Sequence[VirtualNode], folder: Path) -> VirtualNode:
     """A contributor who has what all of them have."""
     uris = {node.dataset_uri for node in nodes}
-    if len(uris) == 1 and not any(node.cameras for node in nodes):
+    mappings = [node.cameras for node in nodes]
+    if len(uris) == 1 and mappings.count(mappings[0]) == len(mappings):
         episodes = sorted(episode for node in nodes for episode in node.episodes)
-        return VirtualNode(name="everything", dataset_uri=nodes[0].dataset_uri, episodes=episodes)
+        return nodes[0].model_copy(update={"name": "everything", "episodes": episodes})
     episodes, roots, offset = [], [], 0
     for node in nodes:
-        recordings = open_recordings(node.dataset_uri)
+        recordings = open_at_command(node.dataset_uri, node.cameras)
         roots.append(recordings.layout.root)
         episodes += [offset + episode for episode in node.episodes or recordings.episodes]
         offset += len(recordings.layout.episodes)

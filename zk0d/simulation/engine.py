@@ -15,6 +15,7 @@ from typing import Literal
 
 import uvicorn
 
+from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import CONFIG_VARIABLE, EvaluationDataset, ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError
@@ -129,7 +130,7 @@ def _run(simulation: Simulation) -> None:
         os.environ[CONFIG_VARIABLE] = str(config)
         if not settings.resume:
             shutil.rmtree(plan.state, ignore_errors=True)
-        evaluator = CoordinatorEvaluator(server)
+        evaluator = CoordinatorEvaluator(server, MappedAt.COMMAND)
         evaluator.open()
         with _served(evaluator, socket):
             work = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,7 @@ class Options:
     hold_out: float = 0.1
     rounds: int | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
+    cameras: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     tiny: bool = False
     demonstrations: int | None = None
@@ -153,15 +155,22 @@ def resume_simulation(folder: Path, console: Console, engine: str, ray: RayOptio
 def source_of(options: Options, folder: Path) -> Source:
     """The contributors that the options mean."""
     scheme: Scheme = options.by  # type: ignore[assignment]
+    cameras = options.cameras
     mixed_units = options.run_settings(max(3, options.count)).admission.allow_mixed_units
     if options.file is not None:
-        return of_file(options.file, options.hold_out, mixed_units=mixed_units)
+        return of_file(options.file, options.hold_out, cameras=cameras, mixed_units=mixed_units)
     uris = [str(DatasetUri.typed(text)) for text in options.datasets]
     if len(uris) > 1:
-        return of_datasets(uris, options.hold_out, mixed_units=mixed_units)
+        return of_datasets(uris, options.hold_out, cameras=cameras, mixed_units=mixed_units)
     if uris:
         return of_episodes(
-            uris[0], options.count, scheme, options.hold_out, seed=options.seed, alpha=options.alpha
+            uris[0],
+            options.count,
+            scheme,
+            options.hold_out,
+            seed=options.seed,
+            alpha=options.alpha,
+            cameras=cameras,
         )
     each = 6 if options.tiny else 75
     total = options.demonstrations or max(each * options.count, 2 * options.count)
@@ -209,6 +218,8 @@ def check(options: Options) -> None:
         raise UsageError(f"--drop: give a chance from 0 to below 1, not {options.drop:g}.")
     if options.file is not None and options.datasets:
         raise UsageError("--file names the contributors; leave the datasets out.")
+    if options.cameras and not options.datasets and options.file is None:
+        raise UsageError("--camera maps the cameras of datasets; name some, or leave it out.")
     if options.contributors and (options.file is not None or len(options.datasets) > 1):
         raise UsageError(
             "--contributors splits one dataset; several datasets are one contributor each."

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import ALIAS_PATTERN
 from zk0d.errors import DataError, UsageError
+from zk0d.learning.cameras import share_out
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import STATE, Recordings, open_recordings
 from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
@@ -22,6 +24,7 @@ from zk0d.simulators.tasks import recorded_task
 
 HELD_OUT_SEED = 500_000  #: far from the training episodes' seeds
 SEEDS_PER_DATASET = 1_000_000
+NO_CAMERAS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class Source:
     notes: list[str] = field(default_factory=list)  #: what a reader should know of it
 
 
-def of_datasets(uris: list[str], hold_out: float, *, mixed_units: bool = False) -> Source:
+def of_datasets(
+    uris: list[str],
+    hold_out: float,
+    *,
+    cameras: Mapping[str, str] = NO_CAMERAS,
+    mixed_units: bool = False,
+) -> Source:
     """A contributor for each dataset; the last part of each is held out.
 
     Raises
@@ -45,26 +54,54 @@ def of_datasets(uris: list[str], hold_out: float, *, mixed_units: bool = False) 
     return of_nodes(
         [VirtualNode(name=name, dataset_uri=uri) for name, uri in zip(names, uris, strict=True)],
         hold_out,
+        cameras=cameras,
         mixed_units=mixed_units,
     )
 
 
-def of_file(path: Path, hold_out: float, *, mixed_units: bool = False) -> Source:
+def of_file(
+    path: Path,
+    hold_out: float,
+    *,
+    cameras: Mapping[str, str] = NO_CAMERAS,
+    mixed_units: bool = False,
+) -> Source:
     """The contributors that a file names in ``[[contributor]]`` tables."""
-    return of_nodes(Contributors.load(path).contributor, hold_out, mixed_units=mixed_units)
+    nodes = Contributors.load(path).contributor
+    return of_nodes(nodes, hold_out, cameras=cameras, mixed_units=mixed_units)
 
 
-def of_nodes(nodes: list[VirtualNode], hold_out: float, *, mixed_units: bool = False) -> Source:
-    """Hold out the last part of what each contributor has; their robots must be one."""
+def of_nodes(
+    nodes: list[VirtualNode],
+    hold_out: float,
+    *,
+    cameras: Mapping[str, str] = NO_CAMERAS,
+    mixed_units: bool = False,
+) -> Source:
+    """Hold out the last part of what each contributor has; their robots must be one.
+
+    ``cameras`` are mapped wherever a dataset has them, unless a node's own say otherwise.
+    """
+    shares = share_out(cameras, [node.dataset_uri for node in nodes])
+    nodes = [
+        node.model_copy(update={"cameras": share | node.cameras})
+        for node, share in zip(nodes, shares, strict=True)
+    ]
     kept, evaluation, notes = [], [], []
     robots: list[RobotDescription] = []
     for node in nodes:
-        recordings = open_recordings(node.dataset_uri, cameras=node.cameras)
+        recordings = open_at_command(node.dataset_uri, node.cameras)
+        notes += [f"{node.name}: {notice}" for notice in recordings.notices]
         notes += join_robots(robots, recordings, node.name, mixed_units=mixed_units)
         trained, held = _hold_out(recordings, node.episodes or recordings.episodes, hold_out)
         kept.append(node.model_copy(update={"episodes": trained}))
         evaluation.append(_evaluation(node.name, recordings, held, node.cameras))
     return Source(kept, evaluation, notes)
+
+
+def open_at_command(uri: str, cameras: Mapping[str, str]) -> Recordings:
+    """Recordings that a command names, whose cameras ``--camera`` maps."""
+    return open_recordings(uri, cameras=cameras, mapped_at=MappedAt.COMMAND)
 
 
 def join_robots(
@@ -84,20 +121,29 @@ def join_robots(
 
 
 def of_episodes(
-    uri: str, count: int, scheme: Scheme, hold_out: float, *, seed: int = 0, alpha: float = 0.5
+    uri: str,
+    count: int,
+    scheme: Scheme,
+    hold_out: float,
+    *,
+    seed: int = 0,
+    alpha: float = 0.5,
+    cameras: Mapping[str, str] = NO_CAMERAS,
 ) -> Source:
     """One dataset, its episodes split among ``count`` contributors.
 
     The held-out episodes are spread evenly over the dataset and belong to nobody.
     """
-    recordings = open_recordings(uri)
+    (mapped,) = share_out(cameras, [uri])
+    recordings = open_at_command(uri, mapped)
     trained, held = _spread_out(recordings, hold_out)
     shares = partition(_only(recordings, trained), scheme, count, seed=seed, alpha=alpha)
     nodes = [
-        VirtualNode(name=name, dataset_uri=uri, episodes=share)
+        VirtualNode(name=name, dataset_uri=uri, episodes=share, cameras=mapped)
         for name, share in zip(numbered(count), shares, strict=True)
     ]
-    return Source(nodes, [_evaluation("held-out", recordings, held, {})])
+    evaluation = [_evaluation("held-out", recordings, held, mapped)]
+    return Source(nodes, evaluation, list(recordings.notices))
 
 
 def of_soreach(

@@ -21,6 +21,7 @@ from flwr.app import Context, Message
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import ClientSettings
 from zk0d.federation import client_app
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
@@ -89,7 +90,9 @@ class Worker:
         where = _address(node)
         if where not in self._prepared:
             if where not in self._recordings:
-                self._recordings[where] = open_recordings(node.dataset_uri, cameras=node.cameras)
+                self._recordings[where] = open_recordings(
+                    node.dataset_uri, cameras=node.cameras, mapped_at=MappedAt.COMMAND
+                )
             self._prepared[where] = PreparedRecordings(
                 self._recordings[where],
                 policy,
