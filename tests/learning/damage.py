@@ -25,9 +25,10 @@ def make_dataset(
     pictures: str = "video",
     state: int = 3,
     action: int = 2,
+    tasks: Sequence[str] = ("task 0", "task 1"),
     cameras: Mapping[str, tuple[int, int]] = MappingProxyType({"observation.images.top": (32, 32)}),
 ) -> None:
-    """A small whole dataset of two tasks, with videos or with images in its tables.
+    """A small whole dataset, with videos or with images in its tables.
 
     ``cameras`` are features with height and width.
     """
@@ -68,7 +69,7 @@ def make_dataset(
                     "observation.state": generator.random(state, dtype=np.float32),
                     "action": generator.random(action, dtype=np.float32),
                     **{k: np.full((*hw, 3), grey, np.uint8) for k, hw in cameras.items()},
-                    "task": f"task {episode % 2}",
+                    "task": tasks[episode % len(tasks)],
                 }
             )
         dataset.save_episode(parallel_encoding=False)

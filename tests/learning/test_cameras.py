@@ -138,7 +138,7 @@ def test_an_error_names_what_one_writes_where_one_is(
     recordings = open_recordings(f"local:{recordings_folder}", mapped_at=at)
     spec = smolvla_spec.model_copy(update={"cameras": {"overhead": (3, 96, 96)}})
     with pytest.raises(DataError) as error:
-        check_fit(recordings.summary, spec, "here", recordings.mapped_at)
+        check_fit(recordings.summary, spec, "here", recordings.camera_map)
     assert map_it in error.value.message
     assert leave_out in error.value.message
     with pytest.raises(DataError) as error:

@@ -234,7 +234,7 @@ def convert(
     from zk0d.learning.convert import convert as make_copy
 
     folder = folder.resolve()
-    made = make_copy(folder, output or folder.with_name(f"{folder.name}-v3.0"))
+    made = _aside(make_copy, folder, output or folder.with_name(f"{folder.name}-v3.0"))
     typer.echo(made)
 
 

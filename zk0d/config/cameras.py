@@ -9,6 +9,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from zk0d.config.names import IMAGES
@@ -42,6 +43,18 @@ class MappedAt(Enum):
         if self is MappedAt.SETTINGS:
             return f"{pairs} under [cameras] in client.toml"
         return f"cameras = {{ {pairs} }} in its [[evaluation]] table"
+
+
+@dataclass(frozen=True)
+class CameraMap:
+    """How the cameras of a dataset are mapped: its own names by the policy's, and where."""
+
+    at: MappedAt = MappedAt.SETTINGS
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def spell(self, names: Mapping[str, str]) -> str:
+        """What one writes to map cameras, given by the names they have now, to others."""
+        return self.at.spell({self.own.get(name, name): to for name, to in names.items()})
 
 
 def camera_name(key: str) -> str:

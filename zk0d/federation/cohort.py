@@ -220,7 +220,7 @@ class Cohort:
                 shares_statistics=reply.statistics is not None,
                 version=reply.version,
                 robot=reply.robot,
-                notices=tuple(notices),
+                notices=(*(f"node {name}: {notice}" for notice in reply.notices), *notices),
             )
         )
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
-from zk0d.learning.robot import RobotDescription
+from zk0d.learning.robot import RobotDescription, check_printable
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.statistics import Statistics
@@ -22,6 +30,10 @@ PROTOCOL: Literal[3] = 3
 
 #: A program's version; what a node sends becomes a metric's label.
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!-]{0,40}$")]
+
+
+#: A sentence of a node that the coordinator shows to people.
+Notice = Annotated[str, Field(max_length=300), AfterValidator(check_printable)]
 
 
 class Message(Settings):
@@ -59,6 +71,7 @@ class QueryReply(Message):
     robot: RobotDescription | None = Field(
         None, description="Joints and ranges; None if the owner does not tell."
     )
+    notices: Annotated[tuple[Notice, ...], Field(max_length=16)] = ()
 
 
 class NodeRejected(Message):

@@ -237,11 +237,21 @@ def copied(record: RecordDict) -> RecordDict:
     return copy
 
 
+class _LogFile(logging.FileHandler):
+    """Where a simulation's process logs to."""
+
+
 def log_to(path: Path) -> None:
-    """Send what Flower says to a file."""
-    log = logging.getLogger("flwr")
-    log.handlers.clear()
-    log.propagate = False
-    handler = logging.FileHandler(path)
+    """Send what Flower, LeRobot and we log to a file; the terminal shows events and one error."""
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+    flower, root = logging.getLogger("flwr"), logging.getLogger()
+    flower.handlers.clear()
+    flower.propagate = False
+    for each in list(root.handlers):
+        # Its own kind only: a library that logs first makes one of these.
+        if type(each) is logging.StreamHandler or isinstance(each, _LogFile):
+            root.removeHandler(each)
+    for log in (flower, root):
+        log.addHandler(handler)
+    logging.captureWarnings(True)

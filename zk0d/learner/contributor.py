@@ -100,6 +100,9 @@ class Contributor(Learner):
         data = self._prepare(task.spec, uri).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
+        notices = data.notices()
+        for notice in notices:
+            log.warning("%s: %s", uri, notice)
         return QueryReply(
             name=self.settings.name,
             recordings=data.summary.model_copy(update={} if robot else {"robot_type": "unknown"}),
@@ -107,6 +110,7 @@ class Contributor(Learner):
             statistics=statistics,
             version=version("zk0d"),
             robot=robot,
+            notices=tuple(notices),
         )
 
     def _train(
@@ -237,7 +241,7 @@ class Contributor(Learner):
         self._check_allowed(spec)
         if self._prepared is None or self._prepared.key != key:
             recordings = self._recordings_at(uri)
-            check_fit(recordings.summary, spec, uri, recordings.mapped_at)
+            check_fit(recordings.summary, spec, uri, recordings.camera_map)
             # One policy at a time: a run has one, and two do not fit on a GPU.
             self._prepared = None
             learner = self.settings.learner

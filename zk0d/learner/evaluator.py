@@ -214,8 +214,8 @@ class CoordinatorEvaluator(Learner):
     def _use(self, policy: LoadedPolicy) -> None:
         self._policy = policy
         for data in self._datasets:
-            where, at = data.settings.dataset_uri, self._mapped_at
-            check_fit(data.recordings.summary, policy.spec, where, at)
+            where, cameras = data.settings.dataset_uri, data.recordings.camera_map
+            check_fit(data.recordings.summary, policy.spec, where, cameras)
             data.prepared = None
 
     def _policy_for(self, spec: PolicySpec) -> LoadedPolicy:

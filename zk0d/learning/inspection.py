@@ -329,7 +329,7 @@ def inspect_together(
         robots.append(robot)
         try:
             check_alike(
-                recordings.summary, like, where=recordings.uri, mapped_at=recordings.mapped_at
+                recordings.summary, like, where=recordings.uri, cameras=recordings.camera_map
             )
         except DataError as error:
             remarks.append(Remark("together", "wrong", error.message))

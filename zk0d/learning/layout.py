@@ -79,6 +79,7 @@ class Info(BaseModel):
     data_path: str = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     video_path: str | None = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
     license: Any = None
+    splits: Any = None
     total_tasks: int
     # Not used here; LeRobot opens no dataset in which these are none.
     chunks_size: PositiveInt = 1000

@@ -292,9 +292,10 @@ def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """LeRobot prints while it builds a policy; a service's log is no place for it."""
+    """LeRobot prints and draws bars while it builds a policy; a log is no place for it."""
     if os.environ.get("ZK0D_DEBUG"):
         yield
         return
-    with contextlib.redirect_stdout(io.StringIO()):
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield

@@ -54,7 +54,7 @@ class PreparedRecordings:
         max_bad_frames: int = 0,
         holdout_episodes: int = 0,
     ) -> None:
-        check_fit(recordings.summary, policy.spec, recordings.uri, recordings.mapped_at)
+        check_fit(recordings.summary, policy.spec, recordings.uri, recordings.camera_map)
         self.recordings = recordings
         self.policy = policy
         frames = BadFrames(recordings, max_bad_frames)
@@ -75,6 +75,7 @@ class PreparedRecordings:
             raise DataError(f"{recordings.uri}: no frame can be used; record it again.")
         self._batches: tuple[str, PolicyBatches] | None = None
         self._whole = self
+        self._notices: list[str] | None = None
         self.summary = recordings.summary
 
     def share(self, episodes: Collection[int]) -> PreparedRecordings:
@@ -113,6 +114,19 @@ class PreparedRecordings:
     def statistics(self) -> Statistics:
         """Statistics of state and action over the good frames."""
         return self.recordings.statistics(~(self.bad | self._held))
+
+    def notices(self) -> list[str]:
+        """What is odd about them for this policy, in counts: their owner may tell others."""
+        whole = self._whole
+        if whole._notices is None:
+            tasks = set(self.recordings.tasks)
+            cut, tokens = self.policy.cut_instructions(tasks, self.statistics())
+            said = (
+                f"{cut} of {len(tasks)} instructions are longer than the {tokens} tokens that the"
+                " policy reads; the rest of each is cut."
+            )
+            whole._notices = [said] if cut else []
+        return whole._notices
 
     def _held_out(self, episodes: int) -> torch.Tensor:
         """Frames of the last ``episodes`` episodes, bool, shape ``(frames,)``."""

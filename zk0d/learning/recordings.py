@@ -6,14 +6,23 @@ policy is loaded. Opening them reads files only: it asks no network and writes n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from zk0d.config.cameras import MappedAt
+from zk0d.config.cameras import CameraMap, MappedAt, camera_name
 from zk0d.learning.cameras import map_cameras
-from zk0d.learning.layout import Episode, Feature, Layout, find, read_layout, wrong
+from zk0d.learning.layout import (
+    INFO,
+    Episode,
+    Feature,
+    Info,
+    Layout,
+    find,
+    read_layout,
+    wrong,
+)
 from zk0d.learning.robot import LONGEST_NAME, Components, RobotDescription
 from zk0d.learning.spec import RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
@@ -73,6 +82,11 @@ class Recordings:
     @property
     def uri(self) -> str:
         return self.layout.uri
+
+    @property
+    def camera_map(self) -> CameraMap:
+        """How its cameras are mapped, for sentences that say how to map them otherwise."""
+        return CameraMap(self.mapped_at, {to: camera_name(key) for key, to in self.cameras.items()})
 
     @property
     def summary(self) -> RecordingsSummary:
@@ -167,8 +181,19 @@ def open_recordings(
         tasks=[layout.tasks[task] for task in columns["task_index"].tolist()],
         cameras=mapped,
         mapped_at=mapped_at,
-        notices=tuple(notices),
+        notices=(*notices, *_splits(layout.info)),
     )
+
+
+def _splits(info: Info) -> Iterator[str]:
+    """Whether the dataset divides its episodes, which nothing here heeds."""
+    said = info.splits if isinstance(info.splits, dict) else {}
+    if said and said != {"train": f"0:{info.total_episodes}"}:
+        parts = ", ".join(f"{name} {part}" for name, part in said.items())[:200]
+        yield (
+            f"the splits in {INFO} ({parts}) are ignored: all {info.total_episodes} episodes are"
+            " used."
+        )
 
 
 def _check_features(features: Mapping[str, Feature], uri: str) -> None:

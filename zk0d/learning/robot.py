@@ -37,13 +37,14 @@ _SO_ARM = re.compile(r"so[-_ ]?(arm)?[-_ ]?10[01]|^so(_follower)?$")
 Reason = Literal["robot_mismatch", "units_mismatch", ""]
 
 
-def _printable(text: str) -> str:
+def check_printable(text: str) -> str:
+    """``text``, if a terminal may show it as it is; else ``ValueError``."""
     if not text.isprintable():
         raise ValueError("a name holds what cannot be printed")
     return text
 
 
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(check_printable)]
 Numbers = Annotated[tuple[float, ...], Field(max_length=MOST_VALUES)]
 
 
@@ -87,7 +88,7 @@ class Components(Settings):
 class RobotDescription(Settings):
     """A robot as its recordings show it."""
 
-    robot_type: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_printable)] = ""
+    robot_type: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(check_printable)] = ""
     state: Components = Components()
     action: Components = Components()
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
-from zk0d.config.cameras import MappedAt, suggest_cameras
+from zk0d.config.cameras import CameraMap, suggest_cameras
 from zk0d.config.families import FAMILIES
 from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
+
+UNMAPPED = CameraMap()
 
 
 class PolicySpec(Settings):
@@ -49,7 +51,7 @@ def check_fit(
     recordings: RecordingsSummary,
     spec: PolicySpec,
     where: str,
-    mapped_at: MappedAt = MappedAt.SETTINGS,
+    cameras: CameraMap = UNMAPPED,
 ) -> None:
     """Refuse recordings that the policy would accept in silence and learn nonsense from.
 
@@ -60,7 +62,7 @@ def check_fit(
     """
     family = FAMILIES[spec.policy]
     every = not family.spares_cameras
-    check_alike(recordings, spec, where=where, every_camera=every, mapped_at=mapped_at)
+    check_alike(recordings, spec, where=where, every_camera=every, cameras=cameras)
     for what, have in (("state", recordings.state_width), ("action", recordings.action_width)):
         if family.widest and have > family.widest:
             wider = ", ".join(name for name, other in FAMILIES.items() if not other.widest)
@@ -76,11 +78,11 @@ def check_alike(
     *,
     where: str,
     every_camera: bool = True,
-    mapped_at: MappedAt = MappedAt.SETTINGS,
+    cameras: CameraMap = UNMAPPED,
 ) -> None:
     """Refuse recordings of another shape than ``like``; errors as of `check_fit`.
 
-    Cameras may differ in their resolution. ``mapped_at`` is where a reader can map them.
+    Cameras may differ in their resolution. ``cameras`` is how they were mapped.
     """
     if recordings.fps != like.fps:
         raise DataError(
@@ -99,12 +101,12 @@ def check_alike(
     unknown = sorted(set(recordings.cameras) - set(like.cameras))
     missing = sorted(set(like.cameras) - set(recordings.cameras))
     if unknown:
-        suggested = suggest_cameras(unknown, missing)
-        map_it = f"map it ({mapped_at.spell(suggested)}), or " if suggested else ""
+        suggested = suggest_cameras([cameras.own.get(name, name) for name in unknown], missing)
+        map_it = f"map it ({cameras.at.spell(suggested)}), or " if suggested else ""
         raise DataError(
             f"{where}: the policy does not know camera '{unknown[0]}' (it knows"
             f" {', '.join(sorted(like.cameras))}); {map_it}leave it out"
-            f" ({mapped_at.spell({unknown[0]: ''})})."
+            f" ({cameras.spell({unknown[0]: ''})})."
         )
     if missing and (every_camera or not recordings.cameras):
         raise DataError(

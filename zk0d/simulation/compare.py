@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zk0d.daemon.workers import worker_pool
 from zk0d.demo.progress import Progress
 from zk0d.learning.merge import merge_datasets
 from zk0d.simulation.alone import ALONE
@@ -125,7 +126,9 @@ def in_one_place(nodes: Sequence[VirtualNode], folder: Path) -> VirtualNode:
         episodes += [offset + episode for episode in node.episodes or recordings.episodes]
         offset += len(recordings.layout.episodes)
     everything = folder / "everything"
-    merge_datasets(roots, everything)
+    folder.mkdir(parents=True, exist_ok=True)
+    with worker_pool(1, folder / "recordings.log") as pool:
+        pool.submit(merge_datasets, roots, everything).result()
     return VirtualNode(
         name="everything",
         dataset_uri=f"local:{everything}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.processor import NewLineTaskProcessorStep, TokenizerProcessorStep
 from lerobot.utils import IMAGENET_STATS
 from numpy.typing import NDArray
 
@@ -112,6 +113,20 @@ class LoadedPolicy:
             enabled=self.precision != torch.float32,
             cache_enabled=False,
         )
+
+    def cut_instructions(
+        self, instructions: Collection[str], statistics: Statistics
+    ) -> tuple[int, int]:
+        """How many of the instructions are longer than the policy reads, and its tokens."""
+        preprocess, _ = self.processors(statistics)
+        read = list(instructions)
+        for step in preprocess.steps:
+            if isinstance(step, NewLineTaskProcessorStep):
+                read = [step.complementary_data({"task": each})["task"] for each in read]
+            if isinstance(step, TokenizerProcessorStep):
+                tokens = step.input_tokenizer(read, verbose=False)["input_ids"]
+                return sum(len(each) > step.max_length for each in tokens), step.max_length
+        return 0, 0
 
     @property
     def config(self) -> PreTrainedConfig:
