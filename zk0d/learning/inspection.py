@@ -327,6 +327,11 @@ def inspect_together(
             else:
                 remarks.append(Remark("together", "notice", f"{recordings.uri}: {each.text}."))
         robots.append(robot)
+        if (recordings.summary.state_width, recordings.summary.action_width) != (
+            like.state_width,
+            like.action_width,
+        ):
+            continue  # said above, with the names
         try:
             check_alike(
                 recordings.summary, like, where=recordings.uri, cameras=recordings.camera_map
