@@ -367,7 +367,7 @@ def test_a_node_with_another_robot_is_told_so(
     lab.contribute("radians", **{"dataset-uri": f"local:{copied_recordings}"})
     lab.contribute("shy", **{"share-robot": False})
     caplog.set_level("ERROR", logger="flwr")
-    lines = lab.run(monkeypatch, **{"num-server-rounds": 1, "eval-rollouts": 0})
+    lines = lab.run(monkeypatch, {"num-server-rounds": 1, "eval-rollouts": 0})
     (refused,) = [line for line in lines if line["kind"] == "node.refused"]
     assert (refused["node"], refused["reason"]) == ("radians", "units_mismatch")
     said = [r.getMessage() for r in caplog.records if "leaves this node out" in r.getMessage()]
