@@ -110,7 +110,7 @@ def test_what_libraries_log_and_warn_goes_to_the_simulations_file(
         ([1], ""),
     ],
 )
-def test_splits_are_said_to_be_ignored(tmp_path: Path, splits: object, told: str) -> None:
+def test_a_notice_names_splits_that_are_ignored(tmp_path: Path, splits: object, told: str) -> None:
     make_dataset(tmp_path / "d", (3, 3, 3), pictures="image")
     change_info(tmp_path / "d", lambda info: info.update(splits=splits))
     notices = open_recordings(f"local:{tmp_path / 'd'}").notices

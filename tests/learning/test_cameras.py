@@ -74,7 +74,7 @@ def test_what_no_policy_takes_is_left_out_with_a_notice(
             mapped(of, {name: "front2"})
 
 
-def test_nothing_but_depth_is_no_camera() -> None:
+def test_recordings_with_only_depth_have_no_camera() -> None:
     with pytest.raises(DataError, match=r"no camera that is used .*'depth' is a depth camera"):
         mapped(info(observation__images__depth={}))
 

@@ -181,7 +181,7 @@ def test_what_is_unknown_is_a_notice() -> None:
         {"path": "/home"},
     ],
 )
-def test_a_hostile_description_is_no_description(hostile: dict[str, object]) -> None:
+def test_a_hostile_description_is_refused(hostile: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         RobotDescription.model_validate_json(json.dumps({"state": hostile}))
     with pytest.raises(ValidationError):
