@@ -32,6 +32,7 @@ from zk0d.federation.update import Payload
 from zk0d.learning.robot import Components, RobotDescription
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.record.journal import Journal, committed_rounds
+from zk0d.record.reasons import Reason
 from zk0d.record.state import RunState
 
 Lines = list[dict[str, Any]]
@@ -39,6 +40,8 @@ Lines = list[dict[str, Any]]
 
 class World:
     """A grid of fake nodes and a run on it."""
+
+    closed = False  #: no node can come that is not there at the start
 
     def __init__(self, folder: Path, nodes: list[FakeNode], **settings: Any) -> None:
         self.grid = FakeGrid(nodes)
@@ -66,6 +69,7 @@ class World:
             ServerSettings(state=self.folder),
             Journal(self.folder, "1"),
             self.evaluator,
+            closed=self.closed,
             clock=self.grid.clock,
             sleep=self.grid.sleep,
         )
@@ -312,6 +316,57 @@ def test_a_wait_for_nodes_names_those_that_refused(world: Make) -> None:
     with pytest.raises(
         RunFailedError, match=r"after waiting 50 s, bad refused \(data_error\); start"
     ):
+        made.run()
+
+
+LASTING = [reason for reason in Reason if not reason.passes]
+
+
+@pytest.mark.parametrize("reason", LASTING)
+@pytest.mark.parametrize("when", ["query", "train"])
+def test_nobody_waits_for_a_reason_that_stays_where_no_other_node_can_come(
+    world: Make, reason: Reason, when: str
+) -> None:
+    made = world([FakeNode("a"), FakeNode("bad", **{when: refuse(reason)})], **{"node-wait": 1e6})
+    made.closed = True
+    with pytest.raises(RunFailedError, match=f" of 2 nodes .*come: because of {reason}\\.$"):
+        made.run()
+    assert made.grid.now < 1100.0
+
+
+def test_the_same_sentence_is_said_once(world: Make) -> None:
+    made = world([FakeNode(str(number), query=refuse("data_error")) for number in range(4)])
+    made.closed = True
+    with pytest.raises(RunFailedError, match=r"can train, and no other can come: [^:;]*\.$"):
+        made.run()
+
+
+def test_a_reason_that_passes_is_waited_for_all_the_same(world: Make) -> None:
+    refusals = iter([refuse("out_of_memory"), refuse("learner_gone")])
+    node = FakeNode("b")
+    node.query = lambda node, task: next(refusals, lambda *_: (to_record(node.query_reply()), 1.0))(
+        node, task
+    )
+    made = world([FakeNode("a"), node])
+    made.closed = True
+    made.run()
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
+def test_more_nodes_than_there_can_be_are_not_waited_for(world: Make) -> None:
+    made = world([FakeNode("a")], **{"node-wait": 1e6})
+    made.closed = True
+    with pytest.raises(RunFailedError, match="no other can come; lower min-fit-clients"):
+        made.run()
+
+
+def test_nodes_that_all_sit_out_are_not_waited_for(world: Make) -> None:
+    bad = poison(lambda arrays: arrays["a"].fill(np.nan))
+    made = world(
+        [FakeNode("a"), FakeNode("bad", train=bad)], **{"max-strikes": 1, "node-wait": 1e6}
+    )
+    made.closed = True
+    with pytest.raises(RunFailedError, match="1 of 2 nodes are online and in good standing"):
         made.run()
 
 

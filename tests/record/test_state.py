@@ -134,3 +134,12 @@ def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path
     ):
         assert line in text, line
     assert RunState().sentence() == "round 0/0"
+
+
+def test_who_waits_for_nodes_sees_at_once_why_one_cannot_train(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "1", "1")
+    note(journal, "run.started", settings={"num-server-rounds": 3})
+    note(journal, "node.refused", node="left", key="k", reason="data_error", message="It is torn.")
+    assert RunState.read(tmp_path / "1").sentence() == "round 0/3, left cannot train: It is torn."
+    note(journal, "node.joined", node="left", key="k")
+    assert RunState.read(tmp_path / "1").sentence() == "round 0/3"

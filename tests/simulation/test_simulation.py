@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
 from zk0d.federation import model
 from zk0d.federation.aggregate import aggregate
+from zk0d.federation.rounds import RunFailedError
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.record.journal import committed_rounds
 from zk0d.simulation.alone import alone, export
@@ -154,6 +156,34 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     assert committed_rounds(broken.run_folder) == [0, 1]
     run = simulate(read_plan(tmp_path / "broken"))
     assert weights(run) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "in-process",
+        pytest.param(
+            "ray", marks=[pytest.mark.slow, pytest.mark.skipif(not has_ray(), reason="no Ray")]
+        ),
+    ],
+)
+def test_an_unreadable_video_ends_a_simulation_at_once_with_the_cause(
+    tmp_path: Path, recordings_folder: Path, engine: Engine
+) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(recordings_folder, folder)
+    for video in folder.rglob("*.mp4"):
+        content = bytearray(video.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 4000] = bytes(4000)
+        video.write_bytes(content)
+    made = make(tmp_path / "s", f"local:{folder}", {"node-wait": 1e6}, engine=engine)
+    with pytest.raises(
+        RunFailedError,
+        match=r"0 of 2 nodes can train, and no other can come: "
+        r"local:.*torn: .* frames cannot be used",
+    ):
+        simulate(made)
 
 
 def test_a_dropped_node_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:

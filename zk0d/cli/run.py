@@ -142,7 +142,7 @@ def _follow(link: Control, folder: Path, number: int, name: str) -> None:
 
 
 def _show(event: Event) -> None:
-    from zk0d.record.events import RoundCommitted, RoundFailed, UpdateRefused
+    from zk0d.record.events import NodeRefused, RoundCommitted, RoundFailed, UpdateRefused
 
     match event:
         case RoundCommitted():
@@ -152,5 +152,7 @@ def _show(event: Event) -> None:
             typer.echo(f"round {event.round} is committed{nodes}{loss}")
         case UpdateRefused():
             typer.echo(f"round {event.round}: {event.node} is left out ({event.reason})")
+        case NodeRefused():
+            typer.echo(f"{event.node} cannot train: {event.message}")
         case RoundFailed():
             typer.echo(f"round {event.round} failed: {event.message}")

@@ -42,7 +42,7 @@ class _Delay:
 
     until: float
     seconds: float
-    reason: str
+    error: Zk0dError
 
 
 class Cohort:
@@ -88,7 +88,7 @@ class Cohort:
         self._mixed_units = mixed_units
         self._pending: dict[str, _Pending] = {}
         self._names: dict[str, str] = {}
-        self._left_out: dict[str, str] = {}  # reasons by key
+        self._left_out: dict[str, Zk0dError] = {}  # why, by key
         self._delays: dict[str, _Delay] = {}
         self._last_look = self._last_presence = float("-inf")
         self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
@@ -102,15 +102,23 @@ class Cohort:
         """What a node is called in this run; no two the same."""
         return self._names.get(key, key[:12])
 
-    def named(self, by_key: dict[str, str]) -> dict[str, str]:
+    def named[V](self, by_key: dict[str, V]) -> dict[str, V]:
         """The same, by name."""
         return {self.name(key): value for key, value in by_key.items()}
 
     @property
-    def refusals(self) -> dict[str, str]:
+    def refusals(self) -> dict[str, Zk0dError]:
         """Why nodes cannot train: now, or in this run at all; by name."""
-        passing = {key: delay.reason for key, delay in self._delays.items()}
+        passing = {key: delay.error for key, delay in self._delays.items()}
         return self.named({**passing, **self._left_out})
+
+    def left(self) -> list[str]:
+        """Keys of the nodes that are online and may yet have a part in this run."""
+        return [
+            key
+            for key, node in nodes_of(self._grid).items()
+            if node.online and key not in self._left_out
+        ]
 
     def ready(self) -> list[Node]:
         """The nodes that can train and are online, by name."""
@@ -180,7 +188,7 @@ class Cohort:
     def leave_out(self, key: str, error: Zk0dError) -> None:
         """A node that refuses for a reason that stays is not asked again in this run."""
         self._record(NodeLeftOut(node=self.name(key), reason=error.reason))
-        self._left_out[key] = error.reason
+        self._left_out[key] = error
         self.members.pop(key, None)
 
     def requery_unavailable(self, refused: dict[str, str]) -> None:
@@ -198,11 +206,15 @@ class Cohort:
             reply, _ = from_record(content(answer), QueryReply)
             notices = self._compare(node, reply)
         except Zk0dError as error:
-            self._record(NodeRefused(node=node.name, reason=error.reason, message=error.message))
+            self._record(
+                NodeRefused(
+                    node=node.name, key=node.key, reason=error.reason, message=error.message
+                )
+            )
             if Reason.of(error.reason).passes:
                 last = self._delays.get(node.key)
                 seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
-                self._delays[node.key] = _Delay(self._clock() + seconds, seconds, error.reason)
+                self._delays[node.key] = _Delay(self._clock() + seconds, seconds, error)
             else:
                 self.leave_out(node.key, error)
             return

@@ -56,6 +56,8 @@ class Rounds:
         Where updates wait.
     record
         Takes each event of the run.
+    closed
+        Whether no node can come that is not there at the start, as in a simulation.
     clock, sleep
         Replaced in tests.
     """
@@ -69,6 +71,8 @@ class Rounds:
         state: RunState,
         spool: Spool,
         record: Callable[[AnyEvent], object],
+        *,
+        closed: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -77,6 +81,7 @@ class Rounds:
         self._state = state
         self._spool = spool
         self._record = record
+        self._closed = closed
         self._clock = clock
         self._sleep = sleep
         query = Query(run=state.run, spec=spec, dataset_uri=settings.dataset_uri)
@@ -157,19 +162,33 @@ class Rounds:
         assert self._answers is not None
         return self._answers.missing()
 
-    def _wait_for(self, ready: Callable[[], bool], state: Callable[[], str]) -> None:
-        """Serve queries until ``ready``, or fail after the run's ``node-wait``."""
+    def _wait_for(
+        self,
+        ready: Callable[[], bool],
+        state: Callable[[], str],
+        sits_out: Callable[[str], bool] = lambda key: False,
+    ) -> None:
+        """Serve queries until ``ready``, or fail after the run's ``node-wait``.
+
+        Where no other node can come, fail as soon as too few are left that do not sit out.
+        """
         deadline = self._clock() + self._settings.rounds.node_wait
         while True:
             self._cohort.query_newcomers()
             self._cohort.collect()
             if ready():
                 return
-            if self._clock() > deadline:
-                refused = "".join(
-                    f", {name} refused ({reason})"
-                    for name, reason in sorted(self._cohort.refusals.items())
+            refusals = sorted(self._cohort.refusals.items())
+            left = sum(not sits_out(key) for key in self._cohort.left()) if self._closed else None
+            if left is not None and left < self._settings.rounds.min_fit_clients:
+                # Contributors with the same recordings say the same.
+                causes = dict.fromkeys(e.message.rstrip(".") for _, e in refusals)
+                why = f": {'; '.join(causes)}." if causes else "; lower min-fit-clients."
+                raise RunFailedError(
+                    f"{state()}, and no other can come{why}", reason="too_few_nodes"
                 )
+            if self._clock() > deadline:
+                refused = "".join(f", {name} refused ({e.reason})" for name, e in refusals)
                 raise RunFailedError(
                     f"{state()} after waiting {self._settings.rounds.node_wait:.0f} s{refused};"
                     " start more nodes, or lower min-fit-clients.",
@@ -191,6 +210,7 @@ class Rounds:
                 f"{len(ready())} of {wanted} nodes are online and in good standing in round"
                 f" {number}"
             ),
+            lambda key: self._standing().sits_out(key, number),
         )
         nodes = ready()
         count = max(wanted, round(self._settings.rounds.fraction_fit * len(nodes)))

@@ -55,6 +55,8 @@ class Run:
         The learner beside the server.
     resumed_by
         What Flower calls the run that resumes this one; empty if this one is new.
+    closed
+        Whether no node can come that is not there at the start, as in a simulation.
     clock, sleep
         Replaced in tests.
 
@@ -77,6 +79,7 @@ class Run:
         evaluator: Evaluator,
         *,
         resumed_by: str = "",
+        closed: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -85,6 +88,7 @@ class Run:
         self._server = server
         self._journal = journal
         self._resumed_by = resumed_by
+        self._closed = closed
         self._clock = clock
         self._sleep = sleep
         self._state = RunState(run=journal.run, whole=False)
@@ -189,8 +193,9 @@ class Run:
             self._state,
             self._spool,
             self._record,
-            self._clock,
-            self._sleep,
+            closed=self._closed,
+            clock=self._clock,
+            sleep=self._sleep,
         )
         return self._rounds.gather()
 

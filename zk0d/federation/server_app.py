@@ -16,6 +16,9 @@ from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.run import Run
 from zk0d.record.journal import Journal, settings_of
 
+#: In the context of a simulation's ServerApp: no node can come that is not there at the start.
+CLOSED = "closed"
+
 app = ServerApp()
 
 
@@ -30,4 +33,8 @@ def main(grid: Grid, context: Context) -> None:
         settings = settings_of(server.runs / run)
     journal = Journal(server.runs / run, run)
     with LearnerClient(server.evaluator.socket) as evaluator:
-        Run(grid, settings, server, journal, evaluator, resumed_by=resumed_by).run()
+        closed = CLOSED in context.node_config
+        run_of = Run(
+            grid, settings, server, journal, evaluator, resumed_by=resumed_by, closed=closed
+        )
+        run_of.run()

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from zk0d.errors import UnavailableError
+from zk0d.federation.server_app import CLOSED
 from zk0d.flower.version import check_version
 
 PARTITION = "partition-id"
@@ -162,7 +163,11 @@ def _check_room(resources: dict[str, float], options: RayOptions) -> None:
 
 def _context(run_config: dict[str, Any], run_id: int) -> Context:
     return Context(
-        run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config=run_config
+        run_id=run_id,
+        node_id=1,
+        node_config={CLOSED: True},
+        state=RecordDict(),
+        run_config=run_config,
     )
 
 

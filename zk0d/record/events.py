@@ -102,6 +102,7 @@ class NodeRefused(AnyEvent):
 
     kind: Literal["node.refused"] = "node.refused"
     node: str
+    key: str = ""
     reason: str
     message: str
 

@@ -94,7 +94,7 @@ class RunState:
     members: dict[str, Member] = field(default_factory=dict)  #: every node that was there
     names: dict[str, str] = field(default_factory=dict)  #: what the run calls a node, by key
     robots: list[RobotDescription] = field(default_factory=list)  #: of all that take part
-    left_out: dict[str, str] = field(default_factory=dict)  #: why a node has no part, by name
+    unable: dict[str, NodeRefused] = field(default_factory=dict)  #: by key: why it cannot train
     open: RoundStarted | None = None  #: the round under way
 
     asked: int = 0  #: nodes in the round that was sent last
@@ -136,11 +136,11 @@ class RunState:
             case NodeJoined():
                 if event.key:
                     self.names[event.key] = event.node
+                self.unable.pop(event.key or event.node, None)
                 self._member(event.node).version = event.version
                 self._meet(event.robot)
-                self.left_out.pop(event.node, None)
-            case NodeRefused() if not Reason.of(event.reason).passes:
-                self.left_out[event.node] = event.message
+            case NodeRefused():
+                self.unable[event.key or event.node] = event
             case NodeLost():
                 self.lost.append(event)
                 self._member(event.node).updates[LOST] += 1
@@ -185,7 +185,7 @@ class RunState:
     def _resume(self, event: RunResumed) -> None:
         self.phase, self.message, self.interrupted, self.open = "running", "", False, None
         self.flower_run = event.flower_run
-        self.left_out.clear()
+        self.unable.clear()
         self.resumed += 1
         self.cut(event.round)
 
@@ -210,6 +210,12 @@ class RunState:
         return self.members.setdefault(node, Member())
 
     # --- what follows from it ---------------------------------------------------------------------
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why nodes have no part in the run, by name."""
+        lasting = (each for each in self.unable.values() if not Reason.of(each.reason).passes)
+        return {each.node: each.message for each in lasting}
 
     @property
     def goes_on(self) -> bool:
@@ -328,6 +334,8 @@ class RunState:
             parts.append(f"{answered or self.asked} of {self.asked} nodes")
         if self.phase == "finished":
             parts.insert(0, "finished")
+        elif not self.asked:
+            parts += [f"{each.node} cannot train: {each.message}" for each in self.unable.values()]
         return ", ".join(parts)
 
 

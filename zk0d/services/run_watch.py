@@ -99,7 +99,7 @@ def log_event(event: Event) -> None:
             loss = f", policy loss {measured:.4f}" if measured is not None else ""
             log.info("round %d is committed%s", event.round, loss, extra=where)
         case NodeRefused():
-            log.warning("%s cannot train this run: %s", event.node, event.message, extra=where)
+            log.warning("%s cannot train: %s", event.node, event.message, extra=where)
         case NodeJoined():
             for notice in event.notices:
                 log.warning("%s", notice, extra=where)
