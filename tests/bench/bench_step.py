@@ -122,8 +122,8 @@ def _lerobot(folder: Path) -> Callable[[int], None]:
     from lerobot.scripts.lerobot_train import update_policy
     from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
+    from zk0d.config.families import BUILT
     from zk0d.learning.policies import smolvla
-    from zk0d.learning.policies.base import BUILT
 
     config = smolvla.Loaded.tiny_config(BUILT["tiny"])
     metadata = LeRobotDatasetMetadata("local/x", root=folder)

@@ -334,6 +334,8 @@ def test_models(tmp_path: Path, write: Callable[[str, str], Path]) -> None:
     is_right(machine.models(BARE, {}, [name, "tiny"], tmp_path / "whole"), name)
     is_wrong(machine.models(BARE, {"mine": tmp_path / "mine"}, [], cache), "models.mine")
     write("mine/config.json", "{}")
+    is_wrong(machine.models(BARE, {"mine": tmp_path / "mine"}, [], cache), "model.safetensors")
+    write("mine/model.safetensors", "")
     is_right(machine.models(BARE, {"mine": tmp_path / "mine"}, ["mine"], cache), "mine in")
 
 

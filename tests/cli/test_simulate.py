@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from lerobot.policies import get_policy_class
 from typer.testing import CliRunner
 
+from tests.learning.damage import make_dataset
 from zk0d.cli.main import app
+from zk0d.config.families import FAMILIES, NEW
 from zk0d.errors import ConfigError, UsageError
-from zk0d.record.journal import committed_rounds
+from zk0d.record.events import RunStarted
+from zk0d.record.journal import committed_rounds, read_journal
 
 runner = CliRunner()
 
@@ -71,3 +75,26 @@ def test_train_and_its_checkpoint(tmp_path: Path, recordings_folder: Path) -> No
     assert "nothing was pushed" in done.output
     assert (folder / "checkpoint" / "model.safetensors").is_file()
     assert (folder / "checkpoint" / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [name for name, known in FAMILIES.items() if known.base == NEW])
+def test_a_family_without_a_published_model_is_trained_from_the_start(
+    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    make_dataset(tmp_path / "arm", [9, 8, 9])
+    words = ["train", str(tmp_path / "arm"), "--rounds", "1", "--device", "cpu"]
+    settings = f"policy={policy} local-steps=1 eval-frames=4"
+    folder = tmp_path / "t"
+    done = runner.invoke(app, [*words, "-c", settings, "--folder", str(folder)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.count("begins with a resnet18 of random weights") == 1
+    kept = json.loads((folder / "simulation.json").read_text())["settings"]
+    usual = FAMILIES[policy].usual
+    assert (kept["model-name"], kept["batch-size"]) == (NEW, usual.batch_size)
+    (started, *_) = read_journal(folder / "runs" / "1")
+    assert isinstance(started, RunStarted)
+    assert started.settings["initial-lr"] == usual.initial_lr
+    loaded = get_policy_class(policy).from_pretrained(folder / "checkpoint")
+    assert loaded.config.image_features["observation.images.top"].shape == (3, 32, 32)

@@ -19,7 +19,7 @@ def pyproject() -> dict[str, dict[str, object]]:
 
 
 def test_every_run_setting_is_listed_with_its_default() -> None:
-    assert pyproject()["config"] == RunSettings().to_flat()
+    assert pyproject()["config"] == RunSettings.flat_defaults()
 
 
 def test_the_bundle_means_the_same_app() -> None:

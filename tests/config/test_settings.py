@@ -178,6 +178,39 @@ def test_a_run_sends_given_settings_even_if_they_are_the_defaults() -> None:
     assert run_settings({"keep-rounds": 3, "seed": 1}).said() == {"keep-rounds": 3, "seed": 1}
 
 
+@pytest.mark.parametrize("policy", FAMILIES)
+def test_the_policys_family_fills_in_numbers_that_count_as_not_given(policy: str) -> None:
+    given = {key: "auto" for key, value in RunSettings.flat_defaults().items() if value == "auto"}
+    assert given.keys() == {
+        *("model-name", "batch-size", "weight-decay", "initial-lr", "warmup-steps")
+    }
+    settings = run_settings({"policy": policy, **given})
+    assert settings == run_settings({"policy": policy})
+    assert settings.said() == {"policy": policy}
+    known, flat = FAMILIES[policy], settings.to_flat()
+    assert "auto" not in flat.values()
+    assert flat["model-name"] == known.base
+    assert {key: flat[key] for key in ("batch-size", "initial-lr")} == {
+        "batch-size": known.usual.batch_size,
+        "initial-lr": known.usual.initial_lr,
+    }
+    kept = run_settings({"policy": policy, "batch-size": 3, "warmup-steps": 0})
+    assert (kept.training.batch_size, kept.schedule.warmup_steps) == (3, 0)
+
+
+def test_the_coordinators_policy_fills_in_numbers_that_a_run_leaves_out(write: Write) -> None:
+    server = ServerSettings.load(write("server.toml", '[run]\npolicy = "act"\n'))
+    # As Flower sends it: without the settings that nobody gave.
+    settings = server.run_settings(run_settings({"seed": 3}).said())
+    assert settings.training.batch_size == FAMILIES["act"].usual.batch_size
+
+
+@pytest.mark.parametrize("key", ["seed", "num-server-rounds", "max-strikes"])
+def test_only_numbers_of_the_family_can_be_auto(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}' is wrong"):
+        run_settings({key: "auto"})
+
+
 def test_the_coordinator_fills_in_settings_that_a_run_leaves_out(write: Write) -> None:
     path = write("server.toml", "[run]\nkeep-checkpoints = 9\nmax-strikes = 5\n")
     server = ServerSettings.load(path)

@@ -30,7 +30,7 @@ def test_the_bundle_holds_settings_and_no_code() -> None:
 
 def test_flower_reads_the_bundle() -> None:
     config = get_fab_config(build_bundle())
-    assert config["tool"]["flwr"]["app"]["config"] == RunSettings().to_flat()
+    assert config["tool"]["flwr"]["app"]["config"] == RunSettings.flat_defaults()
 
 
 def test_a_bundles_default_leaves_the_setting_to_the_coordinator() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,18 +16,20 @@ from lerobot.policies import get_policy_class, make_pre_post_processors
 
 import zk0d
 from tests.learning.damage import make_dataset
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import BUILT, FAMILIES, NEW
 from zk0d.config.machine import CacheSettings
-from zk0d.config.run import TrainingSettings
-from zk0d.learning import policies
+from zk0d.config.run import TrainingSettings, run_settings
+from zk0d.errors import ConfigError, UnavailableError
+from zk0d.learning import backbones, policies
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import seeded_loss
 from zk0d.learning.policies import family
-from zk0d.learning.policies.base import BUILT, LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.step import PlainStep
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 from zk0d.learning.untrusted import STEPS
 
@@ -85,6 +88,118 @@ def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
         for step in pipeline.steps
     }
     assert known.steps <= steps <= STEPS
+
+
+def test_every_family_begins_with_a_published_model_or_is_built_new() -> None:
+    for name, known in FAMILIES.items():
+        own = family(name)
+        if known.base == NEW:
+            assert own.usual_config().type == name
+            assert run_settings({"policy": name}).model_name == NEW
+            continue
+        with pytest.raises(ConfigError, match=f"take model-name={known.base}"):
+            run_settings({"policy": name, "model-name": NEW})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_usual_numbers_are_those_of_lerobots_trainer(name: str) -> None:
+    usual, config = FAMILIES[name].usual, family(name).tiny_config(64)
+    preset = config.get_optimizer_preset()
+    assert (usual.initial_lr, usual.weight_decay) == (preset.lr, preset.weight_decay)
+    settings = run_settings({"policy": name, "model-name": "tiny", "batch-size": "auto"})
+    assert settings.training.batch_size == usual.batch_size
+    assert settings.schedule.initial_lr == usual.initial_lr
+    prefix = family(name).backbone_prefix
+    if prefix is None:
+        return
+    own_rate = config.optimizer_lr_backbone / config.optimizer_lr
+    assert settings.training.backbone_lr_factor == own_rate
+
+
+@pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.base == NEW])
+def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
+    name: str, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = spec_for(name, NEW, 3, recordings.summary, {})
+    assert spec.cameras == recordings.summary.cameras
+    assert "begins with a resnet18 of random weights" in spec.notice
+    loaded, again = (load_policy(spec, device="cpu") for _ in range(2))
+    assert loaded.spec == again.spec, "the seed decides every weight"
+    usual = family(name).usual_config()
+    assert usual.chunk_size == loaded.config.chunk_size
+    assert loaded.config.image_features.keys() == {
+        f"observation.images.{camera}" for camera in recordings.summary.cameras
+    }
+    other = load_policy(spec.model_copy(update={"seed": 4, "sha256": ""}), device="cpu")
+    assert other.spec.sha256 != loaded.spec.sha256
+
+
+@pytest.fixture
+def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A resnet18 in torch hub's cache, of weights that no seed gives."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = backbones.path("resnet18")
+    assert path.parent == Path(torch.hub.get_dir()) / "checkpoints"
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    assert backbones.URLS["resnet18"] == weights.url
+    path.parent.mkdir(parents=True)
+    content = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save({key: torch.full_like(value, 0.5) for key, value in content.items()}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(backbones, "_digits", lambda backbone: digest[:8])
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.backbone])
+def test_a_new_policy_begins_with_imagenets_backbone_where_it_is(
+    name: str, recordings: Recordings, backbone: Path, tmp_path: Path
+) -> None:
+    spec = spec_for(name, NEW, 0, recordings.summary, {})
+    assert (spec.backbone, spec.notice) == ("resnet18", "")
+    loaded = load_policy(spec, device="cpu")
+    prefix = loaded.backbone_prefix
+    assert prefix is not None
+    kernels = [weight for key, weight in loaded.trainable().items() if key.startswith(prefix)]
+    assert kernels
+    assert all((kernel == 0.5).all() for kernel in kernels)
+    # A node without the file cannot be in such a run, and says what to fetch.
+    backbone.unlink()
+    with pytest.raises(UnavailableError, match="'resnet18' under fetch-models and run zk0d fetch"):
+        load_policy(loaded.spec, device="cpu")
+    # Whoever has it is in a run that began without it all the same.
+    without = spec_for(name, NEW, 0, recordings.summary, {})
+    assert load_policy(without, device="cpu").spec.sha256 != loaded.spec.sha256
+    # A checkpoint has all weights.
+    statistics = recordings.statistics()
+    folder = write_checkpoint(loaded, statistics, tmp_path / "checkpoint")
+    saved = get_policy_class(name).from_pretrained(folder)
+    assert torch.equal(saved.state_dict()[f"{prefix}.conv1.weight"].unique(), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.backbone])
+def test_a_broken_file_in_torch_hubs_cache_is_none(
+    name: str, recordings: Recordings, backbone: Path
+) -> None:
+    backbone.write_bytes(backbone.read_bytes()[:-1])
+    assert spec_for(name, NEW, 0, recordings.summary, {}).notice
+
+
+def test_a_backbone_trains_at_its_own_rate(prepared: PreparedRecordings) -> None:
+    loaded = prepared.policy
+    if loaded.backbone_prefix is None:
+        return
+    moments = Moments(loaded)
+    optimizer = moments.begin("run", 1, 0.0, backbone_lr_factor=0.25)
+    PlainStep(loaded, optimizer, None, 10.0).use_rate(1e-3)
+    rates = {
+        parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    for key, parameter in loaded.trainable().items():
+        expected = 2.5e-4 if key.startswith(loaded.backbone_prefix) else 1e-3
+        assert rates[parameter] == pytest.approx(expected), key
 
 
 def test_a_family_trains(prepared: PreparedRecordings) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zk0d.config.families import BUILT
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning.policies import tiny_vlm
-from zk0d.learning.policies.base import BUILT, LoadedPolicy
-from zk0d.learning.policy import load_policy, pick_device, policy_sha256, spec_for
+from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policy import _quiet, load_policy, pick_device, policy_sha256, spec_for
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import PolicySpec
 
@@ -212,6 +214,26 @@ def test_a_folder_of_another_policy_is_refused(
     models = {"my-base": saved(smolvla, tmp_path)}
     with pytest.raises(ConfigError, match="the run's policy is 'act'"):
         spec_for("act", "my-base", 0, recordings.summary, models)
+
+
+def test_building_a_policy_silences_no_other_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    with _quiet():
+        print("LeRobot talks")
+        shown = threading.Thread(target=print, args=("a progress line",))
+        shown.start()
+        shown.join()
+    print("afterwards")
+    assert capsys.readouterr().out == "a progress line\nafterwards\n"
+
+
+def test_a_folder_with_a_configuration_and_no_weights_is_named_as_such(
+    recordings: Recordings, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"type": "act"}')
+    with pytest.raises(
+        UnavailableError, match=r"without its weights \(model.safetensors is missing\).*=new"
+    ):
+        spec_for("act", "m", 0, recordings.summary, {"m": tmp_path})
 
 
 def test_a_model_folder_without_a_model(recordings: Recordings, tmp_path: Path) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.services.fake_hub import FakeHub
+from zk0d.errors import TryAgainError
+from zk0d.learning import backbones
+from zk0d.services import fetch
 
 ZK0D = Path(sys.executable).parent / "zk0d"
 
@@ -227,3 +234,52 @@ def test_a_learner_without_network_and_write_rights_opens_fetched_data(
     assert "torch.Size([6])" in said.stdout
     assert "['config.json', 'model.safetensors']" in said.stdout
     assert "denied" in said.stdout, "it could not have written"
+
+
+@pytest.fixture
+def served_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a server with resnet18's file, as torchvision names it."""
+    served = tmp_path / "served"
+    served.mkdir()
+    content = b"weights" * 1000
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (served / name).write_bytes(content)
+    serves = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serves) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        monkeypatch.setitem(backbones.URLS, "resnet18", url)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        yield served / name
+        server.shutdown()
+
+
+def settings_with_a_backbone(folder: Path) -> Path:
+    path = folder / "client.toml"
+    path.write_text('name = "left"\nfetch-models = ["resnet18"]\n')
+    return path
+
+
+def test_a_backbones_weights_are_fetched_once_to_where_torchvision_looks(
+    tmp_path: Path, served_backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zk0d")
+    config = settings_with_a_backbone(tmp_path)
+    fetch.run(client=config)
+    found = tmp_path / "torch" / "hub" / "checkpoints" / served_backbone.name
+    assert found.read_bytes() == served_backbone.read_bytes()
+    assert found.stat().st_mode & stat.S_IRGRP, "the learner reads it"
+    fetch.run(client=config)
+    assert [record.getMessage() for record in caplog.records] == [
+        "model resnet18: fetched",
+        "model resnet18: is here already",
+    ]
+
+
+def test_a_backbone_that_did_not_come_whole_is_not_there(
+    tmp_path: Path, served_backbone: Path
+) -> None:
+    served_backbone.write_bytes(served_backbone.read_bytes()[:-1])
+    with pytest.raises(TryAgainError, match="did not come whole"):
+        fetch.run(client=settings_with_a_backbone(tmp_path))
+    assert not list((tmp_path / "torch").rglob("*.pth*"))

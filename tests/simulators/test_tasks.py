@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 
 from zk0d.cli.demo import Task as DemoTask
+from zk0d.config.families import BUILT
 from zk0d.config.machine import EvaluationDataset
 from zk0d.demo.budget import run_values
-from zk0d.learning.policies.base import BUILT
 from zk0d.simulators.task import TaskName
 from zk0d.simulators.tasks import TASKS, recorded_task
 

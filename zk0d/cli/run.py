@@ -142,7 +142,13 @@ def _follow(link: Control, folder: Path, number: int, name: str) -> None:
 
 
 def _show(event: Event) -> None:
-    from zk0d.record.events import NodeRefused, RoundCommitted, RoundFailed, UpdateRefused
+    from zk0d.record.events import (
+        ModelReady,
+        NodeRefused,
+        RoundCommitted,
+        RoundFailed,
+        UpdateRefused,
+    )
 
     match event:
         case RoundCommitted():
@@ -152,6 +158,8 @@ def _show(event: Event) -> None:
             typer.echo(f"round {event.round} is committed{nodes}{loss}")
         case UpdateRefused():
             typer.echo(f"round {event.round}: {event.node} is left out ({event.reason})")
+        case ModelReady() if event.spec.notice:
+            typer.echo(event.spec.notice)
         case NodeRefused():
             typer.echo(f"{event.node} cannot train: {event.message}")
         case RoundFailed():

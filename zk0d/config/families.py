@@ -8,6 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+#: Models that are built from a run's seed: how wide, in entries of a token's vector, or the
+#: family's usual size.
+NEW = "new"
+BUILT: Mapping[str, int | None] = {"tiny": 64, "tiny-wide": 128, NEW: None}
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How LeRobot's trainer trains a family, unless a run's settings say otherwise."""
+
+    initial_lr: float
+    weight_decay: float
+    warmup_steps: int
+    batch_size: int
+
 
 @dataclass(frozen=True)
 class PolicyFamily:
@@ -17,6 +32,10 @@ class PolicyFamily:
     ----------
     policy_class
         LeRobot's class by its full name, as a model card imports it.
+    usual
+        Its usual rates and batch.
+    base
+        The published model that training begins with; one that is built new where there is none.
     widest
         The most values that it takes as a state or an action; ``None`` is any number.
     spares_cameras
@@ -24,14 +43,19 @@ class PolicyFamily:
     companion
         The key in its configuration that names another model, whose settings and tokenizer it
         needs.
+    backbone
+        The vision backbone whose ImageNet weights a new one begins with.
     steps
         Names of its own steps in the processors that LeRobot saves with it.
     """
 
     policy_class: str
+    usual: Usual
+    base: str = NEW
     widest: int | None = None
     spares_cameras: bool = False
     companion: str | None = None
+    backbone: str | None = None
     steps: frozenset[str] = frozenset()
 
 
@@ -39,10 +63,16 @@ class PolicyFamily:
 FAMILIES: Mapping[str, PolicyFamily] = {
     "smolvla": PolicyFamily(
         policy_class="lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",
+        usual=Usual(initial_lr=1e-4, weight_decay=1e-10, warmup_steps=20, batch_size=32),
+        base="lerobot/smolvla_base",
         widest=32,  # it pads states and actions to this
         spares_cameras=True,
         companion="vlm_model_name",
         steps=frozenset({"smolvla_new_line_processor"}),
     ),
-    "act": PolicyFamily(policy_class="lerobot.policies.act.modeling_act.ACTPolicy"),
+    "act": PolicyFamily(
+        policy_class="lerobot.policies.act.modeling_act.ACTPolicy",
+        usual=Usual(initial_lr=1e-5, weight_decay=1e-4, warmup_steps=0, batch_size=8),
+        backbone="resnet18",
+    ),
 }

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from zk0d.config.base import Settings, wrong
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import BUILT, FAMILIES
 from zk0d.config.names import Alias, Cameras, DatasetUriText, PolicyName
 from zk0d.config.run import RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
@@ -197,7 +197,7 @@ class LimitsSettings(Settings):
     models: list[str] = Field(
         default_factory=list,
         description="Base models that may be trained here; empty: those under models and"
-        " fetch-models, 'tiny' and 'tiny-wide'.",
+        f" fetch-models, and those that are built ({', '.join(BUILT)}).",
     )
     hours: str = Field(
         "", description="Local time in which it may train, such as '22:00-07:00'; empty: always."
@@ -264,7 +264,8 @@ class ClientSettings(Settings):
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
         description="Models that zk0d fetch downloads from the hub (user/name, or"
-        " user/name@REVISION); it skips those under models.",
+        " user/name@REVISION); it skips those under models. 'resnet18' gets ImageNet's weights,"
+        " for a new ACT.",
     )
     limits: LimitsSettings = LimitsSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -413,7 +414,8 @@ class ServerSettings(Settings):
     fetch_models: list[str] = Field(
         default=["lerobot/smolvla_base"],
         description="Models that zk0d fetch downloads from the hub (user/name, or"
-        " user/name@REVISION); it skips those under models.",
+        " user/name@REVISION); it skips those under models. 'resnet18' gets ImageNet's weights,"
+        " for a new ACT.",
     )
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()

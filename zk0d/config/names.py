@@ -175,5 +175,7 @@ Cameras = Annotated[dict[str, str], AfterValidator(_cameras)]
 VLM_FOLDER = "zk0d"
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.
 POLICY_FILES = ("*.json", "*.safetensors", f"{VLM_FOLDER}/*")
+#: Without either of these a folder holds no policy.
+POLICY_PARTS = (CONFIG_FILE, WEIGHTS_FILE) = ("config.json", "model.safetensors")
 #: Settings and tokenizer of a vision-language model, without its weights.
 PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

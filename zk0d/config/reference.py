@@ -15,7 +15,7 @@ from zk0d.config.machine import (
     EvaluationDataset,
     ServerSettings,
 )
-from zk0d.config.run import RunSettings
+from zk0d.config.run import ByFamily, RunSettings
 
 _INTRODUCTION = """# Settings
 
@@ -30,7 +30,8 @@ marks mistakes: write it beside the file as `client.schema.json`, and begin the 
 _RUN = """## A run
 
 `zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`, `zk0bot demo -c 'key=value'`. The
-coordinator's `[run]` table sets the same keys for every run that does not set them itself.
+coordinator's `[run]` table sets the same keys for every run that does not set them itself. `auto`
+is the number of the run's policy, as LeRobot's trainer has it; the journal has the number.
 """
 
 
@@ -95,6 +96,8 @@ def _key(name: str) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if by_family := [mark for mark in field.metadata if isinstance(mark, ByFamily)]:
+        return str(by_family[0])
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"

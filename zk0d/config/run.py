@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     Field,
+    GetJsonSchemaHandler,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -23,9 +25,10 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from zk0d.config.base import FlatSettings, Scalar, Settings, known_keys, suggest, wrong
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import FAMILIES, NEW, PolicyFamily
 from zk0d.config.names import DatasetUri, PolicyName, check_repository
 from zk0d.errors import ConfigError
 
@@ -34,6 +37,25 @@ CodecName = Literal["fp32", "bf16", "int8", "int4"]
 RuleName = Literal["mean", "trimmed-mean", "median"]
 #: Updates that a rule needs, where one is not enough.
 LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
+
+#: In place of a number that the policy's family decides.
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ByFamily:
+    """Marks a setting that :class:`RunSettings` takes from the run's policy family."""
+
+    usual: Callable[[PolicyFamily], Scalar]
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": AUTO}]}
+
+    def __str__(self) -> str:
+        told = (f"{name} {self.usual(family)}" for name, family in FAMILIES.items())
+        return f"`{AUTO}`: {', '.join(told)}"
 
 
 class RoundsSettings(Settings):
@@ -59,8 +81,17 @@ class TrainingSettings(Settings):
     """A node's work in a round; nodes receive this table unchanged."""
 
     local_steps: PositiveInt = Field(60, description="Optimizer steps of a node per round.")
-    batch_size: PositiveInt = Field(32, description="Frames per optimizer step.")
-    weight_decay: NonNegativeFloat = Field(1e-10, description="AdamW's decoupled weight decay.")
+    batch_size: Annotated[PositiveInt, ByFamily(lambda family: family.usual.batch_size)] = Field(
+        32, description="Frames per optimizer step."
+    )
+    weight_decay: Annotated[
+        NonNegativeFloat, ByFamily(lambda family: family.usual.weight_decay)
+    ] = Field(1e-10, description="AdamW's decoupled weight decay.")
+    backbone_lr_factor: PositiveFloat = Field(
+        1.0,
+        description="Learning rate of a vision backbone that trains (ACT's), as a multiple of the"
+        " others'.",
+    )
     grad_clip_norm: PositiveFloat = Field(10.0, description="Global gradient norm limit.")
     uplink_codec: CodecName = Field(
         "int8",
@@ -76,9 +107,11 @@ class TrainingSettings(Settings):
 class ScheduleSettings(Settings):
     """Learning rate and proximal term over the rounds."""
 
-    initial_lr: PositiveFloat = Field(1e-4, description="Peak learning rate.")
-    warmup_steps: NonNegativeInt = Field(
-        20, description="Global steps of linear warm-up, once at the start of the run."
+    initial_lr: Annotated[PositiveFloat, ByFamily(lambda family: family.usual.initial_lr)] = Field(
+        1e-4, description="Peak learning rate."
+    )
+    warmup_steps: Annotated[NonNegativeInt, ByFamily(lambda family: family.usual.warmup_steps)] = (
+        Field(20, description="Global steps of linear warm-up, once at the start of the run.")
     )
     final_lr_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.05, description="Learning rate at the end of the run's cosine, as a fraction of the peak."
@@ -216,10 +249,11 @@ class RunSettings(FlatSettings):
     policy: PolicyName = Field(
         "smolvla", description=f"Policy class of LeRobot: {', '.join(FAMILIES)}."
     )
-    model_name: str = Field(
+    model_name: Annotated[str, ByFamily(lambda family: family.base)] = Field(
         "lerobot/smolvla_base",
         description="Model to start from: a name on the hub, a name under the machines' [models],"
-        " or 'tiny' or 'tiny-wide' (small policies built from the seed, for a CPU).",
+        " or one that is built from the seed and shaped by the recordings ('new' has the family's"
+        " usual size; 'tiny' and 'tiny-wide' are small, for a CPU).",
     )
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
     start_from: str = Field(
@@ -245,9 +279,52 @@ class RunSettings(FlatSettings):
         rule, least = self.aggregation.rule, LEAST_UPDATES.get(self.aggregation.rule, 1)
         if self.rounds.min_fit_clients < least:
             raise ValueError(f"{rule} needs min-fit-clients of at least {least}")
+        base = FAMILIES[self.policy].base
+        if self.model_name == NEW != base:
+            raise ValueError(
+                f"{self.policy} starts from a pretrained model and cannot be new; take"
+                f" model-name={base}"
+            )
         if self.dataset_uri:
             DatasetUri.parse(self.dataset_uri)
         return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """The same with what the policy's family decides: each number that is not given."""
+        return super().parse(cls._without_auto(values), where=where)._of_its_family()
+
+    @classmethod
+    def _without_auto(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        auto = {key for key, value in cls.flat_defaults().items() if value == AUTO}
+        return {
+            key: cls._without_auto(value) if isinstance(value, Mapping) else value
+            for key, value in values.items()
+            if value != AUTO or key.replace("_", "-") not in auto
+        }
+
+    def _of_its_family(self) -> Self:
+        """Fill in what was not given; it still counts as not given."""
+        family = FAMILIES[self.policy]
+
+        def filled(table: Any) -> Any:
+            usual = {
+                name: mark.usual(family)
+                for name, mark in by_family(type(table)).items()
+                if name not in table.model_fields_set
+            }
+            values = {name: getattr(table, name) for name in type(table).model_fields} | usual
+            return table.model_construct(table.model_fields_set, **values)
+
+        tables = {name: filled(getattr(self, name)) for name in self.tables()}
+        made: Self = filled(self.model_copy(update=tables))
+        return made
+
+    @classmethod
+    def flat_defaults(cls) -> dict[str, Scalar]:
+        """What each key says where nobody says anything."""
+        marked = [*by_family(cls), *(n for t in cls.tables().values() for n in by_family(t))]
+        return cls().to_flat() | {name.replace("_", "-"): AUTO for name in marked}
 
     @property
     def total_steps(self) -> int:
@@ -331,6 +408,16 @@ class RunSettings(FlatSettings):
         """The same without a folder of this machine, for a reader elsewhere."""
         local = self.dataset_uri.startswith("local:")
         return self.to_flat() | ({"dataset-uri": "local:"} if local else {})
+
+
+def by_family(table: type[Settings]) -> dict[str, ByFamily]:
+    """The settings of a table that the policy's family decides, by name."""
+    return {
+        name: mark
+        for name, field in table.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, ByFamily)
+    }
 
 
 #: As wandb.Settings has it, which takes a second to import.

@@ -26,6 +26,7 @@ _POLICIES: dict[str, dict[str, Any]] = {
         "batch-size": 8,
         "eval-frequency": 4,
         "initial-lr": 3e-4,
+        "warmup-steps": 20,
     },
 }
 

@@ -75,7 +75,12 @@ def measure(job: Job) -> Outcome:
             policy,
             data.batches(statistics),
             data.usable,
-            Moments(policy).begin(job.title, 1, settings.training.weight_decay),
+            Moments(policy).begin(
+                job.title,
+                1,
+                settings.training.weight_decay,
+                backbone_lr_factor=settings.training.backbone_lr_factor,
+            ),
             StepPlan(
                 training=settings.training.model_copy(update={"local_steps": job.steps}),
                 first_step=0,

@@ -16,6 +16,7 @@ from rich.text import Text
 from zk0d.record.events import (
     EvaluationFailed,
     Event,
+    ModelReady,
     NodeJoined,
     NodeLost,
     NodeRefused,
@@ -48,6 +49,8 @@ class RoundsView:
                 return False
             case RoundCommitted():
                 return True
+            case ModelReady(spec=spec) if spec.notice:
+                self.notices.append(spec.notice)
             case UpdateRefused() | NodeRefused():
                 self.notices.append(f"{event.node}: {event.message}")
             case NodeJoined() if event.notices:

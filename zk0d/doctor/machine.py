@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.names import POLICY_PARTS
 from zk0d.daemon.ports import require_free_port
 from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
 from zk0d.errors import ConfigError, UnavailableError
@@ -288,10 +289,11 @@ def models(
     said = []
     for name, folder in mapped.items():
         at = Path(folder).expanduser()
-        if not (at / "config.json").is_file():
+        lacks = [file for file in POLICY_PARTS if not (at / file).is_file()]
+        if lacks:
             raise Wrong(
-                f"models.{name}: {at} holds no model.",
-                "config.json is missing there",
+                f"models.{name}: {at} holds no whole model.",
+                f"{lacks[0]} is missing there",
                 f"give models.{name} the folder that holds config.json and the weights",
             )
         said.append(f"{name} in {at}")

@@ -77,7 +77,7 @@ def said_by(bundle: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     from zk0d.config.run import RunSettings, stored_settings
 
     config = bundle.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
-    defaults = RunSettings().to_flat()
+    defaults = RunSettings.flat_defaults()
     return {k: v for k, v in stored_settings(config).items() if v != defaults.get(k)} | overrides
 
 

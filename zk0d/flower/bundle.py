@@ -16,7 +16,7 @@ CLIENT_APP = "zk0d.federation.client_app:app"
 def bundle_toml() -> str:
     """The pyproject.toml of a bundle: names, and every run setting with its default."""
     settings = "\n".join(
-        f"{key} = {json.dumps(value)}" for key, value in RunSettings().to_flat().items()
+        f"{key} = {json.dumps(value)}" for key, value in RunSettings.flat_defaults().items()
     )
     return f"""\
 [project]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zk0d.config.families import BUILT
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
@@ -25,7 +26,7 @@ from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
-from zk0d.learning.policies.base import BUILT, LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
@@ -132,7 +133,11 @@ class Contributor(Learner):
         base = payload.arrays()
         policy.load_weights(base)
         optimizer = prepared.moments.begin(
-            task.run, task.round, task.training.weight_decay, fresh=task.fresh
+            task.run,
+            task.round,
+            task.training.weight_decay,
+            backbone_lr_factor=task.training.backbone_lr_factor,
+            fresh=task.fresh,
         )
         prepared.residual.begin(task.run, task.round, fresh=task.fresh)
         batches = data.batches(task.statistics)

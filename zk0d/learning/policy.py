@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import io
 import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
-from lerobot.policies import PreTrainedPolicy, get_policy_class
+from lerobot.policies import PreTrainedPolicy
 from safetensors import safe_open
 
 from zk0d.config.cameras import camera_feature, camera_name
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import BUILT, FAMILIES, NEW
 from zk0d.config.machine import Precision
-from zk0d.config.names import POLICY_FILES
+from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
-from zk0d.learning import nvidia
+from zk0d.learning import backbones, nvidia
 from zk0d.learning.policies import family
-from zk0d.learning.policies.base import BUILT, LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.untrusted import refuse_code
@@ -40,9 +41,10 @@ def spec_for(
 ) -> PolicySpec:
     """The shape of a run's policy.
 
-    A tiny policy takes its shape from the coordinator's evaluation recordings (``like``), a
+    One that is built takes its shape from the coordinator's evaluation recordings (``like``), a
     pretrained one from its own configuration; the frame rate always comes from the recordings.
     """
+    backbone = ""
     if model_name in BUILT:
         if like is None:
             raise ConfigError(
@@ -50,6 +52,9 @@ def spec_for(
                 " recordings; add an [[evaluation]] table to server.toml."
             )
         cameras, state, action = like.cameras, like.state_width, like.action_width
+        usual = FAMILIES[policy].backbone
+        if model_name == NEW and usual and backbones.is_here(usual):
+            backbone = usual
     else:
         folder = _model_folder(model_name, models, revisions or {})
         refuse_code(folder, model_name)
@@ -67,6 +72,7 @@ def spec_for(
         state_width=state,
         action_width=action,
         cameras=cameras,
+        backbone=backbone,
     )
 
 
@@ -100,7 +106,8 @@ def load_policy(
     kind = family(spec.policy)
     torch.manual_seed(spec.seed)
     if spec.model_name in BUILT:
-        config = kind.tiny_config(BUILT[spec.model_name])
+        width = BUILT[spec.model_name]
+        config = kind.usual_config() if width is None else kind.tiny_config(width)
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
             **{
@@ -109,8 +116,16 @@ def load_policy(
             },
         }
         config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (spec.action_width,))}
+        if spec.backbone and not backbones.is_here(spec.backbone):
+            raise UnavailableError(
+                f"the run's policy begins with ImageNet's weights of {spec.backbone}, and"
+                f" {backbones.path(spec.backbone)} is missing or not whole; name"
+                f" '{spec.backbone}' under fetch-models and run zk0d fetch, or download"
+                f" {backbones.URLS[spec.backbone]} there.",
+                reason="model_unavailable",
+            )
         with _quiet():
-            policy = get_policy_class(spec.policy)(config)
+            policy = kind.built(config, spec.backbone)
     else:
         folder = _model_folder(spec.model_name, models or {}, revisions or {})
         refuse_code(folder, spec.model_name)
@@ -220,25 +235,23 @@ def _model_folder(
 ) -> Path:
     if name in models:
         folder = Path(models[name]).expanduser()
-        if not (folder / "config.json").is_file():
-            raise UnavailableError(
-                f"models.{name}: {folder} holds no model (config.json is missing).",
-                reason="model_unavailable",
-            )
+        _check_files(folder, f"models.{name}")
         return folder
     if name.count("/") != 1 or name.startswith(("/", ".")):
         raise UnavailableError(
-            f"model '{name}' is not known here; map it to a folder under [models], or give a hub"
-            " name such as lerobot/smolvla_base.",
+            f"model '{name}' is not known here; map it to a folder under [models], give a hub name"
+            f" such as lerobot/smolvla_base, or one that is built ({', '.join(BUILT)}).",
             reason="model_unavailable",
         )
     what: dict[str, Any] = {"revision": revisions.get(name), "allow_patterns": list(POLICY_FILES)}
     try:
-        return Path(snapshot_download(name, local_files_only=True, **what))
+        folder = Path(snapshot_download(name, local_files_only=True, **what))
+        if (folder / WEIGHTS_FILE).is_file():
+            return folder
     except (OSError, ValueError):
         pass  # not fetched before
     try:
-        return Path(snapshot_download(name, **what))
+        folder = Path(snapshot_download(name, **what))
     except Exception as error:  # the hub's errors are of many kinds
         raise UnavailableError(
             f"model '{name}' is not on this machine and could not be fetched from the hub"
@@ -246,13 +259,31 @@ def _model_folder(
             " folder under [models].",
             reason="hub_unreachable",
         ) from error
+    _check_files(folder, f"model '{name}'")
+    return folder
+
+
+def _check_files(folder: Path, what: str) -> None:
+    """Refuse a folder that holds no policy, or one without its weights."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UnavailableError(
+            f"{what}: {folder} holds no model ({CONFIG_FILE} is missing).",
+            reason="model_unavailable",
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UnavailableError(
+            f"{what}: {folder} holds a policy's configuration without its weights"
+            f" ({WEIGHTS_FILE} is missing); give a whole checkpoint, or model-name={NEW} to begin"
+            " without one.",
+            reason="model_unavailable",
+        )
 
 
 def _check_whole(
     policy: PreTrainedPolicy, unused: tuple[str, ...], name: str, folder: Path
 ) -> None:
     """Refuse a file that lacks weights that are used: LeRobot leaves what is missing at random."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
         kept = set(file.keys())
     # Of weights that share memory, the file has one name.
     named = list(policy.named_parameters(remove_duplicate=False))
@@ -296,6 +327,22 @@ def _quiet() -> Iterator[None]:
     if os.environ.get("ZK0D_DEBUG"):
         yield
         return
-    nowhere = io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    silent = _OtherThreads(sys.stdout), _OtherThreads(sys.stderr)
+    with contextlib.redirect_stdout(silent[0]), contextlib.redirect_stderr(silent[1]):
         yield
+
+
+class _OtherThreads:
+    """An output for all threads but the one that makes this."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._silent = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._silent:
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -9,9 +9,10 @@ from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
 from zk0d.config.cameras import CameraMap, suggest_cameras
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import FAMILIES, NEW
 from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
+from zk0d.learning import backbones
 
 UNMAPPED = CameraMap()
 
@@ -32,7 +33,23 @@ class PolicySpec(Settings):
     cameras: dict[str, tuple[int, int, int]] = Field(
         description="Camera names of the policy with channels, height, width."
     )
+    backbone: str = Field(
+        "", description="Vision backbone that begins with ImageNet's weights; empty: at random."
+    )
     sha256: str = Field("", description="Hash of every weight, frozen ones too, before training.")
+
+    @property
+    def notice(self) -> str:
+        """What a person should know of how it begins; empty if nothing."""
+        backbone = FAMILIES[self.policy].backbone
+        if self.model_name != NEW or not backbone or self.backbone:
+            return ""
+        return (
+            f"the new '{self.policy}' begins with a {backbone} of random weights, because"
+            " ImageNet's are not in torch hub's cache; get them with zk0d fetch (fetch-models"
+            f" names '{backbone}'), or download {backbones.URLS[backbone]} to"
+            f" {backbones.path(backbone).parent}, and begin again"
+        )
 
 
 class RecordingsSummary(Settings):

@@ -128,7 +128,9 @@ class PlainStep:
 
     def use_rate(self, rate: float | torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            factor = group.get("lr_factor", 1.0)
+            # A rate that a CUDA graph holds is a tensor, and must stay the same one.
+            group["lr"] = rate if factor == 1.0 else rate * factor
 
     def forward(self, batch: dict[str, Any], **given: Any) -> torch.Tensor:
         with self.loaded.autocast():

@@ -72,8 +72,17 @@ class Moments:
         self._names: dict[torch.Tensor, str] = {
             parameter: name for name, parameter in loaded.trainable().items()
         }
+        # LeRobot's trainer has a group of its own for a vision backbone, too.
+        prefix = loaded.backbone_prefix
+        groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+        for name, parameter in loaded.trainable().items():
+            groups[prefix is not None and name.startswith(prefix)].append(parameter)
         self._optimizer = torch.optim.AdamW(
-            list(loaded.trainable().values()),
+            [
+                {"params": each, "lr_factor": 1.0, "is_backbone": is_backbone}
+                for is_backbone, each in groups.items()
+                if each
+            ],
             lr=0.0,
             betas=ADAM_BETAS,
             eps=ADAM_EPS,
@@ -106,11 +115,22 @@ class Moments:
         self._optimizer.state.update(_copied(states["after"], to_its_device=True))
 
     def begin(
-        self, run: str, round_: int, weight_decay: float, *, fresh: bool = False
+        self,
+        run: str,
+        round_: int,
+        weight_decay: float,
+        *,
+        backbone_lr_factor: float = 1.0,
+        fresh: bool = False,
     ) -> torch.optim.Optimizer:
         """The optimizer, with the moments with which ``round_`` of ``run`` begins.
 
-        ``fresh`` has it begin with none.
+        Parameters
+        ----------
+        backbone_lr_factor
+            The rate of the policy's vision backbone, as a multiple of the others'.
+        fresh
+            Begin with none.
         """
         if fresh or run != self._run or round_ < self._round:
             self._optimizer.state.clear()
@@ -121,6 +141,7 @@ class Moments:
         self._before = _copied(self._optimizer.state)
         for group in self._optimizer.param_groups:
             group["weight_decay"] = weight_decay
+            group["lr_factor"] = backbone_lr_factor if group["is_backbone"] else 1.0
         return self._optimizer
 
 

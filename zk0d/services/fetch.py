@@ -28,7 +28,8 @@ from zk0d.config.machine import (
 from zk0d.config.names import POLICY_FILES, PROCESSOR_FILES, DatasetUri, split_revision
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, TryAgainError, Zk0dError
-from zk0d.files import rename
+from zk0d.files import rename, whole_file
+from zk0d.learning import backbones
 from zk0d.learning.layout import datasets_folder
 
 log = logging.getLogger("zk0d")
@@ -91,7 +92,7 @@ def _present() -> tuple[Path | None, Path | None]:
 
 
 def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[str]]:
-    """Names of datasets and models on the hub, each once."""
+    """Names of datasets and models that can be fetched, each once."""
     uris: list[str] = []
     models: list[str] = []
     if client is not None:
@@ -107,8 +108,8 @@ def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[s
         models += [name for name in named if split_revision(name)[0] not in coordinator.models]
     parsed = [DatasetUri.parse(uri) for uri in uris]
     datasets = [address.location for address in parsed if address.scheme == "hf"]
-    on_the_hub = [name for name in models if name.count("/") == 1]
-    return list(dict.fromkeys(datasets)), list(dict.fromkeys(on_the_hub))
+    known = [name for name in models if name.count("/") == 1 or name in backbones.URLS]
+    return list(dict.fromkeys(datasets)), list(dict.fromkeys(known))
 
 
 def _dataset(name: str) -> bool:
@@ -165,7 +166,9 @@ def _is_supported(info: Path) -> bool:
 
 
 def _model(name: str) -> bool:
-    """Fetch a policy, and settings and tokenizer of the model that it is built on."""
+    """Fetch a backbone, or a policy and what it needs of the model that it is built on."""
+    if name in backbones.URLS:
+        return _backbone(name)
     new, folder = _snapshot(name, POLICY_FILES, _is_policy)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = FAMILIES.get(config.get("type"))
@@ -175,6 +178,28 @@ def _model(name: str) -> bool:
             newer, _ = _snapshot(named, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
         new = new or newer
     return new
+
+
+def _backbone(name: str) -> bool:
+    """Fetch a vision backbone's ImageNet weights to where torchvision looks for them."""
+    import httpx
+
+    if backbones.is_here(name):
+        return False
+    path, url = backbones.path(name), backbones.URLS[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        whole_file(path) as draft,
+        httpx.stream("GET", url, follow_redirects=True, timeout=30.0) as answer,
+    ):
+        answer.raise_for_status()
+        with draft.open("wb") as file:
+            for piece in answer.iter_bytes():
+                file.write(piece)
+        if not backbones.is_whole(draft, name):
+            raise TryAgainError(f"model {name}: {url} did not come whole; try again later.")
+    _let_the_group_read(path.parent)
+    return True
 
 
 def _is_policy(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from zk0d.errors import Zk0dError
 from zk0d.flower.control import FINISHED, STOPPED, Control
 from zk0d.record.events import (
     Event,
+    ModelReady,
     NodeJoined,
     NodeRefused,
     NodeSitsOut,
@@ -98,6 +99,8 @@ def log_event(event: Event) -> None:
             measured = event.evaluation.loss if event.evaluation else None
             loss = f", policy loss {measured:.4f}" if measured is not None else ""
             log.info("round %d is committed%s", event.round, loss, extra=where)
+        case ModelReady() if event.spec.notice:
+            log.warning("%s", event.spec.notice, extra=where)
         case NodeRefused():
             log.warning("%s cannot train: %s", event.node, event.message, extra=where)
         case NodeJoined():

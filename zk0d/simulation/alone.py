@@ -96,11 +96,12 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
     mapped, *of_held_out = share_out(options.cameras, uris)
     recordings = open_at_command(options.dataset, mapped)
     task = simulator_of(recordings)
-    values: dict[str, Any] = run_values(task) if task else {}
+    given = dict(options.overrides)
+    values: dict[str, Any] = run_values(task, given.get("policy", "smolvla")) if task else {}
     values["seed"] = options.seed
     if options.rounds is not None:
         values["num-server-rounds"] = options.rounds
-    settings = alone({**values, **dict(options.overrides)})
+    settings = alone({**values, **given})
     folder = new_folder(options.folder, "trainings")
     node = VirtualNode(name="alone", dataset_uri=options.dataset, cameras=mapped)
     notes = list(recordings.notices)

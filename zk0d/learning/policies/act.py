@@ -14,6 +14,8 @@ from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy
 class Loaded(LoadedPolicy):
     """ACT in memory."""
 
+    backbone_prefix = "model.backbone"
+
     @classmethod
     def tiny_config(cls, width: int) -> ACTConfig:
         """ACT over a ResNet18 without pretrained weights."""
@@ -31,6 +33,11 @@ class Loaded(LoadedPolicy):
             n_vae_encoder_layers=2,
             latent_dim=8,
         )
+
+    @classmethod
+    def usual_config(cls) -> ACTConfig:
+        """LeRobot's defaults: a ResNet18, chunks of 100 actions."""
+        return ACTConfig(device="cpu", push_to_hub=False)
 
     @classmethod
     def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:

@@ -21,10 +21,7 @@ from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
 
-#: Models that are built from a run's seed, so that nothing has to be fetched, and how wide each of
-#: them is: entries of a token's vector.
-BUILT = {"tiny": 64, "tiny-wide": 128}
-CHUNK = 12  # actions that they predict at once
+CHUNK = 12  # actions that the tiny ones predict at once
 EXECUTE = 6  # actions executed before the next plan
 
 
@@ -49,11 +46,37 @@ class LoadedPolicy:
     normalized_once: ClassVar[bool] = False
     #: Whether a training step can be recorded as a CUDA graph.
     recordable: ClassVar[bool] = False
+    #: What the names of its vision backbone's weights begin with, if that trains at its own rate.
+    backbone_prefix: ClassVar[str | None] = None
 
     @classmethod
     def tiny_config(cls, width: int) -> PreTrainedConfig:
         """The configuration, without its features, of one for a CPU, built from the seed."""
         raise NotImplementedError
+
+    @classmethod
+    def usual_config(cls) -> PreTrainedConfig:
+        """The same of one of LeRobot's usual size, for families that are built new."""
+        raise NotImplementedError
+
+    @classmethod
+    def built(cls, config: PreTrainedConfig, backbone: str) -> PreTrainedPolicy:
+        """Build a policy from PyTorch's seed.
+
+        Parameters
+        ----------
+        backbone
+            The vision backbone that begins with ImageNet's weights, which are in torch hub's cache;
+            empty: with random ones.
+        """
+        if hasattr(config, "pretrained_backbone_weights"):
+            usual = config.pretrained_backbone_weights
+            config.pretrained_backbone_weights = usual if backbone else None
+        policy = get_policy_class(config.type)(config)
+        if hasattr(config, "pretrained_backbone_weights"):
+            # A checkpoint has all weights: whoever loads it need not download these.
+            config.pretrained_backbone_weights = None
+        return policy
 
     @classmethod
     def from_folder(cls, folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
