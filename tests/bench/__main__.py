@@ -9,6 +9,7 @@ import sys
 BENCHES = (
     "codec",
     "step",
+    "cache",
     "round",
     "exchange",
     "memory",

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from tests.learning.damage import change_info, set_value
 from zk0d.cli.main import app
 from zk0d.errors import DataError, ExitCode, UsageError
+from zk0d.learning.progress import size
 from zk0d.learning.recordings import open_recordings
 from zk0d.simulation.sources import simulator_of
 
@@ -48,6 +49,28 @@ def test_check_videos(copied_recordings: Path) -> None:
     done = runner.invoke(app, ["data", "check", "--videos", str(copied_recordings)])
     assert done.exit_code == ExitCode.UNAVAILABLE
     assert "cannot be decoded" in done.output
+
+
+def test_check_says_what_frames_take_and_where_they_go(recordings_folder: Path) -> None:
+    summary = open_recordings(f"local:{recordings_folder}").summary
+    done = runner.invoke(app, ["data", "check", str(recordings_folder)])
+    pixels = summary.frames * 3 * 96 * 96
+    assert f"{size(pixels)} for act" in done.output
+    assert "a learner keeps 4 GiB in memory and 100 GiB in /" in done.output
+    done = runner.invoke(app, ["data", "check", str(recordings_folder), "--json", "--videos"])
+    (found,) = json.loads(done.stdout)["datasets"]
+    assert found["cache_bytes"]["act"] == pixels
+    assert done.stderr == ""
+
+
+def test_check_tells_how_far_decoding_is(
+    recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zk0d.cli.data.TELL_SECONDS", 0.0)
+    done = runner.invoke(app, ["data", "check", str(recordings_folder), "--videos"])
+    assert "s left" in done.stderr
+    assert "of memory in use" in done.stderr
+    assert "decoding" not in done.stdout
 
 
 def test_stats(recordings_folder: Path) -> None:

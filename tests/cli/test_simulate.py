@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from tests.learning.damage import make_dataset
 from zk0d.cli.main import app
+from zk0d.cli.simulate import reading
 from zk0d.config.families import FAMILIES, NEW
+from zk0d.config.machine import ReadingSettings
 from zk0d.errors import ConfigError, UsageError
 from zk0d.record.events import RunStarted
 from zk0d.record.journal import committed_rounds, read_journal
@@ -37,6 +39,30 @@ def test_wrong_words(words: list[str], said: str) -> None:
     done = runner.invoke(app, words)
     assert isinstance(done.exception, UsageError), done.output
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize("verb", ["train", "simulate"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("cache.memory=3", "unknown key 'cache.memory'"),
+        ("device=cpu", "unknown key 'device'"),
+        ("max-bad-frames=-1", "'max-bad-frames' is wrong"),
+        ("cache", "is not of the form key=value"),
+    ],
+)
+def test_a_wrong_setting_of_the_learner(verb: str, given: str, said: str) -> None:
+    done = runner.invoke(app, [verb, "x", "--learner", given])
+    assert isinstance(done.exception, ConfigError), done.output
+    assert said in str(done.exception)
+    assert "--learner" in str(done.exception)
+
+
+def test_settings_of_the_learner() -> None:
+    found = reading(["max-bad-frames=3 cache.memory-gib=8", "cache.folder=/data"])
+    assert (found.max_bad_frames, found.cache.memory_gib) == (3, 8.0)
+    assert found.cache.folder == Path("/data")
+    assert found.cache.disk_gib == ReadingSettings().cache.disk_gib
 
 
 def test_unknown_settings_are_errors(tmp_path: Path, recordings_folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata, resolve_delta_timestamps
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
 
+from tests.learning.damage import make_dataset
 from zk0d.config.families import FAMILIES
 from zk0d.config.machine import CacheSettings
 from zk0d.learning.batches import RecordedBatches
@@ -18,7 +22,8 @@ from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
 from zk0d.learning.policies import family
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
-from zk0d.learning.recordings import Recordings
+from zk0d.learning.progress import CacheUse, Decoding, Progress
+from zk0d.learning.recordings import Recordings, open_recordings
 
 ROWS = [0, 1, 17, 60, 95]
 
@@ -57,7 +62,7 @@ CONFIGS = {
 def test_recorded_batches_equal_lerobots(
     policy: str, recordings: Recordings, recordings_folder: Path
 ) -> None:
-    pixels = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
+    pixels = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of(CacheSettings()))
     ours = RecordedBatches(recordings, pixels, CONFIGS[policy]).batch(torch.tensor(ROWS))
     assert_same(ours, lerobot_batch(recordings_folder, CONFIGS[policy], ROWS))
 
@@ -83,12 +88,113 @@ def test_the_end_of_an_episode_is_padded(recordings: Recordings, smolvla: Loaded
 def test_frames_beyond_the_budget_are_mapped_from_disk(
     recordings: Recordings, smolvla: LoadedPolicy, tmp_path: Path
 ) -> None:
-    in_memory = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
-    budget = FrameBudget(left=0, folder=tmp_path / "frames")
-    mapped = PixelCache(recordings, BadFrames(recordings, 0), budget)
-    assert torch.equal(mapped.images["top"], in_memory.images["top"])
+    budget = FrameBudget(left=0, folder=tmp_path / "frames", disk=2**30)
+    told = frames_from(recordings, budget)
+    assert (told.memory, told.anew) == (0, 0)
     assert (tmp_path / "frames").is_dir()
     assert not list((tmp_path / "frames").iterdir()), "the file has no name, so nothing is left"
+
+
+def frames_from(recordings: Recordings, budget: FrameBudget) -> CacheUse:
+    """Where they are, after a look that they are those of a cache in memory."""
+    told: list[Progress] = []
+    everything = FrameBudget.of(CacheSettings())
+    in_memory = PixelCache(recordings, BadFrames(recordings, 0), everything)
+    other = PixelCache(recordings, BadFrames(recordings, 0), budget, tell=told.append)
+    window = torch.tensor([[95, 0], [3, 60], [60, 95]])  # two observations of three rows
+    for rows in (torch.arange(len(recordings)), window):
+        assert torch.equal(other.rows("top", rows), in_memory.rows("top", rows))
+    (use,) = [each for each in told if isinstance(each, CacheUse)]
+    assert use.memory + use.disk + use.anew == len(recordings) * 3 * 96 * 96
+    return use
+
+
+@pytest.mark.parametrize("disk_rows", [0, 30, 10_000])
+@pytest.mark.parametrize("memory_rows", [0, 20])
+def test_what_has_no_room_is_decoded_for_each_batch(
+    recordings: Recordings, tmp_path: Path, memory_rows: int, disk_rows: int
+) -> None:
+    row = 3 * 96 * 96
+    budget = FrameBudget(memory_rows * row + 7, tmp_path, disk_rows * row + 7)
+    use = frames_from(recordings, budget)
+    assert use.memory == memory_rows * row
+    assert use.disk == min(disk_rows, len(recordings) - memory_rows) * row
+
+
+def test_frames_leave_a_part_of_the_disk_free(
+    recordings: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = 3 * 96 * 96
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20 * row))
+    use = frames_from(recordings, FrameBudget(0, tmp_path, 2**40))
+    assert use.disk == 18 * row
+    assert use.anew > 0
+
+
+def test_pictures_in_tables_are_decoded_anew_too(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "d", [5, 4], pictures="image")
+    recordings = open_recordings(f"local:{tmp_path / 'd'}")
+    whole = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of(CacheSettings()))
+    none = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget(0, tmp_path, 0))
+    rows = torch.tensor([8, 0, 5, 0])
+    assert torch.equal(none.rows("top", rows), whole.rows("top", rows))
+
+
+def test_features_that_have_no_room_are_made_anew(
+    recordings: Recordings, smolvla: LoadedPolicy, with_features: PreparedRecordings
+) -> None:
+    tight = CacheSettings(memory_gib=1e-4, disk_gib=0.0)
+    other = PreparedRecordings(recordings, smolvla, tight)
+    assert other.features is not None
+    assert with_features.features is not None
+    rows = torch.tensor(ROWS)
+    # Another number of frames at once may add up in another order.
+    for camera, values in with_features.features.batch(rows).items():
+        assert torch.allclose(other.features.batch(rows)[camera], values, atol=1e-5)
+
+
+def test_only_the_episodes_that_are_used_are_decoded(
+    recordings: Recordings, smolvla: LoadedPolicy
+) -> None:
+    told: list[Progress] = []
+    part = PreparedRecordings(
+        recordings, smolvla, CacheSettings(), episodes=[1, 3], tell=told.append
+    )
+    lengths = [len(recordings.layout.episodes[episode]) for episode in (1, 3)]
+    decoded = [each for each in told if isinstance(each, Decoding)]
+    assert [each.frames for each in decoded] == [lengths[0], sum(lengths)]
+    assert {each.of for each in decoded} == {sum(lengths)}
+    assert all(each.memory > 0 for each in decoded)
+    assert set(recordings.columns["episode_index"][part.usable].tolist()) == {1, 3}
+    whole = PreparedRecordings(recordings, smolvla, CacheSettings()).share([1, 3])
+    assert part.statistics() == whole.statistics()
+    rows = part.usable[::7]
+    statistics = whole.statistics()
+    ours, theirs = (each.batches(statistics).batch(rows) for each in (part, whole))
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=1e-5), name
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (240, 96), (96, 96), (40, 60)])
+def test_pictures_are_kept_as_small_as_the_policy_makes_them(
+    smolvla: LoadedPolicy, height: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, height, width)
+    frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    small = smolvla.shrunk_images(frames)
+    assert small.dtype == torch.uint8
+    if max(height, width) <= 96:
+        assert torch.equal(small, frames), "never larger"
+    else:
+        assert max(small.shape[2:]) == 96
+    size = smolvla.config.resize_imgs_with_padding
+    seen = [
+        resize_with_pad(each.float() / 255, size[1], size[0], pad_value=0)
+        for each in (small, frames)
+    ]
+    # A byte rounds by half a step.
+    assert (seen[0] - seen[1]).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_policy_batches_equal_lerobots_processor(

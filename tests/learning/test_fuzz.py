@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from lerobot.datasets import LeRobotDataset
 
 from tests.learning import damage
+from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, ExitCode
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
 from zk0d.learning.inspection import inspect
@@ -150,10 +151,13 @@ def read(folder: Path) -> dict[str, Any] | DataError:
     try:
         recordings = open_recordings(f"local:{folder}")
         inspect(recordings)
-        pixels = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(0.1))
+        pixels = PixelCache(
+            recordings, BadFrames(recordings, 0), FrameBudget.of(CacheSettings(memory_gib=0.1))
+        )
     except DataError as error:
         return error
-    return {"columns": recordings.columns, "tasks": recordings.tasks, "pixels": pixels.images}
+    images = {name: pixels.rows(name, torch.arange(len(recordings))) for name in ["top"]}
+    return {"columns": recordings.columns, "tasks": recordings.tasks, "pixels": images}
 
 
 def assert_as_lerobot_reads_it(folder: Path, ours: dict[str, Any]) -> None:

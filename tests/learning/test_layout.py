@@ -14,6 +14,7 @@ from lerobot.datasets import LeRobotDataset
 
 from tests.learning import damage
 from tests.learning.damage import Rows
+from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
 from zk0d.learning.inspection import inspect
@@ -158,9 +159,11 @@ def test_a_picture_goes_to_the_row_of_its_time(copied_recordings: Path) -> None:
     damage.without_pictures(damage.first_video(copied_recordings), (39, 40, 41))
     stalled = open_recordings(f"local:{copied_recordings}")
     with pytest.raises(DataError, match=r"episode 1 lacks 3 pictures, first of frame 10"):
-        PixelCache(stalled, BadFrames(stalled, 0), FrameBudget.of_gib(1))
+        PixelCache(stalled, BadFrames(stalled, 0), FrameBudget.of(CacheSettings()))
     bad = BadFrames(stalled, 3)
-    pixels = PixelCache(stalled, bad, FrameBudget.of_gib(1)).images["top"]
+    pixels = PixelCache(stalled, bad, FrameBudget.of(CacheSettings())).rows(
+        "top", torch.arange(len(stalled))
+    )
     assert bad.bad.nonzero().flatten().tolist() == [39, 40, 41]
     after = decode_episode(stalled, TOP, 1)
     assert after.missing.nonzero().flatten().tolist() == [10, 11, 12]

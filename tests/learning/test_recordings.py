@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.learning.damage import change_info, first_video, set_value
+from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, TryAgainError, UnavailableError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
 from zk0d.learning.policies.base import LoadedPolicy
@@ -196,11 +197,11 @@ def test_a_corrupt_video_is_counted_and_bounded(copied_recordings: Path) -> None
     video.write_bytes(content)
     recordings = open_recordings(f"local:{copied_recordings}")
     with pytest.raises(DataError) as error:
-        PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of_gib(1))
+        PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of(CacheSettings()))
     assert "breaks off after frame" in error.value.message
     assert video.name in error.value.message
     bad = BadFrames(recordings, allowed=len(recordings))
-    PixelCache(recordings, bad, FrameBudget.of_gib(1))
+    PixelCache(recordings, bad, FrameBudget.of(CacheSettings()))
     assert 0 < bad.count <= len(recordings)
 
 
@@ -218,7 +219,7 @@ def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(TryAgainError, match="no room for"):
-            FrameBudget(0, tmp_path).allocate((100, 100), torch.float32)
+            FrameBudget(0, tmp_path, disk=10**6).in_file((100, 100), torch.float32)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from zk0d.federation import model
 from zk0d.federation.aggregate import aggregate
 from zk0d.federation.rounds import RunFailedError
 from zk0d.flower.simulation import RayOptions, has_ray
+from zk0d.learning.recordings import open_recordings
 from zk0d.record.journal import committed_rounds
 from zk0d.simulation.alone import alone, export
 from zk0d.simulation.engine import Engine, Simulation, simulate
@@ -158,7 +160,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     assert weights(run) == weights(whole)
 
 
-@pytest.mark.parametrize(
+ENGINES = pytest.mark.parametrize(
     "engine",
     [
         "in-process",
@@ -167,6 +169,30 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
         ),
     ],
 )
+
+
+@ENGINES
+def test_a_simulation_tells_the_place_of_frames_and_its_progress(
+    tmp_path: Path, uri: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zk0d.simulation.engine.TELL_SECONDS", 0.0)
+    told: list[str] = []
+    reading = {"cache": {"memory-gib": 1e-4, "disk-gib": 0.0, "vision-features": False}}
+    made = make(tmp_path / "s", uri, engine=engine, plan={"reading": reading})
+    simulate(made, tell=told.append)
+    uses = [text for text in told if "frames take" in text]
+    # Contributors of one dataset share a cache; nobody decodes what is held out from it.
+    assert {text.split(":")[0] for text in uses} <= {"left", "right", "evaluation"}
+    assert len(uses) == (2 if engine == "in-process" else len(uses))
+    assert all("that each batch decodes anew" in text for text in uses)
+    lengths = [len(each) for each in open_recordings(uri).layout.episodes]
+    frames = {int(re.search(r"(\d+) frames", text)[1]) for text in uses}  # type: ignore[index]
+    assert frames == {sum(lengths[:5]), lengths[5]}
+    assert any("decoding: " in text for text in told)
+    assert any("training step " in text for text in told)
+
+
+@ENGINES
 def test_an_unreadable_video_ends_a_simulation_at_once_with_the_cause(
     tmp_path: Path, recordings_folder: Path, engine: Engine
 ) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,10 @@ from zk0d.cli.simulate import Camera, MixedUnits, cameras
 
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection
+    from zk0d.learning.progress import Progress
     from zk0d.learning.recordings import Recordings
+
+TELL_SECONDS = 5.0
 
 app = typer.Typer(no_args_is_help=True, help="Recordings on this machine.")
 
@@ -39,6 +43,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
+    from zk0d.config.families import FAMILIES
     from zk0d.config.names import DatasetUri
     from zk0d.doctor.finding import Host
     from zk0d.doctor.recordings import dataset as dataset_rule
@@ -47,7 +52,7 @@ def check(
     from zk0d.learning.inspection import inspect_together
 
     opened = []
-    report = []
+    report: list[dict[str, Any]] = []
     wrong = False
     uris = [str(DatasetUri.typed(name)) for name in datasets]
     for name, uri, mapping in zip(datasets, uris, share_out(cameras(camera), uris), strict=True):
@@ -69,7 +74,7 @@ def check(
         texts: dict[str, list[str]] = {"wrong": [], "notice": []}
         for remark in inspection.remarks:
             texts[remark.severity].append(f"{remark.check}: {remark.text}")
-        if videos and (broken := _undecodable(recordings)):
+        if videos and (broken := _undecodable(recordings, quiet=as_json)):
             texts["wrong"].append(f"videos: {broken}")
         wrong = wrong or bool(texts["wrong"])
         report.append(
@@ -77,6 +82,7 @@ def check(
                 "dataset": uri,
                 "is": found.evidence,
                 **recordings.summary.model_dump(),
+                "cache_bytes": {name: recordings.summary.cache_bytes(name) for name in FAMILIES},
                 "wrong": texts["wrong"],
                 "notices": texts["notice"],
             }
@@ -91,6 +97,8 @@ def check(
             for kind, key in (("wrong", "wrong"), ("notice", "notices")):
                 for text in entry[key]:
                     typer.echo(f"  {kind:6} {text}")
+            if "cache_bytes" in entry:
+                typer.echo(f"  cache  {_cache(entry['cache_bytes'])}")
             if not entry["wrong"]:
                 typer.echo("  a federation can train on it")
         for remark in together:
@@ -268,14 +276,43 @@ def _inspected(uri: str, mapping: dict[str, str] | None = None) -> tuple[Recordi
     return recordings, inspect(recordings)
 
 
-def _undecodable(recordings: Recordings) -> str:
+def _cache(sizes: Mapping[str, int]) -> str:
+    """What the frames take for each policy, and where a learner keeps them."""
+    from zk0d.config.machine import CacheSettings
+    from zk0d.learning.frames import FrameBudget
+    from zk0d.learning.progress import size
+
+    usual = CacheSettings()
+    told = ", ".join(f"{size(count)} for {name}" for name, count in sizes.items())
+    return (
+        f"frames take {told}; a learner keeps {usual.memory_gib:g} GiB in memory and"
+        f" {usual.disk_gib:g} GiB in {FrameBudget.of(usual).folder}, and decodes the rest for each"
+        " batch (learner.cache)"
+    )
+
+
+def _undecodable(recordings: Recordings, *, quiet: bool) -> str:
     """Decode every frame; what is broken, in a sentence."""
+    from rich.console import Console
+
     from zk0d.learning.frames import BadFrames, decode
 
     bad = BadFrames(recordings, len(recordings))
     numbers = bad.count
-    for _ in decode(recordings, bad):
-        pass
+    console = Console(stderr=True, quiet=quiet)
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if console.is_terminal:
+            shown.update(str(progress))
+        elif time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            console.print(str(progress), soft_wrap=True, highlight=False)
+
+    with console.status(f"decoding {recordings.uri}") as shown:
+        for _ in decode(recordings, bad, tell=tell):
+            pass
     if bad.count == numbers:
         return ""
     return (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from zk0d.config.machine import ReadingSettings
 
 Config = Annotated[
     list[str] | None, typer.Option("-c", "--config", help="Run settings, 'key=value ...'.")
@@ -29,6 +32,13 @@ def _device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=_device)]
+Learner = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--learner",
+        help="Keys of [learner] in client.toml: max-bad-frames and cache.KEY, 'key=value ...'.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes weights, sampling, shares and faults.")]
 By = Annotated[str, typer.Option(help="One dataset's episodes: iid, dirichlet, task or region.")]
 Alpha = Annotated[float, typer.Option(help="Dirichlet's concentration; a small one is uneven.")]
@@ -95,6 +105,7 @@ def simulate(
     camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
+    learner: Learner = None,
     model: Model = None,
     folder: Folder = None,
     resume: Annotated[
@@ -138,6 +149,7 @@ def simulate(
         engine=engine,
         ray=ray,
         device=device,
+        reading=reading(learner),
         models=models(model),
         folder=folder,
     )
@@ -183,3 +195,15 @@ def models(texts: list[str] | None) -> tuple[tuple[str, Path], ...]:
             raise UsageError(f"--model: {text!r} is not of the form NAME=FOLDER.")
         pairs.append((name, Path(path).expanduser()))
     return tuple(pairs)
+
+
+def reading(texts: list[str] | None) -> ReadingSettings:
+    """``key=value`` texts of ``--learner`` as settings."""
+    from zk0d.config.base import parse_words
+    from zk0d.config.machine import ReadingSettings
+
+    values: dict[str, Any] = {}
+    for key, value in parse_words(texts or [], "--learner"):
+        table, dot, inner = key.rpartition(".")
+        (values.setdefault(table, {}) if dot else values)[inner] = value
+    return ReadingSettings.parse(values, where="--learner")

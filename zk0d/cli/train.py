@@ -12,12 +12,14 @@ from zk0d.cli.simulate import (
     Config,
     Device,
     HoldOut,
+    Learner,
     MixedUnits,
     Model,
     Seed,
     cameras,
     models,
     overrides,
+    reading,
 )
 
 
@@ -37,6 +39,7 @@ def train(
     camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
     device: Device = "auto",
+    learner: Learner = None,
     model: Model = None,
     folder: Annotated[
         Path | None, typer.Option(help="A new folder for everything (trainings/DATE).")
@@ -72,6 +75,7 @@ def train(
         cameras=cameras(camera),
         seed=seed,
         device=device,
+        reading=reading(learner),
         models=models(model),
         folder=folder,
     )

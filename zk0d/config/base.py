@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,6 +124,35 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Scalar]:
 def wrong(where: str, key: str, why: str) -> ConfigError:
     """The error for one key, by its dotted path, that no type can refuse."""
     return ConfigError(f"{where}: '{key}' is wrong: {why}.")
+
+
+def parse_words(texts: Iterable[str], what: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of ``"key=value key2=value2"`` texts, as commands take settings.
+
+    Values are TOML; a text without quotes is taken as it is.
+
+    Parameters
+    ----------
+    what
+        What a pair is called in an error.
+    """
+    for text in texts:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise ConfigError(f"{what}: {text!r} cannot be read: {error}.") from None
+        for word in words:
+            key, equals, raw = word.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"{what}: {word!r} is not of the form key=value.")
+            yield key.strip(), _value(raw.strip())
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:

@@ -45,6 +45,8 @@ class PolicyFamily:
         needs.
     backbone
         The vision backbone whose ImageNet weights a new one begins with.
+    embedding
+        Bytes that are kept of a picture where its base's vision encoder is frozen; 0: the picture.
     steps
         Names of its own steps in the processors that LeRobot saves with it.
     """
@@ -56,6 +58,7 @@ class PolicyFamily:
     spares_cameras: bool = False
     companion: str | None = None
     backbone: str | None = None
+    embedding: int = 0
     steps: frozenset[str] = frozenset()
 
 
@@ -68,6 +71,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         widest=32,  # it pads states and actions to this
         spares_cameras=True,
         companion="vlm_model_name",
+        embedding=64 * 960 * 2,  # tokens of a width, in bfloat16
         steps=frozenset({"smolvla_new_line_processor"}),
     ),
     "act": PolicyFamily(

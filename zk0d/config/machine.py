@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -47,6 +48,11 @@ class CacheSettings(Settings):
         4.0,
         description="Keep this many GiB of frames in memory; further frames go to a mapped file.",
     )
+    disk_gib: NonNegativeFloat = Field(
+        100.0,
+        description="Limit of that file in GiB; it also leaves a tenth of the free disk. Each batch"
+        " decodes further frames anew.",
+    )
     folder: Path | None = Field(
         None, description="Folder of that file; by default the system's temporary folder."
     )
@@ -76,7 +82,16 @@ class MetricsSettings(Settings):
     enabled: bool = Field(True, description="Serve metrics; false opens no port.")
 
 
-class EvaluatorSettings(Settings):
+class ReadingSettings(Settings):
+    """How recordings are read, by whatever machine or command reads them."""
+
+    max_bad_frames: NonNegativeInt = Field(
+        0, description="Unreadable frames to tolerate; with more it reports data_error."
+    )
+    cache: CacheSettings = CacheSettings()
+
+
+class EvaluatorSettings(ReadingSettings):
     """A process that holds a policy, recordings and a device: the coordinator's evaluator."""
 
     socket: Path = Field(DEFAULT_EVALUATOR_SOCKET, description="Unix socket of this service.")
@@ -90,10 +105,6 @@ class EvaluatorSettings(Settings):
         description="'float32', 'bfloat16', or 'auto': bfloat16 on a GPU that supports it.",
     )
     cpu_threads: NonNegativeInt = Field(0, description="Threads of PyTorch; 0 leaves its default.")
-    max_bad_frames: NonNegativeInt = Field(
-        0, description="Unreadable frames to tolerate; with more it reports data_error."
-    )
-    cache: CacheSettings = CacheSettings()
 
     @field_validator("socket")
     @classmethod

@@ -8,8 +8,6 @@ str, so an optional setting has a sentinel default (``""`` or ``0``), never a mi
 
 from __future__ import annotations
 
-import shlex
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -27,7 +25,15 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from zk0d.config.base import FlatSettings, Scalar, Settings, known_keys, suggest, wrong
+from zk0d.config.base import (
+    FlatSettings,
+    Scalar,
+    Settings,
+    known_keys,
+    parse_words,
+    suggest,
+    wrong,
+)
 from zk0d.config.families import FAMILIES, NEW, PolicyFamily
 from zk0d.config.names import DatasetUri, PolicyName, check_repository
 from zk0d.errors import ConfigError
@@ -479,25 +485,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
     Values are TOML; a text without quotes is taken as it is. Keys in zk0's old spelling are mapped.
     """
-    overrides: dict[str, Any] = {}
-    for text in texts:
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise ConfigError(f"run settings {text!r} cannot be read: {error}.") from None
-        for word in words:
-            key, equals, raw = word.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"run setting {word!r} is not of the form key=value.")
-            overrides[run_key(key.strip())] = _value(raw.strip())
-    return overrides
-
-
-def _value(raw: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return raw
+    return {run_key(key): value for key, value in parse_words(texts, "run setting")}
 
 
 def run_settings(values: Mapping[str, Any], *, where: str = "run settings") -> RunSettings:

@@ -29,6 +29,7 @@ from zk0d.federation.messages import (
     UpdateRejected,
 )
 from zk0d.federation.update import Payload, UpdateError
+from zk0d.learning.progress import CacheUse, told_by
 
 SOCKET_KEY = "learner-socket"
 
@@ -48,7 +49,7 @@ def query(message: Message, context: Context) -> Message:
 
     def ask(learner: NodeLearner) -> Any:
         task, _ = from_record(message.content, Query)
-        return learner.query(task), None
+        return learner.query(task, _progress_log()), None
 
     return _answer(message, context, ask)
 
@@ -129,14 +130,15 @@ def reached_by(reach: Reach) -> Iterator[None]:
 
 
 def _progress_log() -> Any:
-    last = 0.0
+    last = float("-inf")
 
     def progress(event: dict[str, Any]) -> None:
         nonlocal last
-        if event["event"] == "progress" and time.monotonic() - last > _PROGRESS_LOG_SECONDS:
+        told = told_by(event)
+        if isinstance(told, CacheUse):
+            log.info("zk0d: %s", told)
+        elif told is not None and time.monotonic() - last > _PROGRESS_LOG_SECONDS:
             last = time.monotonic()
-            log.info(
-                "zk0d: training step %d/%d, loss %.4f", event["step"], event["steps"], event["loss"]
-            )
+            log.info("zk0d: %s", told)
 
     return progress

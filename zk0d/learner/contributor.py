@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -29,14 +30,13 @@ from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
+from zk0d.learning.progress import Training
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.train import Moments, StepPlan, train
 from zk0d.record.events import NodeFigures
 
 log = logging.getLogger("zk0d")
-
-PROGRESS_SECONDS = 0.5
 
 
 @dataclass
@@ -89,16 +89,16 @@ class Contributor(Learner):
         self, task: Message, payload: Payload | None, control: TaskControl
     ) -> tuple[Message, Payload | None]:
         if isinstance(task, Query):
-            return self._query(task), None
+            return self._query(task, control), None
         assert isinstance(task, Train)
         return self._train(task, require_payload(payload), control)
 
     def release_gpu_memory(self) -> None:
         release_gpu_memory()
 
-    def _query(self, task: Query) -> QueryReply:
+    def _query(self, task: Query, control: TaskControl) -> QueryReply:
         uri = self._uri(task.dataset_uri)
-        data = self._prepare(task.spec, uri).data
+        data = self._prepare(task.spec, uri, control).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
         notices = data.notices()
@@ -127,7 +127,7 @@ class Contributor(Learner):
             )
         if payload.manifest.sha256 != task.base:
             raise UpdateError("the weights are not those that the round names.")
-        prepared = self._prepare(task.spec, self._uri(task.dataset_uri))
+        prepared = self._prepare(task.spec, self._uri(task.dataset_uri), control)
         policy, data = prepared.policy, prepared.data
         _check_model(policy, payload)
         base = payload.arrays()
@@ -241,7 +241,7 @@ class Contributor(Learner):
             self._recordings[uri] = open_recordings(uri, cameras=self.settings.cameras)
         return self._recordings[uri]
 
-    def _prepare(self, spec: PolicySpec, uri: str) -> Prepared:
+    def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
         key = (spec.model_dump_json(), uri)
         self._check_allowed(spec)
         if self._prepared is None or self._prepared.key != key:
@@ -258,7 +258,12 @@ class Contributor(Learner):
                 precision=learner.precision,
             )
             data = PreparedRecordings(
-                recordings, policy, learner.cache, learner.max_bad_frames, learner.holdout_episodes
+                recordings,
+                policy,
+                learner.cache,
+                learner.max_bad_frames,
+                learner.holdout_episodes,
+                tell=control.tell,
             )
             self._prepared = Prepared(key, policy, data, Moments(policy), Residual())
         return self._prepared
@@ -311,22 +316,11 @@ def _encode(
     return encoder.finish()
 
 
-def _reporter(control: TaskControl, steps: int) -> Any:
-    last, began = 0.0, time.monotonic()
+def _reporter(control: TaskControl, steps: int) -> Callable[[int, float], None]:
+    began = time.monotonic()
+    control.tell(Training(0, steps, 0.0))
 
     def report(step: int, loss: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PROGRESS_SECONDS or step == steps:
-            last = now
-            control.report(
-                {
-                    "event": "progress",
-                    "step": step,
-                    "steps": steps,
-                    "loss": loss,
-                    "seconds": now - began,
-                }
-            )
+        control.tell(Training(step, steps, time.monotonic() - began, loss))
 
     return report

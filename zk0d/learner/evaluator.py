@@ -234,17 +234,24 @@ class CoordinatorEvaluator(Learner):
         for data in self._datasets:
             control.check()
             try:
-                results.append(self._evaluate_one(task, data, policy))
+                results.append(self._evaluate_one(task, data, policy, control))
             except Zk0dError as error:
                 # A failure is a missing value with its reason; the others are still measured.
                 results.append(DatasetResult(name=data.settings.name, error=error.message))
         return EvaluateReply(datasets=tuple(results), seconds=time.perf_counter() - began)
 
-    def _evaluate_one(self, task: Evaluate, data: _Dataset, policy: LoadedPolicy) -> DatasetResult:
+    def _evaluate_one(
+        self, task: Evaluate, data: _Dataset, policy: LoadedPolicy, control: TaskControl
+    ) -> DatasetResult:
         if data.prepared is None:
             learner = self.settings.evaluator
             data.prepared = PreparedRecordings(
-                data.recordings, policy, learner.cache, learner.max_bad_frames
+                data.recordings,
+                policy,
+                learner.cache,
+                learner.max_bad_frames,
+                episodes=data.settings.episodes,
+                tell=control.tell,
             )
             if data.settings.episodes:
                 data.prepared = data.prepared.share(data.settings.episodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,6 +12,9 @@ from zk0d.daemon.clock import uptime
 from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message
 from zk0d.federation.update import Payload
+from zk0d.learning.progress import Decoding, Progress, Training, event_of
+
+PROGRESS_SECONDS = 0.5
 
 
 class Stopped(Zk0dError):
@@ -31,7 +35,18 @@ class TaskControl:
     def __init__(self, report: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
         self.report = report
         self._stop = threading.Event()
+        self._told = float("-inf")
         self._deadline = float("inf")
+
+    def tell(self, progress: Progress) -> None:
+        """Report how far the task is; of what comes often, not each."""
+        now = time.monotonic()
+        match progress:
+            case Decoding(frames=done, of=whole) | Training(step=done, steps=whole):
+                if now - self._told < PROGRESS_SECONDS and done not in (0, whole):
+                    return
+                self._told = now
+        self.report(event_of(progress))
 
     def stop(self) -> None:
         """Ask the task to end: nobody waits for it."""

@@ -1,51 +1,79 @@
 """Every frame is decoded once.
 
 LeRobot opens and seeks a video for each sample; a policy sees each frame hundreds of times. Frames
-go to memory, or to a file that is mapped into memory when they are too many. If the policy's vision
-encoder is frozen (and nothing augments) its outputs are kept instead of the pixels.
+go to memory, or to a file that is mapped into memory when they are too many; what has no room there
+either is decoded for each batch. If the policy's vision encoder is frozen (and nothing augments),
+its outputs are kept instead of the pixels.
 """
 
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from os import posix_fallocate
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from zk0d.config.cameras import camera_feature, camera_name
+from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, TryAgainError
 from zk0d.learning.layout import Episode, Layout, Span, forbidden
+from zk0d.learning.progress import GIB, CacheUse, Decoding, Progress
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.tables import read_pictures
 from zk0d.learning.videos import TOLERANCE_SECONDS
 
 EMBED_BATCH = 64
+FREE_SHARE = 0.9  # of a disk's free space that frames may take
 
 
 @dataclass
 class FrameBudget:
-    """How much memory frames may take, and where they go beyond that.
+    """How much room frames may take: in memory, and beyond that in a file.
 
-    ``left`` is in bytes and shrinks as arrays are allocated.
+    ``left`` and ``disk`` are in bytes and shrink as arrays are allocated.
     """
 
     left: int
-    folder: Path | None = None
+    folder: Path
+    disk: int
 
     @classmethod
-    def of_gib(cls, gib: float, folder: Path | None = None) -> FrameBudget:
-        return cls(int(gib * 2**30), folder)
+    def of(cls, settings: CacheSettings) -> FrameBudget:
+        folder = settings.folder or Path(tempfile.gettempdir())
+        return cls(int(settings.memory_gib * GIB), folder, int(settings.disk_gib * GIB))
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Room for an array: in memory if the budget allows, else in an unnamed mapped file.
+    def split(self, rows: int, size: int) -> tuple[int, int]:
+        """Of so many rows of ``size`` bytes, how many go to memory and how many to the file."""
+        in_memory = min(rows, self.left // size)
+        rest = rows - in_memory
+        if not rest or not self.disk:
+            return in_memory, 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return in_memory, 0
+        return in_memory, min(rest, int(min(self.disk, FREE_SHARE * free)) // size)
+
+    def in_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An array in memory."""
+        self.left -= int(np.prod(shape)) * dtype.itemsize
+        return torch.empty(shape, dtype=dtype)
+
+    def in_file(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An array in an unnamed file that is mapped into memory.
 
         Raises
         ------
@@ -53,21 +81,19 @@ class FrameBudget:
             If the disk is too full for that file.
         """
         size = int(np.prod(shape)) * dtype.itemsize
-        if size <= self.left:
-            self.left -= size
-            return torch.empty(shape, dtype=dtype)
-        folder = self.folder or Path(tempfile.gettempdir())
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             # Without a name the space comes back however this process ends.
-            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             posix_fallocate(file.fileno(), 0, max(1, size))
         except OSError as error:
             raise TryAgainError(
-                f"{folder}: no room for {size / 2**30:.1f} GiB of decoded frames"
-                f" ({error.strerror}); free some, or set learner.cache.folder to a larger disk.",
+                f"{self.folder}: no room for {size / GIB:.1f} GiB of decoded frames"
+                f" ({error.strerror}); free some, or set cache.folder to a larger disk, or"
+                " cache.disk-gib to less.",
                 reason="disk_full",
             ) from None
+        self.disk -= size
         flat = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
         return torch.from_numpy(flat).view(dtype).view(shape)
 
@@ -103,14 +129,7 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
     frames = EpisodeFrames(
         torch.zeros(shape, dtype=torch.uint8), torch.ones(len(episode), dtype=torch.bool)
     )
-    video = layout.info.features[key].dtype == "video"
-    times = recordings.columns["timestamp"][episode.rows].double().numpy()
-    found = (
-        _video_pictures(layout, episode.spans[key], times)
-        if video
-        else _table_pictures(layout, key, episode)
-    )
-    for row, picture in found:
+    for row, picture in _pictures(recordings, key, episode, None):
         if picture.shape != shape[1:]:
             raise layout.wrong(
                 f"episode {number}, frame {row}: camera '{camera_name(key)}' has a picture"
@@ -120,6 +139,43 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
         frames.pixels[row] = picture
         frames.missing[row] = False
     return frames
+
+
+def decode_frames(recordings: Recordings, key: str, rows: torch.Tensor) -> torch.Tensor:
+    """Decode some frames of one camera: uint8, ``(rows, channels, height, width)``.
+
+    Parameters
+    ----------
+    rows
+        Their numbers in the dataset, int64, shape ``(rows,)``. One without a picture is black.
+    """
+    shape = recordings.summary.cameras[recordings.cameras[key]]
+    pixels = torch.zeros((len(rows), *shape), dtype=torch.uint8)
+    for number in sorted(set(recordings.columns["episode_index"][rows].tolist())):
+        episode = recordings.layout.episodes[number]
+        here = torch.nonzero((rows >= episode.rows.start) & (rows < episode.rows.stop)).flatten()
+        wanted = rows[here] - episode.rows.start
+        for row, picture in _pictures(recordings, key, episode, sorted(set(wanted.tolist()))):
+            if picture.shape == shape:
+                pixels[here[wanted == row]] = picture
+    return pixels
+
+
+def _pictures(
+    recordings: Recordings, key: str, episode: Episode, wanted: list[int] | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Rows of an episode with their pictures: all of them, or each wanted one by itself."""
+    layout = recordings.layout
+    if layout.info.features[key].dtype != "video":
+        yield from _table_pictures(layout, key, episode, wanted)
+        return
+    times = recordings.columns["timestamp"][episode.rows].double().numpy()
+    if wanted is None:
+        yield from _video_pictures(layout, episode.spans[key], times)
+        return
+    for row in wanted:
+        for _, picture in _video_pictures(layout, episode.spans[key], times[row : row + 1]):
+            yield row, picture
 
 
 def _video_pictures(
@@ -153,11 +209,13 @@ def _video_pictures(
 
 
 def _table_pictures(
-    layout: Layout, key: str, episode: Episode
+    layout: Layout, key: str, episode: Episode, wanted: list[int] | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The rows of an episode with the pictures that lie in its table."""
     colours = layout.info.features[key].channels_first[0]
     for row, content in enumerate(read_pictures(layout, key, episode)):
+        if wanted is not None and row not in wanted:
+            continue
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b"")))
             pixels = np.array(image.convert("RGB") if colours == 3 else image)
@@ -203,16 +261,31 @@ class BadFrames:
 
 
 def decode(
-    recordings: Recordings, bad: BadFrames
+    recordings: Recordings,
+    bad: BadFrames,
+    episodes: Collection[int] = (),
+    tell: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
     """Decode a dataset episode by episode.
+
+    Parameters
+    ----------
+    episodes
+        Only these; all, if there are none.
+    tell
+        Takes how far it is, after each camera of an episode.
 
     Yields
     ------
     The episode's rows and, by the policy's camera name, its frames (uint8,
     ``(frames, channels, height, width)``). One without a picture is black and counted in ``bad``.
     """
-    for episode in recordings.episodes:
+    chosen = sorted(episodes) or recordings.episodes
+    cameras = len(recordings.cameras)
+    total = cameras * sum(len(recordings.layout.episodes[episode]) for episode in chosen)
+    began, done = time.monotonic(), 0
+    process = psutil.Process()
+    for episode in chosen:
         rows = recordings.rows(episode)
         images: dict[str, torch.Tensor] = {}
         for key, camera in recordings.cameras.items():
@@ -222,6 +295,8 @@ def decode(
                 broken[rows] = frames.missing
                 bad.add(broken, _lacking(recordings, key, episode, frames.missing))
             images[camera] = frames.pixels
+            done += len(frames.missing)
+            tell(Decoding(done, total, time.monotonic() - began, process.memory_info().rss))
         yield rows, images
 
 
@@ -235,27 +310,20 @@ def _lacking(recordings: Recordings, key: str, episode: int, missing: torch.Tens
     return f"{file}: episode {episode} lacks {int(missing.sum())} pictures, first of frame {first}"
 
 
-class PixelCache:
-    """Every frame of a dataset, decoded: ``images[camera]`` is uint8, ``(frames, C, H, W)``."""
+class FrameCache:
+    """What is made of each frame of some episodes, once; kept where there is room.
 
-    def __init__(self, recordings: Recordings, bad: BadFrames, budget: FrameBudget) -> None:
-        self.images = {
-            camera: budget.allocate((len(recordings), *shape), torch.uint8)
-            for camera, shape in recordings.summary.cameras.items()
-        }
-        for rows, images in decode(recordings, bad):
-            for camera, frames in images.items():
-                self.images[camera][rows] = frames
+    The first rows are in memory, the next in a mapped file. Those that have no room are decoded,
+    and made, each time that they are asked for.
 
-    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The frames at ``indices`` under LeRobot's names, uint8."""
-        return {camera_feature(camera): images[indices] for camera, images in self.images.items()}
-
-
-class FeatureCache:
-    """The outputs of a frozen vision encoder for every frame of a dataset.
-
-    ``features[camera]`` has the encoder's dtype and shape ``(frames, tokens, width)``.
+    Parameters
+    ----------
+    make
+        Makes it of uint8 frames ``(n, C, H, W)``: ``(n, ...)``.
+    episodes
+        Only these are decoded, all if there are none; no other frame may be asked for.
+    tell
+        Takes where the frames will be, and how far decoding is.
     """
 
     def __init__(
@@ -263,20 +331,113 @@ class FeatureCache:
         recordings: Recordings,
         bad: BadFrames,
         budget: FrameBudget,
-        embed: Callable[[torch.Tensor], torch.Tensor],
+        make: Callable[[torch.Tensor], torch.Tensor],
+        episodes: Collection[int] = (),
+        tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        self.features: dict[str, torch.Tensor] = {}
-        for rows, images in decode(recordings, bad):
-            for camera, frames in images.items():
-                parts = [
-                    embed(frames[start : start + EMBED_BATCH]).cpu()
-                    for start in range(0, len(frames), EMBED_BATCH)
-                ]
-                if camera not in self.features:
-                    shape = (len(recordings), *parts[0].shape[1:])
-                    self.features[camera] = budget.allocate(shape, parts[0].dtype)
-                self.features[camera][rows] = torch.cat(parts)
+        self._recordings, self._make = recordings, make
+        chosen = sorted(episodes) or recordings.episodes
+        rows = torch.cat([torch.arange(len(recordings))[recordings.rows(e)] for e in chosen])
+        one = {
+            camera: self._made(torch.zeros((1, *shape), dtype=torch.uint8))[0]
+            for camera, shape in recordings.summary.cameras.items()
+        }
+        size = sum(each.nbytes for each in one.values())
+        in_memory, in_file = budget.split(len(rows), size)
+        kept = in_memory + in_file
+        tell(
+            CacheUse(
+                frames=len(rows) * len(one),
+                memory=in_memory * size,
+                disk=in_file * size,
+                anew=(len(rows) - kept) * size,
+                folder=str(budget.folder),
+            )
+        )
+        #: Where a row is kept; -1 if it is not.
+        self._places = torch.full((len(recordings),), -1)
+        self._places[rows[:kept]] = torch.arange(kept)
+        self._parts = {
+            camera: (
+                budget.in_memory((in_memory, *each.shape), each.dtype),
+                budget.in_file((in_file, *each.shape), each.dtype)
+                if in_file
+                else torch.empty((0, *each.shape), dtype=each.dtype),
+            )
+            for camera, each in one.items()
+        }
+        for decoded, images in decode(recordings, bad, chosen, tell):
+            places = self._places[decoded]
+            held = places >= 0
+            for camera, frames in images.items() if held.any() else ():
+                made = self._made(frames[held])
+                for part, at, here in self._where(camera, places[held]):
+                    part[at] = made[here]
+
+    def rows(self, camera: str, indices: torch.Tensor) -> torch.Tensor:
+        """What was made of the frames at ``indices`` (int64, any shape): ``(*indices, ...)``."""
+        places = self._places[indices.flatten()]
+        memory, file = self._parts[camera]
+        if not len(file) and bool((places >= 0).all()):
+            return memory[places].view(*indices.shape, *memory.shape[1:])
+        found = torch.empty((len(places), *memory.shape[1:]), dtype=memory.dtype)
+        for part, at, here in self._where(camera, places):
+            found[here] = part[at]
+        anew = places < 0
+        if anew.any():
+            keys = {name: key for key, name in self._recordings.cameras.items()}
+            frames = decode_frames(self._recordings, keys[camera], indices.flatten()[anew])
+            found[anew] = self._made(frames)
+        return found.view(*indices.shape, *memory.shape[1:])
+
+    def _where(
+        self, camera: str, places: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """By part that holds some of ``places``: it, their numbers in it, and which they are."""
+        memory, file = self._parts[camera]
+        first = len(memory)
+        for part, start, here in (
+            (memory, 0, (places >= 0) & (places < first)),
+            (file, first, places >= first),
+        ):
+            if here.any():
+                yield part, places[here] - start, here
+
+    def _made(self, frames: torch.Tensor) -> torch.Tensor:
+        parts = [
+            self._make(frames[start : start + EMBED_BATCH]).cpu()
+            for start in range(0, len(frames), EMBED_BATCH)
+        ]
+        return torch.cat(parts)
+
+
+class PixelCache(FrameCache):
+    """The frames themselves, uint8, shrunk to what the policy takes if that is smaller.
+
+    Parameters
+    ----------
+    shrink
+        As :meth:`~zk0d.learning.policies.base.LoadedPolicy.shrunk_images`.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        bad: BadFrames,
+        budget: FrameBudget,
+        shrink: Callable[[torch.Tensor], torch.Tensor] = lambda frames: frames,
+        **more: Any,
+    ) -> None:
+        super().__init__(recordings, bad, budget, shrink, **more)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The frames at ``indices`` under LeRobot's names, uint8."""
+        return {camera_feature(camera): self.rows(camera, indices) for camera in self._parts}
+
+
+class FeatureCache(FrameCache):
+    """The outputs of a frozen vision encoder: ``(tokens, width)`` a frame, of its own dtype."""
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """The features at ``indices`` by camera, on the CPU."""
-        return {camera: features[indices] for camera, features in self.features.items()}
+        return {camera: self.rows(camera, indices) for camera in self._parts}

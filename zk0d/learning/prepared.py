@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -12,6 +12,7 @@ from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches, RecordedBatches
 from zk0d.learning.frames import BadFrames, FeatureCache, FrameBudget, PixelCache
 from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.progress import Progress
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import check_fit
 from zk0d.learning.statistics import Statistics
@@ -28,6 +29,10 @@ class PreparedRecordings:
         How many frames may be unusable.
     holdout_episodes
         How many episodes, the last, are kept out of training and statistics.
+    episodes
+        Only these are decoded, and of no others are there batches; all, if there are none.
+    tell
+        Takes where frames will be, and how far decoding is.
 
     Attributes
     ----------
@@ -53,22 +58,34 @@ class PreparedRecordings:
         cache: CacheSettings,
         max_bad_frames: int = 0,
         holdout_episodes: int = 0,
+        *,
+        episodes: Collection[int] = (),
+        tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         check_fit(recordings.summary, policy.spec, recordings.uri, recordings.camera_map)
         self.recordings = recordings
         self.policy = policy
         frames = BadFrames(recordings, max_bad_frames)
-        budget = FrameBudget.of_gib(cache.memory_gib, cache.folder)
+        budget = FrameBudget.of(cache)
         pixels = None
         self.features = None
         if cache.vision_features and policy.frozen_vision:
-            self.features = FeatureCache(recordings, frames, budget, policy.embed_images)
+            self.features = FeatureCache(
+                recordings, frames, budget, policy.embed_images, episodes=episodes, tell=tell
+            )
         else:
-            pixels = PixelCache(recordings, frames, budget)
+            pixels = PixelCache(
+                recordings, frames, budget, policy.shrunk_images, episodes=episodes, tell=tell
+            )
         self.recorded = RecordedBatches(recordings, pixels, policy.config)
         self.bad = frames.bad
         usable = self.recorded.usable(frames.bad)
         self._held = self._held_out(holdout_episodes)
+        if episodes:
+            numbers = recordings.columns["episode_index"]
+            outside = ~torch.isin(numbers, torch.tensor(sorted(episodes)))
+            usable = usable[~outside[usable]]
+            self._held |= outside
         held = self._held[usable]
         self.usable, self.held_out = usable[~held], usable[held]
         if not len(self.usable):

@@ -5,6 +5,8 @@ No torch here: the server reads and sends these.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field, PositiveInt
 
 from zk0d.config.base import Settings
@@ -62,6 +64,13 @@ class RecordingsSummary(Settings):
     action_width: PositiveInt
     cameras: dict[str, tuple[int, int, int]]
     robot_type: str = "unknown"
+
+    def cache_bytes(self, policy: str) -> int:
+        """What a policy family's usual model keeps of all frames."""
+        pictures = [
+            FAMILIES[policy].embedding or math.prod(shape) for shape in self.cameras.values()
+        ]
+        return self.frames * sum(pictures)
 
 
 def check_fit(

@@ -25,6 +25,7 @@ from zk0d.learner.app import LearnerApp
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.learner.tasks import Learner
 from zk0d.learning.layout import find, read_layout
+from zk0d.learning.progress import told_by
 
 SOCKET_MODE = 0o660
 FIRST_INHERITED = 3  #: the first file descriptor that systemd hands over
@@ -114,7 +115,7 @@ class LearnerService(Service):
         if doing["state"] == "idle":
             return Condition("ready, waiting for a round", ready=ready)
         still = time.monotonic() - doing["seen"]
-        limit = STEP_SECONDS if "step" in doing else LOAD_SECONDS
+        limit = STEP_SECONDS if doing.get("step") else LOAD_SECONDS
         stuck = f"{doing['task']}_stands_still" if still > limit else ""
         return Condition(_sentence(doing), ready=ready, stuck=stuck)
 
@@ -189,11 +190,8 @@ def _taken(path: Path) -> UnavailableError:
 
 
 def _sentence(doing: dict[str, Any]) -> str:
-    if "step" not in doing:
-        return f"{doing['task']} is under way"
-    done, steps = doing["step"], doing["steps"]
-    pace = (doing["seen"] - doing["since"]) / done if done else 0.0
-    return f"training step {done}/{steps}, {pace * (steps - done):.0f} s left"
+    progress = told_by(doing)
+    return f"{doing['task']} is under way" if progress is None else str(progress)
 
 
 def _is_handed_over() -> bool:

@@ -16,7 +16,7 @@ import safetensors.numpy
 from rich.console import Console
 
 from zk0d.config.cameras import MappedAt, camera_feature, camera_name
-from zk0d.config.machine import EvaluationDataset
+from zk0d.config.machine import EvaluationDataset, ReadingSettings
 from zk0d.config.run import RunSettings
 from zk0d.demo.budget import run_values
 from zk0d.demo.progress import Progress, RoundsView
@@ -64,6 +64,7 @@ class TrainOptions:
     cameras: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     models: tuple[tuple[str, Path], ...] = ()
     folder: Path | None = None
 
@@ -130,6 +131,7 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
         models=dict(options.models),
         seed=options.seed,
         device=options.device,
+        reading=options.reading,
     )
     simulation = Simulation(folder, plan, settings, tuple(evaluation))
     write_plan(simulation)
@@ -149,7 +151,7 @@ def _train(simulation: Simulation, console: Console) -> Path:
     progress = Progress(console, f"zk0d train · {simulation.plan.nodes[0].dataset_uri}", [TRAINING])
     with progress.shown(), progress.stage(TRAINING) as stage:
         progress.rounds = RoundsView(settings.rounds.num_server_rounds, 1)
-        run = simulate(simulation, progress.show)
+        run = simulate(simulation, progress.show, lambda text: progress.note(stage, text))
         stage.note = (
             f"{settings.total_steps} steps, evaluated after every {settings.training.local_steps}"
         )

@@ -96,6 +96,7 @@ def arms_of(options: Options, source: Source, folder: Path, rollouts: int) -> li
             seed=options.seed,
             forced_statistics=merged_statistics(source.nodes),
             device=options.device,
+            reading=options.reading,
             cpu_threads=1,
         ),
         settings,

@@ -20,19 +20,23 @@ from zk0d.config.machine import CONFIG_VARIABLE, EvaluationDataset, ServerSettin
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError
 from zk0d.federation import server_app
+from zk0d.federation.messages import Message
+from zk0d.federation.update import Payload
 from zk0d.flower.simulation import RayOptions, log_to, run_in_process, run_on_ray
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.evaluator import CoordinatorEvaluator
-from zk0d.learner.tasks import Learner
+from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.machine.setup import merged, write_settings
 from zk0d.record.events import Event
 from zk0d.record.journal import JournalTail
 from zk0d.services.learner import listen
 from zk0d.simulation.plan import Plan
+from zk0d.simulation.progress import ProgressFile
 from zk0d.simulation.worker import VirtualApp
 
 Engine = Literal["in-process", "ray"]
 LOOK_SECONDS = 0.2
+TELL_SECONDS = 5.0
 POLL_SECONDS = 0.05
 
 
@@ -61,13 +65,19 @@ class Simulation:
         return self.folder / "runs" / (self.settings.resume or str(self.number))
 
 
-def simulate(simulation: Simulation, show: Callable[[Event], None] = lambda event: None) -> Path:
+def simulate(
+    simulation: Simulation,
+    show: Callable[[Event], None] = lambda event: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Run it to its end; the run's folder.
 
     Parameters
     ----------
     show
         Takes each event of the run as it is written.
+    tell
+        Takes from time to time how far decoding or training is.
 
     Raises
     ------
@@ -89,6 +99,8 @@ def simulate(simulation: Simulation, show: Callable[[Event], None] = lambda even
         raise TryAgainError(
             f"{simulation.folder}: cannot be written ({error.strerror}); name another folder."
         ) from None
+    progress, told = ProgressFile(simulation.plan.state), float("-inf")
+    progress.begin()
     tail = JournalTail(simulation.run_folder)
     if simulation.settings.resume:
         tail.new_events()  # what it did before is known
@@ -99,6 +111,10 @@ def simulate(simulation: Simulation, show: Callable[[Event], None] = lambda even
         thread.join(LOOK_SECONDS)
         for event in tail.new_events():
             show(event)
+        for text, once in progress.new():
+            if once or time.monotonic() - told > TELL_SECONDS:
+                told = told if once else time.monotonic()
+                tell(text)
     if failed:
         raise failed[0]
     return simulation.run_folder
@@ -124,13 +140,14 @@ def _run(simulation: Simulation) -> None:
                 "device": plan.device,
                 "precision": plan.precision,
                 "cpu-threads": plan.cpu_threads,
+                **plan.reading.model_dump(by_alias=True),
             },
         }
         server = ServerSettings.parse(merged(apps, more), where="simulation")
         os.environ[CONFIG_VARIABLE] = str(config)
         if not settings.resume:
             shutil.rmtree(plan.state, ignore_errors=True)
-        evaluator = CoordinatorEvaluator(server, MappedAt.COMMAND)
+        evaluator = _Evaluator(server, ProgressFile(plan.state))
         evaluator.open()
         with _served(evaluator, socket):
             work = (
@@ -144,6 +161,20 @@ def _run(simulation: Simulation) -> None:
                 run_on_ray(*work, simulation.ray)
             else:
                 run_in_process(*work)
+
+
+class _Evaluator(CoordinatorEvaluator):
+    """The coordinator's evaluator, which tells whoever looks how far it is."""
+
+    def __init__(self, settings: ServerSettings, progress: ProgressFile) -> None:
+        super().__init__(settings, MappedAt.COMMAND)
+        self._progress = progress
+
+    def run(
+        self, task: Message, payload: Payload | None, control: TaskControl
+    ) -> tuple[Message, Payload | None]:
+        control.report = self._progress.from_("evaluation", control.report)
+        return super().run(task, payload, control)
 
 
 @contextmanager

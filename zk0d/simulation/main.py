@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from zk0d.config.machine import EvaluationDataset
+from zk0d.config.machine import EvaluationDataset, ReadingSettings
 from zk0d.config.names import DatasetUri
 from zk0d.config.run import LEAST_UPDATES, RunSettings, stored_settings
 from zk0d.daemon.workers import worker_pool
@@ -71,6 +71,7 @@ class Options:
     engine: str = "auto"
     ray: RayOptions = field(default_factory=RayOptions)
     device: str = "auto"
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     models: tuple[tuple[str, Path], ...] = ()
     folder: Path | None = None
 
@@ -132,6 +133,7 @@ def run_simulation(options: Options, console: Console) -> Path:
             drop=options.drop,
             missing=_missing(options.replay) if options.replay else {},
             device=options.device,
+            reading=options.reading,
             cpu_threads=1,
         )
         engine = _engine(options.engine, options.ray, len(nodes))
@@ -299,7 +301,7 @@ def _follow(simulation: Simulation, progress: Progress, console: Console) -> Pat
     with progress.stage(ROUNDS) as stage:
         progress.note(stage, where)
         progress.rounds = RoundsView(settings.rounds.num_server_rounds, len(plan.nodes))
-        run = simulate(simulation, progress.show)
+        run = simulate(simulation, progress.show, lambda text: progress.note(stage, text))
         stage.note = (
             f"{progress.rounds.round} rounds of {settings.training.local_steps} steps, {where}"
         )

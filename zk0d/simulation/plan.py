@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from zk0d.config.base import Settings
-from zk0d.config.machine import Precision
+from zk0d.config.machine import Precision, ReadingSettings
 from zk0d.config.names import Alias, Cameras, DatasetUriText
 from zk0d.errors import UsageError
 from zk0d.learning.statistics import Statistics
@@ -67,6 +67,7 @@ class Plan(Settings):
         description="Let the others really wait for a slow one. If contributors train one after"
         " another, waiting would delay those that are not slow.",
     )
+    reading: ReadingSettings = ReadingSettings()
     device: str = "auto"
     precision: Precision = "auto"
     cpu_threads: NonNegativeInt = 0

@@ -11,7 +11,7 @@ import functools
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ from zk0d.learner.tasks import Stopped, TaskControl
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy
 from zk0d.learning.prepared import PreparedRecordings
+from zk0d.learning.progress import Progress as Told
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.train import Moments
 from zk0d.simulation.plan import Plan, VirtualNode
+from zk0d.simulation.progress import ProgressFile
 
 #: Flower's engine numbers its virtual nodes so.
 PARTITION = "partition-id"
@@ -84,7 +86,13 @@ class Worker:
         """The learner of the contributor that a message is for."""
         yield VirtualLearner(self, self.plan.nodes[int(context.node_config[PARTITION])])
 
-    def prepared(self, spec: PolicySpec, node: VirtualNode, settings: ClientSettings) -> Prepared:
+    def prepared(
+        self,
+        spec: PolicySpec,
+        node: VirtualNode,
+        settings: ClientSettings,
+        tell: Callable[[Told], None] = lambda progress: None,
+    ) -> Prepared:
         """The shared policy, and this contributor's part of the recordings."""
         policy = self._policy_of(spec)
         where = _address(node)
@@ -98,11 +106,18 @@ class Worker:
                 policy,
                 settings.learner.cache,
                 settings.learner.max_bad_frames,
+                episodes=self._episodes_of(where),
+                tell=tell,
             )
         data = self._prepared[where]
         if node.episodes:
             data = data.share(node.episodes)
         return Prepared(("", ""), policy, data, self._moments, Residual())
+
+    def _episodes_of(self, address: tuple[str, ...]) -> set[int]:
+        """What any contributor has of these recordings; empty for all of them."""
+        shares = [node.episodes for node in self.plan.nodes if _address(node) == address]
+        return set().union(*shares) if all(shares) else set()
 
     def _policy_of(self, spec: PolicySpec) -> LoadedPolicy:
         if self._policy is None or self._policy.spec != spec:
@@ -127,10 +142,10 @@ class VirtualLearner:
     def __init__(self, worker: Worker, node: VirtualNode) -> None:
         self._plan, self._node = worker.plan, node
         self._contributor = _Contributor(worker, node)
+        self._progress = ProgressFile(worker.plan.state)
 
     def query(self, task: Query, progress: Progress = lambda event: None) -> QueryReply:
-        del progress
-        reply, _ = self._contributor.run(task, None, TaskControl())
+        reply, _ = self._contributor.run(task, None, TaskControl(self._told(progress)))
         assert isinstance(reply, QueryReply)
         if self._plan.forced_statistics is not None:
             reply = reply.model_copy(update={"statistics": self._plan.forced_statistics})
@@ -147,7 +162,7 @@ class VirtualLearner:
             task = task.model_copy(update=changed)
         path = self._plan.state / f"{self._node.name}.safetensors"
         prepared = self._contributor.take(task.spec, path)
-        reply, update = self._contributor.run(task, weights, TaskControl(progress))
+        reply, update = self._contributor.run(task, weights, TaskControl(self._told(progress)))
         assert isinstance(reply, TrainReply)
         assert update is not None
         _keep(prepared, path)
@@ -156,6 +171,10 @@ class VirtualLearner:
             turned = {name: POISON * array for name, array in update.arrays().items()}
             update = Payload.of(turned, "delta", task.training.uplink_codec)
         return reply, update
+
+    def _told(self, progress: Progress) -> Progress:
+        """The same for whoever looks at the simulation, too."""
+        return self._progress.from_(self._node.name, progress)
 
     def _drop(self, task: Train) -> None:
         """Be away in this round, by chance or because it was so ordered.
@@ -206,7 +225,11 @@ class _Contributor(Contributor):
                         "max-steps": 1_000_000_000,
                         "max-batch-size": 1_000_000,
                     },
-                    "learner": {"device": plan.device, "precision": plan.precision},
+                    "learner": {
+                        "device": plan.device,
+                        "precision": plan.precision,
+                        **plan.reading.model_dump(by_alias=True),
+                    },
                 },
                 where=f"contributor {node.name}",
             )
@@ -222,10 +245,10 @@ class _Contributor(Contributor):
         """Of its own recordings."""
         return self._worker.prepared(spec, self._node, self.settings).data.statistics()
 
-    def _prepare(self, spec: PolicySpec, uri: str) -> Prepared:
+    def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
         del uri
         self._check_allowed(spec)
-        return self._taken or self._worker.prepared(spec, self._node, self.settings)
+        return self._taken or self._worker.prepared(spec, self._node, self.settings, control.tell)
 
 
 def _keep(prepared: Prepared, path: Path) -> None:

@@ -91,6 +91,10 @@ class LoadedPolicy:
         """
         return False
 
+    def shrunk_images(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames ``(n, C, H, W)``, uint8, as small as the policy makes them, and never larger."""
+        return frames
+
     def embed_images(self, frames: torch.Tensor) -> torch.Tensor:
         """The image embeddings of uint8 frames ``(n, C, H, W)``: ``(n, tokens, width)``."""
         raise NotImplementedError

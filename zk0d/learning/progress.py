@@ -1,0 +1,93 @@
+"""How far a learner is, as it travels to whoever waits, and in words. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+GIB = 2**30
+
+
+def size(count: int) -> str:
+    """So many bytes, in words."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """Where the frames of a dataset will be; in bytes."""
+
+    frames: int
+    memory: int
+    disk: int
+    anew: int  #: what is not kept: each batch decodes it again
+    folder: str
+
+    def __str__(self) -> str:
+        places = [
+            f"{size(count)} {where}"
+            for count, where in (
+                (self.memory, "in memory"),
+                (self.disk, f"in {self.folder}"),
+                (self.anew, "that each batch decodes anew"),
+            )
+            if count
+        ]
+        return f"{self.frames:,} frames take {', '.join(places)}"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Frames are decoded."""
+
+    frames: int
+    of: int
+    seconds: float  #: since it began
+    memory: int  #: bytes that the process has
+
+    def __str__(self) -> str:
+        left = self.seconds * (self.of - self.frames) / self.frames if self.frames else 0.0
+        return (
+            f"decoding: {self.frames:,} of {self.of:,} frames, {left:.0f} s left,"
+            f" {size(self.memory)} of memory in use"
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """Steps are taken."""
+
+    step: int
+    steps: int
+    seconds: float  #: since the first was begun
+    loss: float | None = None
+
+    def __str__(self) -> str:
+        if not self.step:
+            return f"training step 0/{self.steps}: the first is under way"
+        left = self.seconds * (self.steps - self.step) / self.step
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        return f"training step {self.step}/{self.steps}, {left:.0f} s left{loss}"
+
+
+Progress = CacheUse | Decoding | Training
+_KINDS: dict[str, type[Progress]] = {
+    "cache": CacheUse,
+    "decoding": Decoding,
+    "training": Training,
+}
+
+
+def event_of(progress: Progress) -> dict[str, Any]:
+    """The learner's event that tells it."""
+    kind = next(name for name, each in _KINDS.items() if isinstance(progress, each))
+    return {"event": "progress", "what": kind, **asdict(progress)}
+
+
+def told_by(event: Mapping[str, Any]) -> Progress | None:
+    """What an event tells; ``None`` if it tells nothing of this."""
+    kind = _KINDS.get(event.get("what", ""))
+    if kind is None:
+        return None
+    return kind(**{field.name: event[field.name] for field in fields(kind)})
