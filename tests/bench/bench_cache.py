@@ -20,7 +20,7 @@ from tests.bench.table import show, spread
 from zk0d.daemon.workers import worker_pool
 
 BATCH = 8
-BATCHES = 6
+BATCHES = 4
 TURNS = 7
 EPISODES, LENGTH = 2, 90
 CAMERAS = ("top", "side")

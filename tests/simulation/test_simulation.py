@@ -171,19 +171,18 @@ ENGINES = pytest.mark.parametrize(
 )
 
 
-@ENGINES
 def test_a_simulation_tells_the_place_of_frames_and_its_progress(
-    tmp_path: Path, uri: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zk0d.simulation.engine.TELL_SECONDS", 0.0)
     told: list[str] = []
     reading = {"cache": {"memory-gib": 1e-4, "disk-gib": 0.0, "vision-features": False}}
-    made = make(tmp_path / "s", uri, engine=engine, plan={"reading": reading})
+    made = make(tmp_path / "s", uri, plan={"reading": reading})
     simulate(made, tell=told.append)
     uses = [text for text in told if "frames take" in text]
     # Contributors of one dataset share a cache; nobody decodes what is held out from it.
     assert {text.split(":")[0] for text in uses} <= {"left", "right", "evaluation"}
-    assert len(uses) == (2 if engine == "in-process" else len(uses))
+    assert len(uses) == 2
     assert all("that each batch decodes anew" in text for text in uses)
     lengths = [len(each) for each in open_recordings(uri).layout.episodes]
     frames = {int(re.search(r"(\d+) frames", text)[1]) for text in uses}  # type: ignore[index]
