@@ -122,10 +122,10 @@ def _lerobot(folder: Path) -> Callable[[int], None]:
     from lerobot.scripts.lerobot_train import update_policy
     from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
-    from zk0d.config.families import BUILT
+    from zk0d.config.families import TINY
     from zk0d.learning.policies import smolvla
 
-    config = smolvla.Loaded.tiny_config(BUILT["tiny"])
+    config = smolvla.Loaded.tiny_config(TINY["tiny"])
     metadata = LeRobotDatasetMetadata("local/x", root=folder)
     dataset = LeRobotDataset(
         "local/x",

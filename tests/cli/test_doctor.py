@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ from zk0d.doctor.finding import Finding, Host, Unchecked, Wrong, rule
 from zk0d.errors import ConfigError
 from zk0d.federation.nodes import Node
 from zk0d.flower.sessions import KeyUse
+from zk0d.learning import backbones
 from zk0d.learning.nvidia import Trouble
 from zk0d.machine import certificates
 from zk0d.machine.certificates import Certificates, make_certificates
@@ -346,6 +348,20 @@ def test_under_systemd_models_are_where_fetch_puts_them(
     is_wrong(machine.models(host, {}, ["who/model"]), "systemctl start zk0d-fetch")
     in_the_hub_cache(host.hub / "models", "who/model", "config.json", "model.safetensors")
     is_right(machine.models(host, {}, ["who/model"]), str(host.hub))
+
+
+def test_a_backbone_to_fetch_is_on_this_machine_and_whole(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    is_wrong(machine.models(host, {}, ["resnet18"]), "resnet18", "systemctl start zk0d-fetch")
+    file = backbones.path("resnet18", host.hub / "torch")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"torn")
+    is_wrong(machine.models(host, {}, ["resnet18"]), "is missing or not whole")
+    digits = hashlib.sha256(b"torn").hexdigest()[:8]
+    monkeypatch.setattr(backbones, "_digits", lambda backbone: digits)
+    is_right(machine.models(host, {}, ["resnet18"]), f"resnet18 in {host.hub}")
 
 
 def test_settings(write: Callable[[str, str], Path], tmp_path: Path) -> None:

@@ -327,7 +327,9 @@ LASTING = [reason for reason in Reason if not reason.passes]
 def test_nobody_waits_for_a_reason_that_stays_where_no_other_node_can_come(
     world: Make, reason: Reason, when: str
 ) -> None:
-    made = world([FakeNode("a"), FakeNode("bad", **{when: refuse(reason)})], **{"node-wait": 1e6})
+    bad = FakeNode("bad")
+    setattr(bad, when, refuse(reason))
+    made = world([FakeNode("a"), bad], **{"node-wait": 1e6})
     made.closed = True
     with pytest.raises(RunFailedError, match=f" of 2 nodes .*come: because of {reason}\\.$"):
         made.run()

@@ -20,6 +20,7 @@ from zk0d.daemon.metrics import Metrics
 from zk0d.errors import DataError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.learner.metrics import LearnerMetrics
+from zk0d.learning.progress import CacheUse, Decoding, Progress, Training, event_of
 from zk0d.services.superexec import AppCollector, LearnerCollector
 
 
@@ -86,6 +87,17 @@ def test_a_scrape_does_not_wait_for_a_task(tmp_path: Path) -> None:
     assert value(seen[0], "zk0d_learner_busy") == 1
     assert value(seen[0], "zk0d_train_seconds_total") == 5
     assert value(seen[0], "zk0d_learner_last_progress_timestamp_seconds") > 1e9
+
+
+@pytest.mark.parametrize(
+    "progress", [CacheUse(9, 9, 0, 0, "/cache"), Decoding(3, 9, 1.0, 0), Training(1, 9, 1.0)]
+)
+def test_every_kind_of_progress_counts_as_progress(progress: Progress) -> None:
+    figures = LearnerMetrics(Metrics("learner"), ["train"])
+    series = "zk0d_learner_last_progress_timestamp_seconds"
+    assert value(figures.page().decode(), series) == 0
+    figures.progress(event_of(progress))
+    assert value(figures.page().decode(), series) > 1e9
 
 
 def test_the_learner_tells_its_recordings() -> None:

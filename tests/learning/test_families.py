@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 
 import zk0d
 from tests.learning.damage import make_dataset
-from zk0d.config.families import BUILT, FAMILIES, NEW
+from zk0d.config.families import FAMILIES, NEW, TINY
 from zk0d.config.machine import CacheSettings
 from zk0d.config.run import TrainingSettings, run_settings
 from zk0d.errors import ConfigError, UnavailableError
@@ -73,7 +74,7 @@ def test_every_family_has_a_file_and_every_file_is_registered() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
-    known, config = FAMILIES[name], family(name).tiny_config(BUILT["tiny"])
+    known, config = FAMILIES[name], family(name).tiny_config(TINY["tiny"])
     policy_class = get_policy_class(name)
     assert known.policy_class == f"{policy_class.__module__}.{policy_class.__name__}"
     assert config.type == name
@@ -101,9 +102,18 @@ def test_every_family_begins_with_a_published_model_or_is_built_new() -> None:
             run_settings({"policy": name, "model-name": NEW})
 
 
+#: Warm-up and batch, ours and LeRobot's, where docs/training.md says that they differ.
+OURS_AND_LEROBOTS = {"smolvla": ((20, 32), (1000, 8))}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_usual_numbers_are_those_of_lerobots_trainer(name: str) -> None:
     usual, config = FAMILIES[name].usual, family(name).tiny_config(64)
+    scheduler = config.get_scheduler_preset()
+    (batch,) = (f.default for f in fields(TrainPipelineConfig) if f.name == "batch_size")
+    lerobots = (scheduler.num_warmup_steps if scheduler else 0, batch)
+    ours = (usual.warmup_steps, usual.batch_size)
+    assert (ours, lerobots) == OURS_AND_LEROBOTS.get(name, (ours, ours))
     preset = config.get_optimizer_preset()
     assert (usual.initial_lr, usual.weight_decay) == (preset.lr, preset.weight_decay)
     settings = run_settings({"policy": name, "model-name": "tiny", "batch-size": "auto"})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zk0d.config.families import BUILT
+from zk0d.config.families import TINY
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning.policies import tiny_vlm
 from zk0d.learning.policies.base import LoadedPolicy
@@ -136,7 +136,7 @@ def saved(smolvla: LoadedPolicy, folder: Path) -> Path:
     """A pretrained policy with its vision-language model's configuration beside it."""
     vlm = folder / "vlm"
     vlm.mkdir(parents=True)
-    for path in Path(tiny_vlm.folder(BUILT["tiny"]).name).iterdir():
+    for path in Path(tiny_vlm.folder(TINY["tiny"]).name).iterdir():
         (vlm / path.name).write_bytes(path.read_bytes())
     smolvla.policy.save_pretrained(folder / "policy")
     config = folder / "policy" / "config.json"

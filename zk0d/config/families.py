@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Models that are built from a run's seed: how wide, in entries of a token's vector, or the
-#: family's usual size.
+#: Small models that are built from a run's seed: how wide, in entries of a token's vector.
+TINY: Mapping[str, int] = {"tiny": 64, "tiny-wide": 128}
+#: One of the family's usual size that is built from the seed.
 NEW = "new"
-BUILT: Mapping[str, int | None] = {"tiny": 64, "tiny-wide": 128, NEW: None}
+BUILT = (*TINY, NEW)
 
 
 @dataclass(frozen=True)
 class Usual:
-    """How LeRobot's trainer trains a family, unless a run's settings say otherwise."""
+    """Rates and batch of a family, unless a run's settings say otherwise."""
 
     initial_lr: float
     weight_decay: float

@@ -31,7 +31,7 @@ _RUN = """## A run
 
 `zk0bot run -c 'key=value'`, `flwr run . -c 'key=value'`, `zk0bot demo -c 'key=value'`. The
 coordinator's `[run]` table sets the same keys for every run that does not set them itself. `auto`
-is the number of the run's policy, as LeRobot's trainer has it; the journal has the number.
+is the usual value of the run's policy; the journal has the value.
 """
 
 

@@ -17,6 +17,7 @@ from zk0d.config.names import POLICY_PARTS
 from zk0d.daemon.ports import require_free_port
 from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
 from zk0d.errors import ConfigError, UnavailableError
+from zk0d.learning import backbones
 from zk0d.machine.roles import Role, Service, scraped, service
 
 GIB = 2**30
@@ -286,7 +287,7 @@ def models(
     host: Host, mapped: Mapping[str, Path], fetched: Iterable[str], cache: Path | None = None
 ) -> str:
     """The base models are on this machine, which does not ask the hub while it trains."""
-    said = []
+    said, fetched = [], list(fetched)
     for name, folder in mapped.items():
         at = Path(folder).expanduser()
         lacks = [file for file in POLICY_PARTS if not (at / file).is_file()]
@@ -314,6 +315,16 @@ def models(
                     f"fetch it: {fetch_command(host)}; or map it to a folder under [models]",
                 )
             said.append(f"{name} in {cache}")
+    for name in backbones.URLS.keys() & set(fetched) - mapped.keys():
+        own = host.systemd and "TORCH_HOME" not in os.environ
+        file = backbones.path(name, host.hub / "torch" if own else None)
+        if not backbones.is_whole(file, name):
+            raise Wrong(
+                f"fetch-models: {name} is not on this machine.",
+                f"{file} is missing or not whole",
+                f"fetch it: {fetch_command(host)}",
+            )
+        said.append(f"{name} in {file.parent}")
     return ", ".join(said) or "no model is named"
 
 

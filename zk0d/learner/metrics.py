@@ -62,9 +62,9 @@ class LearnerMetrics:
 
     def progress(self, event: Mapping[str, Any]) -> None:
         """A task tells how far it is."""
+        self._progress.set_to_current_time()
         if "step" not in event:
             return
-        self._progress.set_to_current_time()
         self._steps.inc(max(0, event["step"] - self._step))
         self._seconds.inc(max(0.0, event["seconds"] - self._trained))
         self._step, self._trained = event["step"], event["seconds"]

@@ -12,10 +12,16 @@ from pathlib import Path
 URLS = {"resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth"}
 
 
-def path(backbone: str) -> Path:
-    """Where the file lies if it is here: where torchvision looks for it."""
+def path(backbone: str, home: Path | None = None) -> Path:
+    """Where the file lies if it is here: where torchvision looks for it.
+
+    Parameters
+    ----------
+    home
+        Torch's folder; by default this process's.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch").expanduser()
+    home = home or Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch").expanduser()
     return home / "hub" / "checkpoints" / URLS[backbone].rsplit("/", 1)[1]
 
 

@@ -19,7 +19,7 @@ from lerobot.policies import PreTrainedPolicy
 from safetensors import safe_open
 
 from zk0d.config.cameras import camera_feature, camera_name
-from zk0d.config.families import BUILT, FAMILIES, NEW
+from zk0d.config.families import BUILT, FAMILIES, NEW, TINY
 from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
@@ -106,8 +106,8 @@ def load_policy(
     kind = family(spec.policy)
     torch.manual_seed(spec.seed)
     if spec.model_name in BUILT:
-        width = BUILT[spec.model_name]
-        config = kind.usual_config() if width is None else kind.tiny_config(width)
+        width = TINY.get(spec.model_name)
+        config = kind.tiny_config(width) if width else kind.usual_config()
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (spec.state_width,)),
             **{

@@ -49,7 +49,7 @@ class PolicySpec(Settings):
         return (
             f"the new '{self.policy}' begins with a {backbone} of random weights, because"
             " ImageNet's are not in torch hub's cache; get them with zk0d fetch (fetch-models"
-            f" names '{backbone}'), or download {backbones.URLS[backbone]} to"
+            f" names '{backbone}'), or without services download {backbones.URLS[backbone]} to"
             f" {backbones.path(backbone).parent}, and begin again"
         )
 
