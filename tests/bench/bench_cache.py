@@ -114,5 +114,5 @@ def _variants(folder: Path) -> dict[str, Callable[[torch.Tensor], Any]]:
         ),
         "in memory": cache(whole, 0),
         "in a file": cache(0, whole),
-        "decoded anew": cache(0, 0),
+        "decoded again": cache(0, 0),
     }

@@ -51,7 +51,7 @@ def test_check_videos(copied_recordings: Path) -> None:
     assert "cannot be decoded" in done.output
 
 
-def test_check_says_what_frames_take_and_where_they_go(recordings_folder: Path) -> None:
+def test_check_shows_the_size_and_the_place_of_frames(recordings_folder: Path) -> None:
     summary = open_recordings(f"local:{recordings_folder}").summary
     done = runner.invoke(app, ["data", "check", str(recordings_folder)])
     pixels = summary.frames * 3 * 96 * 96
@@ -63,7 +63,7 @@ def test_check_says_what_frames_take_and_where_they_go(recordings_folder: Path) 
     assert done.stderr == ""
 
 
-def test_check_tells_how_far_decoding_is(
+def test_check_shows_the_progress_of_decoding(
     recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zk0d.cli.data.TELL_SECONDS", 0.0)

@@ -51,14 +51,14 @@ def test_wrong_words(words: list[str], said: str) -> None:
         ("cache", "is not of the form key=value"),
     ],
 )
-def test_a_wrong_setting_of_the_learner(verb: str, given: str, said: str) -> None:
+def test_a_wrong_learner_setting_is_named(verb: str, given: str, said: str) -> None:
     done = runner.invoke(app, [verb, "x", "--learner", given])
     assert isinstance(done.exception, ConfigError), done.output
     assert said in str(done.exception)
     assert "--learner" in str(done.exception)
 
 
-def test_settings_of_the_learner() -> None:
+def test_learner_settings_are_read_from_the_command_line() -> None:
     found = reading(["max-bad-frames=3 cache.memory-gib=8", "cache.folder=/data"])
     assert (found.max_bad_frames, found.cache.memory_gib) == (3, 8.0)
     assert found.cache.folder == Path("/data")

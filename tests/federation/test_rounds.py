@@ -324,7 +324,7 @@ LASTING = [reason for reason in Reason if not reason.passes]
 
 @pytest.mark.parametrize("reason", LASTING)
 @pytest.mark.parametrize("when", ["query", "train"])
-def test_nobody_waits_for_a_reason_that_stays_where_no_other_node_can_come(
+def test_a_closed_run_does_not_wait_for_a_reason_that_stays(
     world: Make, reason: Reason, when: str
 ) -> None:
     bad = FakeNode("bad")
@@ -336,14 +336,14 @@ def test_nobody_waits_for_a_reason_that_stays_where_no_other_node_can_come(
     assert made.grid.now < 1100.0
 
 
-def test_the_same_sentence_is_said_once(world: Make) -> None:
+def test_a_closed_run_names_the_same_reason_once(world: Make) -> None:
     made = world([FakeNode(str(number), query=refuse("data_error")) for number in range(4)])
     made.closed = True
     with pytest.raises(RunFailedError, match=r"can train, and no other can come: [^:;]*\.$"):
         made.run()
 
 
-def test_a_reason_that_passes_is_waited_for_all_the_same(world: Make) -> None:
+def test_a_closed_run_waits_for_a_reason_that_passes(world: Make) -> None:
     refusals = iter([refuse("out_of_memory"), refuse("learner_gone")])
     node = FakeNode("b")
     node.query = lambda node, task: next(refusals, lambda *_: (to_record(node.query_reply()), 1.0))(
@@ -355,14 +355,14 @@ def test_a_reason_that_passes_is_waited_for_all_the_same(world: Make) -> None:
     assert made.lines[-1]["kind"] == "run.finished"
 
 
-def test_more_nodes_than_there_can_be_are_not_waited_for(world: Make) -> None:
+def test_a_closed_run_does_not_wait_for_more_nodes_than_there_are(world: Make) -> None:
     made = world([FakeNode("a")], **{"node-wait": 1e6})
     made.closed = True
     with pytest.raises(RunFailedError, match="no other can come; lower min-fit-clients"):
         made.run()
 
 
-def test_nodes_that_all_sit_out_are_not_waited_for(world: Make) -> None:
+def test_a_closed_run_does_not_wait_for_nodes_that_sit_out(world: Make) -> None:
     bad = poison(lambda arrays: arrays["a"].fill(np.nan))
     made = world(
         [FakeNode("a"), FakeNode("bad", train=bad)], **{"max-strikes": 1, "node-wait": 1e6}

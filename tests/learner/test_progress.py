@@ -31,7 +31,7 @@ LARGE = CacheUse(46_909, 4 * GIB, 76 * GIB, 5_767_168, "/cache")
 SENTENCES: dict[str, Progress] = {
     (
         "46,909 frames take 4.0 GiB in memory, 76.0 GiB in /cache, 5.5 MiB that each batch decodes"
-        " anew"
+        " again"
     ): LARGE,
     "10 frames take 1.0 MiB in memory": CacheUse(10, 2**20, 0, 0, "/cache"),
     "decoding: 1,200 of 4,800 frames, 30 s left, 1.5 GiB of memory in use": (
@@ -43,7 +43,7 @@ SENTENCES: dict[str, Progress] = {
 
 
 @pytest.mark.parametrize(("said", "progress"), SENTENCES.items())
-def test_each_is_one_sentence_wherever_it_is_read(
+def test_progress_is_the_same_sentence_in_status_and_log(
     said: str, progress: Progress, caplog: pytest.LogCaptureFixture
 ) -> None:
     event = event_of(progress)
@@ -55,7 +55,7 @@ def test_each_is_one_sentence_wherever_it_is_read(
     assert [record.getMessage() for record in caplog.records] == [f"zk0d: {said}"]
 
 
-def test_who_says_nothing_is_under_way() -> None:
+def test_a_task_without_progress_is_under_way() -> None:
     assert told_by({"event": "alive"}) is None
     assert _sentence({"state": "working", "task": "query"}) == "query is under way"
 
@@ -66,7 +66,7 @@ def test_a_size_is_readable() -> None:
     ]
 
 
-def test_the_first_and_the_last_are_told_however_fast_they_come() -> None:
+def test_the_first_and_the_last_progress_are_reported_however_fast_they_come() -> None:
     told: list[dict[str, Any]] = []
     control = TaskControl(told.append)
     for number in range(1, 101):
@@ -80,7 +80,7 @@ def test_the_first_and_the_last_are_told_however_fast_they_come() -> None:
 
 
 @pytest.mark.parametrize(("policy", "frozen"), [("smolvla", True), ("act", False)])
-def test_a_query_tells_where_frames_will_be_before_it_decodes_them(
+def test_a_query_reports_the_place_of_frames_before_it_decodes_them(
     recordings_folder: Path, policy: str, frozen: bool
 ) -> None:
     uri = f"local:{recordings_folder}"

@@ -90,7 +90,7 @@ def test_frames_beyond_the_budget_are_mapped_from_disk(
 ) -> None:
     budget = FrameBudget(left=0, folder=tmp_path / "frames", disk=2**30)
     told = frames_from(recordings, budget)
-    assert (told.memory, told.anew) == (0, 0)
+    assert (told.memory, told.again) == (0, 0)
     assert (tmp_path / "frames").is_dir()
     assert not list((tmp_path / "frames").iterdir()), "the file has no name, so nothing is left"
 
@@ -105,13 +105,13 @@ def frames_from(recordings: Recordings, budget: FrameBudget) -> CacheUse:
     for rows in (torch.arange(len(recordings)), window):
         assert torch.equal(other.rows("top", rows), in_memory.rows("top", rows))
     (use,) = [each for each in told if isinstance(each, CacheUse)]
-    assert use.memory + use.disk + use.anew == len(recordings) * 3 * 96 * 96
+    assert use.memory + use.disk + use.again == len(recordings) * 3 * 96 * 96
     return use
 
 
 @pytest.mark.parametrize("disk_rows", [0, 30, 10_000])
 @pytest.mark.parametrize("memory_rows", [0, 20])
-def test_what_has_no_room_is_decoded_for_each_batch(
+def test_frames_without_room_are_decoded_for_each_batch(
     recordings: Recordings, tmp_path: Path, memory_rows: int, disk_rows: int
 ) -> None:
     row = 3 * 96 * 96
@@ -128,10 +128,10 @@ def test_frames_leave_a_part_of_the_disk_free(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20 * row))
     use = frames_from(recordings, FrameBudget(0, tmp_path, 2**40))
     assert use.disk == 18 * row
-    assert use.anew > 0
+    assert use.again > 0
 
 
-def test_pictures_in_tables_are_decoded_anew_too(tmp_path: Path) -> None:
+def test_pictures_in_tables_are_decoded_again_too(tmp_path: Path) -> None:
     make_dataset(tmp_path / "d", [5, 4], pictures="image")
     recordings = open_recordings(f"local:{tmp_path / 'd'}")
     whole = PixelCache(recordings, BadFrames(recordings, 0), FrameBudget.of(CacheSettings()))
@@ -140,7 +140,7 @@ def test_pictures_in_tables_are_decoded_anew_too(tmp_path: Path) -> None:
     assert torch.equal(none.rows("top", rows), whole.rows("top", rows))
 
 
-def test_features_that_have_no_room_are_made_anew(
+def test_features_without_room_are_made_again(
     recordings: Recordings, smolvla: LoadedPolicy, with_features: PreparedRecordings
 ) -> None:
     tight = CacheSettings(memory_gib=1e-4, disk_gib=0.0)

@@ -190,7 +190,7 @@ def test_a_new_policy_begins_with_imagenets_backbone_where_it_is(
 
 
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.backbone])
-def test_a_broken_file_in_torch_hubs_cache_is_none(
+def test_a_broken_file_in_torch_hubs_cache_is_not_used(
     name: str, recordings: Recordings, backbone: Path
 ) -> None:
     backbone.write_bytes(backbone.read_bytes()[:-1])

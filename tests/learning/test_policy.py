@@ -226,7 +226,7 @@ def test_building_a_policy_silences_no_other_thread(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "a progress line\nafterwards\n"
 
 
-def test_a_folder_with_a_configuration_and_no_weights_is_named_as_such(
+def test_a_folder_with_a_configuration_and_no_weights_is_refused(
     recordings: Recordings, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"type": "act"}')

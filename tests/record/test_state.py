@@ -136,7 +136,7 @@ def test_metrics_come_from_the_journal_so_a_restart_loses_nothing(tmp_path: Path
     assert RunState().sentence() == "round 0/0"
 
 
-def test_who_waits_for_nodes_sees_at_once_why_one_cannot_train(tmp_path: Path) -> None:
+def test_a_waiting_run_shows_at_once_why_a_node_cannot_train(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "1", "1")
     note(journal, "run.started", settings={"num-server-rounds": 3})
     note(journal, "node.refused", node="left", key="k", reason="data_error", message="It is torn.")

@@ -276,7 +276,7 @@ def test_a_backbones_weights_are_fetched_once_to_where_torchvision_looks(
     ]
 
 
-def test_a_backbone_that_did_not_come_whole_is_not_there(
+def test_a_backbone_that_did_not_arrive_whole_is_not_kept(
     tmp_path: Path, served_backbone: Path
 ) -> None:
     served_backbone.write_bytes(served_backbone.read_bytes()[:-1])

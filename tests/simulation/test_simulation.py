@@ -183,7 +183,7 @@ def test_a_simulation_tells_the_place_of_frames_and_its_progress(
     # Contributors of one dataset share a cache; nobody decodes what is held out from it.
     assert {text.split(":")[0] for text in uses} <= {"left", "right", "evaluation"}
     assert len(uses) == 2
-    assert all("that each batch decodes anew" in text for text in uses)
+    assert all("that each batch decodes again" in text for text in uses)
     lengths = [len(each) for each in open_recordings(uri).layout.episodes]
     frames = {int(re.search(r"(\d+) frames", text)[1]) for text in uses}  # type: ignore[index]
     assert frames == {sum(lengths[:5]), lengths[5]}

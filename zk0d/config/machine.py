@@ -50,8 +50,8 @@ class CacheSettings(Settings):
     )
     disk_gib: NonNegativeFloat = Field(
         100.0,
-        description="Limit of that file in GiB; it also leaves a tenth of the free disk. Each batch"
-        " decodes further frames anew.",
+        description="Limit of that file in GiB; a tenth of the free disk stays free, too. Frames"
+        " without room are decoded again for each batch.",
     )
     folder: Path | None = Field(
         None, description="Folder of that file; by default the system's temporary folder."

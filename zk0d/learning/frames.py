@@ -350,7 +350,7 @@ class FrameCache:
                 frames=len(rows) * len(one),
                 memory=in_memory * size,
                 disk=in_file * size,
-                anew=(len(rows) - kept) * size,
+                again=(len(rows) - kept) * size,
                 folder=str(budget.folder),
             )
         )
@@ -383,11 +383,11 @@ class FrameCache:
         found = torch.empty((len(places), *memory.shape[1:]), dtype=memory.dtype)
         for part, at, here in self._where(camera, places):
             found[here] = part[at]
-        anew = places < 0
-        if anew.any():
+        again = places < 0
+        if again.any():
             keys = {name: key for key, name in self._recordings.cameras.items()}
-            frames = decode_frames(self._recordings, keys[camera], indices.flatten()[anew])
-            found[anew] = self._made(frames)
+            frames = decode_frames(self._recordings, keys[camera], indices.flatten()[again])
+            found[again] = self._made(frames)
         return found.view(*indices.shape, *memory.shape[1:])
 
     def _where(

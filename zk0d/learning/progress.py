@@ -21,7 +21,7 @@ class CacheUse:
     frames: int
     memory: int
     disk: int
-    anew: int  #: what is not kept: each batch decodes it again
+    again: int  #: what is not kept: each batch decodes it again
     folder: str
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class CacheUse:
             for count, where in (
                 (self.memory, "in memory"),
                 (self.disk, f"in {self.folder}"),
-                (self.anew, "that each batch decodes anew"),
+                (self.again, "that each batch decodes again"),
             )
             if count
         ]
