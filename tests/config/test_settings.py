@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from zk0d.config.base import known_keys
 from zk0d.config.families import FAMILIES
@@ -203,6 +204,14 @@ def test_the_coordinators_policy_fills_in_numbers_that_a_run_leaves_out(write: W
     # As Flower sends it: without the settings that nobody gave.
     settings = server.run_settings(run_settings({"seed": 3}).said())
     assert settings.training.batch_size == FAMILIES["act"].usual.batch_size
+
+
+def test_the_schema_takes_auto_where_the_settings_do() -> None:
+    schema = RunSettings.flat_schema()
+    for key, default in RunSettings.flat_defaults().items():
+        takes_auto = Draft202012Validator(schema["properties"][key]).is_valid("auto")
+        if not isinstance(RunSettings().to_flat()[key], str):
+            assert takes_auto == (default == "auto"), key
 
 
 @pytest.mark.parametrize("key", ["seed", "num-server-rounds", "max-strikes"])

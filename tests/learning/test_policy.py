@@ -231,7 +231,7 @@ def test_a_folder_with_a_configuration_and_no_weights_is_refused(
 ) -> None:
     (tmp_path / "config.json").write_text('{"type": "act"}')
     with pytest.raises(
-        UnavailableError, match=r"without its weights \(model.safetensors is missing\).*=new"
+        UnavailableError, match=r"without its weights \(model.safetensors is missing\); give"
     ):
         spec_for("act", "m", 0, recordings.summary, {"m": tmp_path})
 

@@ -273,8 +273,7 @@ def _check_files(folder: Path, what: str) -> None:
     if not (folder / WEIGHTS_FILE).is_file():
         raise UnavailableError(
             f"{what}: {folder} holds a policy's configuration without its weights"
-            f" ({WEIGHTS_FILE} is missing); give a whole checkpoint, or model-name={NEW} to begin"
-            " without one.",
+            f" ({WEIGHTS_FILE} is missing); give the folder of a whole checkpoint.",
             reason="model_unavailable",
         )
 
