@@ -53,7 +53,7 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_description(copied_recordings: Path) -> None:
     (copied_recordings / "meta" / "info.json").write_text("{")
-    assert "cannot be read" in refusal(copied_recordings)
+    assert "meta/info.json is damaged" in refusal(copied_recordings)
 
 
 def test_an_old_format(copied_recordings: Path) -> None:
@@ -135,6 +135,17 @@ def test_recordings_that_do_not_fit_the_policy(
     with pytest.raises(DataError) as error:
         check_fit(recordings.summary, smolvla_spec.model_copy(update=change), where="here")
     assert said in error.value.message
+
+
+def test_rates_within_one_percent_are_one(recordings: Recordings, smolvla_spec: PolicySpec) -> None:
+    for fps in (29.97, 30.0, 30.25):
+        summary = recordings.summary.model_copy(update={"fps": fps})
+        check_fit(summary, smolvla_spec, where="here")
+    slower = recordings.summary.model_copy(update={"fps": 29.5})
+    with pytest.raises(
+        DataError, match=r"recorded at 29\.5 frames per second, the policy's is 30;"
+    ):
+        check_fit(slower, smolvla_spec, where="here")
 
 
 def test_act_needs_every_camera(recordings: Recordings, act_spec: PolicySpec) -> None:

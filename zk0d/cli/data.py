@@ -233,17 +233,21 @@ def split(
 
 @app.command()
 def convert(
-    folder: Annotated[Path, typer.Argument(help="A dataset of LeRobot's format v2.1.")],
+    folder: Annotated[Path, typer.Argument(help="A dataset of LeRobot's format v2.0 or v2.1.")],
     output: Annotated[
         Path | None, typer.Option(help="A new folder for the copy (FOLDER-v3.0).")
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Leave out episodes and cameras with missing files."),
+    ] = False,
 ) -> None:
     """Copy a dataset to LeRobot's format v3.0; the original does not change."""
     from zk0d.learning.convert import convert as make_copy
 
     folder = folder.resolve()
-    made = _aside(make_copy, folder, output or folder.with_name(f"{folder.name}-v3.0"))
-    typer.echo(made)
+    output = output or folder.with_name(f"{folder.name}-v3.0")
+    typer.echo(_aside(make_copy, folder, output, partial=partial))
 
 
 def scheme(text: str):  # type: ignore[no-untyped-def]

@@ -9,9 +9,9 @@ from lerobot.configs import PreTrainedConfig
 
 from zk0d.config.cameras import camera_feature
 from zk0d.learning.frames import FeatureCache, PixelCache
-from zk0d.learning.layout import BOOKKEEPING
+from zk0d.learning.layout import ACTION, BOOKKEEPING, STATE
 from zk0d.learning.policies.base import LoadedPolicy
-from zk0d.learning.recordings import ACTION, STATE, Recordings
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.statistics import Statistics
 
 TOKENS = "observation.language.tokens"

@@ -18,8 +18,8 @@ import torch
 from zk0d.config.cameras import camera_feature
 from zk0d.errors import Zk0dError
 from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.layout import STATE
 from zk0d.learning.policies.base import LoadedPolicy
-from zk0d.learning.recordings import STATE
 from zk0d.learning.statistics import Statistics
 from zk0d.simulators.task import Arm
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from zk0d.config.cameras import camera_feature, camera_name
+from zk0d.config.cameras import MappedAt, camera_feature, camera_name
 from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, TryAgainError
 from zk0d.learning.layout import Episode, Layout, Span, forbidden
@@ -129,7 +129,8 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
     frames = EpisodeFrames(
         torch.zeros(shape, dtype=torch.uint8), torch.ones(len(episode), dtype=torch.bool)
     )
-    for row, picture in _pictures(recordings, key, episode, None):
+    times = recordings.columns["timestamp"][episode.rows].double().numpy()
+    for row, picture in pictures(layout, key, episode, times):
         if picture.shape != shape[1:]:
             raise layout.wrong(
                 f"episode {number}, frame {row}: camera '{camera_name(key)}' has a picture"
@@ -155,21 +156,29 @@ def decode_frames(recordings: Recordings, key: str, rows: torch.Tensor) -> torch
         episode = recordings.layout.episodes[number]
         here = torch.nonzero((rows >= episode.rows.start) & (rows < episode.rows.stop)).flatten()
         wanted = rows[here] - episode.rows.start
-        for row, picture in _pictures(recordings, key, episode, sorted(set(wanted.tolist()))):
+        times = recordings.columns["timestamp"][episode.rows].double().numpy()
+        few = sorted(set(wanted.tolist()))
+        for row, picture in pictures(recordings.layout, key, episode, times, few):
             if picture.shape == shape:
                 pixels[here[wanted == row]] = picture
     return pixels
 
 
-def _pictures(
-    recordings: Recordings, key: str, episode: Episode, wanted: list[int] | None
+def pictures(
+    layout: Layout,
+    key: str,
+    episode: Episode,
+    times: NDArray[np.float64],
+    wanted: list[int] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Rows of an episode with their pictures: all of them, or each wanted one by itself."""
-    layout = recordings.layout
+    """The rows of an episode with a camera's pictures of their ``times`` (seconds, ``(rows,)``).
+
+    A picture is uint8, ``(channels, height, width)``; a row without one does not come. Of
+    ``wanted`` rows, each is looked for by itself.
+    """
     if layout.info.features[key].dtype != "video":
         yield from _table_pictures(layout, key, episode, wanted)
         return
-    times = recordings.columns["timestamp"][episode.rows].double().numpy()
     if wanted is None:
         yield from _video_pictures(layout, episode.spans[key], times)
         return
@@ -212,17 +221,24 @@ def _table_pictures(
     layout: Layout, key: str, episode: Episode, wanted: list[int] | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The rows of an episode with the pictures that lie in its table."""
-    colours = layout.info.features[key].channels_first[0]
     for row, content in enumerate(read_pictures(layout, key, episode)):
         if wanted is not None and row not in wanted:
             continue
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b"")))
-            pixels = np.array(image.convert("RGB") if colours == 3 else image)
-        except (OSError, ValueError, SyntaxError):
+            depth = image.mode.startswith(("I", "F"))
+            pixels = np.array(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
+        if depth:
+            name = camera_name(key)
+            ways = (at.spell({name: ""}) for at in (MappedAt.COMMAND, MappedAt.SETTINGS))
+            raise layout.wrong(
+                f"camera '{name}' has pictures of more than 8 bits, as a depth camera does",
+                f"leave it out: {' or '.join(ways)}",
+            )
         # LeRobot divides by 255 and multiplies again: exact for bytes.
-        yield row, torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+        yield row, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class BadFrames:

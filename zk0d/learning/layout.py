@@ -9,24 +9,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 from zk0d.config.names import DatasetUri
 from zk0d.errors import DataError, UnavailableError
 
+STATE = "observation.state"
+ACTION = "action"
 FORMAT = "v3."
+#: Formats that ``zk0bot data convert`` copies into v3.0.
+FORMER = ("v2.0", "v2.1")
 INFO = "meta/info.json"
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes"
+#: Where v3.0 has its files, whatever other pattern ``info.json`` names.
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 #: Columns that LeRobot adds to every dataset.
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+#: How a file begins that stands for one which Git LFS did not fetch.
+POINTER = b"version https://git-lfs.github.com/spec/"
+_CHANNELS = (1, 3, 4)
 RESTORE = "restore it or record it again"
 LEAVE_OUT = "leave the episode out (lerobot-edit-dataset deletes it) or record it again"
 
@@ -39,19 +56,34 @@ class Feature(BaseModel):
     names: tuple[str, ...] = ()  #: of the components, or of a picture's axes
     info: dict[str, Any] | None = None
     video_info: dict[str, Any] | None = None
+    _parts: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("names", mode="before")
     @classmethod
     def _flat(cls, value: Any) -> Any:
-        """LeRobot's versions wrote a list, a dict with one list, a dict of places, or null."""
-        if isinstance(value, dict):
-            lists = [part for part in value.values() if isinstance(part, list)]
-            value = lists[0] if len(lists) == 1 else list(value)
-        return [str(name) for name in value] if isinstance(value, list) else ()
+        """LeRobot's versions wrote lists, also in lists and dicts, a dict of places, or null."""
+        return list(_flattened(value))
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Feature], names: Iterable[str]) -> Feature:
+        """One feature of those that were recorded apart or under another name."""
+        made = cls(dtype="float32", shape=(sum(part.shape[0] for part in parts.values()),))
+        made.names, made._parts = tuple(names), tuple(parts)
+        return made
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The columns that this is made of; none if it is a column itself."""
+        return self._parts
 
     @property
     def is_picture(self) -> bool:
         return self.dtype in ("video", "image")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is one real number a frame."""
+        return self.dtype.startswith("float") and self.shape == (1,)
 
     @property
     def is_depth(self) -> bool:
@@ -60,11 +92,11 @@ class Feature(BaseModel):
 
     @property
     def channels_first(self) -> tuple[int, int, int]:
-        """A picture's channels, height and width."""
+        """A picture's channels, height and width; a camera of grey gives three equal channels."""
         first, second, third = self.shape
-        if self.names and self.names[0] in ("channel", "channels"):
-            return first, second, third
-        return third, first, second
+        ahead = first in _CHANNELS and third not in _CHANNELS
+        channels, height, width = (first, second, third) if ahead else (third, first, second)
+        return channels if self.is_depth else 3, height, width
 
 
 class Info(BaseModel):
@@ -76,8 +108,8 @@ class Info(BaseModel):
     total_frames: int
     features: dict[str, Feature]
     robot_type: str | None = None
-    data_path: str = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-    video_path: str | None = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+    data_path: str = DATA_PATH
+    video_path: str | None = VIDEO_PATH
     license: Any = None
     splits: Any = None
     total_tasks: int
@@ -104,6 +136,7 @@ class Episode:
     rows: slice
     file: str
     spans: Mapping[str, Span]
+    tasks: tuple[str, ...] = ()  #: its instructions, where they are named
 
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)
@@ -176,13 +209,13 @@ def find(uri: str) -> Path:
     )
 
 
-def read_info(folder: Path, uri: str) -> Info:
+def read_info(folder: Path, uri: str, formats: tuple[str, ...] = (FORMAT,)) -> Info:
     """What a dataset says it is.
 
     Raises
     ------
     DataError
-        If it is not a LeRobot dataset of format v3.0, or holds nothing.
+        If it is not a LeRobot dataset of these ``formats``, or holds nothing.
     """
     path = folder / INFO
     if not path.exists():
@@ -197,12 +230,19 @@ def read_info(folder: Path, uri: str) -> Info:
     except PermissionError:
         raise forbidden(path, uri) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise wrong(uri, f"{path} cannot be read ({first_line(error)})") from None
-    if not version.startswith(FORMAT):
+        raise unreadable(folder, INFO, error, uri) from None
+    if version in FORMER and version not in formats:
         raise wrong(
             uri,
             f"is of LeRobot's format {version}, this needs v3.0",
             f"make a converted copy: zk0bot data convert {folder}",
+        )
+    if not version.startswith(formats):
+        raise wrong(
+            uri,
+            f"{INFO} names the format {version}",
+            f"v3.0 is read and {' and '.join(FORMER)} are converted, so convert an older one with"
+            " the LeRobot that wrote it, or correct 'codebase_version'",
         )
     try:
         info = Info.model_validate(facts)
@@ -210,6 +250,7 @@ def read_info(folder: Path, uri: str) -> Info:
         first = error.errors()[0]
         dotted = ".".join(map(str, first["loc"]))
         raise wrong(uri, f"{path} cannot be read ('{dotted}': {first['msg']})") from None
+    info.features |= _joined(info.features)
     for name, feature in info.features.items():
         if feature.is_picture and len(feature.shape) != 3:
             raise wrong(uri, f"{INFO} gives camera '{name}' the shape {list(feature.shape)}")
@@ -246,21 +287,51 @@ def visible(paths: Iterator[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def read_table(folder: Path, file: str, uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A parquet file; one that is missing, forbidden or damaged is a :class:`DataError`."""
+def read_table(
+    folder: Path, file: str, uri: str, needed: Iterable[str] = (), wanted: Iterable[str] = ()
+) -> pa.Table:
+    """A parquet file: the columns that are ``needed``, and those of ``wanted`` that it has.
+
+    Raises
+    ------
+    DataError
+        If it is missing, forbidden or damaged, or lacks what is needed.
+    """
     path = folder / file
     if not path.is_file():
         raise wrong(uri, f"the dataset is incomplete ({file} is missing)")
     try:
         table = pq.ParquetFile(path)
-        for name in columns or ():
-            if name not in table.schema_arrow.names:
+        there = table.schema_arrow.names
+        for name in needed:
+            if name not in there:
                 raise wrong(uri, f"{file} has no column '{name}'")
-        return table.read(columns=columns)
+        asked = dict.fromkeys([*needed, *wanted])
+        return table.read(columns=[name for name in asked if name in there] or None)
     except PermissionError:
         raise forbidden(path, uri) from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise wrong(uri, f"{file} is damaged ({first_line(error)})") from None
+        raise unreadable(folder, file, error, uri) from None
+
+
+def unreadable(folder: Path, file: str, error: BaseException, uri: str) -> DataError:
+    """The refusal of a dataset with a file that is damaged, or stands for one that is not here."""
+    if not _is_pointer(folder / file):
+        return wrong(uri, f"{file} is damaged ({first_line(error)})")
+    parts = (path for part in ("meta", "data", "videos") for path in (folder / part).rglob("*"))
+    return wrong(
+        uri,
+        f"{sum(map(_is_pointer, parts))} of its files, {file} among them, are Git LFS pointers",
+        f"run git lfs pull in {folder}",
+    )
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def forbidden(path: Path, uri: str) -> DataError:
@@ -277,6 +348,45 @@ def first_line(error: BaseException) -> str:
     said = getattr(error, "strerror", None) or str(error)
     text = said.strip() or type(error).__name__
     return text.splitlines()[0][:200].rstrip(".")
+
+
+def _flattened(names: Any) -> Iterator[str]:
+    if isinstance(names, dict):
+        nested = any(isinstance(value, dict | list) for value in names.values())
+        names = list(names.values() if nested else names)
+    if isinstance(names, list):
+        for each in names:
+            yield from _flattened(each)
+    elif names is not None:
+        yield str(names)
+
+
+def _joined(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """State and action of recordings that name them otherwise.
+
+    ``action.JOINT`` and ``observation.JOINT`` (or ``observation.state.JOINT``), each one number,
+    become ``action`` and ``observation.state`` in the order of ``info.json``'s actions. openpi
+    calls the two ``actions`` and ``state``.
+    """
+    made = {}
+    for name, other in ((ACTION, "actions"), (STATE, "state")):
+        if name not in features and other in features and len(features[other].shape) == 1:
+            made[name] = Feature.joined({other: features[other]}, features[other].names)
+    if made or ACTION in features or STATE in features:
+        return made
+    joints = {}
+    for name, feature in features.items():
+        joint = name.removeprefix(f"{ACTION}.")
+        states = [f"{STATE}.{joint}", f"observation.{joint}"]
+        state = next((other for other in states if other in features), None)
+        if joint != name and state and feature.is_number and features[state].is_number:
+            joints[joint] = {ACTION: name, STATE: state}
+    if not joints:
+        return {}
+    return {
+        name: Feature.joined({each[name]: features[each[name]] for each in joints.values()}, joints)
+        for name in (ACTION, STATE)
+    }
 
 
 def _read_tasks(folder: Path, uri: str) -> tuple[str, ...]:
@@ -315,16 +425,17 @@ def _read_episodes(folder: Path, info: Info, uri: str) -> Iterator[Episode]:
                 f" {row['dataset_to_index']}, those of {length} frames after the episodes before it"
                 f" are {begin} to {begin + length}",
             )
-        spans = {key: _span(info, row, key, uri) for key in videos}
-        file = _place(info.data_path, uri, "data_path", row, "data")
-        yield Episode(number, slice(begin, begin + length), file, spans)
+        spans = {key: _span(folder, info, row, key, uri) for key in videos}
+        file = _place(folder, info, "data_path", row, "data", uri)
+        tasks = tuple(map(str, row.get("tasks") or ()))
+        yield Episode(number, slice(begin, begin + length), file, spans, tasks)
         begin += length
 
 
 def _episode_rows(folder: Path, info: Info, uri: str) -> list[dict[str, Any]]:
     """The metadata of all episodes in the order of their files, without their statistics."""
-    whole = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
-    whole += ["data/chunk_index", "data/file_index"]
+    needed = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
+    whole = [*needed, "data/chunk_index", "data/file_index"]
     times: list[str] = []
     for name, feature in info.features.items():
         if feature.dtype == "video":
@@ -336,8 +447,8 @@ def _episode_rows(folder: Path, info: Info, uri: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in files:
         file = path.relative_to(folder).as_posix()
-        table = read_table(folder, file, uri, [*whole, *times])
-        for name in table.column_names:
+        table = read_table(folder, file, uri, needed, [*whole, *times, "tasks"])
+        for name in {*table.column_names} - {"tasks"}:
             kind, column = table.schema.field(name).type, table.column(name)
             fits = pa.types.is_integer(kind) if name in whole else pa.types.is_floating(kind)
             if not fits or column.null_count:
@@ -346,22 +457,56 @@ def _episode_rows(folder: Path, info: Info, uri: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _span(info: Info, row: dict[str, Any], key: str, uri: str) -> Span:
+def _span(folder: Path, info: Info, row: dict[str, Any], key: str, uri: str) -> Span:
+    """An episode's part of a video; without times in the metadata it is the whole of one."""
     if info.video_path is None:
         raise wrong(uri, f"{INFO} has a camera '{key}' and no video_path")
-    file = _place(info.video_path, uri, "video_path", row, f"videos/{key}", video_key=key)
-    start, end = (float(row[f"videos/{key}/{end}_timestamp"]) for end in ("from", "to"))
-    return Span(file, start, end)
+    file = _place(folder, info, "video_path", row, f"videos/{key}", uri, video_key=key)
+    start = row.get(f"videos/{key}/from_timestamp", 0.0)
+    end = row.get(f"videos/{key}/to_timestamp", row["length"] / info.fps)
+    return Span(file, float(start), float(end))
 
 
-def _place(pattern: str, uri: str, name: str, row: dict[str, Any], what: str, **names: str) -> str:
-    """The file that a pattern of ``info.json`` names for an episode, inside the dataset."""
-    try:
-        file = pattern.format(
-            chunk_index=row[f"{what}/chunk_index"], file_index=row[f"{what}/file_index"], **names
-        )
-    except (KeyError, IndexError, ValueError, AttributeError):
-        raise wrong(uri, f"{INFO}: {name} is '{pattern}', no pattern of format v3.0") from None
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        raise wrong(uri, f"{INFO}: {name} leads out of the dataset ({file})")
-    return file
+def _place(
+    folder: Path, info: Info, name: str, row: dict[str, Any], what: str, uri: str, **names: str
+) -> str:
+    """An episode's file by ``data_path`` or ``video_path``."""
+    patterns = {
+        "data_path": (info.data_path, DATA_PATH),
+        "video_path": (info.video_path or VIDEO_PATH, VIDEO_PATH),
+    }
+    numbers = {
+        number: row[f"{what}/{number}"]
+        for number in ("chunk_index", "file_index")
+        if f"{what}/{number}" in row
+    }
+    number = row["episode_index"]
+    numbers |= {"episode_index": number, "episode_chunk": number // info.chunks_size, **names}
+    return locate(folder, f"{INFO}: {name}", patterns[name], numbers, uri)
+
+
+def locate(
+    folder: Path, where: str, patterns: Iterable[str], numbers: Mapping[str, Any], uri: str
+) -> str:
+    """A file of a dataset: the first that a pattern names and that is there, or else the first.
+
+    Raises
+    ------
+    DataError
+        If none is a pattern for these ``numbers``, or one leads out of the dataset.
+    """
+    named: list[str] = []
+    for pattern in patterns:
+        try:
+            file = pattern.format(**numbers)
+        except KeyError:
+            continue  # the other may do
+        except (IndexError, ValueError, AttributeError):
+            raise wrong(uri, f"{where} is '{pattern}', which is not a pattern") from None
+        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise wrong(uri, f"{where} leads out of the dataset ({file})")
+        named.append(file)
+    if not named:
+        given = next(iter(patterns))
+        raise wrong(uri, f"{where} is '{given}', and the episodes have no such numbers")
+    return next((file for file in named if (folder / file).is_file()), named[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from lerobot.datasets.aggregate import aggregate_datasets
 
 from zk0d.files import rename
-from zk0d.learning.rewriting import draft_of, verify
+from zk0d.learning.rewriting import draft_of, tidied, verify
 
 
 def merge_datasets(folders: Sequence[Path], output: Path) -> None:
@@ -21,14 +21,16 @@ def merge_datasets(folders: Sequence[Path], output: Path) -> None:
     TryAgainError
         If it cannot be written.
     """
-    for folder in folders:
-        verify(folder, str(folder))
+    layouts = [verify(folder, str(folder)) for folder in folders]
     with draft_of(output, "output", str(folders[0])) as draft:
         made = draft / output.name
+        sources = [
+            tidied(layout, draft / "sources" / str(place)) for place, layout in enumerate(layouts)
+        ]
         aggregate_datasets(
-            [f"local/{folder.name}" for folder in folders],
+            [f"local/{source.name}" for source in sources],
             f"local/{output.name}",
-            roots=list(folders),
+            roots=sources,
             aggr_root=made,
         )
         verify(made, str(output))

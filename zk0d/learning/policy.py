@@ -24,9 +24,9 @@ from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
 from zk0d.errors import ConfigError, UnavailableError, Zk0dError
 from zk0d.learning import backbones, nvidia
+from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies import family
 from zk0d.learning.policies.base import LoadedPolicy
-from zk0d.learning.recordings import ACTION, STATE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.untrusted import refuse_code
 

@@ -14,7 +14,9 @@ import torch
 from zk0d.config.cameras import CameraMap, MappedAt, camera_name
 from zk0d.learning.cameras import map_cameras
 from zk0d.learning.layout import (
+    ACTION,
     INFO,
+    STATE,
     Episode,
     Feature,
     Info,
@@ -27,10 +29,7 @@ from zk0d.learning.robot import LONGEST_NAME, Components, RobotDescription
 from zk0d.learning.spec import RecordingsSummary
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.learning.tables import read_columns
-from zk0d.learning.videos import check_videos
-
-STATE = "observation.state"
-ACTION = "action"
+from zk0d.learning.videos import check_times, check_videos
 
 
 @dataclass
@@ -69,7 +68,7 @@ class Recordings:
         self._summary = RecordingsSummary(
             episodes=len(self.episodes),
             frames=len(self),
-            fps=int(info.fps),
+            fps=info.fps,
             state_width=self.columns[STATE].shape[1],
             action_width=self.columns[ACTION].shape[1],
             cameras={name: info.features[key].channels_first for key, name in self.cameras.items()},
@@ -160,16 +159,11 @@ def open_recordings(
         If it is a dataset of the hub that was not fetched yet.
     """
     layout = read_layout(find(uri), uri)
-    if not layout.info.fps.is_integer():
-        raise wrong(
-            uri,
-            f"was recorded at {layout.info.fps:g} frames per second",
-            "a run takes whole rates only, so resample it",
-        )
     _check_features(layout.info.features, uri)
     mapped, notices = map_cameras(layout.info, uri, cameras or {}, mapped_at)
     numbers = read_columns(layout)
-    check_videos(layout, mapped, numbers["timestamp"])
+    check_times(layout, numbers["timestamp"])
+    check_videos(layout, mapped)
     columns = {name: torch.from_numpy(values) for name, values in numbers.items()}
     first, last = _episode_bounds(layout.episodes)
     return Recordings(

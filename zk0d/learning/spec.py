@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from zk0d.config.base import Settings
 from zk0d.config.cameras import CameraMap, suggest_cameras
@@ -17,6 +17,8 @@ from zk0d.errors import DataError
 from zk0d.learning import backbones
 
 UNMAPPED = CameraMap()
+#: Rates that differ by less are one: 29.97 is 30, and a chunk of a second ends a millisecond later.
+SAME_RATE = 0.01
 
 
 class PolicySpec(Settings):
@@ -29,7 +31,7 @@ class PolicySpec(Settings):
     policy: PolicyName
     model_name: str
     seed: int
-    fps: PositiveInt = Field(description="Frames per second that the action chunk is made for.")
+    fps: PositiveFloat = Field(description="Frames per second that the action chunk is made for.")
     state_width: PositiveInt
     action_width: PositiveInt
     cameras: dict[str, tuple[int, int, int]] = Field(
@@ -59,7 +61,7 @@ class RecordingsSummary(Settings):
 
     episodes: PositiveInt
     frames: PositiveInt
-    fps: PositiveInt
+    fps: PositiveFloat
     state_width: PositiveInt
     action_width: PositiveInt
     cameras: dict[str, tuple[int, int, int]]
@@ -110,10 +112,11 @@ def check_alike(
 
     Cameras may differ in their resolution. ``cameras`` is how they were mapped.
     """
-    if recordings.fps != like.fps:
+    if abs(recordings.fps - like.fps) > SAME_RATE * like.fps:
         raise DataError(
-            f"{where}: recorded at {recordings.fps} frames per second, the policy's is {like.fps};"
-            f" an action chunk would span another time. Record or resample at {like.fps}."
+            f"{where}: recorded at {recordings.fps:g} frames per second, the policy's is"
+            f" {like.fps:g}; an action chunk would span another time. Record or resample at"
+            f" {like.fps:g}."
         )
     for what, have, want in (
         ("state", recordings.state_width, like.state_width),

@@ -9,7 +9,7 @@ from lerobot.datasets import dataset_tools
 from zk0d.files import rename
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import open_recordings
-from zk0d.learning.rewriting import draft_of, opened, verify
+from zk0d.learning.rewriting import draft_of, keep_papers, opened, tidied, verify
 
 
 def split_dataset(
@@ -24,8 +24,8 @@ def split_dataset(
     Raises
     ------
     DataError
-        If it cannot be split so (see :func:`zk0d.learning.partition.partition`), or if rows
-        and pictures do not belong together.
+        If it cannot be split so (see :func:`zk0d.learning.partition.partition`), if rows and
+        pictures do not belong together, or if videos have a rate that is not a whole number.
     UsageError
         If the output lies in recordings.
     TryAgainError
@@ -37,14 +37,20 @@ def split_dataset(
     output = output.absolute()
     with draft_of(output, "OUTPUT", uri) as draft:
         # LeRobot counts pictures from a video's first: one that is missing would shift the others.
-        verify(recordings.layout.root, uri)
+        layout = verify(recordings.layout.root, uri)
+        if layout.info.fps % 1 and layout.episodes[0].spans:
+            raise layout.wrong(
+                f"has {layout.info.fps:g} frames per second; LeRobot splits videos of whole rates",
+                "give the whole dataset to zk0bot simulate, which shares out its episodes",
+            )
         made = draft / "parts"
         dataset_tools.split_dataset(
-            opened(recordings.layout.root),
+            opened(tidied(layout, draft / "whole")),
             dict(zip(names, shares, strict=True)),
             output_dir=made,
         )
         for name in names:
+            keep_papers(layout.root, made / name)
             verify(made / name, f"{uri}: {name}")
         rename(made, output)
     return [(output / name, len(share)) for name, share in zip(names, shares, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,19 @@ from zk0d.learning.layout import (
     Episode,
     Feature,
     Layout,
-    first_line,
     read_table,
+    unreadable,
     visible,
 )
 
 #: Where LeRobot looks for rows, whatever ``info.json`` says.
 DATA = "data"
 #: Features that are no numbers.
-_TEXT = ("string", "language")
+TEXT = ("string", "language")
+#: LeRobot's own columns, whatever ``info.json`` says of them.
+_NUMBER = Feature(dtype="", shape=(1,))
+#: Columns that follow from an episode's place and length, or from its one instruction.
+DERIVED = ("frame_index", "index", "task_index")
 
 
 def read_columns(layout: Layout) -> dict[str, NDArray[Any]]:
@@ -38,28 +42,54 @@ def read_columns(layout: Layout) -> dict[str, NDArray[Any]]:
     Raises
     ------
     DataError
-        If a table is missing or damaged, lacks a column or a value, or if its rows are not the
-        episodes' in their order.
+        If a table is missing or damaged, lacks a column or a value that does not follow from the
+        others, or if its rows are not the episodes' in their order.
     """
     wanted = {
         name: feature
         for name, feature in layout.info.features.items()
-        if not feature.is_picture and feature.dtype not in _TEXT
+        if not feature.is_picture and feature.dtype not in TEXT
     }
-    wanted |= {name: Feature(dtype="", shape=(1,)) for name in BOOKKEEPING}
+    wanted |= dict.fromkeys(BOOKKEEPING, _NUMBER)
     files = list(dict.fromkeys(episode.file for episode in layout.episodes))
     _check_files(layout, files)
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in wanted}
+    needed = [part for name, feature in wanted.items() for part in feature.parts or (name,)]
+    needed = [name for name in needed if name not in DERIVED]
     for file in files:
-        table = read_table(layout.root, file, layout.uri, list(wanted))
-        for name, feature in wanted.items():
-            parts[name].append(_values(layout, file, table, name, feature))
+        table = read_table(layout.root, file, layout.uri, needed, DERIVED)
+        for name, values in as_arrays(layout, file, table, wanted).items():
+            parts[name].append(values)
         _check_rows(layout, file, {name: parts[name][-1] for name in BOOKKEEPING})
     columns = {name: np.concatenate(part) for name, part in parts.items()}
     last = int(columns["task_index"].max())
     if last >= len(layout.tasks) or columns["task_index"].min() < 0:
         raise layout.wrong(f"a frame names task {last}, meta/tasks.parquet has {len(layout.tasks)}")
     return columns
+
+
+def as_arrays(
+    layout: Layout, file: str, table: pa.Table, names: Iterable[str]
+) -> dict[str, NDArray[Any]]:
+    """Numeric features of a table's rows, as of :func:`read_columns`.
+
+    Raises
+    ------
+    DataError
+        If rows lack a number or are of another width than the feature.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in names:
+        if name in DERIVED and name not in table.column_names:
+            arrays[name] = _derived(layout, file, name)
+            continue
+        feature = _NUMBER if name in BOOKKEEPING else layout.info.features[name]
+        if feature.parts:
+            parts = as_arrays(layout, file, table, feature.parts)
+            arrays[name] = np.concatenate([*parts.values()], 1)
+        else:
+            arrays[name] = _values(layout, file, table, name, feature)
+    return arrays
 
 
 def read_pictures(layout: Layout, key: str, episode: Episode) -> Iterator[bytes | None]:
@@ -77,7 +107,7 @@ def read_pictures(layout: Layout, key: str, episode: Episode) -> Iterator[bytes 
             filters=[("episode_index", "=", episode.number)],
         )
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise layout.wrong(f"{episode.file} is damaged ({first_line(error)})") from None
+        raise unreadable(layout.root, episode.file, error, layout.uri) from None
     for picture in table.column(key).to_pylist():
         yield picture.get("bytes") if isinstance(picture, dict) else None
 
@@ -127,6 +157,30 @@ def _check_rows(layout: Layout, file: str, columns: dict[str, NDArray[Any]]) -> 
                 f"{file}: row {off[0]} has {name} {columns[name][off[0]]}, but is frame"
                 f" {int(off[0] - first[off[0]])} of episode {found[off[0]]}"
             )
+
+
+def _derived(layout: Layout, file: str, name: str) -> NDArray[np.int64]:
+    """A column that a table need not have, one number for each row of its episodes."""
+    episodes = [episode for episode in layout.episodes if episode.file == file]
+    if name == "index":
+        parts = [np.arange(episode.rows.start, episode.rows.stop) for episode in episodes]
+    elif name == "frame_index":
+        parts = [np.arange(len(episode)) for episode in episodes]
+    else:
+        parts = [np.full(len(episode), _only_task(layout, episode)) for episode in episodes]
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _only_task(layout: Layout, episode: Episode) -> int:
+    if len(layout.tasks) == 1:
+        return 0
+    if len(episode.tasks) == 1 and episode.tasks[0] in layout.tasks:
+        return layout.tasks.index(episode.tasks[0])
+    raise layout.wrong(
+        f"{episode.file} has no column 'task_index', and meta/episodes names no single task of"
+        f" episode {episode.number}",
+        "name one there, or record it again",
+    )
 
 
 def _values(

@@ -11,8 +11,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.errors import DataError
-from zk0d.learning.layout import INFO, LEAVE_OUT, Episode, Layout, first_line, forbidden
+from zk0d.learning.layout import INFO, LEAVE_OUT, Episode, Layout, forbidden, unreadable
+from zk0d.learning.spec import SAME_RATE
 
 # FFmpeg would print what it thinks of a damaged video; the refusal says it in a sentence.
 av.logging.set_libav_level(av.logging.PANIC)
@@ -29,17 +29,48 @@ class _Head:
     width: int
 
 
-def check_videos(layout: Layout, cameras: Iterable[str], times: NDArray[np.float32]) -> None:
-    """Hold the episodes' spans against their rows, each other, and the heads of the videos.
+def check_times(layout: Layout, times: NDArray[np.float32]) -> None:
+    """Refuse rows whose time is another frame's: a chunk of actions is a span of time.
 
     ``times`` are the rows' time stamps in seconds, each from its episode's first, ``(frames,)``.
 
     Raises
     ------
     DataError
-        If a video is missing, damaged or of another size, if a span is longer or shorter than its
-        episode by half a frame, overlaps another or leaves its file, or if rows have times that
-        are not their span's.
+        Naming the rate at which the rows were recorded if they are steady, and the first such row.
+    """
+    fps = layout.info.fps
+    for episode in layout.episodes:
+        own = times[episode.rows].astype(np.float64)
+        off = ~(np.abs(own - np.arange(len(own)) / fps) < 0.5 / fps)
+        if not off.any():
+            continue
+        row = int(off.argmax())
+        raise layout.wrong(
+            f"episode {episode.number}, frame {row} has the time {own[row]:.3f} s, at"
+            f" {fps:g} frames per second it is {row / fps:.3f} s{_pace(own, fps)}",
+            "correct the rate or the time stamps, or record it again",
+        )
+
+
+def _pace(times: NDArray[np.float64], fps: float) -> str:
+    """At what other rate an episode was recorded, if its times are steady."""
+    steps = np.diff(times)
+    step = float(np.median(steps)) if len(steps) else 0.0
+    steady = step > 0 and np.median(np.abs(steps - step)) < 0.1 * step
+    if not steady or abs(1 / step - fps) < SAME_RATE * fps:
+        return ""
+    return f"; it was recorded at about {1 / step:.3g} frames per second"
+
+
+def check_videos(layout: Layout, cameras: Iterable[str]) -> None:
+    """Hold the episodes' spans against their rows, each other, and the heads of the videos.
+
+    Raises
+    ------
+    DataError
+        If a video is missing, damaged or of another size, or if a span is longer or shorter than
+        its episode by half a frame, overlaps another or leaves its file.
     """
     for camera in cameras:
         if layout.info.features[camera].dtype != "video":
@@ -54,7 +85,6 @@ def check_videos(layout: Layout, cameras: Iterable[str], times: NDArray[np.float
                     f" {span.file}, so rows and pictures do not belong together",
                     LEAVE_OUT,
                 )
-            _check_times(layout, episode, times[episode.rows].astype(np.float64))
             by_file.setdefault(span.file, []).append(episode)
         for file, episodes in by_file.items():
             _check_file(layout, camera, file, episodes)
@@ -77,7 +107,7 @@ def short_videos(layout: Layout, cameras: Iterable[str]) -> Iterator[tuple[str, 
 def missing_pictures(layout: Layout, camera: str, times: NDArray[np.float32]) -> dict[int, int]:
     """How many rows of each episode have no picture of their time; whole episodes are left out.
 
-    Reads whole videos and decodes nothing. ``times`` as for :func:`check_videos`.
+    Reads whole videos and decodes nothing. ``times`` as for :func:`check_times`.
     """
     stamps: dict[str, NDArray[np.float64]] = {}
     missing: dict[int, int] = {}
@@ -123,28 +153,13 @@ def matched(stamps: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[
     return near
 
 
-def _check_times(layout: Layout, episode: Episode, times: NDArray[np.float64]) -> None:
-    """A row whose time lies outside its episode would get a picture of another one."""
-    half, end = 0.5 / layout.info.fps, len(episode) / layout.info.fps
-    outside = ~((times > -half) & (times < end - half))
-    if not outside.any():
-        return
-    row = int(outside.argmax())
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    pace = f" (its rows are about {1 / step:.3g} per second apart)" if step > 0 else ""
-    raise layout.wrong(
-        f"episode {episode.number}, frame {row} has the time {times[row]:.3f} s, but"
-        f" {len(episode)} frames at {layout.info.fps:g} per second end at {end:.3f} s{pace}",
-        "correct the rate or the time stamps, or record it again",
-    )
-
-
 def _check_file(layout: Layout, camera: str, file: str, episodes: list[Episode]) -> None:
     head = _head(layout, file)
     _, height, width = layout.info.features[camera].channels_first
     if (head.height, head.width) != (height, width):
         raise layout.wrong(
-            f"{file} shows {head.width} x {head.height} pixels, {INFO} says {width} x {height}"
+            f"{file} shows {head.width} x {head.height} pixels, {INFO} says {width} x {height}",
+            f"correct the shape of '{camera}' there if the video is right, or record it again",
         )
     half = 0.5 / layout.info.fps
     ordered = sorted(episodes, key=lambda episode: episode.spans[camera].start)
@@ -199,13 +214,8 @@ def _opened(layout: Layout, file: str) -> av.container.InputContainer:
     except PermissionError:
         raise forbidden(path, layout.uri) from None
     except (av.error.FFmpegError, OSError) as error:
-        raise damaged(layout, file, error) from None
+        raise unreadable(layout.root, file, error, layout.uri) from None
     if not container.streams.video:
         container.close()
         raise layout.wrong(f"{file} holds no video")
     return container
-
-
-def damaged(layout: Layout, file: str, error: BaseException) -> DataError:
-    """The refusal of a video that cannot be opened."""
-    return layout.wrong(f"{file} is damaged ({first_line(error)})")

@@ -15,8 +15,9 @@ from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import ALIAS_PATTERN
 from zk0d.errors import DataError, UsageError
 from zk0d.learning.cameras import share_out
+from zk0d.learning.layout import STATE
 from zk0d.learning.partition import Scheme, partition
-from zk0d.learning.recordings import STATE, Recordings, open_recordings
+from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
 from zk0d.simulation.plan import Contributors, VirtualNode
 from zk0d.simulators.task import TaskName

@@ -17,7 +17,7 @@ from lerobot.utils import IMAGENET_STATS
 from numpy.typing import NDArray
 
 from zk0d.errors import Zk0dError
-from zk0d.learning.recordings import ACTION, STATE
+from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
 
