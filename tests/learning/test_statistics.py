@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from zk0d.errors import Zk0dError
-from zk0d.learning.statistics import MIN_STD, FeatureStatistics, Statistics, merge
+from zk0d.learning.recordings import open_recordings
+from zk0d.learning.statistics import MIN_SPREAD, MIN_STD, FeatureStatistics, Statistics, merge
 
 
 def of(values: np.ndarray) -> Statistics:
@@ -62,8 +64,41 @@ def test_merging_equals_lerobots() -> None:
 
 
 def test_a_motor_that_never_moved_does_not_blow_up() -> None:
-    statistics = of(np.ones((10, 2)))
-    assert statistics.for_training()["action"]["std"].tolist() == pytest.approx([MIN_STD] * 2)
+    """Nor one that an encoder's noise moves, about zero or about another value."""
+    noise = 1e-5 * np.sin(np.arange(100))
+    statistics = of(np.stack([np.ones(100), noise, 1.5 + noise], 1))
+    assert statistics.for_training()["action"]["std"] == pytest.approx([MIN_STD] * 3)
+
+
+def test_a_small_movement_is_scaled_by_its_own_deviation() -> None:
+    """4 mm beside 80 degrees, and beside a motor that moved by one tick in ten thousand frames."""
+    swing = np.sin(np.linspace(0, 9, 10_000))
+    tick = np.zeros(10_000)
+    tick[500] = 0.088
+    together = of(np.stack([0.004 * swing, 80 * swing, tick], 1)).for_training()["action"]["std"]
+    assert together[:2] == pytest.approx([0.004 * swing.std(), 80 * swing.std()])
+    assert together[2] == pytest.approx(MIN_SPREAD * 0.088)
+
+
+def test_a_deviation_of_a_hundredth_is_not_bounded() -> None:
+    """Nor one beside a wild frame, whose range says nothing of the other frames."""
+    swing = np.sin(np.linspace(0, 9, 10_000))
+    wild = swing.copy()
+    wild[500] = 1000
+    statistics = of(np.stack([0.015 * swing, 1.5 * swing, wild], 1))
+    own = np.asarray(statistics.features["action"].std)
+    assert own.min() > MIN_STD
+    assert own[2] < MIN_SPREAD * 1000
+    assert np.array_equal(statistics.for_training()["action"]["std"], own.astype(np.float32))
+
+
+def test_the_demos_recordings_have_usual_deviations(recordings_folder: Path) -> None:
+    """Each is a hundredth or more, or that of a component that never changes."""
+    recordings = open_recordings(f"local:{recordings_folder}")
+    statistics = recordings.statistics(~recordings.not_finite())
+    for name, used in statistics.for_training().items():
+        own = np.asarray(statistics.features[name].std)
+        assert used["std"] == pytest.approx(np.maximum(own, MIN_STD)), name
 
 
 def test_the_hash_names_the_set() -> None:

@@ -18,8 +18,15 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from zk0d.config.base import Settings
 from zk0d.errors import Zk0dError
 
-#: A standard deviation below this is a motor that did not move: dividing by it would blow noise up.
+#: Standard deviations of this and more are taken as they are. A motor that did not move gets this:
+#: dividing by less would blow noise up.
 MIN_STD = 1e-2
+#: A component that moves in a small unit has less (4 mm are 0.004 m): down to this share of its
+#: own range, so that no value is further than 50 standard deviations from the mean.
+MIN_SPREAD = 0.02
+#: A range below this is noise (0.1 mm, 0.1 mrad), as is this share of a larger value: an encoder's
+#: step is a 4096th of a turn.
+_NOISE = 1e-4
 
 
 class FeatureStatistics(Settings):
@@ -68,16 +75,33 @@ class Statistics(Settings):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def for_training(self) -> dict[str, dict[str, NDArray[np.float32]]]:
-        """The set as LeRobot's processors take it: float32, standard deviations bounded below."""
+        """The set as LeRobot's processors take it: float32, standard deviations bounded below.
+
+        A component's bound follows from its own range alone (see :data:`MIN_SPREAD`).
+        """
         return {
             name: {
                 "mean": np.asarray(feature.mean, dtype=np.float32),
-                "std": np.asarray(feature.std, dtype=np.float32).clip(MIN_STD),
+                "std": _bounded(feature).astype(np.float32),
                 "min": np.asarray(feature.min, dtype=np.float32),
                 "max": np.asarray(feature.max, dtype=np.float32),
             }
             for name, feature in self.features.items()
         }
+
+
+def still(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which components never change, by their minimum and maximum, in whatever unit."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    return np.asarray(high - low <= _NOISE * np.maximum(size, 1.0))
+
+
+def _bounded(feature: FeatureStatistics) -> NDArray[np.float64]:
+    low, high = np.asarray(feature.min), np.asarray(feature.max)
+    spread = np.minimum(MIN_STD, MIN_SPREAD * (high - low))
+    least = np.where(still(low, high), MIN_STD, spread)
+    bounded: NDArray[np.float64] = np.maximum(np.asarray(feature.std), least)
+    return bounded
 
 
 def merge(sets: Iterable[Statistics]) -> Statistics:
