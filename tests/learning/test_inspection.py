@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from zk0d.learning.inspection import Inspection, inspect, inspect_together
-from zk0d.learning.recordings import ACTION, STATE, Recordings, open_recordings
+from zk0d.learning.layout import ACTION, STATE
+from zk0d.learning.recordings import Recordings, open_recordings
 
 
 @pytest.fixture
@@ -86,16 +87,18 @@ def test_a_copied_episode(own: Recordings) -> None:
     assert "episode 1 is the same as episode 0" in texts(found, "duplicates")[0]
 
 
-def test_a_wrong_clock(own: Recordings) -> None:
-    own.columns["timestamp"] = own.columns["timestamp"] * 2
+def test_times_without_pictures(own: Recordings) -> None:
+    own.columns["timestamp"][own.rows(2)] += 0.002
     found = inspect(own)
     assert found.wrong
-    assert "do not fit 30 frames per second" in texts(found, "timestamps")[0]
+    assert "time stamps in episodes 2 are those of no picture" in texts(found, "timestamps")[0]
 
 
 def test_a_still_motor(own: Recordings) -> None:
     own.columns[STATE][:, 4] = 1.0
+    own.columns[STATE][:, 3] *= 0.004 / own.columns[STATE][:, 3].abs().max()
     assert "wrist_roll.pos" in texts(inspect(own), "still")[0]
+    assert "wrist_flex.pos" not in texts(inspect(own), "still")[0]
 
 
 def test_two_datasets_that_do_not_fit_are_named(own: Recordings, recordings_folder: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 from zk0d.cli.simulate import Camera, MixedUnits, cameras
 
 if TYPE_CHECKING:
-    from zk0d.learning.inspection import Inspection
+    from zk0d.learning.inspection import Inspection, Remark
     from zk0d.learning.progress import Progress
     from zk0d.learning.recordings import Recordings
 
@@ -66,16 +66,18 @@ def check(
             continue
         try:
             recordings, inspection = _inspected(uri, mapping)
+            remarks = [
+                *inspection.remarks,
+                *(_pictures(recordings, quiet=as_json) if videos else ()),
+            ]
         except DataError as error:
             wrong = True
             report.append({"dataset": uri, "wrong": [error.message], "notices": []})
             continue
         opened.append((recordings, inspection))
         texts: dict[str, list[str]] = {"wrong": [], "notice": []}
-        for remark in inspection.remarks:
+        for remark in remarks:
             texts[remark.severity].append(f"{remark.check}: {remark.text}")
-        if videos and (broken := _undecodable(recordings, quiet=as_json)):
-            texts["wrong"].append(f"videos: {broken}")
         wrong = wrong or bool(texts["wrong"])
         report.append(
             {
@@ -131,7 +133,7 @@ def stats(datasets: Datasets, as_json: Json = False) -> None:
         summary = recordings.summary
         table = Table(
             title=f"{inspection.uri}: {summary.episodes} episodes, {summary.frames} frames at"
-            f" {summary.fps} per second"
+            f" {summary.fps:g} per second"
         )
         for column in ("episode", "frames", "seconds", "travel", "not finite", "wild", "same as"):
             table.add_column(column, justify="right")
@@ -295,14 +297,12 @@ def _cache(sizes: Mapping[str, int]) -> str:
     )
 
 
-def _undecodable(recordings: Recordings, *, quiet: bool) -> str:
-    """Decode every frame; what is broken, in a sentence."""
+def _pictures(recordings: Recordings, *, quiet: bool) -> list[Remark]:
+    """Decode every frame, and tell how far that is; what is remarkable about the pictures."""
     from rich.console import Console
 
-    from zk0d.learning.frames import BadFrames, decode
+    from zk0d.learning.inspection import inspect_pictures
 
-    bad = BadFrames(recordings, len(recordings))
-    numbers = bad.count
     console = Console(stderr=True, quiet=quiet)
     told = time.monotonic()
 
@@ -315,13 +315,7 @@ def _undecodable(recordings: Recordings, *, quiet: bool) -> str:
             console.print(str(progress), soft_wrap=True, highlight=False)
 
     with console.status(f"decoding {recordings.uri}") as shown:
-        for _ in decode(recordings, bad, tell=tell):
-            pass
-    if bad.count == numbers:
-        return ""
-    return (
-        f"{bad.count - numbers} frames cannot be decoded ({bad.examples[-1]}); record them again."
-    )
+        return list(inspect_pictures(recordings, tell))
 
 
 def _check_new(folder: Path, what: str) -> None:

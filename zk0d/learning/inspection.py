@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import avg_pool2d
 
 from zk0d.errors import DataError
+from zk0d.learning.frames import BadFrames, decode
+from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.license import license_of
-from zk0d.learning.recordings import ACTION, STATE, Recordings
+from zk0d.learning.progress import Progress
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.robot import RobotDescription, differences, merge_robots, sentence
-from zk0d.learning.spec import check_alike
-from zk0d.learning.statistics import MIN_STD
-from zk0d.learning.videos import short_videos
+from zk0d.learning.spec import SAME_RATE, check_alike
+from zk0d.learning.statistics import still
+from zk0d.learning.videos import TOLERANCE_SECONDS, missing_pictures, short_videos
 
 #: What LeRobot's own recordings of SO-100 and SO-101 have.
 USUAL_FPS, USUAL_WIDTH = 30, 6
@@ -38,6 +42,9 @@ FULL_TURNS = (
     (4096.0, "ticks"),
     (200.0, "percent of a range from -100 to 100"),
 )
+
+#: Pixels in a block's row, and the difference of 255 that coding does not make in its mean.
+BLOCK, FAINT = 8, 16
 
 Severity = Literal["wrong", "notice"]
 
@@ -125,9 +132,9 @@ def _wild(
     if not finite.any():
         return np.zeros(len(values), bool)
     low, high = np.quantile(values[finite], (0.005, 0.995), axis=0)
-    width = np.maximum(high - low, MIN_STD)
+    width = high - low
     # A motor that hardly moves (a closed gripper) makes any movement look wild.
-    moves = values[finite].std(0) > MIN_STD
+    moves = ~still(low, high)
     steps = _steps(values, first)
     with np.errstate(invalid="ignore"):
         far = (values < low - width) | (values > high + width)
@@ -197,24 +204,20 @@ def _remarks(
                 f"episode {each.episode} is the same as episode {each.same_as}; leave one out.",
             )
     yield from _lengths(episodes)
-    still = [
+    unmoved = [
         f"{name}[{index}]{_component(recordings, name, index)}"
-        for name, column in (
-            (STATE, recordings.columns[STATE]),
-            (ACTION, recordings.columns[ACTION]),
-        )
-        for index in range(column.shape[1])
-        if finite.any() and float(column.numpy()[finite, index].std()) < MIN_STD
+        for name in (STATE, ACTION)
+        for index in np.nonzero(_still(recordings.columns[name].numpy()[finite]))[0]
     ]
-    if still:
+    if unmoved:
         yield Remark(
-            "still", "notice", f"{_some(still)} never changes; if it is a motor, check it."
+            "still", "notice", f"{_some(unmoved)} never changes; if it is a motor, check it."
         )
-    if summary.fps != USUAL_FPS:
+    if abs(summary.fps - USUAL_FPS) > SAME_RATE * USUAL_FPS:
         yield Remark(
             "fps",
             "notice",
-            f"{summary.fps} frames per second; a run takes one rate from all nodes, and published"
+            f"{summary.fps:g} frames per second; a run takes one rate from all nodes, and published"
             f" policies are made for {USUAL_FPS}.",
         )
     for what, width in (("state", summary.state_width), ("action", summary.action_width)):
@@ -236,6 +239,14 @@ def _remarks(
         )
 
 
+def _still(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Components that never change, whatever their unit, shape ``(width,)``."""
+    if not len(values):
+        return np.zeros(values.shape[1], np.bool_)
+    found: NDArray[np.bool_] = still(values.min(0), values.max(0))
+    return found
+
+
 def _component(recordings: Recordings, feature: str, index: int) -> str:
     """What a component of a feature is called, in brackets, if the dataset says so."""
     names = recordings.layout.info.features[feature].names
@@ -243,16 +254,23 @@ def _component(recordings: Recordings, feature: str, index: int) -> str:
 
 
 def _timing(recordings: Recordings) -> Iterable[Remark]:
-    """Time stamps must tell the frame rate: a chunk of actions is a span of time."""
+    """Time stamps must be those of pictures; videos are read only where some are uneven."""
     expected = recordings.columns["frame_index"].double() / recordings.summary.fps
-    off = (recordings.columns["timestamp"].double() - expected).abs() > 0.5 / recordings.summary.fps
-    if off.any():
-        yield Remark(
-            "timestamps",
-            "wrong",
-            f"{int(off.sum())} time stamps do not fit {recordings.summary.fps} frames per second,"
-            f" first {recordings.place(int(off.nonzero()[0]))}; record those episodes again.",
-        )
+    times = recordings.columns["timestamp"]
+    if not ((times.double() - expected).abs() > TOLERANCE_SECONDS).any():
+        return
+    for camera in recordings.cameras:
+        if recordings.layout.info.features[camera].dtype != "video":
+            continue
+        if missing := missing_pictures(recordings.layout, camera, times.numpy()):
+            yield Remark(
+                "timestamps",
+                "wrong",
+                f"{sum(missing.values())} time stamps in episodes {_some(missing)} are those of no"
+                f" picture of '{camera}' (LeRobot allows {1e3 * TOLERANCE_SECONDS:g} ms); set each"
+                " to its frame_index / fps if no picture is missing, or record again.",
+            )
+            return
 
 
 def _seams(recordings: Recordings) -> Iterable[Remark]:
@@ -304,6 +322,57 @@ def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:
             f"episodes {_some(odd)} are more than {ODD_LENGTH:g} times longer or shorter than the"
             f" median of {median:.0f} frames; look at them.",
         )
+
+
+def inspect_pictures(
+    recordings: Recordings, tell: Callable[[Progress], None] = lambda progress: None
+) -> Iterator[Remark]:
+    """Decode every frame; name broken frames, and cameras that show nothing for an episode.
+
+    Means of blocks of 8 x 8 pixels are compared: encoding a picture again changes them little. A
+    camera is black if none of an episode is above 16 of 255, and frozen if none is further than
+    that from the first picture's. ``tell`` takes how far decoding is.
+    """
+    bad = BadFrames(recordings, len(recordings))
+    numbers = bad.count
+    empty: dict[tuple[str, str], list[int]] = {}
+    for rows, images in decode(recordings, bad, tell=tell):
+        usable = ~bad.bad[rows]
+        for camera, frames in images.items():
+            if usable.sum() < 2:
+                continue
+            shown = frames[usable]
+            if not _differ(shown, torch.zeros_like(shown[0])):
+                why = "is black"
+            elif not _differ(shown, shown[0]):
+                why = "shows the same picture"
+            else:
+                continue
+            episode = int(recordings.columns["episode_index"][rows.start])
+            empty.setdefault((camera, why), []).append(episode)
+    if bad.count > numbers and not any(_timing(recordings)):  # a row of another time is named there
+        yield Remark(
+            "videos",
+            "wrong",
+            f"{bad.count - numbers} frames cannot be decoded ({bad.examples[-1]}); record them"
+            " again.",
+        )
+    for (camera, why), episodes in empty.items():
+        yield Remark(
+            "pictures",
+            "notice",
+            f"camera '{camera}' {why} throughout episodes {_some(episodes)}; leave those episodes"
+            " out if it was covered or had stopped.",
+        )
+
+
+def _differ(frames: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether some block of some frame, ``(frames, channels, H, W)``, is another in ``plain``."""
+    expected = avg_pool2d(plain.float(), BLOCK, ceil_mode=True)
+    return any(
+        bool(((avg_pool2d(frame.float(), BLOCK, ceil_mode=True) - expected).abs() > FAINT).any())
+        for frame in frames
+    )
 
 
 def inspect_together(
