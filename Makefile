@@ -5,6 +5,7 @@
 #   make test-fast              unit tests: two minutes
 #   make coverage               the same tests but the guests', traced
 #   make test-fleet             the long tests; federations, faults, attacks and playbooks in systemd guests
+#   make test-recordings        shapes of published recordings, from check to checkpoint
 #   make test-processors        what computes, as other processors do it
 #   make bench                  speed and memory as ratios; prints tables, asserts no time
 #   make results                what helps a federation to learn, as tables in docs/results.md
@@ -99,6 +100,10 @@ test-processors: venv ## Run computing tests with the kernels of other processor
 
 COMPUTES = $(PYTEST) -n 2 -m "not slow and not guest" \
   tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
+
+.PHONY: test-recordings
+test-recordings: venv ## Check, convert and train on shapes of recordings (ARGS=--write; ZK0D_RECORDINGS=FOLDER adds yours)
+	$(BIN)/python -m tests.recordings $(ARGS)
 
 .PHONY: bench
 bench: venv ## Measure speed and memory against peers (ARGS='step round memory')

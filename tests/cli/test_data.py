@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.learning.damage import change_info, set_value
+from tests.recordings.shapes import SHAPES
 from zk0d.cli.main import app
 from zk0d.errors import DataError, ExitCode, UsageError
 from zk0d.learning.progress import size
@@ -71,6 +72,38 @@ def test_check_shows_the_progress_of_decoding(
     assert "s left" in done.stderr
     assert "of memory in use" in done.stderr
     assert "decoding" not in done.stdout
+
+
+def test_check_videos_names_a_black_camera(tmp_path: Path) -> None:
+    SHAPES["black-camera"].make(tmp_path / "arm")
+    for words, seen in ((["check"], False), (["check", "--videos"], True)):
+        done = runner.invoke(app, ["data", *words, str(tmp_path / "arm")])
+        assert done.exit_code == 0, done.output
+        assert ("camera 'wrist' is black throughout episodes 2;" in done.output) == seen
+
+
+def test_check_videos_continues_after_a_refusal(tmp_path: Path, recordings_folder: Path) -> None:
+    """Pictures of another size are seen only while decoding."""
+    SHAPES["larger-picture"].make(tmp_path / "arm")
+    words = ["data", "check", "--videos", "--json", str(tmp_path / "arm"), str(recordings_folder)]
+    done = runner.invoke(app, words)
+    assert done.exit_code == ExitCode.UNAVAILABLE, done.exception
+    refused, good = json.loads(done.output)["datasets"]
+    assert "has a picture of [3, 48, 64]" in refused["wrong"][0]
+    assert good["wrong"] == []
+
+
+@pytest.mark.slow
+def test_convert_an_incomplete_dataset(tmp_path: Path) -> None:
+    SHAPES["v21-part"].make(tmp_path / "arm")
+    words = ["data", "convert", str(tmp_path / "arm")]
+    done = runner.invoke(app, words)
+    assert isinstance(done.exception, DataError)
+    assert "leave out what is not whole with --partial" in done.exception.message
+    done = runner.invoke(app, [*words, "--partial"])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() == str(tmp_path / "arm-v3.0")
+    assert open_recordings(f"local:{tmp_path}/arm-v3.0").summary.episodes == 3
 
 
 def test_stats(recordings_folder: Path) -> None:

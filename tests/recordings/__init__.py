@@ -1,0 +1,1 @@
+"""What people recorded: shapes of datasets that owners published, and what becomes of each."""
