@@ -36,8 +36,7 @@ from zk0d.federation.messages import (
     UpdateRejected,
 )
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
-from zk0d.learning.robot import RobotDescription
-from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.release.gate import judge

@@ -30,7 +30,7 @@ from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.update import Payload
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
-from zk0d.learning.robot import Components
+from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics
 from zk0d.record.journal import committed_rounds
 

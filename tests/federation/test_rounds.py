@@ -29,8 +29,8 @@ from zk0d.federation.messages import Query, Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
-from zk0d.learning.robot import Components, RobotDescription
 from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.spec import Components, RobotDescription
 from zk0d.record.journal import Journal, committed_rounds
 from zk0d.record.reasons import Reason
 from zk0d.record.state import RunState

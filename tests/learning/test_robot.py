@@ -16,14 +16,8 @@ from zk0d.config.machine import ServerSettings
 from zk0d.errors import DataError, ExitCode
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.recordings import open_recordings
-from zk0d.learning.robot import (
-    LONGEST_NAME,
-    MOST_VALUES,
-    Components,
-    RobotDescription,
-    check_robot,
-    merge_robots,
-)
+from zk0d.learning.robot import check_robot, merge_robots
+from zk0d.learning.spec import LONGEST_NAME, MOST_VALUES, Components, RobotDescription
 from zk0d.simulation.sources import of_datasets
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")

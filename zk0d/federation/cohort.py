@@ -14,7 +14,8 @@ from zk0d.errors import DataError, Zk0dError
 from zk0d.federation.envelope import from_record, to_record
 from zk0d.federation.messages import NodeRejected, Query, QueryReply, UpdateRejected
 from zk0d.federation.nodes import Node, nodes_of
-from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
+from zk0d.learning.robot import check_robot, merge_robots
+from zk0d.learning.spec import RobotDescription
 from zk0d.record.events import AnyEvent, NodeJoined, NodeLeftOut, NodeRefused
 from zk0d.record.reasons import Effect, Reason
 

@@ -17,9 +17,8 @@ from pydantic import (
 from zk0d.config.base import Settings
 from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
-from zk0d.learning.robot import RobotDescription, check_printable
 from zk0d.learning.schedule import Schedule
-from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription, check_printable
 from zk0d.learning.statistics import Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary

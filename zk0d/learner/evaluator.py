@@ -34,8 +34,8 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, pick_device, release_gpu_memory, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
-from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
-from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.learning.robot import check_robot, merge_robots
+from zk0d.learning.spec import PolicySpec, RobotDescription, check_fit
 from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
 from zk0d.release.checkpoint import Releases, describe

@@ -21,8 +21,8 @@ from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.license import license_of
 from zk0d.learning.progress import Progress
 from zk0d.learning.recordings import Recordings
-from zk0d.learning.robot import RobotDescription, differences, merge_robots, sentence
-from zk0d.learning.spec import SAME_RATE, check_alike
+from zk0d.learning.robot import differences, merge_robots, sentence
+from zk0d.learning.spec import SAME_RATE, RobotDescription, check_alike
 from zk0d.learning.statistics import still
 from zk0d.learning.videos import TOLERANCE_SECONDS, missing_pictures, short_videos
 

@@ -25,8 +25,7 @@ from zk0d.learning.layout import (
     read_layout,
     wrong,
 )
-from zk0d.learning.robot import LONGEST_NAME, Components, RobotDescription
-from zk0d.learning.spec import RecordingsSummary
+from zk0d.learning.spec import LONGEST_NAME, Components, RecordingsSummary, RobotDescription
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.learning.tables import read_columns
 from zk0d.learning.videos import check_times, check_videos

@@ -11,17 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
 
-from zk0d.config.base import Settings
 from zk0d.errors import DataError
-from zk0d.learning.statistics import FeatureStatistics
+from zk0d.learning.spec import Components, RobotDescription
 
-LONGEST_NAME, MOST_VALUES = 64, 512
 #: A refusal lists so many names.
 MOST_LISTED = 48
 #: A component whose range is narrower stood still, in any unit, and says nothing of its scale.
@@ -35,62 +32,6 @@ _GRIPPER = re.compile(r"grip|jaw|finger|claw")
 _SO_ARM = re.compile(r"so[-_ ]?(arm)?[-_ ]?10[01]|^so(_follower)?$")
 
 Reason = Literal["robot_mismatch", "units_mismatch", ""]
-
-
-def check_printable(text: str) -> str:
-    """``text``, if a terminal may show it as it is; else ``ValueError``."""
-    if not text.isprintable():
-        raise ValueError("a name holds what cannot be printed")
-    return text
-
-
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(check_printable)]
-Numbers = Annotated[tuple[float, ...], Field(max_length=MOST_VALUES)]
-
-
-class Components(Settings):
-    """What the numbers of a state or an action are called, in order, and how far each goes.
-
-    Either may be empty, which is unknown.
-    """
-
-    names: Annotated[tuple[Name, ...], Field(max_length=MOST_VALUES)] = ()
-    low: Numbers = ()
-    high: Numbers = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(self.low) != len(self.high) or not np.isfinite((*self.low, *self.high)).all():
-            raise ValueError("low and high must be finite and of one length")
-        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError("low is above high")
-        if self.names and self.low and len(self.names) != len(self.low):
-            raise ValueError("names and ranges must be of one length")
-        return self
-
-    @classmethod
-    def of(cls, names: Iterable[str], width: int, statistics: FeatureStatistics | None) -> Self:
-        """Of a dataset's feature; names that are not one for each number are unknown."""
-        told = tuple(names)
-        fits = len(told) == width <= MOST_VALUES and len(set(told)) == width
-        if not fits or not all(0 < len(n) <= LONGEST_NAME and n.isprintable() for n in told):
-            told = ()
-        if statistics is None or width > MOST_VALUES:
-            return cls(names=told)
-        return cls(names=told, low=statistics.min, high=statistics.max)
-
-    @property
-    def width(self) -> int:
-        """How many numbers; 0 if that is unknown."""
-        return len(self.names) or len(self.low)
-
-
-class RobotDescription(Settings):
-    """A robot as its recordings show it."""
-
-    robot_type: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(check_printable)] = ""
-    state: Components = Components()
-    action: Components = Components()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ No torch here: the server reads and sends these.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from zk0d.config.base import Settings
 from zk0d.config.cameras import CameraMap, suggest_cameras
@@ -16,9 +18,72 @@ from zk0d.config.names import PolicyName
 from zk0d.errors import DataError
 from zk0d.learning import backbones
 
+if TYPE_CHECKING:
+    from zk0d.learning.statistics import FeatureStatistics
+
 UNMAPPED = CameraMap()
 #: Rates that differ by less are one: 29.97 is 30, and a chunk of a second ends a millisecond later.
 SAME_RATE = 0.01
+
+
+#: Of a robot's description, which comes from other machines.
+LONGEST_NAME, MOST_VALUES = 64, 512
+
+
+def check_printable(text: str) -> str:
+    """``text``, if a terminal may show it as it is; else ``ValueError``."""
+    if not text.isprintable():
+        raise ValueError("a name holds what cannot be printed")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(check_printable)]
+Numbers = Annotated[tuple[float, ...], Field(max_length=MOST_VALUES)]
+
+
+class Components(Settings):
+    """What the numbers of a state or an action are called, in order, and how far each goes.
+
+    Either may be empty, which is unknown.
+    """
+
+    names: Annotated[tuple[Name, ...], Field(max_length=MOST_VALUES)] = ()
+    low: Numbers = ()
+    high: Numbers = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.low) != len(self.high) or not all(map(math.isfinite, (*self.low, *self.high))):
+            raise ValueError("low and high must be finite and of one length")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low is above high")
+        if self.names and self.low and len(self.names) != len(self.low):
+            raise ValueError("names and ranges must be of one length")
+        return self
+
+    @classmethod
+    def of(cls, names: Iterable[str], width: int, statistics: FeatureStatistics | None) -> Self:
+        """Of a dataset's feature; names that are not one for each number are unknown."""
+        told = tuple(names)
+        fits = len(told) == width <= MOST_VALUES and len(set(told)) == width
+        if not fits or not all(0 < len(n) <= LONGEST_NAME and n.isprintable() for n in told):
+            told = ()
+        if statistics is None or width > MOST_VALUES:
+            return cls(names=told)
+        return cls(names=told, low=statistics.min, high=statistics.max)
+
+    @property
+    def width(self) -> int:
+        """How many numbers; 0 if that is unknown."""
+        return len(self.names) or len(self.low)
+
+
+class RobotDescription(Settings):
+    """A robot as its recordings show it."""
+
+    robot_type: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(check_printable)] = ""
+    state: Components = Components()
+    action: Components = Components()
 
 
 class PolicySpec(Settings):

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from zk0d.learning.robot import RobotDescription
-from zk0d.learning.spec import PolicySpec
+from zk0d.learning.spec import PolicySpec, RobotDescription
 
 VERSION = 1
 

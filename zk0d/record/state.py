@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zk0d.errors import ConfigError
-from zk0d.learning.robot import RobotDescription
-from zk0d.learning.spec import PolicySpec
+from zk0d.learning.spec import PolicySpec, RobotDescription
 from zk0d.record.events import (
     EvaluationFailed,
     Event,

@@ -18,7 +18,8 @@ from zk0d.learning.cameras import share_out
 from zk0d.learning.layout import STATE
 from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import Recordings, open_recordings
-from zk0d.learning.robot import RobotDescription, check_robot, merge_robots
+from zk0d.learning.robot import check_robot, merge_robots
+from zk0d.learning.spec import RobotDescription
 from zk0d.simulation.plan import Contributors, VirtualNode
 from zk0d.simulators.task import TaskName
 from zk0d.simulators.tasks import recorded_task
