@@ -302,3 +302,10 @@ def test_an_unknown_policy_is_named_with_the_nearest_known_one(
 def test_every_family_is_a_policy_of_runs_and_sites(policy: str) -> None:
     assert run_settings({"policy": policy}).policy == policy
     assert policy in ClientSettings(name="a").limits.policies
+
+
+def test_a_backbones_rate_needs_a_backbone() -> None:
+    given = {"backbone-lr-factor": 0.1}
+    assert run_settings({"policy": "act", **given}).training.backbone_lr_factor == 0.1
+    with pytest.raises(ConfigError, match="backbone-lr-factor: smolvla trains no backbone"):
+        run_settings({"policy": "smolvla", **given})

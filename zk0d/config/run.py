@@ -291,6 +291,8 @@ class RunSettings(FlatSettings):
                 f"{self.policy} starts from a pretrained model and cannot be new; take"
                 f" model-name={base}"
             )
+        if self.training.backbone_lr_factor != 1.0 and not FAMILIES[self.policy].backbone:
+            raise ValueError(f"backbone-lr-factor: {self.policy} trains no backbone; leave it out")
         if self.dataset_uri:
             DatasetUri.parse(self.dataset_uri)
         return self
