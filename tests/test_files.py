@@ -208,6 +208,28 @@ def test_a_link(watched: Watched, tmp_path: Path) -> None:
         assert ("sync", tmp_path) in watched.events[named:]
 
 
+@pytest.mark.parametrize("error", [0, errno.EPERM, errno.EXDEV, errno.ENOSPC])
+def test_a_second_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int) -> None:
+    """A copy where the disk has no links; an error that is another's is not hidden."""
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        if error:
+            raise OSError(error, os.strerror(error))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("content")
+    if error == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space"):
+            files.link_file(first, second)
+        return
+    files.link_file(first, second)
+    assert second.read_text() == "content"
+    assert second.samefile(first) == (not error)
+
+
 # --- who names what -------------------------------------------------------------------------------
 
 

@@ -113,6 +113,16 @@ def rename(draft: Path, path: Path) -> None:
         sync_folder(draft.parent)
 
 
+def link_file(path: Path, second: Path) -> None:
+    """Give a file that is never changed a second name, or a copy where a disk has no such links."""
+    try:
+        os.link(path, second)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        shutil.copyfile(path, second)
+
+
 def point(link: Path, target: Path) -> None:
     """Make ``link`` a symbolic link to ``target``, by a relative path."""
     draft = link.with_name(f".{link.name}.partial")

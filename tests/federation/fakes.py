@@ -66,6 +66,7 @@ class FakeNode:
 
     name: str
     step: float = 1.0  #: what it adds to every weight in a round
+    gradient: float = 0.1  #: what its variate has everywhere
     seconds: float = 5.0
     online: bool = True
     activated: float = 0.0
@@ -124,7 +125,14 @@ class FakeNode:
             update = Payload.of(changed, "delta", task.training.uplink_codec)
         else:
             update = raw_payload(changed)
+        if task.training.drift_correction != "none":
+            update = update.with_beside(self.variate(task, payload))
         return to_record(TrainReply.model_validate({**reply, "figures": figures}), update)
+
+    def variate(self, task: Train, payload: Payload) -> Payload:
+        """A plausible one."""
+        arrays = {n: np.full_like(a, self.gradient) for n, a in payload.arrays().items()}
+        return Payload.of(arrays, "variates", task.training.variate_codec)
 
 
 def raw_payload(arrays: dict[str, Any], kind: Kind = "delta") -> Payload:
@@ -256,10 +264,12 @@ def _copied(record: RecordDict) -> RecordDict:
     """Reading takes a record's payload out; the others still need it."""
     from flwr.app import ArrayRecord
 
-    copy = RecordDict(dict(record.items()))
-    if "payload" in copy:
-        copy["payload"] = ArrayRecord(dict(record["payload"].items()))
-    return copy
+    return RecordDict(
+        {
+            name: ArrayRecord(dict(each.items())) if isinstance(each, ArrayRecord) else each
+            for name, each in record.items()
+        }
+    )
 
 
 @dataclass

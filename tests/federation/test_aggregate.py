@@ -46,7 +46,9 @@ def task(**changes: object) -> Train:
         "base": Payload.of(weights(), "weights").manifest.sha256,
         "statistics": STATISTICS,
         "statistics_sha256": STATISTICS.sha256,
-        "training": TrainingSettings(local_steps=10, batch_size=8, uplink_codec="fp32"),
+        "training": TrainingSettings(
+            local_steps=10, batch_size=8, uplink_codec="fp32", drift_correction="none"
+        ),
         "evaluation": EvaluationSettings(),
         "first_step": 20,
         "schedule": CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=100),
@@ -216,17 +218,60 @@ def spooled(
     ]
 
 
+def test_what_is_spooled_together_is_thrown_away_together(spool: Spool) -> None:
+    def take(name: str) -> SpooledUpdate:
+        with spool.undoing() as spooled:
+            spooled(name, Payload.of(weights(1.0), "delta"))
+            second = spooled(f"{name}.variate", Payload.of(weights(2.0), "variates"))
+            if name == "bad":
+                raise NotAdmitted("it is too long.")
+        return second
+
+    folder = take("good").path.parent
+    with pytest.raises(NotAdmitted):
+        take("bad")
+    assert sorted(path.name for path in folder.iterdir()) == ["good", "good.variate"]
+
+
 def test_the_mean_is_weighted(spool: Spool) -> None:
     updates = spooled(spool, [weights(1.0), weights(4.0)])
     moved = weights(10.0)
-    length = aggregate(
+    combined = aggregate(
         moved,
         [Weighted(updates[0], 1.0), Weighted(updates[1], 3.0)],
         weighted_mean,
         ServerStep(0.0, 1.0),
     )
     assert np.allclose(moved["a"], 10.0 + (1.0 + 3 * 4.0) / 4)
-    assert length == pytest.approx(3.25 * np.sqrt(10))
+    assert combined.norm == pytest.approx(3.25 * np.sqrt(10))
+    assert combined.agreement == pytest.approx(1.0), "both pull the same way"
+
+
+@pytest.mark.parametrize("name", get_args(RuleName))
+def test_agreement_is_how_much_updates_pull_the_same_way(spool: Spool, name: RuleName) -> None:
+    random = np.random.default_rng(0)
+    shapes = {"b": (3, 5), "a": (PIECE + 4099,)}
+    values = [
+        {n: random.standard_normal(s).astype(np.float32) + 0.3 for n, s in shapes.items()}
+        for _ in range(5)
+    ]
+    updates = [Weighted(each, 1.0, 0.5) for each in spooled(spool, values)]
+    moved = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
+    found = aggregate(moved, updates, RULES[name](0.25, 5), ServerStep(0.0, 1.0))
+    flat = [np.concatenate([0.5 * each[n].ravel() for n in shapes]) for each in values]
+    whole = np.concatenate([moved[n].ravel() for n in shapes]).astype(np.float64)
+    lengths = [float(np.linalg.norm(each)) for each in flat]
+    length = float(np.linalg.norm(whole))
+    assert found.norm == pytest.approx(length, rel=1e-5)
+    assert found.agreement == pytest.approx(length / np.mean(lengths), rel=1e-5)
+    for each, own, cosine in zip(flat, lengths, found.cosines, strict=True):
+        assert cosine == pytest.approx(float(each @ whole) / (own * length), abs=1e-4)
+
+
+def test_updates_that_cancel_do_not_agree(spool: Spool) -> None:
+    updates = [Weighted(each, 1.0) for each in spooled(spool, [weights(1.0), weights(-1.0)])]
+    found = aggregate(weights(10.0), updates, weighted_mean, ServerStep(0.0, 1.0))
+    assert (found.norm, found.agreement, found.cosines) == (0.0, 0.0, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("codec", get_args(CodecName))

@@ -73,6 +73,7 @@ def on_the_way(damage: Callable[[Payload], None]) -> Callable[..., Answer]:
 
     def train(node: FakeNode, task: Train, payload: Payload) -> Answer:
         update = Payload.of(honest(task, payload, 9), "delta", task.training.uplink_codec)
+        update = update.with_beside(node.variate(task, payload))
         damage(update)
         reply = node.update(task, payload, lambda _: honest(task, payload, 9))
         body = TrainReply.model_validate_json(str(reply["message"]["body"]))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from zk0d.federation import body
 from zk0d.federation.body import BodyReader, require_payload, write_body
 from zk0d.federation.envelope import Refused, from_record, to_record
-from zk0d.federation.messages import Refusal, Start, TrainReply
+from zk0d.federation.messages import PROTOCOL, Refusal, Start, TrainReply
 from zk0d.federation.update import Payload, UpdateError
 
 TASK = Start(policy="act", model_name="tiny", seed=3)
@@ -47,6 +49,72 @@ def test_a_large_payload_keeps_its_chunks() -> None:
         reader.feed(piece)
     _, read = reader.finish(Start)
     assert require_payload(read).chunks == sent.chunks
+
+
+def beside() -> Payload:
+    """A payload of two chunks, and two others beside it."""
+    others = [
+        Payload.of({"v": np.full(n, float(n), np.float32)}, "variates", "int8") for n in (3, 4)
+    ]
+    return payload(2_000_000).with_beside(*others)
+
+
+def same(read: Payload | None, sent: Payload) -> bool:
+    read = require_payload(read)
+    pairs = zip((read, *read.beside), (sent, *sent.beside), strict=True)
+    return all(a.manifest == b.manifest and a.chunks == b.chunks for a, b in pairs)
+
+
+def test_payloads_beside_a_payload_come_along() -> None:
+    sent = beside()
+    assert len(sent.chunks) == 2
+    reader = BodyReader()
+    for piece in write_body(TASK, sent):
+        reader.feed(piece)
+    assert same(reader.finish(Start)[1], sent)
+    assert same(from_record(to_record(TASK, sent), Start)[1], sent)
+    found = sent.companion("variates")
+    assert found is not None
+    assert found.arrays()["v"] == pytest.approx(3.0), "the first of its kind"
+    assert sent.companion("delta") is None
+
+
+def listing(change: Callable[[list[Any]], Any]) -> bytes:
+    """A body whose list of payloads is changed."""
+    content = written(beside())
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    listed = json.loads(header["__metadata__"]["payloads"])
+    changed = change(listed)
+    header["__metadata__"]["payloads"] = json.dumps(listed if changed is None else changed)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda listed: listed.pop(),
+        lambda listed: listed[0].__setitem__(1, 9),
+        lambda listed: listed[0].__setitem__(1, "2"),
+        lambda listed: listed[0].__setitem__(0, "{}"),
+        lambda listed: {},
+        lambda listed: 3,
+        lambda listed: [1],
+    ],
+)
+def test_a_wrong_list_of_payloads_is_refused(change: Callable[[list[Any]], Any]) -> None:
+    reader = BodyReader()
+    reader.feed(listing(change))
+    with pytest.raises(UpdateError):
+        reader.finish(Start)
+
+
+def test_a_record_whose_payload_beside_is_gone_is_refused() -> None:
+    record = to_record(TASK, beside())
+    del record["beside-1"]
+    with pytest.raises(UpdateError, match="the payload is missing"):
+        from_record(record, Start)
 
 
 def test_safetensors_can_read_it() -> None:
@@ -154,7 +222,7 @@ def test_foreign_records_are_refused() -> None:
 def test_another_protocol_is_refused() -> None:
     record = to_record(TASK)
     text = str(record["message"]["body"])
-    record["message"]["body"] = text.replace('"protocol":3', '"protocol":2')
+    record["message"]["body"] = text.replace(f'"protocol":{PROTOCOL}', f'"protocol":{PROTOCOL - 1}')
     with pytest.raises(UpdateError) as error:
         from_record(record, Start)
     assert error.value.reason == "protocol_mismatch"

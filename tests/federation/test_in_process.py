@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from zk0d.config.machine import CONFIG_VARIABLE, ClientSettings, ServerSettings
 from zk0d.config.run import EvaluationSettings, run_settings
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app
-from zk0d.federation.aggregate import aggregate
+from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
 from zk0d.federation.rounds import RunFailedError
@@ -32,6 +33,7 @@ from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics
+from zk0d.learning.step import Correction
 from zk0d.record.journal import committed_rounds
 
 SETTINGS: dict[str, Any] = {
@@ -217,14 +219,20 @@ def test_a_run_repeats_bit_by_bit(
 def test_every_codec_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     lab.contribute("left")
     lab.contribute("right")
-    lines = lab.run(monkeypatch, {"uplink-codec": codec, "eval-rollouts": 0})
+    lines = lab.run(
+        monkeypatch, {"uplink-codec": codec, "variate-codec": codec, "eval-rollouts": 0}
+    )
     committed = [line for line in lines if line["kind"] == "round.committed"]
     losses = [line["evaluation"]["loss"] for line in committed]
     assert losses[2] < losses[1] < losses[0]
     parameters = committed[1]["bytes_down"] / 2 / 2  # two nodes, two bytes a value
-    share = committed[1]["bytes_up"] / 2 / (4 * parameters)
+    share = committed[1]["bytes_up"] / 2 / 2 / (4 * parameters)  # an update and a variate
     limit = {"fp32": 1.0, "bf16": 0.5, "int8": 0.26, "int4": 0.14}[codec]
     assert 0.9 * limit < share <= limit
+    assert [[node["variate"] for node in line["nodes"]] for line in committed[1:]] == [
+        ["new", "new"],
+        ["kept", "kept"],
+    ]
 
 
 def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
@@ -237,7 +245,8 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     runs = lab.folder / "runs"
 
     def weights() -> list[bytes]:
-        return [path.read_bytes() for path in sorted(runs.glob("1/rounds/*/*.safetensors"))]
+        """And momentum, and variates."""
+        return [path.read_bytes() for path in sorted(runs.glob("1/rounds/*/*[ts]"))]
 
     lab.run(monkeypatch, settings)
     whole = weights()
@@ -248,7 +257,7 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
 
     real = aggregate
 
-    def deadly(*args: Any) -> float:
+    def deadly(*args: Any) -> Combined:
         deadly.calls += 1  # type: ignore[attr-defined]
         if deadly.calls == 2:  # type: ignore[attr-defined]
             raise Killed  # round 2: both nodes have trained
@@ -544,6 +553,123 @@ def test_the_update_is_the_difference(lab: Lab) -> None:
     assert update.manifest == repeated.manifest, "a repeated round gives the same update"
     assert again.figures.policy_loss == reply.figures.policy_loss
     assert any(event["event"] == "progress" for event in events)
+
+
+def test_a_round_is_corrected_once_the_node_has_a_variate(lab: Lab) -> None:
+    """By the mean variate less its own: not at all where the two are the same."""
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    task = functools.partial(train_task, spec, weights, statistics, {"variate-codec": "fp32"})
+    with lab.client("left") as client:
+        first, update = client.train(task(), weights)
+        own = variate_of(update)
+        alike, same = client.train(task(round=2, variate_round=1), weights.with_beside(own))
+        turned = Payload.of({n: -a for n, a in own.arrays().items()}, "variates")
+        twice = [
+            client.train(task(round=2, variate_round=1), weights.with_beside(turned))
+            for _ in range(2)
+        ]
+        none = train_task(spec, weights, statistics, {"drift-correction": "none"}, round=2)
+        without, plain = client.train(none, weights)
+    assert [each.figures.variate for each in (first, alike, without)] == ["new", "kept", ""]
+    assert same.manifest == plain.manifest, "nothing to correct"
+    assert plain.beside == ()
+    (reply, corrected), (_, repeated) = twice
+    assert reply.figures.variate == "kept"
+    assert corrected.manifest != plain.manifest
+    assert corrected.manifest == repeated.manifest, "a repeated round gives the same"
+    assert variate_of(corrected).manifest == variate_of(repeated).manifest
+    weights.manifest.check_same_tensors(own.manifest)
+    length = sum(float((a**2).sum()) for a in own.arrays().values()) ** 0.5
+    assert 0 < length <= 10.0, "gradients are clipped"
+
+
+def test_a_variate_of_a_short_round_changes_it_by_a_share(lab: Lab) -> None:
+    """Two steps of 40."""
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    task = functools.partial(train_task, spec, weights, statistics, {"variate-codec": "fp32"})
+    with lab.client("left") as client:
+        before = variate_of(client.train(task(), weights)[1])
+        sent = weights.with_beside(before)
+        after = variate_of(client.train(task(round=2, variate_round=1), sent)[1])
+        # The same moments and frames, and no offset either: the same gradients.
+        fresh = variate_of(client.train(task(round=2), sent)[1]).arrays()
+    for name, value in after.arrays().items():
+        old = before.arrays()[name]
+        assert value == pytest.approx(old + 0.05 * (fresh[name] - old), abs=1e-6), name
+
+
+def test_a_learner_says_that_it_lost_its_variate_and_begins_with_none(lab: Lab) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    task = functools.partial(train_task, spec, weights, statistics)
+    with lab.client("left") as client:
+        mean = variate_of(client.train(task(), weights)[1])
+        sent = weights.with_beside(mean)
+        lost = [
+            client.train(task(round=3, variate_round=2), sent),
+            # It has one of round 3, but of another run.
+            client.train(in_another_run(task(round=4, variate_round=3)), sent),
+        ]
+        again = in_another_run(task(round=5, variate_round=4))
+        kept, _ = client.train(again, sent)
+        # A repeated round: that of round 4 counts, not the newest.
+        repeated, _ = client.train(again, sent)
+    assert [reply.figures.variate for reply, _ in lost] == ["lost", "lost"]
+    assert all(variate_of(update).manifest.tensors for _, update in lost)
+    assert [kept.figures.variate, repeated.figures.variate] == ["kept", "kept"]
+
+
+def test_a_learner_names_the_tensor_of_the_mean_variate_that_differs(lab: Lab) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    with lab.client("left") as client:
+        arrays = variate_of(
+            client.train(train_task(spec, weights, statistics), weights)[1]
+        ).arrays()
+        arrays.pop(next(iter(arrays)))
+        sent = weights.with_beside(Payload.of(arrays, "variates"))
+        with pytest.raises(LearnerError, match="missing at the coordinator") as error:
+            client.train(train_task(spec, weights, statistics, round=2, variate_round=1), sent)
+    assert error.value.reason == "manifest_mismatch"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gradient_that_is_not_finite_changes_no_variate(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    task = functools.partial(train_task, spec, weights, statistics)
+    expected: dict[str, Any] = {n: 0 * a for n, a in weights.arrays().items()}
+    sent, asked = weights, task()
+    with lab.client("left") as client:
+        if before:
+            own = variate_of(client.train(task(), weights)[1])
+            expected, sent = own.arrays(), weights.with_beside(own)
+            asked = task(round=2, variate_round=1)
+        real = Correction.mean
+
+        def broken(correction: Correction, steps: int) -> Any:
+            mean = real(correction, steps)
+            next(iter(mean.values())).fill_(float("nan"))
+            return mean
+
+        monkeypatch.setattr(Correction, "mean", broken)
+        _, update = client.train(asked, sent)
+    for name, value in variate_of(update).arrays().items():
+        assert (value == expected[name]).all(), name
+
+
+def in_another_run(task: Train) -> Train:
+    return task.model_copy(update={"run": "2"})
+
+
+def variate_of(update: Payload) -> Payload:
+    found = update.companion("variates")
+    assert found is not None
+    return found
 
 
 def test_each_node_samples_its_own_frames() -> None:

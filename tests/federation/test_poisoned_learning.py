@@ -39,7 +39,7 @@ DEFENDED: dict[str, dict[str, Any]] = {
 
 
 class PoisonedGrid(DirectGrid):
-    """Turns one node's updates round and makes them four times as long."""
+    """Turns one node's updates and variates round and makes them four times as long."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         answers = super().pull_messages(message_ids)
@@ -55,8 +55,14 @@ def poison(answer: Message) -> None:
     reply, payload = from_record(record, TrainReply)
     if reply.name != POISONER or payload is None:
         return
-    turned = {name: -4.0 * array for name, array in payload.arrays().items()}
-    answer.content = to_record(reply, Payload.of(turned, "delta", payload.manifest.codec))
+    assert payload.companion("variates") is not None
+    update, *beside = map(turned, (payload, *payload.beside))
+    answer.content = to_record(reply, update.with_beside(*beside))
+
+
+def turned(payload: Payload) -> Payload:
+    arrays = {name: -4.0 * array for name, array in payload.arrays().items()}
+    return Payload.of(arrays, payload.manifest.kind, payload.manifest.codec)
 
 
 def losses(

@@ -18,7 +18,7 @@ from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation import model
+from zk0d.federation import model, variates
 from zk0d.federation.messages import Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.run import Run
@@ -48,12 +48,18 @@ class Killed(BaseException):
 def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
     """An update that depends on everything that a resumed run must have kept."""
     rate = task.schedule.rate(task.first_step)
-    random = np.random.default_rng([task.round, len(node.name), int(rate * 1e9)])
+    seed = [task.round, len(node.name), int(rate * 1e9), task.variate_round]
+    random = np.random.default_rng(seed)
+    mean = payload.companion("variates")
+    pull = mean.arrays() if mean else {n: 0 * a for n, a in payload.arrays().items()}
+    node.gradient = float(random.standard_normal())
 
     def change(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         weights = payload.arrays()
         return {
-            n: (0.1 * random.standard_normal(a.shape) - 0.3 * weights[n]).astype(np.float32)
+            n: (0.1 * random.standard_normal(a.shape) - 0.3 * weights[n] - 0.1 * pull[n]).astype(
+                np.float32
+            )
             for n, a in arrays.items()
         }
 
@@ -84,10 +90,10 @@ class World:
         return [line for line in read_lines(self.folder) if line["kind"] == kind]
 
     def files(self) -> dict[str, bytes]:
-        """The weights and momentum of every committed round."""
+        """The weights, momentum and variates of every committed round, and their checksums."""
         return {
             str(path.relative_to(self.folder)): path.read_bytes()
-            for path in sorted(self.folder.glob("rounds/*/*.safetensors"))
+            for path in sorted(self.folder.glob("rounds/*/*"))
         }
 
 
@@ -159,6 +165,18 @@ def middle_of_aggregation(weights: Any, updates: Any, rule: Any, step: Any) -> b
 
 middle_of_aggregation.calls = 0  # type: ignore[attr-defined]
 
+
+def variate_of_3() -> Callable[..., bool]:
+    """The second of round 3's three."""
+    seen: list[Path] = []
+
+    def when(draft: Path, path: Path) -> bool:
+        seen.append(path)
+        return len(seen) == 8
+
+    return when
+
+
 #: Where the ServerApp dies: how, and the last round that is committed then.
 PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     "send": (lambda m: kill(m, FakeGrid, "push_messages", is_train_of_3), 2),
@@ -176,6 +194,11 @@ PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     ),
     "collect": (lambda m: after(m, Journal, "write", updates_of(3, 2)), 2),
     "aggregate": (lambda m: kill(m, model, "aggregate", middle_of_aggregation), 2),
+    "variates": (lambda m: after(m, variates, "rename", variate_of_3()), 2),
+    "variates linked": (
+        lambda m: after(m, variates, "link_file", lambda _, to: to.parent.name == ".00003.partial"),
+        2,
+    ),
     "evaluate": (
         lambda m: kill(m, FakeEvaluator, "evaluate", lambda _, task, weights: task.round == 3),
         2,

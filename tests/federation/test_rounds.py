@@ -107,7 +107,11 @@ def test_a_run_of_two_nodes(world: Make) -> None:
     committed = made.of("round.committed")[1]
     assert [node["node"] for node in committed["nodes"]] == ["a", "b"]
     assert committed["samples"] == 2 * 4 * 32
-    assert committed["bytes_up"] == committed["bytes_down"] == 2 * 10 * 4
+    # float32, and beside it a variate of int8: a byte a value and a scale a tensor.
+    update, variate = 10 * 4, 10 + 2 * 4
+    assert committed["bytes_down"] == 2 * update, "the mean variate follows in round 2"
+    assert committed["bytes_up"] == 2 * (update + variate)
+    assert made.of("round.committed")[2]["bytes_down"] == 2 * (update + variate)
     assert committed["nodes"][0]["update_norm"] == pytest.approx(np.sqrt(10))
     assert committed["evaluation"]["loss"] == pytest.approx(2.0)
     assert set(committed["seconds"]) == {

@@ -19,6 +19,7 @@ from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.spec import PolicySpec
+from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -89,6 +90,30 @@ def test_replayed_steps_are_those_taken_kernel_by_kernel(
     moved = {n: w - start[n] for n, w in prepared.policy.weights().items()}
     apart = sum(float(np.square(weights[n] - start[n] - m).sum()) for n, m in moved.items())
     assert apart < 0.02 * sum(float(np.square(m).sum()) for m in moved.values())
+
+
+def test_a_corrected_step_is_recorded_too(
+    prepared: PreparedRecordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights and the same mean gradient as kernel by kernel."""
+    weights = prepared.policy.trainable()
+    start = prepared.policy.weights()
+    offset = {name: 1e-3 * torch.randn_like(weight) for name, weight in weights.items()}
+    ends, means = [], []
+    for stepping in (steps.ReplayedStep, lambda plain: plain):
+        correction = Correction(weights, offset)
+        with monkeypatch.context() as patched:
+            patched.setattr(steps, "ReplayedStep", stepping)
+            run(prepared, PLAN, correction=correction)
+        ends.append(prepared.policy.weights())
+        means.append(correction.mean(PLAN.training.local_steps))
+        prepared.policy.load_weights(start)
+    for name, value in start.items():
+        moved = [end[name] - value for end in ends]
+        apart = float(np.square(moved[0] - moved[1]).sum())
+        assert apart <= 0.02 * float(np.square(moved[1]).sum()) + 1e-12, name
+        difference = (means[0][name] - means[1][name]).norm()
+        assert difference <= 0.05 * means[1][name].norm() + 1e-6, name
 
 
 def test_a_batch_that_gives_no_number_changes_nothing(

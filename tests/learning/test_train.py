@@ -12,7 +12,7 @@ from zk0d.learner.tasks import Stopped
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.schedule import CosineSchedule
-from zk0d.learning.step import Proximal
+from zk0d.learning.step import Correction, Proximal
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
 
@@ -152,6 +152,44 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
     proximal.add_gradient()
     assert torch.equal(used.grad, torch.ones(2))
     assert unused.grad is None
+
+
+def test_a_correction_adds_its_offset_and_means_what_was_there_before() -> None:
+    used, unused = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
+    parameters = {"used": used, "unused": unused}
+    offset = {"used": torch.tensor([1.0, -1.0]), "unused": torch.ones(3)}
+    correction = Correction(parameters, offset)
+    for gradient in (2.0, 4.0):
+        used.grad = torch.full((2,), gradient)
+        correction.apply()
+        assert used.grad.tolist() == [gradient + 1.0, gradient - 1.0]
+    assert unused.grad is None
+    assert correction.mean(2)["used"].tolist() == [3.0, 3.0]
+    assert correction.mean(2)["unused"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_step_is_corrected_after_clipping(
+    with_features: PreparedRecordings, smolvla: LoadedPolicy
+) -> None:
+    """So the mean is no longer than the clip, and an offset is not clipped away."""
+    start, weights = smolvla.weights(), smolvla.trainable()
+    plan = replace(PLAN, training=steps(4).model_copy(update={"grad_clip_norm": 1e-3}))
+    ends = []
+    for size in (0.0, 1.0):
+        smolvla.load_weights(start)
+        offset = {name: torch.full_like(weight, size) for name, weight in weights.items()}
+        correction = Correction(weights, offset)
+        run(with_features, smolvla, plan, correction=correction)
+        mean = correction.mean(4)
+        length = torch.stack([each.norm() for each in mean.values()]).norm()
+        assert 0 < float(length) <= 1.01e-3
+        ends.append(smolvla.weights())
+    smolvla.load_weights(start)
+    run(with_features, smolvla, plan)
+    plain = smolvla.weights()
+    for name, value in start.items():
+        assert np.array_equal(ends[0][name], plain[name]), "an offset of zero changes nothing"
+        assert (ends[1][name] < value).all(), "Adam's steps go down everywhere"
 
 
 def test_fedprox_counts_after_one_step(

@@ -23,7 +23,9 @@ def test_a_figure_of_a_node_is_everywhere(tmp_path: Path) -> None:
     """The reply carries them whole, the journal adds to them, metrics and W&B are made of them."""
     assert TrainReply.model_fields["figures"].annotation is NodeFigures
     assert set(NodeFigures.model_fields) < set(NodeRound.model_fields)
-    node = NodeRound(node="left", loss=1.0, policy_loss=2.0, grad_norm=3.0, update_norm=4.0)
+    node = NodeRound(
+        node="left", loss=1.0, policy_loss=2.0, grad_norm=3.0, update_norm=4.0, agreement=0.5
+    )
     logged = figures(RoundCommitted(round=1, nodes=(node,)))
     numbers = {name for name, value in node.model_dump().items() if isinstance(value, int | float)}
     assert {f"client_left_{name}" for name in numbers} <= set(logged)

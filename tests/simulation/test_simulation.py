@@ -19,7 +19,7 @@ from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
 from zk0d.federation import model
-from zk0d.federation.aggregate import aggregate
+from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.rounds import RunFailedError
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.recordings import open_recordings
@@ -146,7 +146,7 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     class Killed(BaseException):
         pass
 
-    def deadly(*args: Any) -> float:
+    def deadly(*args: Any) -> Combined:
         calls.append(1)
         if len(calls) == 2:
             raise Killed
@@ -158,6 +158,8 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     assert committed_rounds(broken.run_folder) == [0, 1]
     run = simulate(read_plan(tmp_path / "broken"))
     assert weights(run) == weights(whole)
+    last = lines_of(run, "round.committed")[-1]
+    assert {node["variate"] for node in last["nodes"]} == {"kept"}, "by a file, not by a process"
 
 
 ENGINES = pytest.mark.parametrize(
@@ -230,7 +232,12 @@ def test_a_dropped_node_is_away_and_comes_back(tmp_path: Path, uri: str) -> None
 
 
 def test_a_poisoned_contributor(tmp_path: Path, uri: str) -> None:
-    settings = {"num-server-rounds": 1, "uplink-codec": "fp32", "norm-outlier-factor": 0.0}
+    settings = {
+        "num-server-rounds": 1,
+        "uplink-codec": "fp32",
+        "norm-outlier-factor": 0.0,
+        "grad-clip-norm": 100.0,  # else its variate is refused as longer than any gradient
+    }
     clean = simulate(make(tmp_path / "clean", uri, settings))
     nodes = with_faults(make(tmp_path, uri).plan.nodes, [], 1)
     assert [node.poisoned for node in nodes] == [False, True]

@@ -103,6 +103,14 @@ class TrainingSettings(Settings):
         "int8",
         description="Encoding of the nodes' updates; the next update carries the rounding error.",
     )
+    drift_correction: Literal["none", "control-variates"] = Field(
+        "control-variates",
+        description="How nodes with unlike recordings are kept together: each corrects its"
+        " gradients by the difference of all nodes' mean gradient and its own (SCAFFOLD).",
+    )
+    variate_codec: CodecName = Field(
+        "int8", description="How these mean gradients are sent, both ways."
+    )
 
     @property
     def frames(self) -> int:
@@ -171,6 +179,10 @@ class AggregationSettings(Settings):
     )
     norm_clip_factor: NonNegativeFloat = Field(
         0.0, description="Shorten updates to this many times the round's median norm; 0: never."
+    )
+    variate_max_age: PositiveInt = Field(
+        20,
+        description="Rounds for which the mean gradient of a node that is away counts.",
     )
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.5, description="FedAvgM's momentum of the server; 0: plain FedAvg."
@@ -496,13 +508,14 @@ def run_settings(values: Mapping[str, Any], *, where: str = "run settings") -> R
 
 
 def stored_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A past run's flat settings without the keys that were removed since."""
+    """A past run's flat settings in today's keys: what was removed is gone, what is new is off."""
     kept = {key: value for key, value in values.items() if key not in {*REMOVED, "local-epochs"}}
     if values.get("local-epochs"):
         kept["local-steps"] = values["local-epochs"]
     if values.get("eval-mode") == "full":
         kept["eval-frames"] = 0
-    return kept
+    # Runs began without it before it was there.
+    return {"drift-correction": "none"} | kept
 
 
 def _is_run(values: dict[str, Scalar]) -> dict[str, Scalar]:

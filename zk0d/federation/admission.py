@@ -13,6 +13,8 @@ from zk0d.record.events import UpdateRefused
 
 #: Fewer updates have no median to be far from.
 FEWEST_FOR_MEDIAN = 3
+#: What an encoding may add to a variate's norm.
+VARIATE_MARGIN = 1.1
 
 
 def check_reply(
@@ -31,7 +33,7 @@ def check_reply(
         Naming the tensor that is missing, extra or of another shape.
     NotAdmitted
         With reason ``wrong_base``, ``wrong_round``, ``no_payload``, ``wrong_kind``,
-        ``wrong_codec``, ``implausible_samples`` or ``not_finite``.
+        ``wrong_codec``, ``no_variate``, ``implausible_samples`` or ``not_finite``.
     """
     if payload is None:
         raise NotAdmitted("the answer has no update.", reason="no_payload")
@@ -63,7 +65,23 @@ def check_reply(
     if not np.isfinite(numbers).all():
         raise NotAdmitted("the answer's losses are not numbers.", reason="not_finite")
     model.check_same_tensors(payload.manifest)
+    if task.training.drift_correction != "none":
+        _check_variate(task.training.variate_codec, payload.companion("variates"), model)
     return payload
+
+
+def _check_variate(codec: str, variate: Payload | None, model: Manifest) -> None:
+    if variate is None:
+        raise NotAdmitted(
+            "the update came without a variate, which drift-correction asks for; update this node.",
+            reason="no_variate",
+        )
+    if variate.manifest.codec != codec:
+        raise NotAdmitted(
+            f"the variate is encoded as {variate.manifest.codec}, {codec} was asked for.",
+            reason="wrong_codec",
+        )
+    model.check_same_tensors(variate.manifest)
 
 
 def check_norm(norm: float, weights_norm: float, max_ratio: float) -> None:
@@ -84,14 +102,31 @@ def check_norm(norm: float, weights_norm: float, max_ratio: float) -> None:
         )
 
 
-def outliers(norms: Mapping[str, float], factor: float) -> dict[str, NotAdmitted]:
-    """The updates of a round that are far longer than the median, by the keys of ``norms``."""
+def check_variate_norm(norm: float, clip: float) -> None:
+    """Refuse what no mean of clipped gradients can be.
+
+    Raises
+    ------
+    NotAdmitted
+        With reason ``norm_cap``.
+    """
+    if norm > VARIATE_MARGIN * clip:
+        raise NotAdmitted(
+            f"the variate's norm is {norm:.4g}; gradients are clipped to {clip:g}.",
+            reason="norm_cap",
+        )
+
+
+def outliers(
+    norms: Mapping[str, float], factor: float, what: str = "update"
+) -> dict[str, NotAdmitted]:
+    """What is far longer than the round's median, by the keys of ``norms``."""
     if not factor or len(norms) < FEWEST_FOR_MEDIAN:
         return {}
     middle = float(np.median(list(norms.values())))
     return {
         key: NotAdmitted(
-            f"the update's norm is {norm:.4g}, more than {factor:g} times the round's median"
+            f"the {what}'s norm is {norm:.4g}, more than {factor:g} times the round's median"
             f" {middle:.4g}.",
             reason="norm_outlier",
         )

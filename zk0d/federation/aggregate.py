@@ -6,7 +6,7 @@ weights to the bit on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from zk0d.federation.spool import SpooledUpdate, SpoolReader
 
 #: Named float32 tensors.
 Arrays = dict[str, NDArray[np.float32]]
-#: Makes one piece out of the nodes' pieces, shape ``(nodes, values)``, which it may overwrite.
+#: Makes one piece out of the nodes' pieces, shape ``(nodes, values)``, by their weights.
 Rule = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -86,8 +86,7 @@ def weighted_mean(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> 
 
     On updates instead of weights it is the same, and its rounding error that of small numbers.
     """
-    pieces *= (weights / weights.sum())[:, None]
-    return np.asarray(pieces.sum(axis=0))
+    return np.asarray((pieces * (weights / weights.sum())[:, None]).sum(axis=0))
 
 
 def trimmed_mean(fraction: float, nodes: int) -> Rule:
@@ -111,8 +110,7 @@ def trimmed_mean(fraction: float, nodes: int) -> Rule:
 
     def rule(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         del weights
-        pieces.sort(axis=0)
-        return np.asarray(pieces[cut : nodes - cut].mean(axis=0))
+        return np.asarray(np.sort(pieces, axis=0)[cut : nodes - cut].mean(axis=0))
 
     return rule
 
@@ -120,7 +118,7 @@ def trimmed_mean(fraction: float, nodes: int) -> Rule:
 def median(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """The median of each coordinate (Yin et al. 2018); nodes count the same."""
     del weights
-    pieces.sort(axis=0)
+    pieces = np.sort(pieces, axis=0)
     middle = len(pieces) // 2
     if len(pieces) % 2:
         return np.array(pieces[middle])
@@ -146,13 +144,27 @@ def clip_scales(norms: Sequence[float], factor: float) -> list[float]:
     return [min(1.0, bound / norm) if norm else 1.0 for norm in norms]
 
 
-def aggregate(weights: Arrays, updates: Sequence[Weighted], rule: Rule, step: ServerStep) -> float:
-    """Move ``weights`` in place by a round's updates, which come in an order that never changes.
+@dataclass(frozen=True)
+class Piece:
+    """A part of one tensor: each node's values, shape ``(nodes, values)``, and all combined."""
 
-    Returns
-    -------
-    float
-        Euclidean norm of the combined update, before the server's momentum and rate.
+    name: str
+    start: int
+    values: NDArray[np.float32]
+    combined: NDArray[np.float32]
+
+
+def combine(
+    like: Mapping[str, NDArray[np.float32]], updates: Sequence[Weighted], rule: Rule
+) -> Iterator[Piece]:
+    """Combine what lies on disk, piece by piece, tensors in the order of their names.
+
+    Parameters
+    ----------
+    like
+        The tensors, for their names and sizes.
+    updates
+        In an order that never changes. A piece's values are overwritten by the next one's.
 
     Raises
     ------
@@ -161,25 +173,60 @@ def aggregate(weights: Arrays, updates: Sequence[Weighted], rule: Rule, step: Se
     """
     if not updates:
         raise Zk0dError("no update was admitted, so there is no mean.", reason="no_updates")
-    step.begin(weights)
     shares = np.array([each.weight for each in updates], np.float32)
     stack = np.empty((len(updates), PIECE), np.float32)
-    square = 0.0
     with ExitStack() as files:
         readers = [files.enter_context(SpoolReader(each.update)) for each in updates]
-        for name, array in weights.items():
-            flat = array.reshape(-1)
-            for start in range(0, flat.size, PIECE):
-                target = flat[start : start + PIECE]
-                pieces = stack[:, : target.size]
+        for name, array in sorted(like.items()):
+            for start in range(0, array.size, PIECE):
+                pieces = stack[:, : min(PIECE, array.size - start)]
                 for reader, row, each in zip(readers, pieces, updates, strict=True):
                     reader.read(name, start, row)
                     if each.scale != 1.0:
                         row *= np.float32(each.scale)
-                combined = rule(pieces, shares)
-                square += float(np.dot(combined, combined))
-                step.apply(target, combined, name, start)
-    return float(np.sqrt(square))
+                yield Piece(name, start, pieces, rule(pieces, shares))
+
+
+@dataclass(frozen=True)
+class Combined:
+    """How a round's updates go together.
+
+    ``norm`` is the combined update's Euclidean norm before the server's momentum and rate,
+    ``agreement`` that norm divided by the weighted mean of the updates' own: 1 if all say the same,
+    near 0 if they cancel. ``cosines`` are those of each update with the combined one, in their
+    order.
+    """
+
+    norm: float
+    agreement: float
+    cosines: tuple[float, ...]
+
+
+def aggregate(
+    weights: Arrays, updates: Sequence[Weighted], rule: Rule, step: ServerStep
+) -> Combined:
+    """Move ``weights`` in place by a round's updates, which come in an order that never changes.
+
+    Raises
+    ------
+    Zk0dError
+        If there is no update.
+    """
+    step.begin(weights)
+    square = 0.0
+    products = np.zeros(len(updates))
+    for piece in combine(weights, updates, rule):
+        combined = piece.combined
+        square += float(np.dot(combined, combined))
+        products += piece.values @ combined
+        flat = weights[piece.name].reshape(-1)
+        end = piece.start + combined.size
+        step.apply(flat[piece.start : end], combined, piece.name, piece.start)
+    length, tiny = float(np.sqrt(square)), float(np.finfo(np.float64).tiny)
+    lengths = np.array([each.update.norm * each.scale for each in updates])
+    cosines = products / np.maximum(lengths * length, tiny)
+    mean = float(np.average(lengths, weights=[each.weight for each in updates]))
+    return Combined(length, length / max(mean, tiny), tuple(cosines.tolist()))
 
 
 def norm(arrays: Arrays) -> float:

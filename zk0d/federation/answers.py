@@ -10,14 +10,21 @@ from flwr.app import Message
 
 from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError, Zk0dError
-from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
+from zk0d.federation.admission import (
+    Standing,
+    check_norm,
+    check_reply,
+    check_variate_norm,
+    outliers,
+)
+from zk0d.federation.aggregate import Combined
 from zk0d.federation.cohort import Cohort, content
 from zk0d.federation.envelope import Refused, from_record
 from zk0d.federation.messages import Train, TrainReply, UpdateRejected
 from zk0d.federation.nodes import Node
 from zk0d.federation.schedule import RoundPlan
-from zk0d.federation.spool import NotAdmitted, Spool, SpooledUpdate
-from zk0d.federation.update import Manifest
+from zk0d.federation.spool import Spool, SpooledUpdate
+from zk0d.federation.update import Payload
 from zk0d.record.events import (
     AnyEvent,
     NodeLost,
@@ -36,8 +43,10 @@ log = logging.getLogger("flwr")
 class Accepted:
     """A node's update that may count."""
 
+    key: str
     reply: TrainReply
     update: SpooledUpdate
+    variate: SpooledUpdate | None
     bytes: int
     sha256: str
     seconds: float  #: from the round's sending to the answer
@@ -62,7 +71,7 @@ class RoundAnswers:
         self,
         task: Train,
         plan: RoundPlan,
-        model: Manifest,
+        model: Payload,
         weights_norm: float,
         nodes: dict[str, Node],
         *,
@@ -75,7 +84,8 @@ class RoundAnswers:
     ) -> None:
         self.task = task
         self.plan = plan
-        self.model = model
+        self._model = model.manifest
+        self._bytes_down = sum(each.manifest.size for each in (model, *model.beside))
         self.sent = clock()
         self._weights_norm = weights_norm
         self._nodes = nodes
@@ -104,23 +114,26 @@ class RoundAnswers:
             del answer
             member = self._cohort.members.get(key)
             payload = check_reply(
-                self.task, reply, payload, self.model, member.usable_frames if member else 0
+                self.task, reply, payload, self._model, member.usable_frames if member else 0
             )
             size, sha256 = payload.manifest.size, payload.manifest.sha256
-            update = self._spool.take(key, payload)
-            try:
+            size += sum(each.manifest.size for each in payload.beside)
+            with self._spool.undoing() as spooled:
+                update = spooled(key, payload)
                 check_norm(
                     update.norm, self._weights_norm, self._settings.admission.max_update_ratio
                 )
-            except NotAdmitted:
-                self._spool.drop(update)
-                raise
+                variate = None
+                if given := payload.companion("variates"):
+                    variate = spooled(f"{key}.variate", given)
+                    check_variate_norm(variate.norm, self.task.training.grad_clip_norm)
         except TryAgainError:
             raise  # our own disk, not the node
         except Zk0dError as error:
             self.refuse(key, error)
             return
-        self.accepted[key] = Accepted(reply, update, size, sha256, self._clock() - self.sent)
+        seconds = self._clock() - self.sent
+        self.accepted[key] = Accepted(key, reply, update, variate, size, sha256, seconds)
         self._record(
             UpdateAccepted(
                 round=self.task.round,
@@ -183,9 +196,12 @@ class RoundAnswers:
         for key in self.open:
             self._cohort.give_up([key])
             self.lose(key, Reason.DEADLINE)
+        factor = self._settings.admission.norm_outlier_factor
         norms = {key: each.update.norm for key, each in self.accepted.items()}
-        for key, error in outliers(norms, self._settings.admission.norm_outlier_factor).items():
-            self._spool.drop(self.accepted.pop(key).update)
+        variates = {key: e.variate.norm for key, e in self.accepted.items() if e.variate}
+        refused = outliers(variates, factor, "variate") | outliers(norms, factor)
+        for key, error in refused.items():
+            del self.accepted[key]  # the spool is cleared at the round's end
             self.refuse(key, error)
 
     def in_order(self) -> list[Accepted]:
@@ -198,13 +214,16 @@ class RoundAnswers:
         missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(told.items()))
         return f"updates of {missing} are missing" if missing else "too few nodes were asked"
 
-    def committed(self) -> RoundCommitted:
-        """The round's event, but for evaluation, times and the norm of the mean."""
+    def committed(self, combined: Combined) -> RoundCommitted:
+        """The round's event, but for evaluation and times."""
         figures = [each.reply.figures for each in self.accepted.values()]
         settings, task, cohort = self._settings, self.task, self._cohort
         return RoundCommitted(
             round=task.round,
-            nodes=tuple(self._node(key) for key in sorted(self.accepted, key=cohort.name)),
+            nodes=tuple(
+                self._node(each, cosine)
+                for each, cosine in zip(self.in_order(), combined.cosines, strict=True)
+            ),
             refused=cohort.named(self.refused),
             lost=cohort.named(self.lost),
             samples=sum(each.samples for each in figures),
@@ -225,12 +244,14 @@ class RoundAnswers:
             },
             aggregation=settings.aggregation.rule,
             weights_norm=self._weights_norm,
-            bytes_down=self.model.size * len(self._nodes),
+            mean_update_norm=combined.norm,
+            agreement=combined.agreement,
+            bytes_down=self._bytes_down * len(self._nodes),
             bytes_up=sum(each.bytes for each in self.accepted.values()),
         )
 
-    def _node(self, key: str) -> NodeRound:
-        each, member = self.accepted[key], self._cohort.members.get(key)
+    def _node(self, each: Accepted, cosine: float) -> NodeRound:
+        key, member = each.key, self._cohort.members.get(each.key)
         figures = each.reply.figures
         # What neither the learner nor anything else on the node has measured: the way there and
         # back, and the wait for a poll.
@@ -240,9 +261,10 @@ class RoundAnswers:
             node=self._cohort.name(key),
             key=key,
             update_norm=each.update.norm,
+            agreement=cosine,
             dataset_frames=member.usable_frames if member else None,
             bytes_up=each.bytes,
-            bytes_down=self.model.size,
+            bytes_down=self._bytes_down,
             sha256=each.sha256,
             answer_seconds=each.seconds,
             seconds=figures.seconds | {"transfer": transfer},

@@ -1,13 +1,14 @@
 """Messages as HTTP bodies: a safetensors file, written and read as a stream.
 
-The file's metadata holds the message and the manifest, its tensors are the payload's chunks. Any
-safetensors library can read it; nothing here needs the whole of it in one piece, and nothing can
-run code.
+The file's metadata holds the message and the payloads' manifests, its tensors are their chunks, one
+payload's after the other's. Any safetensors library can read it; nothing here needs the whole of it
+in one piece, and nothing can run code.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -23,11 +24,14 @@ MAX_BODY_BYTES = 8 * 2**30
 
 def write_body(message: Message, payload: Payload | None = None) -> Iterator[bytes]:
     """The body of a request or response, piece by piece; frees nothing, copies nothing."""
-    metadata = {"kind": type(message).__name__, "body": message.model_dump_json()}
+    payloads = (payload, *payload.beside) if payload else ()
+    chunks = [chunk for each in payloads for chunk in each.chunks]
+    metadata = {
+        "kind": type(message).__name__,
+        "body": message.model_dump_json(),
+        "payloads": json.dumps([[each.manifest.to_json(), len(each.chunks)] for each in payloads]),
+    }
     header: dict[str, Any] = {"__metadata__": metadata}
-    chunks = payload.chunks if payload else []
-    if payload:
-        metadata["manifest"] = payload.manifest.to_json()
     start = 0
     for number, chunk in enumerate(chunks):
         header[f"{number:06d}"] = {
@@ -102,7 +106,7 @@ class BodyReader:
             raise UpdateError("the body is not a message of zk0d.", reason="bad_body") from None
 
     def finish[M: Message](self, expected: type[M]) -> tuple[M, Payload | None]:
-        """The message, of the expected kind, and its payload (unverified)."""
+        """The message, of the expected kind, and its payload with those beside it, unverified."""
         if self._header is None or len(self._chunks) != len(self._sizes):
             raise UpdateError("the body ends too early.", reason="bad_body")
         try:
@@ -115,11 +119,25 @@ class BodyReader:
                 f" ({type(error).__name__}).",
                 reason="protocol_mismatch",
             ) from None
-        if "manifest" not in self._header:
-            if self._chunks:
-                raise UpdateError("the body has chunks without a manifest.", reason="bad_body")
+        payloads, at = [], 0
+        for text, count in self._payloads():
+            chunks = self._chunks[at : at + count]
+            payloads.append(Payload(Manifest.from_json(text), chunks))
+            at += count
+        if at != len(self._chunks):
+            raise UpdateError("the body has chunks without a manifest.", reason="bad_body")
+        if not payloads:
             return message, None
-        return message, Payload(Manifest.from_json(self._header["manifest"]), self._chunks)
+        return message, payloads[0].with_beside(*payloads[1:])
+
+    def _payloads(self) -> list[tuple[str, int]]:
+        """Each payload's manifest and number of chunks."""
+        assert self._header is not None
+        try:
+            listed = json.loads(self._header["payloads"])
+            return [(str(text), operator.index(count)) for text, count in listed]
+        except (KeyError, ValueError, TypeError):
+            raise UpdateError("the body is not a message of zk0d.", reason="bad_body") from None
 
 
 def require_payload(payload: Payload | None) -> Payload:

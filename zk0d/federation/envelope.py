@@ -1,4 +1,4 @@
-"""Messages in Flower's terms: a text record, and a payload as a sequence of byte Arrays."""
+"""Messages in Flower's terms: a text record, and payloads as sequences of byte Arrays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from zk0d.federation.messages import Message, Refusal
 from zk0d.federation.update import Manifest, Payload, UpdateError
 
 _KIND, _BODY, _MANIFEST = "kind", "body", "manifest"
+#: The payload's record, and by number those beside it. A message has few of them.
+_RECORDS = ("payload", "beside-1", "beside-2")
 # No numpy array by Flower's meaning: no strategy of Flower's can average it by mistake.
 _STYPE = "zk0d.bytes"
 
@@ -18,15 +20,15 @@ class Refused(Zk0dError):
 
 
 def to_record(message: Message, payload: Payload | None = None) -> RecordDict:
-    """A message with its payload. The payload's chunks are not copied."""
+    """A message with its payload and those beside it. Their chunks are not copied."""
     header = {_KIND: type(message).__name__, _BODY: message.model_dump_json()}
     record = RecordDict()
-    if payload is not None:
-        header[_MANIFEST] = payload.manifest.to_json()
-        record["payload"] = ArrayRecord(
+    for name, each in zip(_RECORDS, _all(payload), strict=False):
+        header[f"{_MANIFEST}/{name}"] = each.manifest.to_json()
+        record[name] = ArrayRecord(
             {
                 f"{number:06d}": Array("uint8", (len(chunk),), _STYPE, chunk)
-                for number, chunk in enumerate(payload.chunks)
+                for number, chunk in enumerate(each.chunks)
             }
         )
     record["message"] = ConfigRecord(header)
@@ -66,11 +68,21 @@ def from_record[M: Message](record: RecordDict, expected: type[M]) -> tuple[M, P
             " different versions of zk0d.",
             reason="protocol_mismatch",
         ) from None
-    if _MANIFEST not in header:
+    payloads = []
+    for name in _RECORDS:
+        text = header.get(f"{_MANIFEST}/{name}")
+        if text is None:
+            break
+        arrays = record.pop(name, None)
+        if not isinstance(arrays, ArrayRecord):
+            raise UpdateError("the payload is missing.")
+        manifest = Manifest.from_json(str(text))
+        chunks = [arrays.pop(key).data for key in sorted(arrays)]
+        payloads.append(Payload(manifest, chunks))
+    if not payloads:
         return message, None
-    arrays = record.pop("payload", None)
-    if not isinstance(arrays, ArrayRecord):
-        raise UpdateError("the payload is missing.")
-    manifest = Manifest.from_json(str(header[_MANIFEST]))
-    chunks = [arrays.pop(key).data for key in sorted(arrays)]
-    return message, Payload(manifest, chunks)
+    return message, payloads[0].with_beside(*payloads[1:])
+
+
+def _all(payload: Payload | None) -> tuple[Payload, ...]:
+    return () if payload is None else (payload, *payload.beside)

@@ -24,7 +24,7 @@ from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[3] = 3
+PROTOCOL: Literal[4] = 4
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +41,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[3] = PROTOCOL
+    protocol: Literal[4] = PROTOCOL
 
 
 class Refusal(Message):
@@ -97,7 +97,10 @@ class Noted(Message):
 
 
 class Train(Message):
-    """One round of local steps. The same for every node but for ``boost``; weights travel once."""
+    """One round of local steps. The weights come as the payload, the mean variate beside them.
+
+    The same for every node but for ``boost`` and ``variate_round``.
+    """
 
     run: str
     round: PositiveInt
@@ -111,6 +114,9 @@ class Train(Message):
     boost: PositiveFloat = Field(
         1.0, description="What this node's learning rate is multiplied by."
     )
+    variate_round: NonNegativeInt = Field(
+        0, description="The round of this node's variate that counts; 0: none."
+    )
     seed: NonNegativeInt
     proximal_mu: NonNegativeFloat
     fresh: bool = Field(False, description="The weights went back: begin with new moments.")
@@ -120,7 +126,7 @@ class Train(Message):
 
 
 class TrainReply(Message):
-    """A node's word on its update, which comes as the payload."""
+    """A node's word on its update, which comes as the payload; its variate is beside it."""
 
     name: Alias
     round: PositiveInt

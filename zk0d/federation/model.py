@@ -8,10 +8,11 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from zk0d.config.run import AggregationSettings, CodecName
+from zk0d.config.run import CodecName, RunSettings
 from zk0d.federation.aggregate import (
     RULES,
     Arrays,
+    Combined,
     ServerStep,
     Weighted,
     aggregate,
@@ -21,6 +22,7 @@ from zk0d.federation.aggregate import (
 from zk0d.federation.answers import Accepted
 from zk0d.federation.messages import Train
 from zk0d.federation.update import Payload
+from zk0d.federation.variates import Variates
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
 from zk0d.record.journal import MOMENTUM, WEIGHTS, Journal
@@ -33,6 +35,8 @@ class GlobalModel:
     ----------
     weights
         The trainable ones, float32.
+    folder
+        The run's own.
     """
 
     def __init__(
@@ -40,28 +44,42 @@ class GlobalModel:
         spec: PolicySpec,
         statistics: Statistics,
         weights: Arrays,
-        settings: AggregationSettings,
+        settings: RunSettings,
+        folder: Path,
     ) -> None:
         self.spec = spec
         self.statistics = statistics
         self.weights = weights
-        self._settings = settings
+        self._settings = settings.aggregation
         self._step = ServerStep(
-            settings.server_momentum,
-            settings.server_learning_rate,
-            nesterov=settings.server_nesterov,
+            self._settings.server_momentum,
+            self._settings.server_learning_rate,
+            nesterov=self._settings.server_nesterov,
         )
+        training = settings.training
+        self._variates: Variates | None = None
+        if training.drift_correction == "control-variates":
+            codec = training.variate_codec
+            self._variates = Variates(folder / "variates", codec, self._settings)
 
     @property
     def norm(self) -> float:
         return norm(self.weights)
 
-    def payload(self, codec: CodecName = "fp32") -> Payload:
-        """The weights as they are sent."""
-        return Payload.of(self.weights, "weights", codec)
+    @property
+    def variate_rounds(self) -> dict[str, int]:
+        """By key, the round of each node's variate that counts."""
+        return self._variates.rounds if self._variates is not None else {}
 
-    def advance(self, accepted: Sequence[Accepted], task: Train) -> float:
-        """Move the weights by a round's updates, in their order; the norm of their mean."""
+    def payload(self, codec: CodecName = "fp32") -> Payload:
+        """The weights as they are sent, and the mean variate beside them once there is one."""
+        weights = Payload.of(self.weights, "weights", codec)
+        if self._variates is None or self._variates.mean is None:
+            return weights
+        return weights.with_beside(self._variates.mean)
+
+    def advance(self, accepted: Sequence[Accepted], task: Train) -> Combined:
+        """Move the weights by a round's updates, in their order; how those go together."""
         settings = self._settings
         scales = clip_scales([each.update.norm for each in accepted], settings.norm_clip_factor)
         # Near 1, so that the sum keeps its precision.
@@ -71,7 +89,10 @@ class GlobalModel:
             for each, scale in zip(accepted, scales, strict=True)
         ]
         rule = RULES[settings.rule](settings.trim_fraction, len(updates))
-        return aggregate(self.weights, updates, rule, self._step)
+        combined = aggregate(self.weights, updates, rule, self._step)
+        if self._variates is not None:
+            self._variates.advance(accepted, task.round, full, self.weights)
+        return combined
 
     def commit(self, journal: Journal, number: int) -> None:
         """Write the folder of round ``number``."""
@@ -79,7 +100,10 @@ class GlobalModel:
         if self._step.velocity is not None:
             velocity = self._step.velocity
             files[MOMENTUM] = lambda path: _save(velocity, path)
-        journal.commit(number, files)
+        if self._variates is None:
+            journal.commit(number, files)
+        else:
+            self._variates.moved(journal.commit(number, files | self._variates.files()))
 
     def load(self, journal: Journal, number: int) -> None:
         """Take the weights and the momentum of a committed round."""
@@ -88,11 +112,15 @@ class GlobalModel:
         self._step.velocity = None
         if self._settings.server_momentum and (folder / MOMENTUM).exists():
             self._step.velocity = safetensors.numpy.load_file(folder / MOMENTUM)
+        if self._variates is not None:
+            self._variates.load(folder, self.weights)
 
     def roll_back(self, journal: Journal, number: int) -> None:
-        """Take the weights of a committed round and begin with no momentum."""
+        """Take the weights of a committed round, and begin with no momentum and no variates."""
         self.load(journal, number)
         self._step.velocity = None
+        if self._variates is not None:
+            self._variates.clear()
 
 
 def _save(arrays: Arrays, path: Path) -> None:

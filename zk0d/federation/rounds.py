@@ -227,10 +227,9 @@ class Rounds:
     def _send(
         self, number: int, plan: RoundPlan, model: GlobalModel, chosen: list[Node]
     ) -> RoundAnswers:
-        """Send a round's message: weights once, and each node's boost."""
+        """Send a round's message: weights once, and what each node is told for itself."""
         payload = model.payload(self._settings.aggregation.downlink_codec)
-        manifest = payload.manifest
-        task = self._task(number, plan, model, manifest)
+        task = self._task(number, plan, model, payload.manifest)
         reach = {self._cohort.name(node.key): node for node in chosen}
         self._record(
             RoundStarted(
@@ -243,20 +242,16 @@ class Rounds:
                 boosts={name: boost for name, boost in plan.boosts.items() if name in reach},
             )
         )
-        everyone = to_record(task, payload)
+        counted = model.variate_rounds
         records = []
         for name, node in reach.items():
-            boost = plan.boosts.get(name)
-            if boost is None:
-                records.append((node, everyone))
-            else:
-                own = task.model_copy(update={"boost": boost})
-                records.append((node, to_record(own, payload)))
+            own = {"boost": plan.boosts.get(name, 1.0), "variate_round": counted.get(node.key, 0)}
+            records.append((node, to_record(task.model_copy(update=own), payload)))
         self._cohort.train(records)
         return RoundAnswers(
             task,
             plan,
-            manifest,
+            payload,
             model.norm,
             {node.key: node for node in chosen},
             settings=self._settings,

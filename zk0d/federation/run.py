@@ -152,7 +152,7 @@ class Run:
         merged = merge(shared)
         journal.write_json(STATISTICS, merged.model_dump(mode="json"))
         self._record(StatisticsMerged(nodes=len(shared), sha256=merged.sha256))
-        self._model = GlobalModel(spec, merged, weights, settings.aggregation)
+        self._model = GlobalModel(spec, merged, weights, settings, journal.folder)
         self._commit(RoundCommitted(round=0, evaluation=self._evaluator.evaluate(self._model, 0)))
 
     def _restore(self) -> None:
@@ -178,7 +178,7 @@ class Run:
                 f"{journal.folder / STATISTICS} is not what this run committed; start a new run.",
                 reason="nothing_to_resume",
             )
-        self._model = GlobalModel(before.spec, merged, {}, self._settings.aggregation)
+        self._model = GlobalModel(before.spec, merged, {}, self._settings, journal.folder)
         self._model.load(journal, last)
         self._outputs.replay(before)
         self._gather(before.spec)
@@ -233,14 +233,14 @@ class Run:
             return False
         collected = self._clock()
         try:
-            mean_norm = self._model.advance(answers.in_order(), answers.task)
+            combined = self._model.advance(answers.in_order(), answers.task)
         finally:
             self._spool.clear()
         aggregated = self._clock()
         evaluation = self._evaluator.evaluate(self._model, number)
-        event = answers.committed().model_copy(
+        event = answers.committed(combined).model_copy(
             update={
-                "mean_update_norm": mean_norm,
+                "variates": len(self._model.variate_rounds),
                 "evaluation": evaluation,
                 "seconds": {
                     **seconds,
@@ -261,7 +261,7 @@ class Run:
         back_to = schedule.wants_rollback()
         if back_to is not None and is_whole(self._journal.round_folder(back_to)):
             self._model.roll_back(self._journal, back_to)
-            event = event.model_copy(update={"rolled_back_to": back_to})
+            event = event.model_copy(update={"rolled_back_to": back_to, "variates": 0})
         began = self._clock()
         self._model.commit(self._journal, number)
         if event.seconds:

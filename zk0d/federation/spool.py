@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -87,9 +89,21 @@ class Spool:
             ) from None
         return SpooledUpdate(path, manifest, float(np.sqrt(square)))
 
-    def drop(self, update: SpooledUpdate) -> None:
-        """Throw one away."""
-        update.path.unlink(missing_ok=True)
+    @contextmanager
+    def undoing(self) -> Iterator[Callable[[str, Payload], SpooledUpdate]]:
+        """:meth:`take`; what it took is thrown away again if the block fails."""
+        taken: list[SpooledUpdate] = []
+
+        def take(name: str, payload: Payload) -> SpooledUpdate:
+            taken.append(self.take(name, payload))
+            return taken[-1]
+
+        try:
+            yield take
+        except BaseException:
+            for each in taken:
+                each.path.unlink(missing_ok=True)
+            raise
 
 
 class SpoolReader:

@@ -25,7 +25,7 @@ from zk0d.federation.codec import PIECE, NotFinite, decode, encode, encoded_size
 
 CHUNK_BYTES = 4 * 2**20
 
-Kind = Literal["weights", "delta"]
+Kind = Literal["weights", "delta", "variates"]
 
 
 class UpdateError(Zk0dError):
@@ -110,11 +110,25 @@ class Manifest(Settings):
 
 
 class Payload:
-    """A manifest with its bytes, as a list of chunks of at most 4 MiB."""
+    """A manifest with its bytes, as a list of chunks of at most 4 MiB.
 
-    def __init__(self, manifest: Manifest, chunks: list[bytes]) -> None:
+    ``beside`` are other payloads of the same message, such as the variates beside an update.
+    """
+
+    def __init__(
+        self, manifest: Manifest, chunks: list[bytes], beside: tuple[Payload, ...] = ()
+    ) -> None:
         self.manifest = manifest
         self.chunks = chunks
+        self.beside = beside
+
+    def with_beside(self, *others: Payload) -> Payload:
+        """The same bytes, with these beside them."""
+        return Payload(self.manifest, self.chunks, others)
+
+    def companion(self, kind: Kind) -> Payload | None:
+        """The payload of this kind beside it."""
+        return next((each for each in self.beside if each.manifest.kind == kind), None)
 
     @classmethod
     def of(

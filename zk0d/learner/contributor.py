@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
 from zk0d.errors import ConfigError
 from zk0d.federation.body import require_payload
+from zk0d.federation.codec import NotFinite
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learner.variates import OwnVariates
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.policies.base import LoadedPolicy
@@ -33,10 +35,15 @@ from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Training
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
+from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, train
 from zk0d.record.events import NodeFigures
 
 log = logging.getLogger("zk0d")
+
+#: A variate is the mean gradient of about so many steps. One of fewer is mostly noise, so a shorter
+#: round changes it by its share (docs/results.md has what that does).
+VARIATE_STEPS = 40
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Prepared:
     data: PreparedRecordings
     moments: Moments
     residual: Residual
+    variates: OwnVariates
 
 
 class Contributor(Learner):
@@ -140,6 +148,7 @@ class Contributor(Learner):
             fresh=task.fresh,
         )
         prepared.residual.begin(task.run, task.round, fresh=task.fresh)
+        drift = _Drift.begin(task, payload, prepared)
         batches = data.batches(task.statistics)
         control.check()
         ready = time.perf_counter()
@@ -159,11 +168,14 @@ class Contributor(Learner):
                 seed=round_seed(task.seed, task.round, self.settings.name),
                 proximal_mu=task.proximal_mu,
             ),
+            correction=drift.correction if drift else None,
             on_step=_reporter(control, task.training.local_steps),
             check=DutyCycle(control, self.settings.limits.power_share, policy.device),
         )
         trained = time.perf_counter()
         update = _encode(policy, base, task.training.uplink_codec, prepared.residual)
+        if drift:
+            update = update.with_beside(drift.variate(task, result.steps))
         figures = NodeFigures(
             steps=result.steps,
             samples=result.samples,
@@ -175,6 +187,7 @@ class Contributor(Learner):
             bad_batches=result.bad_batches,
             holdout_loss=holdout_loss,
             holdout_frames=holdout_frames,
+            variate=drift.began_with if drift else "",
             seconds={
                 "load": ready - began,
                 "evaluate": evaluated - ready,
@@ -265,8 +278,57 @@ class Contributor(Learner):
                 learner.holdout_episodes,
                 tell=control.tell,
             )
-            self._prepared = Prepared(key, policy, data, Moments(policy), Residual())
+            self._prepared = Prepared(key, policy, data, Moments(policy), Residual(), OwnVariates())
         return self._prepared
+
+
+@dataclass
+class _Drift:
+    """The correction of one round, and what it began with."""
+
+    weights: Mapping[str, torch.nn.Parameter]
+    correction: Correction
+    own: Payload | None
+    sent: OwnVariates
+    began_with: Literal["kept", "new", "lost"]
+
+    @classmethod
+    def begin(cls, task: Train, payload: Payload, prepared: Prepared) -> _Drift | None:
+        """The correction that the run asks for; ``None`` if it asks for none."""
+        if task.training.drift_correction == "none":
+            return None
+        policy, mean = prepared.policy, payload.companion("variates")
+        own = prepared.variates.begin(task.run, task.variate_round)
+        offset = None
+        if mean is not None and own is not None:
+            _check_model(policy, mean)
+            offset = {
+                name: torch.from_numpy(value - held).to(policy.device)
+                for (name, value), (_, held) in zip(mean.decode(), own.decode(), strict=True)
+            }
+        began_with: Literal["kept", "new", "lost"] = "kept"
+        if own is None:
+            began_with = "lost" if task.variate_round else "new"
+        weights = policy.trainable()
+        return cls(weights, Correction(weights, offset), own, prepared.variates, began_with)
+
+    def variate(self, task: Train, steps: int) -> Payload:
+        """The next variate; the one of before, or zeros, if a step's gradients were not finite."""
+        encoder = PayloadEncoder("variates", task.training.variate_codec)
+        before = self.own.arrays() if self.own is not None else None
+        share = min(1.0, steps / VARIATE_STEPS)
+        try:
+            for name, mean in sorted(self.correction.mean(steps).items()):
+                values = mean.cpu().float().numpy()
+                if before is not None:
+                    values = before[name] + np.float32(share) * (values - before[name])
+                encoder.add(name, values)
+            variate = encoder.finish()
+        except NotFinite:
+            zeros = {name: torch.zeros_like(p).cpu().numpy() for name, p in self.weights.items()}
+            variate = self.own or Payload.of(zeros, "variates", task.training.variate_codec)
+        self.sent.add(task.round, variate)
+        return variate
 
 
 def round_seed(seed: int, round_: int, name: str) -> int:

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, FedProx's pull, clip, AdamW.
+"""One optimizer step: forward, backward, FedProx's pull, clip, drift correction, AdamW.
 
 On a CPU kernel after kernel. On a GPU a step of SmolVLA is thousands of small kernels, and starting
 them takes longer than running them: there the step is recorded once as a CUDA graph and replayed,
@@ -55,6 +55,47 @@ class Proximal:
         return 0.5 * self._mu * torch.stack(norms).square().sum()
 
 
+class Correction:
+    """Control variates: what a node adds to its gradients so that it drifts less.
+
+    SCAFFOLD's option II (Karimireddy et al. 2020, ICML), before Adam: a step is taken on
+    g + c - c_i, and the node's next variate c_i is the mean of g, the clipped gradient, over the
+    round. On a GPU a step whose loss is no number is left out, but not of the mean, which then is
+    no number either.
+
+    Parameters
+    ----------
+    offset
+        c - c_i by tensor; without, nothing is corrected in this round.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        offset: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._offset = [offset[name] for name in self._names] if offset else None
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Take note of the gradients that are there, and correct them."""
+        there, grads = [], []
+        for number, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                there.append(number)
+                grads.append(parameter.grad)
+        torch._foreach_add_([self._sums[number] for number in there], grads)
+        if self._offset is not None:
+            torch._foreach_add_(grads, [self._offset[number] for number in there])
+
+    def mean(self, steps: int) -> dict[str, torch.Tensor]:
+        """Mean of the gradients over the round's steps, by tensor, on the weights' device."""
+        return dict(zip(self._names, torch._foreach_div(self._sums, steps), strict=True))
+
+
 class Outcome(Protocol):
     """What came of a step that may still be under way."""
 
@@ -79,9 +120,10 @@ def choose_step(
     optimizer: torch.optim.Optimizer,
     proximal: Proximal | None,
     clip: float,
+    correction: Correction | None = None,
 ) -> Step:
     """A replayed step where one is possible, else a plain one."""
-    plain = PlainStep(loaded, optimizer, proximal, clip)
+    plain = PlainStep(loaded, optimizer, proximal, clip, correction)
     if loaded.device.type == "cuda" and loaded.recordable:
         return ReplayedStep(plain)
     return plain
@@ -108,12 +150,14 @@ class PlainStep:
         optimizer: torch.optim.Optimizer,
         proximal: Proximal | None,
         clip: float,
+        correction: Correction | None = None,
     ) -> None:
         self.loaded = loaded
         self.optimizer = optimizer
         self._parameters = list(loaded.trainable().values())
         self._proximal = proximal
         self._clip = clip
+        self._correction = correction
 
     def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
         self.use_rate(rate)
@@ -138,11 +182,14 @@ class PlainStep:
         return loss
 
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
-        """Gradients, pulled and clipped; their norm before clipping."""
+        """Gradients, pulled, clipped and corrected; their norm before clipping."""
         loss.backward()  # type: ignore[no-untyped-call]
         if self._proximal:
             self._proximal.add_gradient()
-        return torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        if self._correction:
+            self._correction.apply()
+        return norm
 
 
 class _Promised:

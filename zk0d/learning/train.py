@@ -1,8 +1,8 @@
 """The training loop: one round of local steps, readable in one sitting.
 
 The loop of LeRobot's trainer (forward, backward, clip, AdamW) with three differences: the learning
-rate is a function of the run's global step, Adam's moments outlive the round, and FedProx can pull
-towards the global weights.
+rate is a function of the run's global step, Adam's moments outlive the round, and gradients can be
+corrected: by control variates, or by FedProx's pull towards the global weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.schedule import Schedule
-from zk0d.learning.step import Outcome, Proximal, choose_step
+from zk0d.learning.step import Correction, Outcome, Proximal, choose_step
 
 ADAM_BETAS = (0.9, 0.95)  # LeRobot's preset for SmolVLA
 ADAM_EPS = 1e-8
@@ -165,6 +165,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     plan: StepPlan,
     *,
+    correction: Correction | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     check: Callable[[], None] = lambda: None,
 ) -> TrainResult:
@@ -176,6 +177,8 @@ def train(
         AdamW over the trainable weights, from :meth:`Moments.begin`.
     usable
         Rows to sample from, int64, shape ``(n,)``.
+    correction
+        Of the gradients; holds their mean afterwards.
     on_step
         Called after each step with its number (from 1) and loss.
     check
@@ -195,7 +198,7 @@ def train(
     images = loaded.embedded_images() if batches.features else loaded.whole_images()
     policy.train()
     optimizer.zero_grad()
-    take = choose_step(loaded, optimizer, proximal, training.grad_clip_norm)
+    take = choose_step(loaded, optimizer, proximal, training.grad_clip_norm, correction)
     under_way: deque[Outcome] = deque()
     loss_sum = norm_sum = 0.0
     proximal_values: list[torch.Tensor] = []

@@ -208,6 +208,11 @@ class NodeFigures(_Content):
         "Loss of the round's first weights on the node's own held-out episodes.", default=None
     )
     holdout_frames: int = figure("Frames of that evaluation.", default=0, ge=0)
+    variate: Literal["", "kept", "new", "lost"] = Field(
+        "",
+        description="The variate that drift correction began with: the node's own (kept), none yet"
+        " (new), or none any more because its learner restarted (lost).",
+    )
     seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")
 
 
@@ -217,6 +222,9 @@ class NodeRound(NodeFigures):
     node: str
     key: str = ""
     update_norm: float = figure("Norm of the node's last update.", "update_norm")
+    agreement: float | None = figure(
+        "Cosine of the node's last update and the combined one.", "update_cosine", default=None
+    )
     dataset_frames: int | None = None
     bytes_up: int = 0
     bytes_down: int = 0
@@ -266,6 +274,8 @@ class RoundCommitted(AnyEvent):
     aggregation: str | None = None
     weights_norm: float | None = None
     mean_update_norm: float | None = None
+    agreement: float | None = None  #: norm of the combined update over the mean of the updates' own
+    variates: int = 0  #: nodes whose variate counts
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -44,7 +44,7 @@ class Journal:
     def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder
         self.run = run
-        with _disk(folder):
+        with disk(folder):
             make_folder(self.rounds)
             for draft in self.rounds.glob(".*.partial"):
                 shutil.rmtree(draft)
@@ -66,7 +66,7 @@ class Journal:
         event = event.model_copy(update={"time": time.time(), "run": self.run})
         text = json.dumps(event.model_dump(), allow_nan=False) + "\n"
         path = self.folder / JOURNAL
-        with _disk(self.folder):
+        with disk(self.folder):
             new = not path.exists()
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -83,7 +83,7 @@ class Journal:
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the run, whole or not at all."""
         text = json.dumps(content, indent=1, allow_nan=False)
-        with _disk(self.folder):
+        with disk(self.folder):
             write_file(self.folder / name, text)
 
     def commit(self, round_: int, files: dict[str, Callable[[Path], None]]) -> Path:
@@ -97,7 +97,7 @@ class Journal:
         The folder also holds the files' SHA-256, by which :func:`is_whole` knows them.
         """
         final = self.round_folder(round_)
-        with _disk(self.rounds), whole_folder(final) as draft:
+        with disk(self.rounds), whole_folder(final) as draft:
             sums = {}
             for name, write in files.items():
                 write(draft / name)
@@ -200,7 +200,7 @@ def committed_rounds(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "rounds").glob("[0-9]*") if path.is_dir())
 
 
-class _disk:  # noqa: N801 - reads as a statement
+class disk:  # noqa: N801 - reads as a statement
     """Turns a failing disk into a sentence."""
 
     def __init__(self, where: Path) -> None:

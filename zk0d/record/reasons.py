@@ -58,6 +58,11 @@ class Reason(StrEnum):
     WRONG_CODEC = "wrong_codec", Effect.STRIKE, "encoded in another way than was asked for"
     WRONG_KIND = "wrong_kind", Effect.STRIKE, "weights where a difference was asked for"
     NO_PAYLOAD = "no_payload", Effect.STRIKE, "an answer without an update"
+    NO_VARIATE = (
+        "no_variate",
+        Effect.STRIKE,
+        "an update without the variate that the round asks for",
+    )
     NOT_FINITE = (
         "not_finite",
         Effect.STRIKE,

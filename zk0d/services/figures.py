@@ -129,6 +129,12 @@ def _of_evaluation(state: RunState) -> Iterator[Metric]:
             "The lowest such mean of the run.",
             best[1] if best else None,
         ),
+        (
+            "update_agreement",
+            "Norm of the last round's combined update over the mean norm of the nodes' updates: 1"
+            " if all pull the same way.",
+            state.agreement,
+        ),
     ):
         family = GaugeMetricFamily(f"zk0d_{name}", text)
         if value is not None:
@@ -145,7 +151,8 @@ def _of_nodes(state: RunState) -> Iterator[Metric]:
     for name, field in NodeRound.model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "metric" in extra:
-            values = {n: getattr(part, name) for n, part in last.items()}
+            found = {n: getattr(part, name) for n, part in last.items()}
+            values = {n: value for n, value in found.items() if value is not None}
             yield _gauge(str(extra["metric"]), field.description or "", node, values)
     yield _gauge(
         "node_phase_seconds",

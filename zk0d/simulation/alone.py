@@ -38,6 +38,7 @@ TRAINING = "training"
 #: What makes a federation of one be training alone; a user may not change these.
 ALONE: dict[str, Any] = {
     "uplink-codec": "fp32",
+    "drift-correction": "none",
     "downlink-codec": "fp32",
     "aggregation": "mean",
     "server-momentum": 0.0,

@@ -1,8 +1,8 @@
 """One process that can be any of a simulation's contributors, one message at a time.
 
 Policy and recordings are loaded once and shared by all of them. What a contributor keeps for
-itself between rounds, Adam's moments and what its encoding is short of, lies in a file, so that any
-worker can continue where another left off, and memory does not grow with their number.
+itself between rounds (Adam's moments, what its encoding is short of, its variates) lies in a file.
+So any worker can resume where another left off, and memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from zk0d.config.machine import ClientSettings
 from zk0d.federation import client_app
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
 from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
-from zk0d.federation.update import Payload
+from zk0d.federation.update import Manifest, Payload
 from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Stopped, TaskControl
+from zk0d.learner.variates import OwnVariates
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy
 from zk0d.learning.prepared import PreparedRecordings
@@ -112,7 +113,7 @@ class Worker:
         data = self._prepared[where]
         if node.episodes:
             data = data.share(node.episodes)
-        return Prepared(("", ""), policy, data, self._moments, Residual())
+        return Prepared(("", ""), policy, data, self._moments, Residual(), OwnVariates())
 
     def _episodes_of(self, address: tuple[str, ...]) -> set[int]:
         """What any contributor has of these recordings; empty for all of them."""
@@ -168,8 +169,7 @@ class VirtualLearner:
         _keep(prepared, path)
         self._lag(task, began)
         if self._node.poisoned:
-            turned = {name: POISON * array for name, array in update.arrays().items()}
-            update = Payload.of(turned, "delta", task.training.uplink_codec)
+            update = _poisoned(update).with_beside(*map(_poisoned, update.beside))
         return reply, update
 
     def _told(self, progress: Progress) -> Progress:
@@ -251,20 +251,30 @@ class _Contributor(Contributor):
         return self._taken or self._worker.prepared(spec, self._node, self.settings, control.tell)
 
 
+def _poisoned(payload: Payload) -> Payload:
+    turned = {name: POISON * array for name, array in payload.arrays().items()}
+    return Payload.of(turned, payload.manifest.kind, payload.manifest.codec)
+
+
 def _keep(prepared: Prepared, path: Path) -> None:
     """Write what this contributor keeps, whole or not at all."""
     run, round_, tensors = prepared.moments.kept()
     _, _, arrays = prepared.residual.kept()
     content = {f"moments/{name}": tensor.contiguous() for name, tensor in tensors.items()}
     content |= {f"residual/{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    variates = prepared.variates.kept()
+    for made_in, variate in variates.items():
+        data = bytearray(b"".join(variate.chunks))
+        content[f"variates/{made_in}"] = torch.frombuffer(data, dtype=torch.uint8)
+    manifests = {f"variates/{n}": each.manifest.to_json() for n, each in variates.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False) as draft:
-        save_file(content, draft, {"run": run, "round": str(round_)})
+        save_file(content, draft, {"run": run, "round": str(round_), **manifests})
 
 
 def _recall(prepared: Prepared, path: Path) -> None:
     run, round_ = "", 0
-    moments, residual = {}, {}
+    moments, residual, variates = {}, {}, {}
     if path.exists():
         with safe_open(path, "pt") as file:
             facts = file.metadata()
@@ -273,7 +283,11 @@ def _recall(prepared: Prepared, path: Path) -> None:
                 what, name = key.split("/", 1)
                 if what == "moments":
                     moments[name] = file.get_tensor(key)
-                else:
+                elif what == "residual":
                     residual[name] = file.get_tensor(key).numpy()
+                else:
+                    data = file.get_tensor(key).numpy().tobytes()
+                    variates[int(name)] = Payload(Manifest.from_json(facts[key]), [data])
     prepared.moments.restore(run, round_, moments)
     prepared.residual.restore(run, round_, residual)
+    prepared.variates.restore(run, variates)
