@@ -21,6 +21,8 @@ from zk0d.machine.certificates import make_certificates
 from zk0d.machine.hold import read_hold
 from zk0d.machine.setup import set_up_client
 from zk0d.machine.state import STATE, write_json
+from zk0d.record.events import RoundCommitted
+from zk0d.record.state import RunState
 
 SETTINGS = """\
 # of the left bench
@@ -129,6 +131,23 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     empty = typed("zk0bot", "status", "--folder", "/nothing")
     assert empty.returncode == 69
     assert "no zk0d runs on this host" in empty.stderr
+
+
+def test_status_shows_how_much_the_nodes_agree(folder: Path) -> None:
+    state = folder / "superlink"
+    state.mkdir()
+    (folder / "client.toml").unlink()
+    (folder / "server.toml").write_text(f'[superlink]\nstate = "{state}"\n')
+    run = RunState(run="7", last=RoundCommitted(round=3, agreement=0.625))
+    nodes = [
+        {"name": "left", "online": True, "policy_loss": 0.5, "agreement": 0.75},
+        {"name": "right", "online": False, "policy_loss": None, "agreement": None},
+    ]
+    write_json(state / STATE, {"run": run.status(), "nodes": nodes})
+    said = typed("zk0bot", "status", "--folder", str(folder)).stdout.splitlines()
+    assert "  agreement of the last round's updates 0.62" in said
+    assert "node left: online, training loss 0.5000, agreement 0.75" in said
+    assert "node right: offline" in said
 
 
 @pytest.fixture

@@ -56,8 +56,9 @@ def test_one_frame_of_this_machines_services(folder: Path) -> None:
     assert "round 2/3" in said.output
     assert lines["held-out"][:5] == ["held-out", "loss", "0.5", "best", "0.5"]
     assert lines["success"][1:] == ["90%", "a"]
-    assert lines["left"][1:4] == ["online", "0.5", "9"]
-    assert lines["left"][5:8] == ["2", "0", "0"]
+    assert "agreement 0.625" in said.output
+    assert lines["left"][1:5] == ["online", "0.5", "0.75", "9"]
+    assert lines["left"][6:9] == ["2", "0", "0"]
     assert lines["right"][1:3] == ["never", "seen"]
     assert "does not answer: server-superexec" in said.output
 

@@ -47,6 +47,7 @@ class Told:
         loss: float | None = 1.0,
         nodes: dict[str, float] | None = None,
         spread: float = 0.01,
+        agreement: float = 0.9,
     ) -> None:
         """Commit a round; ``nodes`` are training losses by name."""
         trained = dict.fromkeys(NODES, 1.0) if nodes is None else nodes
@@ -63,6 +64,7 @@ class Told:
             learning_rate=1e-4,
             proximal_mu=0.0,
             mean_update_norm=1.0,
+            agreement=agreement if number else None,
             bytes_up=1000,
             bytes_down=2000,
             seconds={"collect": 1.0, "evaluate": 0.5},
@@ -106,8 +108,9 @@ def _diverged(told: Told) -> None:
 
 
 def _apart(told: Told) -> None:
-    for number, own in enumerate((1.0, 0.5, 0.3, 0.2)):
-        told.round(number, 2.0 - 0.5 * number, dict.fromkeys(NODES, own))
+    """Three updates that cancel in part."""
+    for number in range(5):
+        told.round(number, 2.0 - 0.1 * number, agreement=0.9 if number < 3 else 0.5)
 
 
 def _far_off(told: Told) -> None:
@@ -147,10 +150,35 @@ def test_each_rule_finds_its_own_and_nothing_else(
 
 
 def test_one_nodes_round_is_not_found_apart(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run")
+    told = Told(tmp_path / "run", **{"drift-correction": "none"})
     for number in range(4):
-        told.round(number, 2.0 - 0.1 * number, {"left": 0.1})
+        told.round(number, 2.0 - 0.1 * number, {"left": 0.1}, agreement=0.1)
     assert rules(told) == []
+
+
+@pytest.mark.parametrize(
+    ("correction", "agreement", "proposal"),
+    [
+        ("none", 0.8, ""),
+        ("none", 0.65, "drift-correction=control-variates"),
+        ("control-variates", 0.65, ""),
+        ("control-variates", 0.55, "fewer local-steps and a lower initial-lr"),
+    ],
+)
+def test_corrected_nodes_are_apart_only_if_their_updates_cancel(
+    tmp_path: Path, correction: str, agreement: float, proposal: str
+) -> None:
+    told = Told(tmp_path / "run", **{"drift-correction": correction})
+    for number in range(5):
+        told.round(number, 2.0 - 0.1 * number, agreement=agreement)
+    found = findings(analyse(told.folder))
+    assert [each.rule for each in found] == (["apart"] if proposal else [])
+    if proposal:
+        assert proposal in found[0].proposal
+        assert found[0].evidence == (
+            f"the updates of rounds 3 to 4 agree to {agreement:.2f}; 3 updates with nothing in"
+            " common agree to 0.58"
+        )
 
 
 def test_a_good_run_has_nothing_odd(tmp_path: Path) -> None:
@@ -203,7 +231,7 @@ def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
     text = page(analyse(told.folder))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
-    assert text.count("<svg") == 9
+    assert text.count("<svg") == 10
     for link in ("src=", "@import", "url(http"):
         assert link not in text
 

@@ -53,10 +53,14 @@ def _print(content: dict[str, Any]) -> None:
         typer.echo(f"\nrun {run['run']}: {run['state']}, round {run['round']} of {run['rounds']}")
         if run.get("policy_loss") is not None:
             typer.echo(f"  policy loss {run['policy_loss']:.4f} on held-out recordings")
+        if run.get("agreement") is not None:
+            typer.echo(f"  agreement of the last round's updates {run['agreement']:.2f}")
         for task, ratio in run.get("success", {}).items():
             typer.echo(f"  success on {task}: {ratio:.2f}")
     for node in content["nodes"]:
         loss = "" if node["policy_loss"] is None else f", training loss {node['policy_loss']:.4f}"
+        if node.get("agreement") is not None:
+            loss += f", agreement {node['agreement']:.2f}"
         here = "online" if node["online"] else "offline"
         twice = ", its key is used by two machines" if node.get("key_shared") else ""
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")

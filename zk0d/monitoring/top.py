@@ -97,6 +97,7 @@ class View:
             f"deadline in {_span(deadline - now)}" if deadline else "no round under way",
             f"rate {_number(value('zk0d_learning_rate'))}",
             f"mu {_number(value('zk0d_proximal_mu'))}",
+            f"agreement {_number(value('zk0d_update_agreement'))}",
         )
         phases = samples.by("phase", "zk0d_round_phase_seconds")
         words = ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())
@@ -105,11 +106,13 @@ class View:
     def _nodes(self, samples: Samples, now: float) -> RenderableType:
         online = samples.by("node", "zk0d_node_online")
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("node", "", "loss", "answer", "accepted", "refused", "lost", "up", "down"):
+        numbers = ("loss", "agrees", "answer", "accepted", "refused", "lost", "up", "down")
+        for title in ("node", "", *numbers):
             table.add_column(title, justify="left" if title in ("node", "") else "right")
         table.add_column("version")
         columns = [
             samples.by("node", "zk0d_train_loss"),
+            samples.by("node", "zk0d_update_cosine"),
             samples.by("node", "zk0d_node_answer_seconds"),
             *(
                 samples.by("node", "zk0d_node_updates_total", result=result)
@@ -120,7 +123,7 @@ class View:
                 for direction in ("up", "down")
             ),
         ]
-        shapes = (_number, _span, _count, _count, _count, _bytes, _bytes)
+        shapes = (_number, _share, _span, _count, _count, _count, _bytes, _bytes)
         versions = {s.labels["node"]: s.labels["version"] for s in samples.all("zk0d_node_info")}
         last = samples.by("node", "zk0d_node_last_online_timestamp_seconds")
         # Who is away first: that is what somebody looks for.
@@ -225,6 +228,10 @@ def _gpu(samples: Samples, instance: str) -> str:
 
 def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
 
 
 def _count(value: float | None) -> str:

@@ -273,6 +273,11 @@ class RunState:
         return self.last.train_loss if self.last else None
 
     @property
+    def agreement(self) -> float | None:
+        """How much the updates of the last round pulled the same way, 0 to 1."""
+        return self.last.agreement if self.last else None
+
+    @property
     def last_commit(self) -> float:
         """When the last round was committed; 0 before the first."""
         return self.last.time if self.last else 0.0
@@ -311,6 +316,7 @@ class RunState:
             "rounds": self.wanted,
             "policy_loss": self.policy_loss,
             "train_loss": self.train_loss,
+            "agreement": self.agreement,
             "losses": self.by_dataset("loss"),
             "success": self.by_dataset("success"),
             "last_commit": self.last_commit or None,

@@ -89,7 +89,14 @@ def figures(event: RoundCommitted) -> dict[str, float]:
             "server_eval_total_samples": sum(d.frames for d in evaluation.datasets) or None,
         }
         found |= {f"server_eval_{d.name}_loss": d.loss for d in evaluation.datasets}
-    for name in ("learning_rate", "proximal_mu", "mean_update_norm", "bytes_up", "bytes_down"):
+    for name in (
+        "learning_rate",
+        "proximal_mu",
+        "mean_update_norm",
+        "agreement",
+        "bytes_up",
+        "bytes_down",
+    ):
         found[f"server_{name}"] = getattr(event, name)
     for node in event.nodes:
         found |= {

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from zk0d.errors import ConfigError
-from zk0d.record.events import EvaluationFailed, RoundFailed
+from zk0d.record.events import EvaluationFailed, RoundCommitted, RoundFailed
 from zk0d.record.journal import settings_of
 from zk0d.record.state import RunState
 from zk0d.record.summary import RunSummary, summary_of
@@ -43,6 +43,17 @@ class Analysis:
             for dataset in event.evaluation.datasets if event.evaluation else ():
                 if dataset.success is not None:
                     found.setdefault(dataset.name, {})[number] = dataset.success
+        return found
+
+    @cached_property
+    def agreement(self) -> dict[str, dict[int, float]]:
+        """How much updates pull the same way: of all, and each with the combined one, by round."""
+        found: dict[str, dict[int, float]] = {}
+        for number, event in sorted(self.state.rounds.items()):
+            cosines = [(node.node, node.agreement) for node in event.nodes]
+            for name, value in [("all", event.agreement), *cosines]:
+                if value is not None:
+                    found.setdefault(name, {})[number] = value
         return found
 
     @property
@@ -107,7 +118,9 @@ class Finding:
 STALL = 5
 FAR_OFF = 2.0  #: times the median of the others
 WORSE = 1.2  #: times the best loss
-APART = 2.0  #: times the nodes' own loss
+#: Mean cosine of two updates. On SoReach it is 0.5 and more if recordings are alike, and 0.1 or
+#: less in late rounds if each node has a region of its own.
+APART = 0.25
 
 
 def findings(analysis: Analysis) -> list[Finding]:
@@ -183,20 +196,37 @@ def diverged(analysis: Analysis) -> list[Finding]:
 
 
 def apart(analysis: Analysis) -> list[Finding]:
-    """Averaged weights that are far worse than what each node has trained."""
-    last = max(analysis.evaluated, default=0)
-    trained = [losses[last] for losses in analysis.losses.values() if last in losses]
-    if len(trained) < 2 or analysis.evaluated[last] <= APART * statistics.fmean(trained):
+    """Updates that have little in common, or cancel although they are corrected."""
+    events = [event for _, event in sorted(analysis.state.rounds.items())]
+    late = [e for e in events if e.agreement is not None and len(e.nodes) > 1]
+    late = late[len(late) // 2 :]
+    if not late:
         return []
+    corrected = analysis.state.settings.get("drift-correction", "none") != "none"
+    if statistics.fmean(map(_alike, late)) >= (0.0 if corrected else APART):
+        return []
+    nodes = statistics.fmean(len(event.nodes) for event in late)
+    agreement = statistics.fmean(event.agreement or 0.0 for event in late)
+    better = "fewer local-steps and a lower initial-lr"
+    if not corrected:
+        better = "drift-correction=control-variates, or fewer local-steps"
     return [
         Finding(
             "apart",
-            f"policy loss {analysis.evaluated[last]:.4f} in round {last}, where the nodes' training"
-            f" loss is {statistics.fmean(trained):.4f}",
-            "nodes may pull the weights apart: fewer local-steps and server-momentum=0.5; or they"
-            " learned their recordings by heart: more recordings",
+            f"the updates of rounds {late[0].round} to {late[-1].round} agree to {agreement:.2f};"
+            f" {nodes:.0f} updates with nothing in common agree to {nodes**-0.5:.2f}",
+            f"the nodes pull the weights apart: {better}",
         )
     ]
+
+
+def _alike(event: RoundCommitted) -> float:
+    """The mean cosine of two of a round's updates, if all have the same norm.
+
+    Then agreement a of n updates is |sum| / n norms, so n a^2 = 1 + (n - 1) cosine.
+    """
+    count, agreement = len(event.nodes), event.agreement or 0.0
+    return (count * agreement**2 - 1) / (count - 1)
 
 
 def far_off(analysis: Analysis) -> list[Finding]:

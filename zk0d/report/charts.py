@@ -83,6 +83,10 @@ def charts(analysis: Analysis) -> list[Chart]:
             Chart("proximal_mu", "Proximal mu, as applied", _lines(pulls, "mu")),
             Chart("updates", "Updates", _lines(norms, "norm")),
         ]
+    if analysis.agreement:
+        made.append(
+            Chart("agreement", "Agreement of the updates", _lines(analysis.agreement, "agreement"))
+        )
     if analysis.seconds:
         phases = sorted({phase for seconds in analysis.seconds.values() for phase in seconds})
         by_phase = {

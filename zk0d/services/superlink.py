@@ -214,6 +214,7 @@ class SuperlinkService(Service):
                     "since": node.activated,
                     "policy_loss": getattr(parts.get(node.name), "policy_loss", None),
                     "samples": getattr(parts.get(node.name), "samples", None),
+                    "agreement": getattr(parts.get(node.name), "agreement", None),
                 }
                 for node in sorted(nodes, key=lambda node: node.name)
             ],

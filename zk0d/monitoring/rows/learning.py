@@ -19,6 +19,7 @@ def panels() -> list[Panel]:
         policy_loss(),
         train_loss(),
         success(),
+        agreement(),
     ]
 
 
@@ -131,5 +132,18 @@ def success() -> Panel:
         points=True,
         limits=((0.5, ORANGE), (0.8, GREEN)),
         below=RED,
-        span=24,
+    )
+
+
+def agreement() -> Panel:
+    return graph(
+        "Agreement of the updates",
+        "Norm of the combined update over the mean norm of the nodes' updates, and the cosine of"
+        " each node's update and the combined one. Near 1 all pull the same way. At 1/sqrt(nodes)"
+        " the updates have nothing in common, below it they cancel: drift-correction helps.",
+        "none",
+        Query("max(zk0d_update_agreement)", "all"),
+        Query('zk0d_update_cosine{node=~"$node"}', "{{node}}"),
+        points=True,
+        least=None,
     )
