@@ -22,6 +22,10 @@ YARDSTICKS = {
     "rules": "mean",
     "participation": "100%",
     "codecs": "fp32",
+    "drift": f"{CENTRAL}, 4e-03",
+    "choices": "today",
+    "peers": "",
+    "poisoned-drift": "mean, clean",
 }
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
@@ -34,6 +38,10 @@ HEADINGS = {
     "rules": "Rules without an attacker: four contributors by region",
     "participation": "Participation: four contributors by region",
     "codecs": "Codecs: two contributors by region",
+    "drift": "Drift correction: unlike contributors against one place",
+    "choices": "What the defaults of drift correction are worth: eight contributors by region",
+    "peers": "Other rules, without drift correction",
+    "poisoned-drift": "Drift correction with one poisoned of four, iid",
 }
 Key = tuple[str, str, int]
 

@@ -43,6 +43,16 @@ SETTINGS: dict[str, Any] = {
     "eval-frequency": 12,
     "eval-frames": 0,
     "eval-rollouts": ROLLOUTS,
+    # What the defaults were when these tables were made.
+    "initial-lr": 2e-3,
+    "drift-correction": "none",
+    "server-nesterov": False,
+}
+#: Today's defaults, at the rate that drift correction lets a node train with.
+TODAY: dict[str, Any] = {
+    "initial-lr": 4e-3,
+    "drift-correction": "control-variates",
+    "server-nesterov": True,
 }
 FEDAVG = {"server-momentum": 0.0}
 #: The same steps, shared out otherwise.
@@ -63,7 +73,7 @@ class Line:
         return (self.experiment, self.title, self.seed)
 
 
-def base(scheme: str, count: int, seed: int, **settings: Any) -> Simulation:
+def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: Any) -> Simulation:
     """So many contributors of SoReach; recordings are made once for each seed."""
     folder = FOLDER.absolute() / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +85,7 @@ def base(scheme: str, count: int, seed: int, **settings: Any) -> Simulation:
             DEMONSTRATIONS,
             HELD_OUT,
             seed=seed,
+            alpha=alpha,
             make=pool.submit,
         )
     values = {**SETTINGS, "seed": seed, "min-fit-clients": count, **settings}
@@ -212,7 +223,7 @@ RULES: dict[str, dict[str, Any]] = {
     "norm clipping": {"norm-clip-factor": 1.0},
 }
 #: Strikes and outliers would take the poisoner out; here every round is poisoned.
-UNGUARDED = {"max-strikes": 0, "norm-outlier-factor": 0.0, "min-fit-clients": 3}
+UNGUARDED: dict[str, Any] = {"max-strikes": 0, "norm-outlier-factor": 0.0, "min-fit-clients": 3}
 
 
 def poison_lines(seeds: range) -> Iterator[Line]:
@@ -288,6 +299,124 @@ def own_lines(seeds: range) -> Iterator[Line]:
         )
 
 
+#: How unlike each other's the contributors' recordings are: scheme, how many, Dirichlet's alpha.
+SPLITS = {
+    **{f"{count} by region": ("region", count, 0.5) for count in (2, 4, 8, 16)},
+    **{f"{count} iid": ("iid", count, 0.5) for count in (2, 4, 8)},
+    "8 by Dirichlet 0.1": ("dirichlet", 8, 0.1),
+    "8 by Dirichlet 0.3": ("dirichlet", 8, 0.3),
+    "3 by task": ("task", 3, 0.5),
+}
+ONE_PLACE = {rate: f"{CENTRAL}, {rate:.0e}" for rate in (2e-3, 4e-3)}
+#: Other rules, which have no drift correction; at both rates, since each has its best one.
+PEERS: dict[str, dict[str, Any]] = {
+    "FedAvg": FEDAVG,
+    "FedAvgM 0.5": {},
+    "FedProx mu 0.01": {"proximal-mu": 0.01},
+    "DiLoCo's outer step": {
+        "server-momentum": 0.9,
+        "server-nesterov": True,
+        "server-learning-rate": 0.7,
+    },
+}
+#: What of today's defaults matters: eight contributors by region.
+CHOICES: dict[str, dict[str, Any]] = {
+    "float32 both ways": {
+        "variate-codec": "fp32",
+        "uplink-codec": "fp32",
+        "downlink-codec": "fp32",
+    },
+    "variates as int4": {"variate-codec": "int4"},
+    "without correction": {"drift-correction": "none"},
+    "FedAvgM 0.5": {"server-nesterov": False},
+    "no momentum": {"server-momentum": 0.0},
+    "2e-3": {"initial-lr": 2e-3},
+    "6e-3": {"initial-lr": 6e-3},
+    **{
+        f"{rounds} x {steps} steps": {
+            "num-server-rounds": rounds,
+            "local-steps": steps,
+            "eval-frequency": rounds,
+        }
+        for rounds, steps in ((48, 10), (24, 20), (8, 60))
+    },
+}
+
+
+def one_place_lines(experiment: str, seeds: range) -> Iterator[Line]:
+    """All recordings in one place at the same steps, at both rates."""
+    for seed in seeds:
+        for rate, title in ONE_PLACE.items():
+
+            def central(s: int = seed, r: float = rate) -> Simulation:
+                return lone(base("iid", 2, s, **{"initial-lr": r}), s)
+
+            yield Line(experiment, title, seed, central)
+
+
+def drift_lines(seeds: range) -> Iterator[Line]:
+    """Today's defaults on recordings that are more or less unlike each other."""
+    yield from one_place_lines("drift", seeds)
+    for seed in seeds:
+        for title, (scheme, count, alpha) in SPLITS.items():
+
+            def split(
+                a: str = scheme, n: int = count, x: float = alpha, s: int = seed
+            ) -> Simulation:
+                return base(a, n, s, alpha=x, **TODAY)
+
+            yield Line("drift", title, seed, split)
+
+        def away(s: int = seed) -> Simulation:
+            made = base("region", 8, s, **TODAY, **{"min-fit-clients": 1})
+            return with_plan(made, drop=0.3)
+
+        yield Line("drift", "8 by region, each away in 30 % of the rounds", seed, away)
+
+
+def choice_lines(seeds: range) -> Iterator[Line]:
+    """Each of today's defaults changed."""
+    for seed in seeds:
+        yield Line("choices", "today", seed, lambda s=seed: base("region", 8, s, **TODAY))  # type: ignore[misc]
+        for title, settings in CHOICES.items():
+
+            def changed(v: dict[str, Any] = settings, s: int = seed) -> Simulation:
+                return base("region", 8, s, **{**TODAY, **v})
+
+            yield Line("choices", title, seed, changed)
+
+
+def peer_lines(seeds: range) -> Iterator[Line]:
+    """Other rules on the same recordings, for the chart."""
+    for seed in seeds:
+        for name, settings in PEERS.items():
+            for rate in ONE_PLACE:
+                for count in (2, 4, 8, 16):
+
+                    def peer(
+                        v: dict[str, Any] = settings, r: float = rate, n: int = count, s: int = seed
+                    ) -> Simulation:
+                        return base("region", n, s, **{**v, "initial-lr": r})
+
+                    yield Line("peers", f"{count} by region, {name}, {rate:.0e}", seed, peer)
+
+
+def poisoned_drift_lines(seeds: range) -> Iterator[Line]:
+    """One of four poisons its update and its variate in every round, under each rule."""
+    for seed in seeds:
+        for title, settings in RULES.items():
+            for poisoned in (False, True):
+
+                def attacked(
+                    v: dict[str, Any] = settings, p: bool = poisoned, s: int = seed
+                ) -> Simulation:
+                    made = base("iid", 4, s, **TODAY, **UNGUARDED, **v)
+                    return with_plan(made, nodes=with_faults(made.plan.nodes, [], int(p)))
+
+                name = f"{title}, {'one poisons' if poisoned else 'clean'}"
+                yield Line("poisoned-drift", name, seed, attacked)
+
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
@@ -301,6 +430,11 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
     "participation": lambda: participation_lines(range(3)),
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
+    # Chosen on seeds 0 to 3, confirmed on these.
+    "drift": lambda: drift_lines(range(10, 18)),
+    "choices": lambda: choice_lines(range(10, 14)),
+    "peers": lambda: peer_lines(range(10, 13)),
+    "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
 }
 
 

@@ -33,6 +33,7 @@ from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, train
 
 PEER = "lerobot-train"
@@ -139,6 +140,7 @@ def _ours(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[tup
         yield "feature cache, kernel by kernel", functools.partial(variant, 0.0, False)
         yield "feature cache", functools.partial(variant, 0.0, True)
         yield "feature cache, FedProx", functools.partial(variant, MU, True)
+        yield "feature cache, variates", functools.partial(variant, 0.0, True, corrected=True)
 
 
 def _variant(
@@ -148,6 +150,7 @@ def _variant(
     mu: float,
     replayed: bool,
     batch: int,
+    corrected: bool = False,
 ) -> Steps:
     schedule = CosineSchedule(peak=1e-4, end=1e-5, warmup_steps=0, total_steps=10_000)
 
@@ -157,6 +160,8 @@ def _variant(
             TrainingSettings(local_steps=count, batch_size=batch), 0, schedule, 0, proximal_mu=mu
         )
         optimizer = Moments(policy).begin("bench", 1, 1e-10)
+        weights = policy.trainable()
+        offset = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         with contextlib.ExitStack() as undone:
             if not replayed:
                 kept = steps_module.ReplayedStep
@@ -168,6 +173,7 @@ def _variant(
                 usable,
                 optimizer,
                 plan,
+                correction=Correction(weights, offset) if corrected else None,
                 on_step=lambda step, loss: ends.append(time.perf_counter()),
             )
         assert result.bad_batches == 0
