@@ -173,8 +173,8 @@ def test_updates_are_taken_one_at_a_time(world: Make) -> None:
 def test_momentum_is_kept_with_the_round(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b")], **{"server-momentum": 0.5})
     made.run()
-    # V = 1, G = 1; V = 1.5, G = 2.5
-    assert np.allclose(made.weights(2)["a"], 2.5)
+    # Nesterov's: V = 1, G = 1 + 0.5 V; V = 1.5, G = 2.5 + 0.5 V
+    assert np.allclose(made.weights(2)["a"], 3.25)
     velocity = safetensors.numpy.load_file(
         made.folder / "rounds" / "00002" / "momentum.safetensors"
     )

@@ -185,9 +185,9 @@ class AggregationSettings(Settings):
         description="Rounds for which the mean gradient of a node that is away counts.",
     )
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.5, description="FedAvgM's momentum of the server; 0: plain FedAvg."
+        0.5, description="Momentum of the server; 0: plain FedAvg."
     )
-    server_nesterov: bool = Field(False, description="Nesterov's momentum in place of FedAvgM's.")
+    server_nesterov: bool = Field(True, description="Nesterov's momentum in place of FedAvgM's.")
     server_learning_rate: PositiveFloat = Field(1.0, description="Scale of the server's step.")
     downlink_codec: Literal["fp32", "bf16"] = Field(
         "bf16", description="Encoding of the weights for the nodes; the server keeps float32."

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 _STEPS: dict[str, dict[str, Any]] = {
-    "soreach": {"num-server-rounds": 16, "local-steps": 60, "eval-rollouts": 20},
+    "soreach": {
+        "num-server-rounds": 16,
+        "local-steps": 60,
+        "initial-lr": 4e-3,
+        "eval-rollouts": 20,
+    },
     # Grasping takes more precision than touching, so a wider policy, more samples, more rounds.
     "so101": {
         "model-name": "tiny-wide",
