@@ -142,7 +142,7 @@ class Progress:
     def shown(self) -> Iterator[None]:
         """Show it, and leave its last state on the screen."""
         if not self._console.is_terminal:
-            self._console.print(self._headline)
+            self._console.print(self._headline, soft_wrap=True)
             yield
             return
         with Live(
