@@ -763,7 +763,9 @@ def test_nodes_of_a_superlink(recordings_folder: Path) -> None:
     ):
         made.add_node("left")
         running = made.start("superlink", "superlink", "--config", str(made.server_toml))
-        wait_until(lambda: "0 of 1 nodes" in running.told.status, "the roster", 60, [running.child])
+        wait_until(
+            lambda: "0 of 1 nodes" in running.told.status, "the roster", 150, [running.child]
+        )
         settings = ServerSettings.load(made.server_toml)
         is_right(server.nodes(settings.superlink), "1 nodes", "0 online")
         is_right(machine.ports(machine.port_uses(settings)), "superlink.port", "our service")

@@ -66,7 +66,7 @@ def test_a_learner_that_dies_is_named_and_nothing_is_left(
     ):
         assert len(processes_of(tmp_path)) == 2 * len(started.children) == 18
         started.services.processes["contributor-b-learner"].child.signal(signal.SIGKILL)
-        wait_until(lambda: False, "its end", 30, started.children)
+        wait_until(lambda: False, "its end", 150, started.children)
     assert processes_of(tmp_path) == []
 
 
@@ -119,10 +119,10 @@ def test_an_interrupted_demo_says_so_and_leaves_no_process(
             assert demo.poll() is None, demo.communicate()
             return len(processes_of(folder)) > count
 
-        wait_until(under_way, "its services", 60)
+        wait_until(under_way, "its services", 150)
         demo.send_signal(number)
         _, said = demo.communicate(timeout=60)
-        wait_until(lambda: processes_of(folder) == [], "the last process's end", 30)
+        wait_until(lambda: processes_of(folder) == [], "the last process's end", 150)
     assert demo.returncode == 130
     assert "interrupted; every process of the demo was stopped" in said
     assert "Traceback" not in said
@@ -155,7 +155,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
         assert hostile.assert_right_below(demo.pid) >= 9
         demo.kill()
         demo.communicate(timeout=60)
-        wait_until(lambda: processes_of(folder) == [], "the last process's end", 30)
+        wait_until(lambda: processes_of(folder) == [], "the last process's end", 150)
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def watched(
                 lambda: len(server.query("up == 1")) == len(endpoints) + 1, "the targets", 60
             )
             request.getfixturevalue("first_run")
-            wait_until(lambda: bool(server.query(f"zk0d_round == {ROUNDS}")), "the last round", 60)
+            wait_until(lambda: bool(server.query(f"zk0d_round == {ROUNDS}")), "the last round", 150)
             wait_until(
                 lambda: bool(server.query("zk0d:train_step_seconds:mean5m")), "the rules", 60
             )

@@ -142,10 +142,10 @@ class Lab:
             self.root,
         )
         self.others.append(child)
-        wait_until(lambda: _listens(self.gateway), "nginx", 20, [child])
+        wait_until(lambda: _listens(self.gateway), "nginx", 150, [child])
         return child
 
-    def wait_for_status(self, name: str, words: str, timeout: float = 60.0) -> None:
+    def wait_for_status(self, name: str, words: str, timeout: float = 150.0) -> None:
         running = self.services[name]
         try:
             wait_until(

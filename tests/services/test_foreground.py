@@ -25,7 +25,7 @@ def test_a_service_gets_only_its_own_variables(
     lines: list[str] = []
     with Foreground(tmp_path, lambda _: lines.append, restart=False) as services:
         services.start([Program("teller", (sys.executable, "-c", TELL))])
-        wait_until(lambda: bool(lines), "its word", 30, services.children)
+        wait_until(lambda: bool(lines), "its word", 150, services.children)
     hostile.assert_right(json.loads(lines[0]))
 
 
@@ -34,6 +34,6 @@ def test_a_folder_in_which_a_service_runs_brings_no_packages(tmp_path: Path) -> 
     lines: list[str] = []
     with Foreground(folder, lambda _: lines.append, restart=False) as services:
         services.start([Program("flower", (sys.executable, "-m", "zk0d.flower.superexec"))])
-        wait_until(lambda: not services.children[0].alive, "its end", 30)
-        wait_until(lambda: bool(lines), "its word", 30)
+        wait_until(lambda: not services.children[0].alive, "its end", 150)
+        wait_until(lambda: bool(lines), "its word", 150)
     assert "superexec: the first argument is one of" in lines[-1], lines

@@ -89,7 +89,7 @@ def test_a_node_that_is_not_enrolled_says_so_and_comes_in_once_it_is(running: La
     running.wait_for_status("late-node", "online", 120)
     # Taken from the roster, it is out again.
     (running.root / "roster.d" / "late.pub").unlink()
-    running.wait_for_status("late-node", "not enrolled", 60)
+    running.wait_for_status("late-node", "not enrolled")
     running.services["late-node"].child.stop()
     running.services.pop("late-node").told.close()
 
@@ -98,7 +98,7 @@ def test_a_killed_superlink_comes_back_with_its_nodes(running: Lab) -> None:
     before = running.child_of("superlink", "zk0d.flower.superlink")
     before.send_signal(signal.SIGKILL)
     running.wait_for_status("superlink", "ended (signal 9)")
-    running.wait_for_status("superlink", "nodes online", 60)
+    running.wait_for_status("superlink", "nodes online")
     after = running.child_of("superlink", "zk0d.flower.superlink")
     assert after.pid != before.pid
     for name in NAMES:
@@ -108,7 +108,7 @@ def test_a_killed_superlink_comes_back_with_its_nodes(running: Lab) -> None:
 def test_a_killed_superexec_comes_back(running: Lab) -> None:
     running.child_of("left-exec", "zk0d.flower.superexec").send_signal(signal.SIGKILL)
     running.wait_for_status("left-exec", "ended (signal 9)")
-    running.wait_for_status("left-exec", "ready for work", 60)
+    running.wait_for_status("left-exec", "ready for work")
 
 
 def test_a_stopped_supernode_is_seen_by_the_coordinator_and_restarted(running: Lab) -> None:
@@ -139,7 +139,7 @@ def test_a_database_that_is_too_large_is_rebuilt_from_the_roster(running: Lab) -
     database = running.root / "superlink" / "superlink.db"
     before = database.stat().st_ino
     running.restart_superlink(("[superlink]\n", "[superlink]\ndatabase-limit-mib = 0.001\n"))
-    running.wait_for_status("superlink", "the database was too large", 60)
+    running.wait_for_status("superlink", "the database was too large")
     running.wait_for_status("superlink", "2 of 2 nodes online", 120)
     assert database.stat().st_ino != before
     for name in NAMES:

@@ -21,7 +21,7 @@ from zk0d.services.coordinator import KEY_SHARED
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light) as the gateway"),
 ]
 
@@ -71,11 +71,11 @@ def with_children(service: Running) -> list[psutil.Process]:
 
 def test_the_copy_of_a_machine_is_named_on_both_sides(running: Lab) -> None:
     copy = start_copy(running)
-    running.wait_for_status("copy", KEY_SHARED, 240)
+    running.wait_for_status("copy", KEY_SHARED, 500)
     assert not any("STATUS=online" in line for line in copy.told.sent), "it never was"
     assert "this one is not let in" in copy.told.status
-    running.wait_for_status("first", f"{KEY_SHARED}; this one is online", 60)
-    running.wait_for_status("superlink", "two machines use the key of left", 60)
+    running.wait_for_status("first", f"{KEY_SHARED}; this one is online", 150)
+    running.wait_for_status("superlink", "two machines use the key of left", 150)
 
     for folder, online in (("copy", False), ("left", True)):
         node = status(running.root / folder, "client")
@@ -88,7 +88,7 @@ def test_the_copy_of_a_machine_is_named_on_both_sides(running: Lab) -> None:
 
     copy.child.stop()
     first = running.services["first"].told
-    wait_until(lambda: first.status.startswith("online;"), "the end of it", 300)
+    wait_until(lambda: first.status.startswith("online;"), "the end of it", 500)
     assert not any("two machines" in line for line in status(running.root, "server")["todo"])
 
 
@@ -102,8 +102,8 @@ def test_two_admitted_machines_with_one_key_are_named_on_both_sides(running: Lab
     running.wait_for_status("copy", "online;", 200)
     for process in away:
         process.resume()
-    running.wait_for_status("first", KEY_SHARED, 240)
-    running.wait_for_status("copy", KEY_SHARED, 60)
+    running.wait_for_status("first", KEY_SHARED, 500)
+    running.wait_for_status("copy", KEY_SHARED)
     assert ("key.shared", "left") in noted(running)
 
 
@@ -117,11 +117,11 @@ def test_a_node_that_lost_power_is_not_a_second_machine(running: Lab) -> None:
         before.told.close()
         config = str(running.root / "left" / "client.toml")
         after = running.start(attempt, "supernode", "--config", config)
-        running.wait_for_status(attempt, "the coordinator still holds this node's old session", 60)
+        running.wait_for_status(attempt, "the coordinator still holds this node's old session")
         running.wait_for_status(attempt, "online;", 200)
         told = after.told.sent
         refused = next(n for n, line in enumerate(told) if "old session" in line)
         assert not any("STATUS=online" in line for line in told[:refused])
         assert not any(KEY_SHARED in line for line in told)
-    wait_until(lambda: noted(running).count(("node.online", "left")) >= 2, "the audit log", 30)
+    wait_until(lambda: noted(running).count(("node.online", "left")) >= 2, "the audit log", 150)
     assert "key.shared" not in {kind for kind, _ in noted(running)}

@@ -180,7 +180,7 @@ def test_an_ordinary_invite_leads_to_a_round(machine: Machine, recordings_folder
     # A new certificate is shown at once, and the node stays.
     before = shown_certificate(gateway)
     machine.type("server", "renew", "--force", "--folder", "server")
-    wait_until(lambda: shown_certificate(gateway) != before, "the new certificate", 30)
+    wait_until(lambda: shown_certificate(gateway) != before, "the new certificate", 150)
     machine.type("client", "wait-online", "--timeout", "2m", "--folder", "client")
 
     machine.type("client", "stop", "--folder", "client")
@@ -202,7 +202,7 @@ def test_nothing_is_left_of_a_coordinator_that_was_killed(
     workers = [each for each in below if "worker process" in processes.words_of(each)]
     assert workers, "nginx has processes of its own"
     started.kill()
-    wait_until(lambda: not any(map(lives, below)), "their end", 30)
+    wait_until(lambda: not any(map(lives, below)), "their end", 150)
     assert not listens(gateway)
 
 
@@ -224,7 +224,7 @@ def test_nginx_needs_no_rights() -> None:
         how = {"user": nobody, "group": nobody, "extra_groups": [], "cwd": root}
         argv = standalone.gateway(folder, settings).argv
         with processes.started(argv, stderr=subprocess.PIPE, text=True, **how) as process:
-            wait_until(lambda: listens(port) or process.poll() is not None, "nginx", 20)
+            wait_until(lambda: listens(port) or process.poll() is not None, "nginx", 150)
             assert process.poll() is None, process.communicate()[1]
             assert psutil.Process(process.pid).uids().effective == nobody
             process.terminate()
