@@ -85,12 +85,12 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Two test processes share two cores."""
+def few_threads() -> None:
+    """Test processes share the cores, so one thread each, unless more are asked for."""
     import sys
 
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

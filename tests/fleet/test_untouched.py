@@ -131,7 +131,7 @@ WRONG: dict[str, tuple[Callable[[Inventory], object], tuple[str, ...]]] = {
     ),
     "no recordings named": (
         lambda i: group(i, "contributors")["vars"].pop("zk0d_client_dataset"),
-        ("zk0d_client_dataset: left has none; set it to local:/folder",),
+        ("zk0d_client_dataset: left has none; set it to /folder",),
     ),
     "a secret that the vault has not": (
         lambda i: host(i, "left").update(zk0d_client_hf_token="{{ vault_hf_token }}"),

@@ -138,6 +138,9 @@ def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
     assert loaded.spec == again.spec, "the seed decides every weight"
     usual = family(name).usual_config()
     assert usual.chunk_size == loaded.config.chunk_size
+    if name == "act":
+        built = (loaded.config.chunk_size, loaded.config.dim_model, loaded.config.vision_backbone)
+        assert built == (100, 512, "resnet18"), "LeRobot's usual ACT"
     assert loaded.config.image_features.keys() == {
         f"observation.images.{camera}" for camera in recordings.summary.cameras
     }

@@ -93,6 +93,16 @@ def test_one_component_in_ticks_is_refused(joint: int) -> None:
     assert f"{JOINTS[joint]}.pos has another scale" in error.message
 
 
+@pytest.mark.parametrize("joints", [(0, 1, 2), (1, 3, 4)])
+def test_three_joints_in_radians_are_refused(joints: tuple[int, ...]) -> None:
+    ranges = DEGREES.copy()
+    ranges[list(joints)] = RADIANS[list(joints)]
+    error = refusal(robot(ranges), robot())
+    assert error.reason == "units_mismatch"
+    assert "and 2 more have another scale" in error.message
+    assert refusal(robot(), robot(ranges)).reason == "units_mismatch"
+
+
 def test_a_gripper_on_another_scale_is_refused_and_a_still_one_passes() -> None:
     ranges = DEGREES.copy()
     ranges[5] /= 100
@@ -150,7 +160,7 @@ def test_another_type_of_robot_with_equal_joints_is_refused_unless_allowed() -> 
 
 
 def test_what_is_unknown_is_a_notice() -> None:
-    unnamed = RobotDescription(state=Components(low=(0.0,) * 6, high=(9.0,) * 6))
+    unnamed = RobotDescription(state=Components(low=(0.0,) * 6, high=(30.0,) * 6))
     for own, like in ((unnamed, robot()), (robot(), unnamed), (None, robot())):
         notices = check_robot(own, like, where="left", whose="right")
         assert notices

@@ -207,8 +207,8 @@ def _scale(what: str, own: Components, other: Components, whose: str) -> Iterato
     """Components on another scale, by their ranges.
 
     One joint may stand nearly still in one dataset and swing in the other, so that a single range
-    proves nothing, unless it is a servo's ticks or a gripper's: a gripper opens in every task. Most
-    of the joints that move are no chance.
+    proves nothing, unless it is a servo's ticks or a gripper's: a gripper opens in every task. Three
+    joints, or half of those that move, are no chance.
     """
     mine, theirs = np.array([own.low, own.high]).T, np.array([other.low, other.high]).T
     moves = (np.ptp(mine, 1) > STILL) & (np.ptp(theirs, 1) > STILL)
@@ -222,7 +222,7 @@ def _scale(what: str, own: Components, other: Components, whose: str) -> Iterato
         far = far & moves
         if not far.any():
             continue
-        sure = far if 2 * far.sum() > moves.sum() else far & (ticks | gripper)
+        sure = far if far.sum() >= min(3, moves.sum() / 2) else far & (ticks | gripper)
         told = sure if sure.any() else far
         first = int(told.argmax())
         more, have = (f" and {told.sum() - 1} more", "have") if told.sum() > 1 else ("", "has")
