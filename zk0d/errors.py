@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterator
 from enum import IntEnum
 
-#: A disk that is full, or that this process may not write to.
-_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+#: A disk that is full or read-only.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: One that this process may not write to.
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 
 
 class ExitCode(IntEnum):
@@ -104,12 +106,20 @@ def with_causes(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or each.__context__
 
 
-def disk_trouble(error: BaseException) -> str:
-    """What a disk said that was full, read-only or forbidden; empty if none was the cause."""
+def disk_trouble(error: BaseException, *, forbidden: bool = True) -> str:
+    """What a disk said that was full or read-only; empty if none was the cause.
+
+    Parameters
+    ----------
+    forbidden
+        Whether a disk counts that this process has no right to.
+    """
     for each in with_causes(error):
-        told = _ERRNO.search(str(each))  # pyarrow and shutil say it in their message only
-        number = (each.errno if isinstance(each, OSError) else 0) or int(told[1] if told else 0)
-        if number in _DISK_TROUBLE:
+        # pyarrow, shutil and what is written in Rust say it in their message only.
+        told = _ERRNO.search(str(each))
+        said = int(told[1] or told[2]) if told else 0
+        number = (each.errno if isinstance(each, OSError) else 0) or said
+        if number in _DISK_FULL or (forbidden and number in _FORBIDDEN):
             where = getattr(each, "filename", None)
             return os.strerror(number) + (f": {where}" if where else "")
     return ""

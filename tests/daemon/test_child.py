@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -153,3 +154,39 @@ def test_programs_end_with_a_sentence_or_a_bug(capsys: pytest.CaptureFixture[str
 
     assert guarded("zk0d", interrupted) == 130
     assert guarded("zk0d", lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "x", "/t/file"), "(No space left on device: /t/file)"),
+        (OSError(errno.EDQUOT, "x"), "(Disk quota exceeded)"),
+        (OSError(errno.EROFS, "x"), "(Read-only file system)"),
+        (Exception("No space left on device (os error 28)"), "(No space left on device)"),
+    ],
+)
+def test_a_program_that_meets_a_full_disk_ends_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], error: Exception, says: str
+) -> None:
+    def full() -> None:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("could not save") from cause
+
+    assert guarded("zk0d", full) == ExitCode.TRY_AGAIN
+    said = capsys.readouterr().err
+    assert says in said
+    assert "free space there" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_what_no_disk_is_at_fault_for_stays_a_bug(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def buggy() -> None:
+        raise OSError(number, "x", "/t/file")
+
+    assert guarded("zk0d", buggy) == ExitCode.BUG
+    assert "please report" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -21,7 +24,7 @@ from tests.federation.fakes import SPEC, STATISTICS
 from tests.serving import served
 from zk0d.config.run import EvaluationSettings
 from zk0d.daemon.child import wait_until
-from zk0d.errors import DataError, ExitCode, UnavailableError
+from zk0d.errors import DataError, ExitCode, UnavailableError, Zk0dError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import (
     Evaluate,
@@ -34,6 +37,7 @@ from zk0d.federation.messages import (
 from zk0d.federation.update import Payload
 from zk0d.learner import app
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learning import policy
 from zk0d.record.events import DatasetResult
 from zk0d.services.learner import LearnerService, listen
 
@@ -140,6 +144,22 @@ def _caused_by(cause: Exception, error: Exception) -> Exception:
         (_caused_by(MemoryError(), RuntimeError("the recording failed")), "out_of_memory"),
         (RuntimeError("CUDA error: unspecified launch failure"), "gpu_failed"),
         (_caused_by(RuntimeError("CUDA error: an assert"), TypeError("oops")), "gpu_failed"),
+        (OSError(errno.ENOSPC, "No space left on device", "/t/file"), "disk_full"),
+        (Exception("No space left on device (os error 28)"), "disk_full"),
+        (shutil.Error([("a", "b", "[Errno 30] Read-only file system: 'b'")]), "disk_full"),
+        (
+            _caused_by(
+                Exception("IO error: Disk quota exceeded (os error 122)"), TypeError("oops")
+            ),
+            "disk_full",
+        ),
+        (
+            _caused_by(
+                RuntimeError("CUDA error: an assert"), OSError(errno.ENOSPC, "No space left")
+            ),
+            "gpu_failed",
+        ),
+        (Exception("No such file or directory (os error 2)"), "bug"),
         (ZeroDivisionError("oops"), "bug"),
         (_caused_by(ZeroDivisionError(), RuntimeError("oops")), "bug"),
     ],
@@ -155,7 +175,49 @@ def test_a_failure_has_a_name(
         client.start(TASK)
     assert error.value.reason == reason
     assert ("lower the run's batch-size" in error.value.message) == (reason == "out_of_memory")
+    assert ("free space there" in error.value.message) == (reason == "disk_full")
     assert "oops" not in error.value.message, "details stay in the learner's log"
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason", "said"),
+    [
+        (OSError(errno.ENOSPC, "full"), "disk_full", r"\(No space left on device\); free space"),
+        (RuntimeError("No space left on device (os error 28)"), "disk_full", "free space there"),
+        (PermissionError(errno.EACCES, "forbidden"), "model_unavailable", "fetch it again"),
+        (ValueError("not JSON"), "model_unavailable", "fetch it again"),
+    ],
+)
+def test_a_full_disk_is_no_broken_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: Exception, reason: str, said: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise raised
+
+    for name in ("_model_folder", "_pretrained_config", "refuse_code", "family"):
+        monkeypatch.setattr(policy, name, lambda *_: Mock(from_folder=fail))
+    with pytest.raises(Zk0dError, match=said) as error:
+        policy.load_policy(SPEC.model_copy(update={"model_name": "me/model"}), device="cpu")
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (OSError(errno.ENOSPC, "full"), "disk_full"),
+        (OSError("We couldn't connect to the hub"), "hub_unreachable"),
+    ],
+)
+def test_a_disk_that_a_download_fills_is_not_the_hubs_fault(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, reason: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(policy, "snapshot_download", fail)
+    with pytest.raises(Zk0dError, match="model 'me/model'") as error:
+        policy.load_policy(SPEC.model_copy(update={"model_name": "me/model"}), device="cpu")
+    assert error.value.reason == reason
 
 
 def test_a_learner_with_a_failed_gpu_ends_so_that_it_restarts(

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from tests.learning import damage
 from tests.learning.damage import fingerprint
+from tests.recordings import shapes
+from zk0d.cli.main import app
 from zk0d.demo.recordings import make_recordings
 from zk0d.errors import DataError, TryAgainError, UsageError
 from zk0d.learning.convert import convert
@@ -25,6 +33,7 @@ from zk0d.learning.layout import POINTER
 from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.split import split_dataset
+from zk0d.machine.enrolment import Invite
 from zk0d.simulators.task import Sector
 
 BIN = Path(sys.executable).parent
@@ -149,6 +158,165 @@ def test_a_video_that_lacks_pictures_is_not_converted(former: Path, lacking: ran
     assert [path.name for path in former.parent.iterdir()] == ["former"]
 
 
+def changed_line(file: str, **values: Any) -> Callable[[Path], None]:
+    """Change the second line of one of a dataset's papers."""
+
+    def damaged(folder: Path) -> None:
+        path = folder / "meta" / file
+        lines = path.read_text().splitlines()
+        lines[1] = json.dumps(json.loads(lines[1]) | values)
+        path.write_text("\n".join(lines))
+
+    return damaged
+
+
+def changed_table(column: str, value: Any, *, throughout: bool = False) -> Callable[[Path], None]:
+    """Change one value in the table of episode 1, or all of them."""
+
+    def damaged(folder: Path) -> None:
+        rows = pq.read_table(folder / TABLE).to_pylist()
+        for row in rows if throughout else rows[2:3]:
+            row[column] = value
+        pq.write_table(pa.Table.from_pylist(rows), folder / TABLE)
+
+    return damaged
+
+
+TABLE = "data/chunk-000/episode_000001.parquet"
+NO_NUMBERS: tuple[Any, ...] = (None, [], {}, "1")
+SAID = ("min", "max", "mean", "std", "count")
+NUMERIC = (shapes.ACTION, shapes.STATE, *shapes.BOOKKEEPING)
+SMALL = io.BytesIO()
+Image.new("RGB", (32, 24)).save(SMALL, "PNG")
+
+
+@pytest.mark.parametrize("statistics", [True, False], ids=["own", "computed"])
+@pytest.mark.parametrize(
+    ("damaged", "file"),
+    [
+        *(
+            (changed_line("tasks.jsonl", task_index=value), "meta/tasks.jsonl")
+            for value in (*NO_NUMBERS, 0)
+        ),
+        (changed_line("tasks.jsonl", task=None), "meta/tasks.jsonl"),
+        *(
+            (changed_line("episodes.jsonl", **{name: value}), "meta/episodes.jsonl")
+            for name in ("episode_index", "length", "tasks")
+            for value in (None, float("inf"), {"a": 1} if name != "tasks" else 1)
+        ),
+        (changed_line("episodes.jsonl", episode_index=0), "meta/episodes.jsonl names episode 0 2"),
+        *((changed_table("action", value), TABLE) for value in (None, [0.5], [0.5] * 5 + [None])),
+        *((changed_table(name, None), TABLE) for name in shapes.BOOKKEEPING if name != "index"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_with_the_files_name(
+    tmp_path: Path, damaged: Callable[[Path], None], file: str, statistics: bool
+) -> None:
+    folder = tmp_path / "former"
+    features = shapes.so101("top", dtype="image")
+    shapes.write(folder, features, version="v2.1", tasks=("pick", "put"), statistics=statistics)
+    damaged(folder)
+    for partial in (False, True):
+        with pytest.raises(DataError) as said:
+            convert(folder, tmp_path / "new", partial=partial)
+        assert file in said.value.message
+        assert "LeRobot cannot" not in said.value.message
+        assert "\n" not in said.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["former"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [(None, "no pictures"), ({"bytes": SMALL.getvalue()}, "pictures of several sizes")],
+    ids=["none", "small"],
+)
+def test_pictures_without_statistics_are_refused_with_the_tables_name(
+    tmp_path: Path, value: Any, what: str
+) -> None:
+    camera = f"{shapes.CAMERA}top"
+    folder = tmp_path / "former"
+    features = shapes.so101("top", dtype="image")
+    shapes.write(folder, features, version="v2.1", statistics=False)
+    changed_table(camera, value, throughout=value is None)(folder)
+    with pytest.raises(DataError, match=rf"{folder}: {TABLE} has {what} in '{camera}'; "):
+        convert(folder, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"episode_index": value} for value in NO_NUMBERS),
+        *({"stats": value} for value in (*NO_NUMBERS, 3)),
+        *({"stats": dict.fromkeys(NUMERIC, value)} for value in (*NO_NUMBERS, {"mean": [0]})),
+        *(
+            {"stats": dict.fromkeys(NUMERIC, dict.fromkeys(SAID, value))}
+            for value in (*NO_NUMBERS, [0])
+        ),
+        {"stats": {name: {key: [1] for key in (*SAID, "q01")} for name in NUMERIC}},
+    ],
+    ids=str,
+)
+def test_damaged_statistics_are_computed_again(tmp_path: Path, values: dict[str, Any]) -> None:
+    folder = tmp_path / "former"
+    features = {shapes.ACTION: shapes.numbers(6), shapes.STATE: shapes.numbers(6)}
+    shapes.write(folder, features, version="v2.1")
+    convert(folder, tmp_path / "whole")
+    changed_line("episodes_stats.jsonl", **values)(folder)
+    convert(folder, tmp_path / "new")
+    before, after = (
+        json.loads((tmp_path / name / "meta/stats.json").read_text()) for name in ("whole", "new")
+    )
+    assert after.keys() == before.keys()
+    for name, stats in before.items():
+        for key in ("min", "max", "mean", "count"):
+            assert np.allclose(after[name][key], stats[key], rtol=1e-4, atol=1e-6), (name, key)
+
+
+def long_lists(table: pa.Table) -> pa.Table:
+    place = table.schema.get_field_index("action")
+    values = table.column("action").cast(pa.large_list(pa.float32()))
+    return table.set_column(place, "action", values)
+
+
+def without_numbers(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in shapes.BOOKKEEPING if name != "timestamp"])
+
+
+@pytest.mark.parametrize("statistics", [True, False], ids=["own", "computed"])
+@pytest.mark.parametrize("change", [long_lists, without_numbers])
+def test_tables_may_have_long_lists_and_a_matrix_and_no_numbers(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], statistics: bool
+) -> None:
+    folder = tmp_path / "former"
+    features = shapes.so101("top", dtype="image")
+    features["matrix"] = {"dtype": "float32", "shape": [4, 4], "names": None}
+    shapes.write(folder, features, version="v2.1", statistics=statistics)
+    actions = []
+    for path in sorted(folder.rglob("*.parquet")):
+        table = pq.read_table(path)
+        actions += table.column("action").to_pylist()
+        pq.write_table(change(table), path)
+    convert(folder, tmp_path / "new")
+    assert open_recordings(f"local:{tmp_path / 'new'}").columns["action"].tolist() == actions
+
+
+def test_partial_leaves_out_an_episode_whose_pictures_lay_in_its_table(tmp_path: Path) -> None:
+    folder = tmp_path / "former"
+    shapes.write(folder, shapes.so101("top", dtype="image"), version="v2.1")
+    (folder / TABLE).unlink()
+    with pytest.raises(DataError, match=rf"{TABLE} is missing.*--partial"):
+        convert(folder, tmp_path / "new")
+    convert(folder, tmp_path / "new", partial=True)
+    copy = open_recordings(f"local:{tmp_path / 'new'}")
+    key = copy.layout.cameras[0]
+    kept = [former for former in range(len(shapes.LENGTHS)) if former != 1]
+    assert copy.episodes == [*range(len(kept))]
+    for number, former in enumerate(kept):
+        shown = decode_episode(copy, key, number).pixels.permute(0, 2, 3, 1).numpy()
+        size = (shapes.LENGTHS[former], shapes.HEIGHT, shapes.WIDTH)
+        assert np.array_equal(shown, [*shapes.pictures(*size, seed=former)])
+
+
 def test_the_written_copy_is_verified(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zk0d.learning.convert._check_pictures", lambda former: None)
     video = former / "videos/chunk-000/observation.images.top/episode_000000.mp4"
@@ -182,7 +350,18 @@ def test_nothing_is_written_into_recordings(
     link = tmp_path / "link"
     link.symlink_to(copied_recordings)
     uri = f"local:{recordings_folder}"
-    before = fingerprint(copied_recordings), fingerprint(former)
+    kept = copied_recordings, former
+
+    def content() -> list[object]:
+        return [(fingerprint(folder), sorted(folder.rglob("*"))) for folder in kept]
+
+    def command(*words: str | Path) -> None:
+        CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+
+    (tmp_path / "ca.crt").touch()
+    coordinator = "--coordinator", "hub:9443", "--ca", tmp_path / "ca.crt"
+    invite = Invite("hub:9443", "").to_line()
+    before = content()
     for write in (
         lambda: convert(former, former / "new"),
         lambda: convert(former, inside),
@@ -190,10 +369,20 @@ def test_nothing_is_written_into_recordings(
         lambda: split_dataset(uri, link / "parts", "iid", 2),
         lambda: merge_datasets([recordings_folder], inside),
         lambda: make_recordings(inside, Sector(), 1, first_seed=0),
+        lambda: command("demo", "--folder", inside),
+        lambda: command("demo", "--folder", tmp_path / "demo", "--svg", former / "demo.svg"),
+        lambda: command("server", "init", "--host", "hub", "--folder", inside),
+        lambda: command("client", "init", *coordinator, "--folder", link / "settings"),
+        lambda: command("client", "join", invite, "--folder", former),
+        lambda: command("report", "--html", inside, tmp_path),
     ):
         with pytest.raises(UsageError, match="lies in the recordings at"):
             write()
-    assert (fingerprint(copied_recordings), fingerprint(former)) == before
+    for folder in kept:
+        with pytest.raises(UsageError, match=r"OUTPUT: .* is not empty"):
+            command("data", "split", folder, folder.parent)
+    assert content() == before
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import torch
 
 from tests.learning.damage import change_info, first_video, set_value
 from zk0d.config.machine import CacheSettings
-from zk0d.errors import DataError, TryAgainError, UnavailableError
+from zk0d.errors import DataError, ExitCode, TryAgainError, UnavailableError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.recordings import Recordings, open_recordings
@@ -249,6 +253,136 @@ def test_an_unreadable_video_is_not_called_damaged(
     assert "this process may not read it" in refusal(copied_recordings)
     with pytest.raises(DataError, match=r"\.mp4: this process may not read it .*chmod -R a\+rX"):
         decode_episode(recordings, "observation.images.top", 0)
+
+
+#: Reads a dataset's metadata as every program of zk0d begins to.
+READ = """
+import sys
+from zk0d.daemon.program import guarded
+from zk0d.learning.layout import find, read_layout
+def read():
+    read_layout(find(sys.argv[1]), sys.argv[1])
+sys.exit(guarded("zk0d", read))
+"""
+ZK0BOT = "from zk0d.cli.main import main; main()"
+#: Root may read everything; without these two capabilities it may not.
+AS_A_USER = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+needs_setpriv = pytest.mark.skipif(
+    os.geteuid() == 0 and not shutil.which("setpriv"),
+    reason="setpriv (util-linux) is not installed",
+)
+
+
+@contextmanager
+def without_rights(path: Path) -> Iterator[None]:
+    before = path.stat().st_mode
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(before)
+
+
+def as_a_user(
+    program: str, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*(AS_A_USER if os.geteuid() == 0 else ()), sys.executable, "-c", program, *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
+        timeout=300,
+    )
+
+
+def may_not_read(path: Path) -> str:
+    return (
+        f"{path}: this process may not read it (user {os.geteuid()}); give it the right, for"
+        " example with chmod -R a+rX on the recordings"
+    )
+
+
+VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
+
+
+@needs_setpriv
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("..", "."),
+        (".", "meta/info.json"),
+        ("meta", "meta/info.json"),
+        ("meta/info.json", "meta/info.json"),
+        ("meta/tasks.parquet", "meta/tasks.parquet"),
+        ("meta/episodes", "meta/episodes"),
+        ("meta/episodes/chunk-000", "meta/episodes/chunk-000"),
+        ("data", "data/chunk-000/file-000.parquet"),
+        ("data/chunk-000", "data/chunk-000/file-000.parquet"),
+        ("videos", VIDEO),
+        ("videos/observation.images.top", VIDEO),
+        ("videos/observation.images.top/chunk-000", VIDEO),
+    ],
+)
+def test_a_forbidden_folder_is_not_called_missing(
+    copied_recordings: Path, place: str, named: str
+) -> None:
+    uri = f"local:{copied_recordings}"
+    with without_rights((copied_recordings / place).resolve()):
+        done = as_a_user(READ, uri)
+    assert done.stderr == f"zk0d: {uri}: {may_not_read(copied_recordings / named)}.\n"
+    assert done.returncode == ExitCode.UNAVAILABLE
+
+
+@needs_setpriv
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("hub", "refs"),
+        ("refs", "refs"),
+        ("refs/v3.0", "refs/v3.0"),
+        ("snapshots", "snapshots/abc/meta/info.json"),
+        ("snapshots/abc/meta", "snapshots/abc/meta/info.json"),
+    ],
+)
+def test_forbidden_downloads_are_not_called_missing(
+    recordings_folder: Path, tmp_path: Path, place: str, named: str
+) -> None:
+    cached = tmp_path / "hub/datasets--ann--cubes"
+    shutil.copytree(recordings_folder, cached / "snapshots/abc")
+    (cached / "refs").mkdir()
+    (cached / "refs/v3.0").write_text("abc\n")
+    home = {"HF_LEROBOT_HOME": str(tmp_path)}
+    assert as_a_user(READ, "ann/cubes", env=home).returncode == ExitCode.OK
+    with without_rights(cached.parent if place == "hub" else cached / place):
+        done = as_a_user(READ, "ann/cubes", env=home)
+    assert done.stderr == f"zk0d: ann/cubes: {may_not_read(cached / named)}.\n"
+    assert done.returncode == ExitCode.UNAVAILABLE
+
+
+@needs_setpriv
+@pytest.mark.parametrize(
+    ("place", "words", "named"),
+    [
+        ("..", "check HERE/dataset", "meta/info.json"),
+        ("meta", "check HERE/dataset", "meta/info.json"),
+        ("meta/info.json", "check HERE/dataset", "meta/info.json"),
+        ("meta/episodes", "check HERE/dataset", "meta/episodes"),
+        ("..", "stats HERE/dataset", "."),
+    ],
+)
+def test_verbs_say_which_folder_is_forbidden(
+    copied_recordings: Path, place: str, words: str, named: str
+) -> None:
+    parent = copied_recordings.parent
+    typed = words.replace("HERE", parent.name).split()
+    with without_rights((copied_recordings / place).resolve()):
+        done = as_a_user(ZK0BOT, "data", *typed, cwd=parent.parent)
+    said = done.stdout + done.stderr
+    assert may_not_read(copied_recordings / named) in said
+    assert "Traceback" not in said
+    assert ".;" not in said
+    assert done.returncode == ExitCode.UNAVAILABLE
 
 
 def test_a_task_that_is_not_listed(copied_recordings: Path) -> None:

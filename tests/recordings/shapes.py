@@ -616,6 +616,15 @@ def v21_episode_taken(folder: Path) -> None:
     write(folder, version="v2.1", numbered=(0, 1, 3, 4))
 
 
+@shape(
+    "v2.1 with pictures in its tables from which episode 2 was taken",
+    "convert",
+    "is of LeRobot's format v2.1",
+)
+def v21_pictures_in_tables_taken(folder: Path) -> None:
+    write(folder, so101("top", dtype="image"), version="v2.1", numbered=(0, 1, 3, 4))
+
+
 @shape("v2.1, an episode without frames", "convert --partial", "is of LeRobot's format v2.1")
 def v21_empty_episode(folder: Path) -> None:
     write(folder, version="v2.1", lengths=(12, 0, 11, 10))

@@ -319,8 +319,8 @@ def _pictures(recordings: Recordings, *, quiet: bool) -> list[Remark]:
 
 
 def _check_new(folder: Path, what: str) -> None:
+    from zk0d.config.names import check_apart
     from zk0d.errors import UsageError
-    from zk0d.learning.rewriting import check_apart
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{what}: {folder} is not empty; name a new folder.")

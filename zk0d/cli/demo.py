@@ -58,13 +58,16 @@ def demo(
     """Run a whole federation on this machine and compare it with training alone."""
     from rich.console import Console
 
+    from zk0d.config.names import check_apart
     from zk0d.config.run import parse_overrides
     from zk0d.demo.budget import EPISODES
     from zk0d.demo.main import DemoOptions, run_demo
     from zk0d.errors import UsageError
 
-    if svg is not None and not svg.parent.is_dir():
-        raise UsageError(f"--svg: there is no folder {svg.parent}; make it or name another.")
+    if svg is not None:
+        check_apart(svg, "--svg")
+        if not svg.parent.is_dir():
+            raise UsageError(f"--svg: there is no folder {svg.parent}; make it or name another.")
     options = DemoOptions(
         seed=seed,
         contributors=contributors,

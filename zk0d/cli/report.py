@@ -26,9 +26,12 @@ def report(
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
     """Report a run, also a failed one; compare further runs with the first."""
+    from zk0d.config.names import check_apart
     from zk0d.errors import TryAgainError, UsageError
     from zk0d.report.analysis import analyse, compare, findings
 
+    if html is not None:
+        check_apart(html, "--html")
     read = [analyse(_folder(run, folder)) for run in runs]
     if html is not None:
         from zk0d.report.page import page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,35 @@ def check_alias(value: str) -> str:
 
 #: What a node is called wherever it is shown: nothing else about its owner travels.
 Alias = Annotated[str, AfterValidator(_alias)]
+
+#: Without it a folder holds no dataset.
+DATASET_FILE = "meta/info.json"
+
+
+def check_apart(output: Path, option: str) -> None:
+    """Refuse to write into recordings: no folder above ``output`` may be a dataset.
+
+    Raises
+    ------
+    UsageError
+        Naming the option and the dataset.
+    DataError
+        If this process may not look whether a folder is one.
+    """
+    place = output.resolve()
+    for folder in (place, *place.parents):
+        try:
+            found = (folder / DATASET_FILE).exists()
+        except PermissionError:
+            raise DataError(
+                f"{option}: {output} may lie in recordings: this process may not read {folder}"
+                f" (user {os.geteuid()}); run this as a user who may, or name a folder elsewhere."
+            ) from None
+        if found:
+            raise UsageError(
+                f"{option}: {output} lies in the recordings at {folder}; name a folder elsewhere."
+            )
+
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -81,7 +111,7 @@ class DatasetUri:
         path = Path(plain).expanduser()
         named = plain != text or plain.startswith((".", "/", "~"))
         if plain and not plain.startswith("hf:"):
-            if named or plain.count("/") != 1 or path.exists():
+            if named or plain.count("/") != 1 or _is_here(path):
                 return cls("local", str(path.resolve()))
             if path.parent.is_dir():
                 raise DataError(
@@ -107,6 +137,14 @@ class DatasetUri:
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.location}"
+
+
+def _is_here(path: Path) -> bool:
+    """Whether it exists, or lies in a folder that this process may not look into."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _dataset_uri(value: str) -> str:

@@ -9,14 +9,14 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from zk0d.errors import ExitCode, Zk0dError
+from zk0d.errors import ExitCode, Zk0dError, disk_trouble
 
 
 def guarded(name: str, function: Callable[[], int | None]) -> int:
     """Run ``function``; the exit code of the process.
 
-    A :class:`Zk0dError` is one sentence on stderr, never a traceback. Anything else is a bug of
-    ours and shows where.
+    A :class:`Zk0dError` is one sentence on stderr, never a traceback, and so is a disk that is full
+    or read-only. Anything else is a bug of ours and shows where.
     """
     _reach_this_machine_directly()
     end_quickly()
@@ -30,7 +30,15 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         return 141
-    except Exception:
+    except Exception as error:
+        if trouble := disk_trouble(error, forbidden=False):
+            print(
+                f"{name}: a disk cannot be written ({trouble}); free space there, or in the folder"
+                " for temporary files (TMPDIR), or make it writable.",
+                file=sys.stderr,
+                flush=True,
+            )
+            return ExitCode.TRY_AGAIN
         traceback.print_exc()
         print(f"{name}: a bug in zk0d; please report the lines above", file=sys.stderr)
         return ExitCode.BUG

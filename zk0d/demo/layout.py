@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from zk0d.config.names import check_apart
 from zk0d.errors import TryAgainError, UsageError
 from zk0d.simulators.task import Sector
 
@@ -49,12 +50,14 @@ class Layout:
         Raises
         ------
         UsageError
-            If there are too many contributors, or the folder holds something already.
+            If there are too many contributors, or the folder holds something already or lies in
+            recordings.
         TryAgainError
             If it cannot be written.
         """
         if not 1 <= count <= len(LETTERS):
             raise UsageError(f"--contributors: between 1 and {len(LETTERS)}, not {count}.")
+        check_apart(root, "--folder")
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UsageError(f"--folder: {root} is not empty; name a new folder.")
         layout = cls(root.absolute(), count, task)

@@ -8,9 +8,9 @@ from pathlib import Path
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
+from zk0d.config.names import check_apart
 from zk0d.errors import TryAgainError
 from zk0d.files import rename
-from zk0d.learning.rewriting import check_apart
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
 

@@ -15,7 +15,7 @@ from zk0d.daemon.program import end_quickly
 from zk0d.doctor.finding import Host, Unchecked, Wrong, rule
 from zk0d.doctor.machine import fetch_command
 from zk0d.errors import DataError
-from zk0d.learning.layout import INFO, read_info
+from zk0d.learning.layout import INFO, is_there, read_info
 from zk0d.learning.license import license_of
 
 READ_SECONDS = 300.0
@@ -31,23 +31,22 @@ def dataset(host: Host, uri: str | None, key: str = "dataset-uri") -> str:
             "zk0bot client start FOLDER names them",
         )
     folder = folder_of(host, uri)
-    if not os.path.exists(folder / INFO):
-        fetched = DatasetUri.parse(uri).fetched
-        raise Wrong(
-            f"{key}: {uri} is not on this machine."
-            if fetched
-            else f"{key}: {folder} is not a LeRobot dataset.",
-            f"there is no {folder / INFO}",
-            f"fetch it: {fetch_command(host)}"
-            if fetched
-            else f"give {key} the folder that holds meta, data and videos",
-        )
     try:
+        if not is_there(folder / INFO, uri):
+            fetched = DatasetUri.parse(uri).fetched
+            raise Wrong(
+                f"{key}: {uri} is not on this machine."
+                if fetched
+                else f"{key}: {folder} is not a LeRobot dataset.",
+                f"there is no {folder / INFO}",
+                f"fetch it: {fetch_command(host)}"
+                if fetched
+                else f"give {key} the folder that holds meta, data and videos",
+            )
         info = read_info(folder, uri)
     except DataError as error:
-        raise Wrong(
-            f"{key}: the recordings cannot be used.", error.message, "correct that"
-        ) from None
+        evidence, _, cure = error.message.removesuffix(".").rpartition("; ")
+        raise Wrong(f"{key}: the recordings cannot be used.", evidence, cure) from None
     cameras = sorted(name for name, feature in info.features.items() if feature.is_picture)
     if not cameras:
         raise Wrong(

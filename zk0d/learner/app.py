@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zk0d.daemon.metrics import Metrics
-from zk0d.errors import Zk0dError, with_causes
+from zk0d.errors import Zk0dError, disk_trouble, with_causes
 from zk0d.federation.body import CONTENT_TYPE as BODY_TYPE
 from zk0d.federation.body import BodyReader, write_body
 from zk0d.federation.learner_client import HEARTBEAT_SECONDS
@@ -188,6 +188,12 @@ class LearnerApp:
                 return _error(
                     "gpu_failed",
                     f"the GPU failed in {kind} ({self.broken}); the learner restarts.",
+                )
+            if trouble := disk_trouble(error):
+                return _error(
+                    "disk_full",
+                    f"{kind} cannot write on this machine ({trouble}); free space there, or in the"
+                    " folder for temporary files (TMPDIR), or make it writable.",
                 )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")

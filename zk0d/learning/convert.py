@@ -7,6 +7,7 @@ numbered, every table has LeRobot's own columns, and the statistics are there.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from zk0d.learning.layout import (
     wrong,
 )
 from zk0d.learning.rewriting import draft_of, keep_papers, verify
-from zk0d.learning.tables import TEXT, as_arrays
+from zk0d.learning.tables import DERIVED, TEXT, as_arrays
 from zk0d.learning.videos import check_pictures, check_times, check_videos
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -149,12 +150,16 @@ def _read(folder: Path, info: Info, partial: bool) -> Former:
 def _named(folder: Path, uri: str) -> list[tuple[int, int, list[str]]]:
     """Each episode's number, length and instructions."""
     try:
-        return [
+        named = [
             (int(line["episode_index"]), int(line["length"]), [*map(str, line["tasks"])])
             for line in _lines(folder, EPISODES, uri)
         ]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise wrong(uri, f"{EPISODES} has a line without episode_index, length or tasks") from None
+    counts = Counter(number for number, _, _ in named)
+    if twice := [number for number, count in counts.items() if count > 1]:
+        raise wrong(uri, f"{EPISODES} names episode {twice[0]} {counts[twice[0]]} times")
+    return named
 
 
 def _check_complete(
@@ -197,10 +202,11 @@ def _lines(folder: Path, file: str, uri: str) -> Iterator[dict[str, Any]]:
 
 
 def _tasks(folder: Path, uri: str) -> tuple[str, ...]:
-    lines = {line.get("task_index"): line.get("task") for line in _lines(folder, TASKS, uri)}
-    if list(lines) != list(range(len(lines))):
+    lines = [*_lines(folder, TASKS, uri)]
+    tasks = [line.get("task") for line in lines]
+    if [line.get("task_index") for line in lines] != list(range(len(lines))) or None in tasks:
         raise wrong(uri, f"{TASKS} does not number its tasks 0, 1, 2, …")
-    return tuple(map(str, lines.values()))
+    return tuple(map(str, tasks))
 
 
 def _table(layout: Layout, episode: Episode, former: int) -> pa.Table:
@@ -210,21 +216,16 @@ def _table(layout: Layout, episode: Episode, former: int) -> pa.Table:
     plain = [name for name in features if name not in (*joined, *BOOKKEEPING)]
     plain = [name for name in plain if features[name].dtype != "video"]
     table = read_table(layout.root, episode.file, layout.uri, ["timestamp", *plain], BOOKKEEPING)
-    for name, expected in (
-        ("episode_index", np.full(len(episode), former)),
-        ("frame_index", np.arange(len(episode))),
-    ):
-        there = name in table.column_names
-        if there and not np.array_equal(table.column(name).to_numpy(), expected):
-            raise layout.wrong(f"{episode.file} has rows whose {name} is not its episode's")
     # Numbers of the former dataset say nothing of the copy.
-    rest = table.drop_columns(
-        [name for name in table.column_names if name in ("index", "episode_index")]
-    )
+    rest = table.drop_columns([name for name in table.column_names if name == "index"])
     alone = replace(layout, episodes=(episode,))
-    columns = as_arrays(
-        alone, episode.file, rest, [*joined, *(set(BOOKKEEPING) - {"episode_index"})]
-    )
+    numeric = [n for n in plain if not (features[n].is_picture or _is_text(layout, n))]
+    own = [name for name in BOOKKEEPING if name in (*table.column_names, *DERIVED)]
+    columns = as_arrays(alone, episode.file, rest, [*joined, *numeric, *own])
+    numbers = np.full(len(episode), former)
+    for name, expected in (("episode_index", numbers), ("frame_index", np.arange(len(episode)))):
+        if name in columns and not np.array_equal(columns[name], expected):
+            raise layout.wrong(f"{episode.file} has rows whose {name} is not its episode's")
     columns["episode_index"] = np.full(len(episode), episode.number)
     columns["timestamp"] -= columns["timestamp"][0]
     if not 0 <= columns["task_index"].min() <= columns["task_index"].max() < len(layout.tasks):
@@ -270,7 +271,7 @@ def _write(former: Former, copy: Path) -> None:
         used = dict.fromkeys(table.column("task_index").to_pylist())
         line = {"tasks": [layout.tasks[task] for task in used], "length": len(episode)}
         lines[EPISODES].append({"episode_index": episode.number, **line})
-        stats = own[number] if own else _computed(layout, episode, table, kept)
+        stats = own[number] if own else _computed(layout, episode, table, path, kept)
         lines[STATISTICS].append({"episode_index": episode.number, "stats": stats})
     lines[TASKS] = [{"task_index": n, "task": task} for n, task in enumerate(layout.tasks)]
     facts = former.facts | {
@@ -299,23 +300,44 @@ def _described(feature: Feature) -> dict[str, Any]:
 
 
 def _own_statistics(former: Former, features: Iterable[str]) -> dict[int, dict[str, Any]]:
-    """Each episode's as the dataset has them; none if they do not say something of each feature."""
+    """Each episode's as the dataset has them; none if LeRobot's script could not use them.
+
+    They must say the same of each feature and episode, in numbers.
+    """
     layout = former.layout
     if not (layout.root / STATISTICS).is_file():
         return {}
-    own = {
-        line.get("episode_index", -1): line.get("stats") or {}
-        for line in _lines(layout.root, STATISTICS, layout.uri)
-    }
+    from lerobot.datasets import aggregate_stats
+    from lerobot.datasets.io_utils import cast_stats_to_numpy
+
+    own: dict[int, dict[str, Any]] = {}
+    for line in _lines(layout.root, STATISTICS, layout.uri):
+        number, stats = line.get("episode_index"), line.get("stats")
+        if isinstance(number, int) and isinstance(stats, dict):
+            own[number] = stats
     wanted = {name for name in features if not _is_text(layout, name)}
     unmoved = former.numbers == tuple(range(len(former.numbers)))
-    return own if unmoved and all(wanted <= {*own.get(n, {})} for n in former.numbers) else {}
+    if not (unmoved and all(wanted <= {*own.get(n, {})} for n in former.numbers)):
+        return {}
+    own = {n: {name: own[n][name] for name in wanted} for n in former.numbers}
+    try:
+        arrays = [cast_stats_to_numpy(stats) for stats in own.values()]
+        aggregate_stats(arrays)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+        return {}  # damaged
+    said = [{(name, key) for name, each in stats.items() for key in each} for stats in arrays]
+    values = [value for stats in arrays for each in stats.values() for value in each.values()]
+    alike = all(each == said[0] for each in said) and {name for name, _ in said[0]} == wanted
+    return own if alike and all(value.dtype.kind in "biuf" for value in values) else {}
 
 
 def _computed(
-    layout: Layout, episode: Episode, table: pa.Table, features: Iterable[str]
+    layout: Layout, episode: Episode, table: pa.Table, draft: Path, features: Iterable[str]
 ) -> dict[str, Any]:
-    """An episode's statistics as LeRobot computes them: of numbers all, of pictures a sample."""
+    """An episode's statistics as LeRobot computes them: of numbers all, of pictures a sample.
+
+    ``draft`` is where the copy's ``table`` lies; only there has the episode its new number.
+    """
     from lerobot.datasets.compute_stats import (
         auto_downsample_height_width,
         get_feature_stats,
@@ -329,17 +351,22 @@ def _computed(
         if _is_text(layout, name):
             continue
         if name not in BOOKKEEPING and layout.info.features[name].is_picture:
+            # The draft's path is absolute, so the layout's root does not matter.
             shown = [
                 auto_downsample_height_width(picture.numpy())
-                for row, picture in pictures(layout, name, episode, times)
+                for row, picture in pictures(layout, name, replace(episode, file=str(draft)), times)
                 if row in sample
             ]
+            if len({each.shape for each in shown}) != 1:
+                file = episode.spans[name].file if name in episode.spans else episode.file
+                what = "pictures of several sizes" if shown else "no pictures"
+                raise layout.wrong(f"{file} has {what} in '{name}'")
             found = get_feature_stats(np.stack(shown), axis=(0, 2, 3), keepdims=True)
             made[name] = {
                 key: value if key == "count" else value[0] / 255 for key, value in found.items()
             }
         else:
-            values = np.stack(table.column(name).to_numpy()).astype(np.float64)
+            values = np.array(table.column(name).to_pylist(), np.float64)
             made[name] = get_feature_stats(values, axis=0, keepdims=values.ndim == 1)
     return {
         name: {key: np.asarray(value).tolist() for key, value in found.items()}

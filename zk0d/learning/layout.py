@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ from pydantic import (
     field_validator,
 )
 
-from zk0d.config.names import DatasetUri
+from zk0d.config.names import DATASET_FILE, DatasetUri
 from zk0d.errors import DataError, UnavailableError
 
 STATE = "observation.state"
@@ -33,7 +33,7 @@ ACTION = "action"
 FORMAT = "v3."
 #: Formats that ``zk0bot data convert`` copies into v3.0.
 FORMER = ("v2.0", "v2.1")
-INFO = "meta/info.json"
+INFO = DATASET_FILE
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes"
 #: Where v3.0 has its files, whatever other pattern ``info.json`` names.
@@ -184,24 +184,28 @@ def find(uri: str) -> Path:
     Raises
     ------
     DataError
-        If there is no such folder.
+        If there is no such folder, or this process may not look into it.
     UnavailableError
         If it is a dataset of the hub that was not fetched yet.
     """
     address = DatasetUri.parse(uri)
     if not address.fetched:
-        if not address.folder.is_dir():
+        if not is_there(address.folder, uri, Path.is_dir):
             raise wrong(uri, f"there is no folder {address.folder}", "give a dataset's folder")
         return address.folder
     fetched = datasets_folder() / address.location
-    if (fetched / INFO).is_file():
+    if is_there(fetched / INFO, uri):
         return fetched
     # LeRobot's own downloads are snapshots, one for each commit, with the commits of its tags.
     cached = datasets_folder() / f"hub/datasets--{address.location.replace('/', '--')}"
-    tags = sorted((cached / "refs").glob("v3.*"), reverse=True)
-    for commit in [tag.read_text(encoding="utf-8").strip() for tag in tags]:
-        if (cached / "snapshots" / commit / INFO).is_file():
-            return cached / "snapshots" / commit
+    tags = (tag for tag in listed(cached / "refs", uri) if tag.match("v3.*"))
+    for tag in sorted(tags, reverse=True):
+        try:
+            snapshot = cached / "snapshots" / tag.read_text(encoding="utf-8").strip()
+        except PermissionError:
+            raise forbidden(tag, uri) from None
+        if is_there(snapshot / INFO, uri):
+            return snapshot
     raise UnavailableError(
         f"{uri}: is not on this machine; zk0bot data fetch {address.location} gets it (for a"
         " service: systemctl start zk0d-fetch).",
@@ -215,10 +219,10 @@ def read_info(folder: Path, uri: str, formats: tuple[str, ...] = (FORMAT,)) -> I
     Raises
     ------
     DataError
-        If it is not a LeRobot dataset of these ``formats``, or holds nothing.
+        If it is not a LeRobot dataset of these ``formats``, is forbidden, or holds nothing.
     """
     path = folder / INFO
-    if not path.exists():
+    if not is_there(path, uri):
         raise wrong(
             uri,
             f"{folder} is not a LeRobot dataset ({INFO} is missing)",
@@ -267,7 +271,7 @@ def read_layout(folder: Path, uri: str) -> Layout:
     Raises
     ------
     DataError
-        If a file is missing or damaged, or two of them disagree.
+        If a file is missing, forbidden or damaged, or two of them disagree.
     """
     info = read_info(folder, uri)
     tasks = _read_tasks(folder, uri)
@@ -280,6 +284,38 @@ def read_layout(folder: Path, uri: str) -> Layout:
             " was broken off, or one of them was edited"
         )
     return layout
+
+
+def is_there(path: Path, uri: str, is_kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether a dataset has this file, or what else ``is_kind`` asks for.
+
+    Raises
+    ------
+    DataError
+        If this process may not look into the folder.
+    """
+    try:
+        return is_kind(path)
+    except PermissionError:
+        raise forbidden(path, uri) from None
+
+
+def listed(folder: Path, uri: str) -> list[Path]:
+    """What a dataset's folder holds; nothing if there is no such folder.
+
+    ``Path.glob`` passes over folders that it may not read.
+
+    Raises
+    ------
+    DataError
+        If this process may not read it.
+    """
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        raise forbidden(folder, uri) from None
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def visible(paths: Iterator[Path]) -> list[Path]:
@@ -298,7 +334,7 @@ def read_table(
         If it is missing, forbidden or damaged, or lacks what is needed.
     """
     path = folder / file
-    if not path.is_file():
+    if not is_there(path, uri):
         raise wrong(uri, f"the dataset is incomplete ({file} is missing)")
     try:
         table = pq.ParquetFile(path)
@@ -335,7 +371,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def forbidden(path: Path, uri: str) -> DataError:
-    """The refusal of a dataset with a file that this process may not read."""
+    """The refusal of a dataset with a file or folder that this process may not read."""
     return wrong(
         uri,
         f"{path}: this process may not read it (user {os.geteuid()})",
@@ -441,7 +477,9 @@ def _episode_rows(folder: Path, info: Info, uri: str) -> list[dict[str, Any]]:
         if feature.dtype == "video":
             whole += [f"videos/{name}/chunk_index", f"videos/{name}/file_index"]
             times += [f"videos/{name}/from_timestamp", f"videos/{name}/to_timestamp"]
-    files = visible((folder / EPISODES).glob("*/*.parquet"))
+    chunks = listed(folder / EPISODES, uri)
+    tables = (path for chunk in chunks for path in listed(chunk, uri) if path.match("*.parquet"))
+    files = visible(tables)
     if not files:
         raise wrong(uri, f"the dataset is incomplete ({EPISODES} holds no table)")
     rows: list[dict[str, Any]] = []
@@ -493,7 +531,8 @@ def locate(
     Raises
     ------
     DataError
-        If none is a pattern for these ``numbers``, or one leads out of the dataset.
+        If none is a pattern for these ``numbers``, or one leads out of the dataset or into a folder
+        that this process may not read.
     """
     named: list[str] = []
     for pattern in patterns:
@@ -509,4 +548,4 @@ def locate(
     if not named:
         given = next(iter(patterns))
         raise wrong(uri, f"{where} is '{given}', and the episodes have no such numbers")
-    return next((file for file in named if (folder / file).is_file()), named[0])
+    return next((file for file in named if is_there(folder / file, uri)), named[0])

@@ -22,7 +22,7 @@ from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.config.families import BUILT, FAMILIES, NEW, TINY
 from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
-from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError, disk_trouble
 from zk0d.learning import backbones, nvidia
 from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies import family
@@ -101,6 +101,8 @@ def load_policy(
         If the model is not here and the hub cannot be reached, or CUDA is asked for and absent.
     Zk0dError
         With reason ``model_mismatch`` if the weights are not those of ``spec.sha256``.
+    TryAgainError
+        If a disk is full.
     """
     where = pick_device(device)
     kind = family(spec.policy)
@@ -135,6 +137,7 @@ def load_policy(
             with _quiet():
                 policy = kind.from_folder(folder, config)
         except (OSError, ValueError, RuntimeError) as error:
+            _check_disk(error, spec.model_name)
             built_on = FAMILIES[spec.policy].companion
             more = f" with the configuration and tokenizer of its '{built_on}'" if built_on else ""
             raise UnavailableError(
@@ -253,6 +256,7 @@ def _model_folder(
     try:
         folder = Path(snapshot_download(name, **what))
     except Exception as error:  # the hub's errors are of many kinds
+        _check_disk(error, name)
         raise UnavailableError(
             f"model '{name}' is not on this machine and could not be fetched from the hub"
             f" ({type(error).__name__}); zk0d fetch gets what fetch-models names, or map it to a"
@@ -261,6 +265,19 @@ def _model_folder(
         ) from error
     _check_files(folder, f"model '{name}'")
     return folder
+
+
+def _check_disk(error: Exception, name: str) -> None:
+    """Refuse to go on if ``error`` is a full disk's, which to fetch the model again does not cure.
+
+    A model that may not be read is none of that.
+    """
+    if trouble := disk_trouble(error, forbidden=False):
+        raise TryAgainError(
+            f"model '{name}' cannot be loaded because a disk cannot be written ({trouble}); free"
+            " space there, or in the folder for temporary files (TMPDIR).",
+            reason="disk_full",
+        ) from error
 
 
 def _check_files(folder: Path, what: str) -> None:

@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zk0d.errors import DataError, TryAgainError, UsageError, Zk0dError, disk_trouble
+from zk0d.config.names import check_apart
+from zk0d.errors import DataError, TryAgainError, Zk0dError, disk_trouble
 from zk0d.learning.layout import (
     DATA_PATH,
     EPISODES,
@@ -26,6 +27,7 @@ from zk0d.learning.layout import (
     TASKS,
     VIDEO_PATH,
     Layout,
+    is_there,
     read_layout,
     read_table,
     visible,
@@ -37,22 +39,6 @@ if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDataset
 
 STATISTICS = "meta/stats.json"
-
-
-def check_apart(output: Path, option: str) -> None:
-    """Refuse to write into recordings: no folder above ``output`` may be a dataset.
-
-    Raises
-    ------
-    UsageError
-        Naming the option and the dataset.
-    """
-    place = output.resolve()
-    for folder in (place, *place.parents):
-        if (folder / INFO).exists():
-            raise UsageError(
-                f"{option}: {output} lies in the recordings at {folder}; name a folder elsewhere."
-            )
 
 
 @contextmanager
@@ -126,7 +112,7 @@ def tidied(layout: Layout, folder: Path) -> Path:
         facts["features"].setdefault(name, {"dtype": dtype, "shape": [1], "names": None})
     (folder / EPISODES / "chunk-000").mkdir(parents=True)
     (folder / INFO).write_text(json.dumps(facts), encoding="utf-8")
-    if (layout.root / STATISTICS).is_file():
+    if is_there(layout.root / STATISTICS, layout.uri):
         (folder / STATISTICS).symlink_to(layout.root / STATISTICS)
     tasks = {"task": layout.tasks, "task_index": range(len(layout.tasks))}
     pd.DataFrame(tasks).set_index("task").to_parquet(folder / TASKS)

@@ -207,8 +207,8 @@ def _scale(what: str, own: Components, other: Components, whose: str) -> Iterato
     """Components on another scale, by their ranges.
 
     One joint may stand nearly still in one dataset and swing in the other, so that a single range
-    proves nothing, unless it is a servo's ticks or a gripper's: a gripper opens in every task. Three
-    joints, or half of those that move, are no chance.
+    proves nothing, unless it is a servo's ticks or a gripper's: a gripper opens in every task.
+    Three joints, or half of those that move, are no chance.
     """
     mine, theirs = np.array([own.low, own.high]).T, np.array([other.low, other.high]).T
     moves = (np.ptp(mine, 1) > STILL) & (np.ptp(theirs, 1) > STILL)

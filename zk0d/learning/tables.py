@@ -27,6 +27,7 @@ DATA = "data"
 TEXT = ("string", "language")
 #: LeRobot's own columns, whatever ``info.json`` says of them.
 _NUMBER = Feature(dtype="", shape=(1,))
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 #: Columns that follow from an episode's place and length, or from its one instruction.
 DERIVED = ("frame_index", "index", "task_index")
 
@@ -195,7 +196,7 @@ def _values(
             raise lacking
         if isinstance(column.type, pa.ExtensionType):
             column = column.storage
-        elif pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        elif any(is_list(column.type) for is_list in _LISTS):
             if len(pc.unique(pc.list_value_length(column))) > 1:
                 raise layout.wrong(f"{file} has rows of several widths in '{name}'")
             column = column.flatten()

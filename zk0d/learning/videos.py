@@ -11,7 +11,15 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.learning.layout import INFO, LEAVE_OUT, Episode, Layout, forbidden, unreadable
+from zk0d.learning.layout import (
+    INFO,
+    LEAVE_OUT,
+    Episode,
+    Layout,
+    forbidden,
+    is_there,
+    unreadable,
+)
 from zk0d.learning.spec import SAME_RATE
 
 # FFmpeg would print what it thinks of a damaged video; the refusal says it in a sentence.
@@ -207,7 +215,7 @@ def _stamps(layout: Layout, file: str) -> NDArray[np.float64]:
 
 def _opened(layout: Layout, file: str) -> av.container.InputContainer:
     path = layout.root / file
-    if not path.is_file():
+    if not is_there(path, layout.uri):
         raise layout.wrong(f"the dataset is incomplete ({file} is missing)")
     try:
         container = av.open(str(path))

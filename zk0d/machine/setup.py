@@ -13,6 +13,7 @@ import tomli_w
 
 from zk0d.config.base import Settings
 from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.names import check_apart
 from zk0d.files import write_file
 from zk0d.machine.certificates import LOOPBACK, make_certificates
 from zk0d.machine.keys import make_node_key, make_secret
@@ -43,11 +44,14 @@ def set_up_server(
 
     Raises
     ------
+    UsageError
+        If the folder lies in recordings.
     ConfigError
         If the settings are wrong.
     TryAgainError
         If the folder cannot be written.
     """
+    check_apart(folder, "--folder")
     given = ServerSettings.parse(
         merged(_server_paths(folder), settings or {}), where="this coordinator"
     )
@@ -87,11 +91,14 @@ def set_up_client(
 
     Raises
     ------
+    UsageError
+        If the folder lies in recordings.
     ConfigError
         If the settings are wrong.
     TryAgainError
         If the folder cannot be written.
     """
+    check_apart(folder, "--folder")
     own = {"name": name, "coordinator": {"address": coordinator}}
     paths = merged(_client_paths(folder), own)
     given = ClientSettings.parse(merged(paths, settings or {}), where="this node")

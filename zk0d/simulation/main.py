@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from zk0d.config.machine import EvaluationDataset, ReadingSettings
-from zk0d.config.names import DatasetUri
+from zk0d.config.names import DatasetUri, check_apart
 from zk0d.config.run import LEAST_UPDATES, RunSettings, stored_settings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
@@ -21,7 +21,6 @@ from zk0d.demo.progress import Progress, RoundsView
 from zk0d.errors import UsageError
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.partition import SCHEMES, Scheme
-from zk0d.learning.rewriting import check_apart
 from zk0d.record.events import NodeLost, UpdateRefused
 from zk0d.record.journal import read_journal
 from zk0d.report.folder import write_report
