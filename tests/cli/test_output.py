@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.learning.damage import change_info, make_dataset
+from tests.federation.fakes import SPEC
+from tests.learning.damage import change_info, first_video, make_dataset
 from tests.learning.test_convert import write_v21
+from zk0d.config.families import NEW
 from zk0d.flower.simulation import log_to
 from zk0d.learning.recordings import open_recordings
+from zk0d.record.events import ModelReady, NodeJoined, RunFinished
+from zk0d.simulation import compare
+from zk0d.simulation.arms import Outcome, noticed
+from zk0d.simulation.main import Options
+from zk0d.simulation.sources import Source
 
 ZK0BOT = Path(sys.executable).parent / "zk0bot"
 SETTINGS = "model-name=tiny num-server-rounds=1 local-steps=2 batch-size=2 eval-frames=4"
@@ -50,6 +60,59 @@ def test_a_refusal_in_a_run_appears_once(recordings_folder: Path, tmp_path: Path
     assert err.count("\n") == 1
     assert (out + err).count(sentence) == 1
     assert sentence in (folder / "flower.log").read_text()
+
+
+def make_torn(folder: Path) -> None:
+    make_dataset(folder, (16, 17, 18))
+    video = first_video(folder)
+    content = bytearray(video.read_bytes())
+    middle = len(content) // 2
+    content[middle:] = bytes(len(content) - middle)
+    video.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("train",), ("simulate", "-n", 2)])
+def test_recordings_that_cannot_be_used_are_told_once(
+    tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    """Every contributor refuses, and the error gives their cause."""
+    make_torn(tmp_path / "torn")
+    code, out, err = said(
+        *command, tmp_path / "torn", "--hold-out", 0.3, "-c", SETTINGS, "--device", "cpu",
+        "--folder", tmp_path / "s",
+    )  # fmt: skip
+    assert code == 69
+    assert err.startswith("zk0bot: 0 of ")
+    assert err.count("\n") == 1
+    assert err.count("frames cannot be used") == 1
+    assert "frames cannot be used" not in out
+    assert "node-" not in out + err
+
+
+def test_a_comparison_tells_what_its_trainings_notice_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(arms: object, log: Path, done: Callable[[Outcome], None]) -> list[Outcome]:
+        for title in ("federated", "in one place"):
+            done(Outcome(title, 0, 1, 1.0, None, 0, (), 0, 0, 0, 1.0, ("a notice of [both]",)))
+        return []
+
+    monkeypatch.setattr(compare, "run_arms", train)
+    monkeypatch.setattr(compare, "source_of", lambda *_: Source([], []))
+    monkeypatch.setattr(compare, "arms_of", lambda *_: [])
+    monkeypatch.setattr(compare, "report", lambda *_: None)
+    shown = io.StringIO()
+    compare.compare(Options(folder=tmp_path / "c"), [0], 0, Console(file=shown))
+    assert shown.getvalue().count("notice: a notice of [both]\n") == 1
+
+
+def test_a_training_that_is_compared_keeps_its_models_notice() -> None:
+    ready = ModelReady(spec=SPEC.model_copy(update={"model_name": NEW}))
+    joined = NodeJoined(node="left", notices=("node left: a notice",))
+    model, recordings = noticed([ready, joined, RunFinished()])
+    assert "resnet18 of random" in model
+    assert recordings == "node left: a notice"
 
 
 @pytest.mark.slow

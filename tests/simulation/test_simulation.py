@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
 from zk0d.federation import model
 from zk0d.federation.aggregate import Combined, aggregate
+from zk0d.federation.learner_client import LearnerError
 from zk0d.federation.rounds import RunFailedError
 from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.recordings import open_recordings
-from zk0d.record.journal import committed_rounds
+from zk0d.record.events import Event, UpdateRefused
+from zk0d.record.journal import committed_rounds, read_journal
 from zk0d.simulation.alone import alone, export
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.main import _missing, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode, with_faults
+from zk0d.simulation.worker import VirtualLearner
 
 SMALL: dict[str, Any] = {**SETTINGS, "local-steps": 4, "eval-rollouts": 0, "eval-frames": 20}
 
@@ -197,20 +201,58 @@ def test_a_simulation_tells_the_place_of_frames_and_its_progress(
 def test_an_unreadable_video_ends_a_simulation_at_once_with_the_cause(
     tmp_path: Path, recordings_folder: Path, engine: Engine
 ) -> None:
-    folder = tmp_path / "torn"
-    shutil.copytree(recordings_folder, folder)
-    for video in folder.rglob("*.mp4"):
-        content = bytearray(video.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 4000] = bytes(4000)
-        video.write_bytes(content)
-    made = make(tmp_path / "s", f"local:{folder}", {"node-wait": 1e6}, engine=engine)
+    nodes = []
+    for name in ("left", "right"):
+        folder = tmp_path / name
+        shutil.copytree(recordings_folder, folder)
+        for video in folder.rglob("*.mp4"):
+            content = bytearray(video.read_bytes())
+            middle = len(content) // 2
+            content[middle : middle + 4000] = bytes(4000)
+            video.write_bytes(content)
+        nodes.append(VirtualNode(name=name, dataset_uri=f"local:{folder}"))
+    uri = f"local:{recordings_folder}"
+    made = make(tmp_path / "s", uri, {"node-wait": 1e6}, nodes=nodes, engine=engine)
+    shown: list[Event] = []
     with pytest.raises(
         RunFailedError,
         match=r"0 of 2 nodes can train, and no other can come: "
-        r"local:.*torn: .* frames cannot be used",
+        r"local:.*: .* frames cannot be used",
     ):
-        simulate(made)
+        simulate(made, shown.append)
+    kinds = [event.kind for event in shown]
+    assert kinds[-1] == "run.failed"
+    assert "node.refused" not in kinds, "the error says it"
+    refused = lines_of(made.run_folder, "node.refused")
+    assert refused
+    assert all(f"local:{tmp_path / line['node']}: " in line["message"] for line in refused)
+
+
+@pytest.mark.parametrize(("quorum", "shown_then"), [(2, []), (1, ["left"])])
+def test_a_refusal_in_a_round_is_shown_unless_it_ends_the_simulation(
+    tmp_path: Path,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    quorum: int,
+    shown_then: list[str],
+) -> None:
+    real = VirtualLearner.train
+
+    def train(self: VirtualLearner, *args: Any) -> Any:
+        if self._node.name == "left":
+            raise LearnerError("The disk with the videos is gone.", reason="data_error")
+        return real(self, *args)
+
+    monkeypatch.setattr(VirtualLearner, "train", train)
+    made = make(tmp_path, uri, {"num-server-rounds": 1, "min-fit-clients": quorum})
+    shown: list[Event] = []
+    with pytest.raises(RunFailedError, match="is gone") if quorum == 2 else nullcontext():
+        simulate(made, shown.append)
+    assert [event.node for event in shown if isinstance(event, UpdateRefused)] == shown_then
+    written = list(read_journal(made.run_folder))
+    left_out = [event for event in written if event not in shown]
+    assert shown == [event for event in written if event in shown]
+    assert [event.kind for event in left_out] == ["update.refused"] * (quorum == 2)
 
 
 def test_a_dropped_node_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:

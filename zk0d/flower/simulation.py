@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,9 +58,18 @@ def has_ray() -> bool:
 
 
 def run_in_process(
-    server_app: ServerApp, client: ClientCall, nodes: int, run_config: dict[str, Any], run_id: int
+    server_app: ServerApp,
+    client: ClientCall,
+    names: Sequence[str],
+    run_config: dict[str, Any],
+    run_id: int,
 ) -> None:
     """One contributor after another, in this process; without Flower's engine.
+
+    Parameters
+    ----------
+    names
+        What the contributors are called, by partition.
 
     Raises
     ------
@@ -69,18 +78,23 @@ def run_in_process(
     """
     check_version()
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-    server_app(DirectGrid(client, nodes, run_id), _context(run_config, run_id))
+    server_app(DirectGrid(client, names, run_id), _context(run_config, run_id))
 
 
 def run_on_ray(
     server_app: ServerApp,
     client: ClientCall,
-    nodes: int,
+    names: Sequence[str],
     run_config: dict[str, Any],
     run_id: int,
     options: RayOptions,
 ) -> None:
     """Flower's simulation engine: a pool of Ray actors, each any of the contributors.
+
+    Parameters
+    ----------
+    names
+        What the contributors are called, by partition.
 
     Raises
     ------
@@ -102,7 +116,7 @@ def run_on_ray(
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         del context  # Flower's own has no settings
-        server_app(grid, _context(run_config, run_id))
+        server_app(_named(grid, names), _context(run_config, run_id))
 
     # Of the environment workers on other machines get where the hub's files lie; GPUs are Ray's.
     passed = {
@@ -133,7 +147,7 @@ def run_on_ray(
         run_simulation(
             server_app=app,
             client_app=client,
-            num_supernodes=nodes,
+            num_supernodes=len(names),
             backend_name="ray",
             backend_config={
                 "client_resources": {"num_cpus": options.cpus, "num_gpus": options.gpus}
@@ -161,6 +175,20 @@ def _check_room(resources: dict[str, float], options: RayOptions) -> None:
             )
 
 
+def _named(grid: Grid, names: Sequence[str]) -> Grid:
+    """Flower's grid, with names for its nodes: it registers them in the order of partitions."""
+    get_nodes = grid.get_nodes
+
+    def named() -> list[Any]:
+        nodes = sorted(get_nodes(), key=lambda info: info.registered_at)
+        for info, name in zip(nodes, names, strict=False):  # it may still register some
+            info.name = name
+        return nodes
+
+    grid.get_nodes = named
+    return grid
+
+
 def _context(run_config: dict[str, Any], run_id: int) -> Context:
     return Context(
         run_id=run_id,
@@ -174,10 +202,10 @@ def _context(run_config: dict[str, Any], run_id: int) -> Context:
 class DirectGrid(Grid):  # type: ignore[misc]
     """Runs the ClientApp at once, in this process, for every message."""
 
-    def __init__(self, client: ClientCall, nodes: int, run_id: int = 1) -> None:
+    def __init__(self, client: ClientCall, names: Sequence[str], run_id: int) -> None:
         self._client = client
         self._run_id = run_id
-        self._nodes = range(1, nodes + 1)
+        self._names = names
         self._answers: dict[str, Message] = {}
         self._ids = itertools.count(1)
 
@@ -191,10 +219,13 @@ class DirectGrid(Grid):  # type: ignore[misc]
         raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
-        return list(self._nodes)
+        return list(range(1, len(self._names) + 1))
 
     def get_nodes(self) -> list[Any]:
-        return [SimpleNamespace(node_id=number, status="online") for number in self._nodes]
+        return [
+            SimpleNamespace(node_id=number, name=name, status="online")
+            for number, name in enumerate(self._names, 1)
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,15 @@ from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics, merge
-from zk0d.record.events import Evaluation, RoundCommitted, RoundFailed, UpdateRefused
+from zk0d.record.events import (
+    Evaluation,
+    Event,
+    ModelReady,
+    NodeJoined,
+    RoundCommitted,
+    RoundFailed,
+    UpdateRefused,
+)
 from zk0d.record.journal import read_journal
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.plan import VirtualNode
@@ -47,6 +55,7 @@ class Outcome:
     refused: int
     failed_rounds: int
     seconds: float
+    notices: tuple[str, ...] = ()
 
 
 def run_arm(arm: Arm) -> Outcome:
@@ -68,7 +77,17 @@ def run_arm(arm: Arm) -> Outcome:
         refused=sum(isinstance(event, UpdateRefused) for event in events),
         failed_rounds=sum(isinstance(event, RoundFailed) for event in events),
         seconds=events[-1].time - events[0].time,
+        notices=tuple(noticed(events)),
     )
+
+
+def noticed(events: Iterable[Event]) -> Iterator[str]:
+    """What a person should know of the model and the recordings."""
+    for event in events:
+        if isinstance(event, ModelReady) and event.spec.notice:
+            yield event.spec.notice
+        elif isinstance(event, NodeJoined):
+            yield from event.notices
 
 
 def _measured(evaluation: Evaluation) -> float:

@@ -49,17 +49,22 @@ def compare(options: Options, seeds: Sequence[int], rollouts: int, console: Cons
     folder = new_folder(options.folder, "comparisons")
     progress = Progress(console, f"zk0d compare · seeds {seeds}", [RECORDINGS, TRAININGS])
     arms: list[Arm] = []
+
+    def tell(note: str) -> None:
+        console.print(f"notice: {note}", highlight=False, markup=False, soft_wrap=True)
+
     with progress.shown():
         with progress.stage(RECORDINGS) as stage:
             for seed in seeds:
                 seeded = replace(options, seed=seed)
                 source = source_of(seeded, folder / f"seed-{seed}")
                 for note in source.notes if seed == seeds[0] else ():
-                    console.print(f"notice: {note}", highlight=False, markup=False, soft_wrap=True)
+                    tell(note)
                 arms += arms_of(seeded, source, folder / f"seed-{seed}", rollouts)
             stage.note = f"{len(arms)} trainings for {len(seeds)} seeds"
         with progress.stage(TRAININGS) as stage:
             count = 0
+            told: list[str] = []
 
             def done(outcome: Outcome) -> None:
                 nonlocal count
@@ -70,6 +75,10 @@ def compare(options: Options, seeds: Sequence[int], rollouts: int, console: Cons
                     f"{count} of {len(arms)}: {outcome.title}, seed {outcome.seed}, loss"
                     f" {outcome.loss:.4f}{how}",
                 )
+                for note in outcome.notices:
+                    if note not in told:
+                        told.append(note)
+                        tell(note)
 
             outcomes = run_arms(arms, folder / "trainings.log", done)
             stage.note = f"{len(outcomes)} trained and evaluated"

@@ -27,8 +27,16 @@ from zk0d.learner.app import LearnerApp
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.machine.setup import merged, write_settings
-from zk0d.record.events import Event
+from zk0d.record.events import (
+    Event,
+    NodeRefused,
+    RoundCommitted,
+    RoundStarted,
+    StatisticsMerged,
+    UpdateRefused,
+)
 from zk0d.record.journal import JournalTail
+from zk0d.record.reasons import Reason
 from zk0d.services.learner import listen
 from zk0d.simulation.plan import Plan
 from zk0d.simulation.progress import ProgressFile
@@ -75,7 +83,8 @@ def simulate(
     Parameters
     ----------
     show
-        Takes each event of the run as it is written.
+        Takes each event of the run as it is written. From a refusal on that may end the run, events
+        wait until it goes on or ends: a refusal that the error repeats is not shown.
     tell
         Takes from time to time how far decoding or training is.
 
@@ -85,6 +94,7 @@ def simulate(
         What the run ends with.
     """
     failed: list[BaseException] = []
+    waiting: list[Event] = []
 
     def work() -> None:
         try:
@@ -107,17 +117,39 @@ def simulate(
     # Who looks must be free to see Ctrl-C and to draw.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while thread.is_alive():
+    working = True
+    while working:
         thread.join(LOOK_SECONDS)
+        working = thread.is_alive()  # asked before the last look, which then misses nothing
         for event in tail.new_events():
-            show(event)
+            waiting.append(event)
+            goes_on = isinstance(event, StatisticsMerged | RoundStarted | RoundCommitted)
+            if goes_on or not any(_cause(each) for each in waiting):
+                for each in waiting:
+                    show(each)
+                waiting.clear()
         for text, once in progress.new():
             if once or time.monotonic() - told > TELL_SECONDS:
                 told = told if once else time.monotonic()
                 tell(text)
+    ending = str(failed[0]) if failed else ""
+    for event in waiting:
+        cause = _cause(event)
+        if not cause or cause not in ending:
+            show(event)
     if failed:
         raise failed[0]
     return simulation.run_folder
+
+
+def _cause(event: Event) -> str:
+    """What the error of a run that this event ends would repeat; empty if it cannot end one."""
+    match event:
+        case NodeRefused():
+            return event.message.rstrip(".")
+        case UpdateRefused(strike=False) if not Reason.of(event.reason).passes:
+            return event.message.rstrip(".")
+    return ""
 
 
 def _run(simulation: Simulation) -> None:
@@ -153,7 +185,7 @@ def _run(simulation: Simulation) -> None:
             work = (
                 server_app.app,
                 VirtualApp(plan),
-                len(plan.nodes),
+                [node.name for node in plan.nodes],
                 settings.to_flat(),
                 simulation.number,
             )
