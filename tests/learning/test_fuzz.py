@@ -34,6 +34,7 @@ from zk0d.learning.rewriting import tidied
 EXAMPLES = int(os.environ.get("ZK0D_FUZZ", "60"))
 EPISODES = 3
 FILES = ("data", "episodes", "tasks", "info", "video")
+NUMBERS = ("observation.state", "action", *BOOKKEEPING)
 KINDS = ("drop", "repeat", "reorder", "null", "change", "truncate", "copy", "lose", "no-column")
 
 
@@ -175,7 +176,7 @@ def assert_as_lerobot_reads_it(folder: Path, whole: Path | None, ours: dict[str,
     assert len(theirs) == len(ours["tasks"])
     for row in range(len(theirs)):
         item = theirs[row]
-        for name in ("observation.state", "action", *BOOKKEEPING):
+        for name in NUMBERS:
             assert torch.equal(ours["columns"][name][row], item[name]), (row, name)
         assert ours["tasks"][row] == item["task"]
         picture = item["observation.images.top"]
@@ -186,7 +187,9 @@ def assert_as_lerobot_reads_it(folder: Path, whole: Path | None, ours: dict[str,
 
 def _opened_by_lerobot(folder: Path) -> LeRobotDataset:
     theirs = LeRobotDataset("local/fuzzed", root=folder, video_backend="pyav", return_uint8=True)
-    theirs[len(theirs) - 1]
+    last = theirs[len(theirs) - 1]
+    if lacking := [name for name in NUMBERS if last[name] is None]:
+        raise ValueError(f"LeRobot reads nothing of the column {lacking[0]}")
     return theirs
 
 
@@ -219,6 +222,8 @@ def check(whole: Path, what: list[Damage]) -> str:
 @given(what=st.lists(damages, min_size=1, max_size=2))
 @example(what=[Damage("data", "null", row=3, column=1)])
 @example(what=[Damage("data", "truncate", row=100)])
+@example(what=[Damage("data", "no-column", column=3)])
+@example(what=[Damage("data", "no-column", column=4)])
 @example(what=[Damage("episodes", "truncate", row=150)])
 @example(what=[Damage("episodes", "reorder", row=0, other=1)])
 @example(what=[Damage("tasks", "reorder", row=0, other=1)])

@@ -83,7 +83,7 @@ def test_top_shows_the_same_from_services_and_from_prometheus(watched: Watched) 
         assert "round 3/3" in shown
         for node in ("contributor-a", "contributor-b"):
             (line,) = (x for x in shown.splitlines() if x.startswith(node) and "online" in x)
-            assert line.split()[5:8] == ["3", "0", "0"], line  # after the seconds and their s
+            assert line.split()[6:9] == ["3", "0", "0"], line  # after the seconds and their s
     assert "round" not in contributor.replace("rounds", ""), "a node does not know the run's"
     (line,) = (x for x in contributor.splitlines() if x.startswith("client-superexec"))
     assert line.split()[1:3] == ["ready", str(3 * int(TINY["local-steps"]))], line

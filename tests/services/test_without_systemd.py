@@ -198,9 +198,14 @@ def test_nothing_is_left_of_a_coordinator_that_was_killed(
 ) -> None:
     gateway = coordinator(machine, recordings_folder)
     started = psutil.Process(machine.started["server"].pid)
+
+    def has_workers() -> bool:
+        """nginx has processes of its own, soon after it listens."""
+        children = started.children(recursive=True)
+        return any("worker process" in processes.words_of(each) for each in children)
+
+    wait_until(has_workers, "nginx's workers", 150)
     below = started.children(recursive=True)
-    workers = [each for each in below if "worker process" in processes.words_of(each)]
-    assert workers, "nginx has processes of its own"
     started.kill()
     wait_until(lambda: not any(map(lives, below)), "their end", 150)
     assert not listens(gateway)
