@@ -188,7 +188,7 @@ def test_a_failure_has_a_name(
         (ValueError("not JSON"), "model_unavailable", "fetch it again"),
     ],
 )
-def test_a_full_disk_is_no_broken_model(
+def test_a_full_disk_is_not_blamed_on_the_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: Exception, reason: str, said: str
 ) -> None:
     def fail(*_: Any) -> Any:
