@@ -90,6 +90,20 @@ def test_recordings_that_cannot_be_used_are_told_once(
     assert "node-" not in out + err
 
 
+@pytest.mark.slow
+def test_a_simulation_that_continues_names_the_contributor_it_lacks(tmp_path: Path) -> None:
+    make_torn(tmp_path / "torn")
+    whole = tmp_path / "whole"
+    make_dataset(whole, (16, 17, 18))
+    code, out, err = said(
+        "simulate", whole, tmp_path / "torn", "--hold-out", 0.3, "-c",
+        f"{SETTINGS} min-fit-clients=1", "--device", "cpu", "--folder", tmp_path / "s",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    (line,) = (line for line in out.splitlines() if "frames cannot be used" in line)
+    assert "torn: local:" in line
+
+
 def test_a_comparison_tells_what_its_trainings_notice_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.robot import check_robot, merge_robots
 from zk0d.learning.spec import LONGEST_NAME, MOST_VALUES, Components, RobotDescription
-from zk0d.simulation.sources import of_datasets
+from zk0d.simulation.sources import nodes_of, of_nodes
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 #: Ranges of an SO-101's joints in degrees, as a task uses them; the gripper in percent.
@@ -270,9 +270,9 @@ def test_a_simulation_refuses_other_robots(
 ) -> None:
     uris = [f"local:{recordings_folder}", f"local:{rescaled(copied_recordings, 11.4)}"]
     with pytest.raises(DataError, match="another scale") as error:
-        of_datasets(uris, 0.2)
+        of_nodes(nodes_of(uris), 0.2)
     assert error.value.reason == "units_mismatch"
-    source = of_datasets(uris, 0.2, mixed_units=True)
+    source = of_nodes(nodes_of(uris), 0.2, mixed_units=True)
     assert any("another scale" in note for note in source.notes)
     for verb in (
         ["simulate", *uris],
@@ -284,7 +284,7 @@ def test_a_simulation_refuses_other_robots(
         assert done.exception.reason == "units_mismatch"
     reordered(copied_recordings)
     with pytest.raises(DataError, match="in another order"):
-        of_datasets(uris, 0.2, mixed_units=True)
+        of_nodes(nodes_of(uris), 0.2, mixed_units=True)
 
 
 def test_an_evaluator_refuses_held_out_recordings_of_two_robots(

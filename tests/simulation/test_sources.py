@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from zk0d.errors import ConfigError, DataError, UsageError
-from zk0d.simulation.sources import Source, of_datasets, of_episodes, of_file
+from zk0d.simulation.plan import Contributors
+from zk0d.simulation.sources import Source, nodes_of, of_episodes, of_nodes
 
 
 def check_nobody_trains_on_what_is_held_out(source: Source, episodes: int) -> None:
@@ -25,14 +26,14 @@ def test_one_dataset_is_split(recordings_folder: Path) -> None:
 
 def test_a_contributor_for_each_dataset(recordings_folder: Path, copied_recordings: Path) -> None:
     uris = [f"local:{recordings_folder}", f"local:{copied_recordings}"]
-    source = of_datasets(uris, 0.2)
+    source = of_nodes(nodes_of(uris), 0.2)
     check_nobody_trains_on_what_is_held_out(source, 12)
     assert [node.name for node in source.nodes] == ["recordings", "dataset"]
     assert [each.name for each in source.evaluation] == ["recordings", "dataset"]
 
 
 def test_two_datasets_of_one_name(recordings_folder: Path) -> None:
-    source = of_datasets([f"local:{recordings_folder}"] * 2, 0.2)
+    source = of_nodes(nodes_of([f"local:{recordings_folder}"] * 2), 0.2)
     assert [node.name for node in source.nodes] == ["recordings", "recordings-x2"]
 
 
@@ -44,16 +45,14 @@ def test_a_file_names_contributors(recordings_folder: Path, tmp_path: Path) -> N
         f'[[contributor]]\nname = "bob"\ndataset-uri = "local:{recordings_folder}"\n'
         "episodes = [3, 4, 5]\n"
     )
-    source = of_file(path, 0.3)
+    source = of_nodes(Contributors.load(path).contributor, 0.3)
     check_nobody_trains_on_what_is_held_out(source, 6)
     path.write_text('[[contributor]]\nname = "ann"\ndataset = "x"\n')
     with pytest.raises(ConfigError, match="dataset"):
-        of_file(path, 0.3)
+        of_nodes(Contributors.load(path).contributor, 0.3)
 
 
 def test_the_example_names_zk0s_twelve() -> None:
-    from zk0d.simulation.plan import Contributors
-
     path = Path(__file__).parents[2] / "docs" / "examples" / "zk0-contributors.toml"
     contributors = Contributors.load(path).contributor
     assert len({node.dataset_uri for node in contributors}) == 12

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zk0d.config.cameras import MappedAt
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
-from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics, merge
 from zk0d.record.events import (
     Evaluation,
@@ -29,6 +27,7 @@ from zk0d.record.events import (
 from zk0d.record.journal import read_journal
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.plan import VirtualNode
+from zk0d.simulation.sources import open_at_command
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,7 @@ def merged_statistics(nodes: Sequence[VirtualNode]) -> Statistics:
     """What a federation of these contributors is normalized with."""
     parts = []
     for node in nodes:
-        recordings = open_recordings(
-            node.dataset_uri, cameras=node.cameras, mapped_at=MappedAt.COMMAND
-        )
+        recordings = open_at_command(node.dataset_uri, node.cameras)
         rows = ~recordings.not_finite()
         if node.episodes:
             rows &= torch.isin(recordings.columns["episode_index"], torch.tensor(node.episodes))

@@ -25,8 +25,8 @@ from zk0d.record.events import NodeLost, UpdateRefused
 from zk0d.record.journal import read_journal
 from zk0d.report.folder import write_report
 from zk0d.simulation.engine import Engine, Simulation, simulate
-from zk0d.simulation.plan import Plan, with_faults
-from zk0d.simulation.sources import Source, of_datasets, of_episodes, of_file, of_soreach
+from zk0d.simulation.plan import Contributors, Plan, with_faults
+from zk0d.simulation.sources import Source, nodes_of, of_episodes, of_nodes, of_soreach
 
 RECORDINGS, ROUNDS = "recordings", "rounds"
 PLAN = "simulation.json"
@@ -158,11 +158,11 @@ def source_of(options: Options, folder: Path) -> Source:
     scheme: Scheme = options.by  # type: ignore[assignment]
     cameras = options.cameras
     mixed_units = options.run_settings(max(3, options.count)).admission.allow_mixed_units
-    if options.file is not None:
-        return of_file(options.file, options.hold_out, cameras=cameras, mixed_units=mixed_units)
     uris = [str(DatasetUri.typed(text)) for text in options.datasets]
-    if len(uris) > 1:
-        return of_datasets(uris, options.hold_out, cameras=cameras, mixed_units=mixed_units)
+    if options.file is not None or len(uris) > 1:
+        file = options.file
+        nodes = nodes_of(uris) if file is None else Contributors.load(file).contributor
+        return of_nodes(nodes, options.hold_out, cameras=cameras, mixed_units=mixed_units)
     if uris:
         return of_episodes(
             uris[0],

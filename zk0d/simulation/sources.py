@@ -20,7 +20,7 @@ from zk0d.learning.partition import Scheme, partition
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.robot import check_robot, merge_robots
 from zk0d.learning.spec import RobotDescription
-from zk0d.simulation.plan import Contributors, VirtualNode
+from zk0d.simulation.plan import VirtualNode
 from zk0d.simulators.task import TaskName
 from zk0d.simulators.tasks import recorded_task
 
@@ -38,39 +38,10 @@ class Source:
     notes: list[str] = field(default_factory=list)  #: what a reader should know of it
 
 
-def of_datasets(
-    uris: list[str],
-    hold_out: float,
-    *,
-    cameras: Mapping[str, str] = NO_CAMERAS,
-    mixed_units: bool = False,
-) -> Source:
-    """A contributor for each dataset; the last part of each is held out.
-
-    Raises
-    ------
-    DataError, UnavailableError
-        If a dataset cannot be opened, is too small to hold something out, or is another robot's.
-    """
+def nodes_of(uris: list[str]) -> list[VirtualNode]:
+    """A contributor for each dataset."""
     names = _names(uris)
-    return of_nodes(
-        [VirtualNode(name=name, dataset_uri=uri) for name, uri in zip(names, uris, strict=True)],
-        hold_out,
-        cameras=cameras,
-        mixed_units=mixed_units,
-    )
-
-
-def of_file(
-    path: Path,
-    hold_out: float,
-    *,
-    cameras: Mapping[str, str] = NO_CAMERAS,
-    mixed_units: bool = False,
-) -> Source:
-    """The contributors that a file names in ``[[contributor]]`` tables."""
-    nodes = Contributors.load(path).contributor
-    return of_nodes(nodes, hold_out, cameras=cameras, mixed_units=mixed_units)
+    return [VirtualNode(name=name, dataset_uri=uri) for name, uri in zip(names, uris, strict=True)]
 
 
 def of_nodes(
@@ -83,6 +54,11 @@ def of_nodes(
     """Hold out the last part of what each contributor has; their robots must be one.
 
     ``cameras`` are mapped wherever a dataset has them, unless a node's own say otherwise.
+
+    Raises
+    ------
+    DataError, UnavailableError
+        If a dataset cannot be opened, is too small to hold something out, or is another robot's.
     """
     shares = share_out(cameras, [node.dataset_uri for node in nodes])
     nodes = [

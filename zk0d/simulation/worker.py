@@ -21,7 +21,6 @@ from flwr.app import Context, Message
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import ClientSettings
 from zk0d.federation import client_app
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
@@ -36,11 +35,12 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Progress as Told
-from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.train import Moments
 from zk0d.simulation.plan import Plan, VirtualNode
 from zk0d.simulation.progress import ProgressFile
+from zk0d.simulation.sources import open_at_command
 
 #: Flower's engine numbers its virtual nodes so.
 PARTITION = "partition-id"
@@ -99,9 +99,7 @@ class Worker:
         where = _address(node)
         if where not in self._prepared:
             if where not in self._recordings:
-                self._recordings[where] = open_recordings(
-                    node.dataset_uri, cameras=node.cameras, mapped_at=MappedAt.COMMAND
-                )
+                self._recordings[where] = open_at_command(node.dataset_uri, node.cameras)
             self._prepared[where] = PreparedRecordings(
                 self._recordings[where],
                 policy,
