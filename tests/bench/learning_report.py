@@ -1,15 +1,16 @@
-"""Writes the tables of ``make results`` into docs/results.md, between two marks."""
+"""Writes the tables of ``make results`` into docs/results.md, between two marks, and a chart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
-from zk0d.simulation.arms import Outcome
+from zk0d.simulation.arms import Outcome, difference
 from zk0d.simulation.compare import CENTRAL, FEDERATED, differences, markdown, spread
 
-PAGE = Path("docs/results.md")
+PAGE, CHART = Path("docs/results.md"), Path("docs/images/unlike.png")
 BEGIN, END = "<!-- learning: made by make results -->", "<!-- learning: end -->"
 #: What each experiment's lines are compared with, and what its table is called.
 YARDSTICKS = {
@@ -76,6 +77,60 @@ def write_report(kept: Mapping[Key, Outcome], lines: Mapping[str, Sequence[Line]
     _, _, after = rest.partition(END)
     made = "\n".join(parts)
     PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{after}", encoding="utf-8")
+
+
+def draw_chart(kept: Mapping[Key, Outcome], names: Sequence[str], rates: Sequence[str]) -> None:
+    """Success by number of contributors by region: drift correction, other rules, one place.
+
+    Every rule of ``names`` stands at that of ``rates`` where its mean over all counts is best.
+    Nothing is drawn before every point is there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = (2, 4, 8, 16)
+
+    def points(experiment: str, titles: Sequence[str]) -> list[list[float]]:
+        return [
+            [
+                outcome.success
+                for (name, other, _), outcome in kept.items()
+                if (name, other) == (experiment, title) and outcome.success is not None
+            ]
+            for title in titles
+        ]
+
+    lines = {"drift correction": points("drift", [f"{count} by region" for count in counts])}
+    for name in names:
+        there = [
+            points("peers", [f"{count} by region, {name}, {rate}" for count in counts])
+            for rate in rates
+        ]
+        whole = [each for each in there if all(each)]
+        if whole:
+            lines[name] = max(whole, key=lambda each: sum(map(fmean, each)))
+    (place,) = points("drift", [YARDSTICKS["drift"]])
+    if len(lines) <= len(names) or not all(lines["drift correction"]) or not place:
+        return
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.axhline(fmean(place), color="gray", ls="--", label="all recordings in one place")
+    for number, (name, rates_of) in enumerate(lines.items()):
+        # Side by side, so that intervals can be told apart.
+        places = [index + 0.05 * (number - len(lines) / 2) for index in range(len(counts))]
+        means = [fmean(each) for each in rates_of]
+        errors = [difference(each, [0.0] * len(each)).half_width for each in rates_of]
+        ours = name == "drift correction"
+        axes.errorbar(
+            places, means, errors, marker="o", capsize=3, lw=2.4 if ours else 1.2, label=name
+        )
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set(
+        xlabel="contributors, each with its own part of the table", ylabel="success", ylim=(0, 1.05)
+    )
+    axes.legend(loc="lower left", fontsize=8)
+    figure.savefig(CHART, dpi=130)
 
 
 def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: str) -> str:

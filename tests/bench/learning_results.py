@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.bench.learning_report import write_report
+from tests.bench.learning_report import draw_chart, write_report
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.learning.recordings import open_recordings
@@ -31,7 +32,7 @@ from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
 from zk0d.simulation.engine import Simulation
 from zk0d.simulation.main import SOREACH
 from zk0d.simulation.plan import Plan, with_faults
-from zk0d.simulation.sources import of_soreach
+from zk0d.simulation.sources import Source, of_soreach
 
 FOLDER = Path("results-runs")
 OUTCOMES = Path("docs/results/learning.jsonl")
@@ -59,26 +60,40 @@ FEDAVG = {"server-momentum": 0.0}
 SAME_STEPS = {"24 x 20": (24, 20), "6 x 80": (6, 80), "3 x 160": (3, 160)}
 
 
+Key = tuple[str, str, int]
+
+
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: what it is called, and how to make it."""
+    """One line of a table: what it is called, and how to make it.
+
+    ``like`` is the key of a line of another table that is the same training.
+    """
 
     experiment: str
     title: str
     seed: int
     make: Callable[[], Simulation]
+    like: Key | None = None
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         return (self.experiment, self.title, self.seed)
 
 
-def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: Any) -> Simulation:
-    """So many contributors of SoReach; recordings are made once for each seed."""
+def recorded(seed: int) -> Path:
+    """SoReach's recordings of a seed: made once, and used by all its lines."""
     folder = FOLDER.absolute() / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "whole").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _split(folder, 1, "iid", seed, 0.5)
+        (folder / "whole").touch()
+    return folder
+
+
+def _split(folder: Path, count: int, scheme: str, seed: int, alpha: float) -> Source:
     with worker_pool(2, FOLDER / "recordings.log") as pool:
-        source = of_soreach(
+        return of_soreach(
             folder,
             count,
             scheme,  # type: ignore[arg-type]
@@ -88,6 +103,12 @@ def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: 
             alpha=alpha,
             make=pool.submit,
         )
+
+
+def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: Any) -> Simulation:
+    """So many contributors of SoReach; recordings are made once for each seed."""
+    folder = recorded(seed)
+    source = _split(folder, count, scheme, seed, alpha)
     values = {**SETTINGS, "seed": seed, "min-fit-clients": count, **settings}
     run = RunSettings.parse(values, where="results")
     plan = Plan(
@@ -377,7 +398,13 @@ def drift_lines(seeds: range) -> Iterator[Line]:
 def choice_lines(seeds: range) -> Iterator[Line]:
     """Each of today's defaults changed."""
     for seed in seeds:
-        yield Line("choices", "today", seed, lambda s=seed: base("region", 8, s, **TODAY))  # type: ignore[misc]
+        yield Line(
+            "choices",
+            "today",
+            seed,
+            lambda s=seed: base("region", 8, s, **TODAY),  # type: ignore[misc]
+            like=("drift", "8 by region", seed),
+        )
         for title, settings in CHOICES.items():
 
             def changed(v: dict[str, Any] = settings, s: int = seed) -> Simulation:
@@ -432,8 +459,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
     # Chosen on seeds 0 to 3, confirmed on these.
     "drift": lambda: drift_lines(range(10, 18)),
-    "choices": lambda: choice_lines(range(10, 14)),
-    "peers": lambda: peer_lines(range(10, 13)),
+    "choices": lambda: choice_lines(range(10, 18)),
+    "peers": lambda: peer_lines(range(10, 18)),
     "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
 }
 
@@ -451,55 +478,58 @@ def kept() -> dict[tuple[str, str, int], Outcome]:
     return found
 
 
-def run(names: list[str], minutes: float, only: list[str]) -> None:
-    """Make what is not there yet, one on each core, until the time is up.
+def run(names: list[str], minutes: float, only: list[str], workers: int) -> None:
+    """Make what is not there yet, one for each worker, until the time is up.
 
-    First everything with seed 0, then with 1, so that no table is empty when the time is up.
+    First everything with the first seed, then with the next, so that no table is empty when the
+    time is up.
     """
     until = time.monotonic() + 60 * minutes
     there = kept()
-    # The same training may stand in several tables.
-    same = {
-        _fingerprint(line.make()): there[line.key]
-        for make in EXPERIMENTS.values()
-        for line in make()
-        if line.key in there
-    }
     lines = [
         line
         for name in names
         for line in EXPERIMENTS[name]()
         if line.key not in there and (not only or line.title in only)
     ]
-    waiting = deque(sorted(lines, key=lambda line: (line.seed, line.title.startswith("8 "))))
+    wanted = {line.key for line in lines}
+    again = [line for line in lines if line.like in wanted | set(there)]
+    # Of one seed the longest begin first, so that the cores end together.
+    waiting = deque(
+        sorted(
+            (line for line in lines if line not in again),
+            key=lambda line: (line.seed, -int(re.match(r"\d*", line.title)[0] or 0)),  # type: ignore[index]
+        )
+    )
     OUTCOMES.parent.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
-    cores = os.cpu_count() or 1
     under_way: dict[Future[Outcome], Line] = {}
-    with worker_pool(cores, FOLDER / "log") as pool:
+    with worker_pool(workers, FOLDER / "log") as pool:
+        list(pool.map(recorded, sorted({line.seed for line in waiting})))
         while under_way or (waiting and time.monotonic() < until):
-            while waiting and len(under_way) <= cores and time.monotonic() < until:
+            while waiting and len(under_way) <= workers and time.monotonic() < until:
                 line = waiting.popleft()
-                folder = FOLDER.absolute() / "runs" / "-".join(map(str, line.key)).replace(" ", "-")
-                made = line.make()
-                if outcome := same.get(_fingerprint(made)):
-                    _write(line, replace(outcome, title=line.title))
-                    continue
-                shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted
-                arm = Arm(line.title, line.seed, with_settings(made, folder))
-                under_way[pool.submit(run_arm, arm)] = line
+                under_way[pool.submit(_train, line.key)] = line
             finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in finished:
                 line = under_way.pop(future)
-                _write(line, future.result())
-                same[_fingerprint(line.make())] = future.result()
+                there[line.key] = future.result()
+                _write(line, there[line.key])
+    for line in again:
+        if line.like in there:
+            _write(line, replace(there[line.like], title=line.title))
     print(f"{len(waiting)} trainings are left")
 
 
-def _fingerprint(simulation: Simulation) -> str:
-    """What a training's outcome follows from."""
-    plan = simulation.plan.model_dump_json(exclude={"state"})
-    return f"{plan} {simulation.settings.to_flat()}"
+def _train(key: Key) -> Outcome:
+    """Make one line; in a worker process."""
+    line = next(line for line in EXPERIMENTS[key[0]]() if line.key == key)
+    folder = FOLDER.absolute() / "runs" / "-".join(map(str, key)).replace(" ", "-")
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted
+    try:
+        return run_arm(Arm(line.title, line.seed, with_settings(line.make(), folder)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(line: Line, outcome: Outcome) -> None:
@@ -517,11 +547,13 @@ if __name__ == "__main__":
     parser.add_argument("experiments", nargs="*", help=" ".join(EXPERIMENTS))
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--only", action="append", default=[], help="only lines of this title")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report", action="store_true", help="only write the tables")
     asked = parser.parse_args()
     wanted = asked.experiments or list(EXPERIMENTS)
     if unknown := sorted(set(wanted) - set(EXPERIMENTS)):
         parser.error(f"no experiment is called {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
     if not asked.report:
-        run(wanted, asked.minutes, asked.only)
+        run(wanted, asked.minutes, asked.only, asked.workers)
     write_report(kept(), {name: [*make()] for name, make in EXPERIMENTS.items()})
+    draw_chart(kept(), list(PEERS), [f"{rate:.0e}" for rate in ONE_PLACE])

@@ -1,8 +1,8 @@
 """SoReach from images alone, federated, with a SmolVLA that trains whole: success by round.
 
 The state does not tell where the block is. Half of the contributors have the one half of the table,
-half the other (or all of them the whole of it); real processes, closed-loop success every few
-rounds.
+half the other (or a quarter each, or all of them the whole of it); real processes, closed-loop
+success every few rounds.
 
     python -m tests.bench.gpu.learning --folder LAB --record    # needs no GPU
     python -m tests.bench.gpu.learning --folder LAB
@@ -43,9 +43,6 @@ IMAGE, PATCH, SHRINK = 96, 8, 2
 HIDDEN, LAYERS, HEADS = 256, 4, 8
 
 
-SPLITS = ("halves", "whole")
-
-
 class _Parts(Layout):
     """Neighbours have different parts of the table."""
 
@@ -58,8 +55,15 @@ class _Parts(Layout):
         ]
 
 
+class _Quarters(_Parts):
+    parts = 4
+
+
 class _Whole(_Parts):
     parts = 1
+
+
+SPLITS = {"halves": _Parts, "quarters": _Quarters, "whole": _Whole}
 
 
 def main() -> None:
@@ -77,11 +81,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--momentum", type=float, default=0.5, help="the server's")
+    parser.add_argument("--drift", default="control-variates", help="none, as it was before")
     parser.add_argument("--rollouts", type=int, default=50)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=500)
     chosen = parser.parse_args()
-    kind = _Whole if chosen.split == "whole" else _Parts
+    kind = SPLITS[chosen.split]
     if chosen.record:
         layout = kind.make(chosen.folder, chosen.contributors)
         return _record(layout, chosen.demonstrations, chosen.parts)
@@ -92,8 +97,11 @@ def main() -> None:
         _deal(chosen.deal, layout)
     model = _save(chosen.folder / "model")
     models = {"models": {"whole": str(model)}}
-    # One evaluation for each half of the table is enough, or two of the whole.
-    held_out = [demo.evaluation(layout, contributor) for contributor in layout.contributors[:2]]
+    # One evaluation for each part of the table is enough, or two of the whole.
+    held_out = [
+        demo.evaluation(layout, contributor)
+        for contributor in layout.contributors[: max(2, kind.parts)]
+    ]
     settings = {
         "model-name": "whole",
         "num-server-rounds": chosen.rounds,
@@ -104,6 +112,8 @@ def main() -> None:
         "warmup-steps": 100,
         "weight-decay": 0.01,
         "server-momentum": chosen.momentum,
+        "server-nesterov": chosen.drift != "none",
+        "drift-correction": chosen.drift,
         "eval-frequency": chosen.every,
         "eval-rollouts": chosen.rollouts,
     }
