@@ -27,6 +27,7 @@ YARDSTICKS = {
     "choices": "today",
     "peers": "",
     "poisoned-drift": "mean, clean",
+    "calibration": "all alike, in one place, 4e-03",
 }
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
@@ -43,6 +44,7 @@ HEADINGS = {
     "choices": "What the defaults of drift correction are worth: eight contributors by region",
     "peers": "Other rules, without drift correction",
     "poisoned-drift": "Drift correction with one poisoned of four, iid",
+    "calibration": "Four arms, each calibrated otherwise by two standard deviations",
 }
 Key = tuple[str, str, int]
 

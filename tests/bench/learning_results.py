@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
 from zk0d.simulation.engine import Simulation
 from zk0d.simulation.main import SOREACH
 from zk0d.simulation.plan import Plan, with_faults
-from zk0d.simulation.sources import Source, of_soreach
+from zk0d.simulation.sources import Source, of_calibrations, of_soreach
 
 FOLDER = Path("results-runs")
 OUTCOMES = Path("docs/results/learning.jsonl")
@@ -108,8 +109,12 @@ def _split(folder: Path, count: int, scheme: str, seed: int, alpha: float) -> So
 def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: Any) -> Simulation:
     """So many contributors of SoReach; recordings are made once for each seed."""
     folder = recorded(seed)
-    source = _split(folder, count, scheme, seed, alpha)
-    values = {**SETTINGS, "seed": seed, "min-fit-clients": count, **settings}
+    return of_source(_split(folder, count, scheme, seed, alpha), folder, seed, **settings)
+
+
+def of_source(source: Source, folder: Path, seed: int, **settings: Any) -> Simulation:
+    """A federation of these contributors."""
+    values = {**SETTINGS, "seed": seed, "min-fit-clients": len(source.nodes), **settings}
     run = RunSettings.parse(values, where="results")
     plan = Plan(
         nodes=source.nodes,
@@ -125,7 +130,7 @@ def base(scheme: str, count: int, seed: int, *, alpha: float = 0.5, **settings: 
 def main_lines(seeds: range) -> Iterator[Line]:
     """Federated, in one place and alone."""
     for seed in seeds:
-        yield Line("main", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+        yield Line("main", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s)))  # type: ignore[misc]
         for count in (2, 4, 8):
             for scheme in ("iid", "region"):
                 title = f"{count} {scheme}"
@@ -141,16 +146,18 @@ def main_lines(seeds: range) -> Iterator[Line]:
                             "main",
                             f"{title} alone {index}",
                             seed,
-                            lambda a=scheme, n=count, s=seed, i=index: lone(base(a, n, s), s, i),  # type: ignore[misc]
+                            lambda a=scheme, n=count, s=seed, i=index: lone(base(a, n, s), i),  # type: ignore[misc]
                         )
 
 
-def lone(simulation: Simulation, seed: int, index: int | None = None) -> Simulation:
+def lone(simulation: Simulation, index: int | None = None) -> Simulation:
     """One contributor, or all in one place, with the federation's statistics."""
     nodes = simulation.plan.nodes
-    node = (
-        in_one_place(nodes, FOLDER.absolute() / f"seed-{seed}") if index is None else nodes[index]
-    )
+    if index is None:
+        # A folder of its own: lines of one seed are made side by side.
+        node = in_one_place(nodes, Path(tempfile.mkdtemp(dir=simulation.folder)))
+    else:
+        node = nodes[index]
     made = with_settings(simulation, simulation.folder, **ALONE)
     return with_plan(made, nodes=[node], forced_statistics=merged_statistics(nodes))
 
@@ -289,7 +296,7 @@ GAP: dict[str, dict[str, Any]] = {
 def gap_lines(seeds: range) -> Iterator[Line]:
     """Four contributors by region: run settings, whose statistics, and one place beside them."""
     for seed in seeds:
-        yield Line("gap", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+        yield Line("gap", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s)))  # type: ignore[misc]
     yield from lines_of("gap", GAP, "region", 4, seeds)
     for seed in seeds:
         yield Line(
@@ -303,7 +310,7 @@ def gap_lines(seeds: range) -> Iterator[Line]:
 def iid_lines(seeds: range) -> Iterator[Line]:
     """Dealt out at random, against one place."""
     for seed in seeds:
-        yield Line("iid", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s), s))  # type: ignore[misc]
+        yield Line("iid", CENTRAL, seed, lambda s=seed: lone(base("iid", 2, s)))  # type: ignore[misc]
         for count in (2, 4, 8):
             yield Line("iid", f"{count} iid", seed, lambda n=count, s=seed: base("iid", n, s))  # type: ignore[misc]
 
@@ -370,7 +377,7 @@ def one_place_lines(experiment: str, seeds: range) -> Iterator[Line]:
         for rate, title in ONE_PLACE.items():
 
             def central(s: int = seed, r: float = rate) -> Simulation:
-                return lone(base("iid", 2, s, **{"initial-lr": r}), s)
+                return lone(base("iid", 2, s, **{"initial-lr": r}))
 
             yield Line(experiment, title, seed, central)
 
@@ -444,6 +451,39 @@ def poisoned_drift_lines(seeds: range) -> Iterator[Line]:
                 yield Line("poisoned-drift", name, seed, attacked)
 
 
+#: Standard deviations by which four arms' joints read otherwise.
+APART = 2.0
+
+
+def calibrated(deviations: float, seed: int, **settings: Any) -> Simulation:
+    """Four arms, each with its own calibration, recordings and held-out set."""
+    folder = FOLDER.absolute() / f"seed-{seed}-calibrated-{deviations:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with worker_pool(2, FOLDER / "recordings.log") as pool:
+        source = of_calibrations(
+            folder, 4, deviations, DEMONSTRATIONS, HELD_OUT, seed=seed, make=pool.submit
+        )
+    return of_source(source, folder, seed, **{"eval-rollouts": ROLLOUTS // 4, **settings})
+
+
+def calibration_lines(seeds: range) -> Iterator[Line]:
+    """Arms that are calibrated otherwise: whose statistics, and one place; today's defaults."""
+    for seed in seeds:
+        for title, deviations in (("all alike", 0.0), ("each its own", APART)):
+            for by in ("cohort", "node"):
+
+                def federated(d: float = deviations, b: str = by, s: int = seed) -> Simulation:
+                    return calibrated(d, s, **TODAY, **{"normalize-by": b})
+
+                yield Line("calibration", f"{title}, normalized by {by}", seed, federated)
+            for rate, place in ONE_PLACE.items():
+
+                def central(d: float = deviations, r: float = rate, s: int = seed) -> Simulation:
+                    return lone(calibrated(d, s, **{"initial-lr": r}))
+
+                yield Line("calibration", f"{title}, {place}", seed, central)
+
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
@@ -462,6 +502,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "choices": lambda: choice_lines(range(10, 18)),
     "peers": lambda: peer_lines(range(10, 18)),
     "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
+    "calibration": lambda: calibration_lines(range(10, 18)),
 }
 
 
@@ -505,7 +546,8 @@ def run(names: list[str], minutes: float, only: list[str], workers: int) -> None
     FOLDER.mkdir(exist_ok=True)
     under_way: dict[Future[Outcome], Line] = {}
     with worker_pool(workers, FOLDER / "log") as pool:
-        list(pool.map(recorded, sorted({line.seed for line in waiting})))
+        sets = {(line.experiment == "calibration", line.seed) for line in waiting}
+        list(pool.map(_record, sorted(sets)))
         while under_way or (waiting and time.monotonic() < until):
             while waiting and len(under_way) <= workers and time.monotonic() < until:
                 line = waiting.popleft()
@@ -519,6 +561,16 @@ def run(names: list[str], minutes: float, only: list[str], workers: int) -> None
         if line.like in there:
             _write(line, replace(there[line.like], title=line.title))
     print(f"{len(waiting)} trainings are left")
+
+
+def _record(wanted: tuple[bool, int]) -> None:
+    """Make a seed's recordings before its lines look for them side by side."""
+    calibration, seed = wanted
+    if calibration:
+        for deviations in (0.0, APART):
+            calibrated(deviations, seed)
+    else:
+        recorded(seed)
 
 
 def _train(key: Key) -> Outcome:

@@ -32,7 +32,7 @@ from zk0d.federation.update import Payload
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.spec import Components
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import Statistics, merge_groups
 from zk0d.learning.step import Correction
 from zk0d.record.journal import committed_rounds
 
@@ -689,7 +689,7 @@ def test_a_dataset_that_cannot_be_evaluated_is_missing(lab: Lab) -> None:
         round=1,
         spec=spec,
         base=broken.manifest.sha256,
-        statistics=statistics,
+        statistics=merge_groups("cohort", {"": [statistics]}),
         evaluation=EvaluationSettings(eval_frames=0, eval_episodes=1),
         seed=0,
     )

@@ -21,7 +21,7 @@ from zk0d.federation.messages import Release, ReleaseReply, Start
 from zk0d.federation.update import Payload
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import TaskControl
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import RunStatistics, merge_groups
 from zk0d.release.card import BEGIN, END
 from zk0d.release.checkpoint import PROVENANCE, Releases, code_sha256, judge_folder
 
@@ -54,12 +54,8 @@ def evaluator(tmp_path: Path, recordings_folder: Path) -> CoordinatorEvaluator:
     return made
 
 
-def statistics_of(evaluator: CoordinatorEvaluator) -> Statistics:
-    return evaluator._datasets[0].recordings.statistics(
-        torch.ones(
-            len(evaluator._datasets[0].recordings.columns["episode_index"]), dtype=torch.bool
-        )
-    )
+def statistics_of(evaluator: CoordinatorEvaluator) -> RunStatistics:
+    return merge_groups("cohort", {"": [evaluator._datasets[0].recordings.statistics()]})
 
 
 def release(

@@ -308,6 +308,9 @@ class EvaluationDataset(Settings):
         (0, 1),
         description="This dataset's slice of the simulator's table, as (index, of how many).",
     )
+    calibration: tuple[float, ...] = Field(
+        (), description="What the simulated arm's joints read more than in its own calibration."
+    )
     cameras: Cameras = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )

@@ -211,6 +211,9 @@ Cameras = Annotated[dict[str, str], AfterValidator(_cameras)]
 #: Where a checkpoint carries the settings and the tokenizer of its vision-language model: in
 #: ``zk0d/vlm-HASH`` below it, which is a name such as the hub's.
 VLM_FOLDER = "zk0d"
+#: Where a checkpoint carries the processors of each group that normalizes with its own statistics:
+#: in ``statistics/GROUP`` below it.
+GROUPS_FOLDER = "statistics"
 #: What a policy on the hub is made of; the rest of its repository is not downloaded.
 POLICY_FILES = ("*.json", "*.safetensors", f"{VLM_FOLDER}/*")
 #: Without either of these a folder holds no policy.

@@ -41,6 +41,7 @@ from zk0d.errors import ConfigError
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 CodecName = Literal["fp32", "bf16", "int8", "int4"]
 RuleName = Literal["mean", "trimmed-mean", "median"]
+NormalizeBy = Literal["cohort", "robot-type", "node"]
 #: Updates that a rule needs, where one is not enough.
 LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 
@@ -274,6 +275,11 @@ class RunSettings(FlatSettings):
         " usual size; 'tiny' and 'tiny-wide' are small, for a CPU).",
     )
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
+    normalize_by: NormalizeBy = Field(
+        "cohort",
+        description="Whose statistics a node's states and actions are normalized with: all nodes'"
+        " together, those of its robot type, or its own, for arms that are calibrated otherwise.",
+    )
     start_from: str = Field(
         "",
         description="Start with a release's weights: 'latest', or a run's name for its best.",
@@ -515,7 +521,7 @@ def stored_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("eval-mode") == "full":
         kept["eval-frames"] = 0
     # Runs began without it before it was there.
-    return {"drift-correction": "none"} | kept
+    return {"drift-correction": "none", "normalize-by": "cohort"} | kept
 
 
 def _is_run(values: dict[str, Scalar]) -> dict[str, Scalar]:

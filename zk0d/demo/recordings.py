@@ -11,6 +11,7 @@ from lerobot.datasets import LeRobotDataset
 from zk0d.config.names import check_apart
 from zk0d.errors import TryAgainError
 from zk0d.files import rename
+from zk0d.simulators.calibration import recalibrate
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
 
@@ -23,10 +24,12 @@ def make_recordings(
     size: int = 96,
     goal_in_state: bool = True,
     task: str = "soreach",
+    calibration: tuple[float, ...] = (),
 ) -> int:
     """Record the scripted expert until ``episodes`` succeeded; returns the number of frames.
 
-    A dataset appears whole or not at all: it is written beside ``folder`` and renamed.
+    A dataset appears whole or not at all: it is written beside ``folder`` and renamed. Joints are
+    recorded ``calibration`` above their standard numbers.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def make_recordings(
             if not succeeded:
                 continue
             for frame in demonstration:
-                dataset.add_frame(frame)
+                dataset.add_frame(recalibrate(frame, calibration))
             dataset.save_episode(parallel_encoding=False)
             frames += len(demonstration)
             recorded += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -61,6 +61,10 @@ class Cohort:
         Take a node's answer to a round, and the news that none will come; by key.
     clock
         Seconds; replaced in tests.
+    check
+        Refuses, by a ``DataError``, what a node of this run cannot do without.
+    names
+        What an interrupted run called its nodes, by key.
     robots
         Those that take part before any node is asked.
     mixed_units
@@ -76,6 +80,8 @@ class Cohort:
         on_lost: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
         *,
+        check: Callable[[QueryReply], None] = lambda reply: None,
+        names: Mapping[str, str] | None = None,
         robots: Sequence[RobotDescription] = (),
         mixed_units: bool = False,
     ) -> None:
@@ -85,6 +91,8 @@ class Cohort:
         self._on_update = on_update
         self._on_lost = on_lost
         self._clock = clock
+        self._check = check
+        self._former_names = dict(names or {})
         self._robots = list(robots)
         self._mixed_units = mixed_units
         self._pending: dict[str, _Pending] = {}
@@ -222,7 +230,9 @@ class Cohort:
         self._delays.pop(node.key, None)
         self.members[node.key] = reply
         others = {name for key, name in self._names.items() if key != node.key}
-        name = reply.name if reply.name not in others else f"{reply.name}-{node.key[:6]}"
+        name = self._former_names.get(node.key, reply.name)
+        if name in others:
+            name = f"{reply.name}-{node.key[:6]}"
         self._names[node.key] = name
         self._record(
             NodeJoined(
@@ -241,6 +251,7 @@ class Cohort:
         """Take a node's robot into the cohort, or refuse and tell it; what is unknown of it."""
         cohort = merge_robots(self._robots)
         try:
+            self._check(reply)
             notices = check_robot(
                 reply.robot,
                 cohort,

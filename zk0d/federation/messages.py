@@ -19,7 +19,7 @@ from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription, check_printable
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import RunStatistics, Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
@@ -157,7 +157,7 @@ class Evaluate(Message):
     round: NonNegativeInt
     spec: PolicySpec
     base: str
-    statistics: Statistics
+    statistics: RunStatistics
     evaluation: EvaluationSettings
     seed: NonNegativeInt
 
@@ -190,7 +190,7 @@ class Release(Message):
     round: NonNegativeInt
     spec: PolicySpec
     base: str
-    statistics: Statistics
+    statistics: RunStatistics
     summary: RunSummary
     best: bool = Field(description="It is the run's best evaluation so far.")
     keep: PositiveInt = Field(description="Checkpoints of a run that stay, besides the best.")

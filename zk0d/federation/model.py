@@ -21,10 +21,11 @@ from zk0d.federation.aggregate import (
 )
 from zk0d.federation.answers import Accepted
 from zk0d.federation.messages import Train
+from zk0d.federation.normalization import Normalization
 from zk0d.federation.update import Payload
 from zk0d.federation.variates import Variates
 from zk0d.learning.spec import PolicySpec
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import RunStatistics
 from zk0d.record.journal import MOMENTUM, WEIGHTS, Journal
 
 
@@ -42,13 +43,13 @@ class GlobalModel:
     def __init__(
         self,
         spec: PolicySpec,
-        statistics: Statistics,
+        normalization: Normalization,
         weights: Arrays,
         settings: RunSettings,
         folder: Path,
     ) -> None:
         self.spec = spec
-        self.statistics = statistics
+        self._normalization = normalization
         self.weights = weights
         self._settings = settings.aggregation
         self._step = ServerStep(
@@ -61,6 +62,11 @@ class GlobalModel:
         if training.drift_correction == "control-variates":
             codec = training.variate_codec
             self._variates = Variates(folder / "variates", codec, self._settings)
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """What it reads and writes is normalized with."""
+        return self._normalization.statistics
 
     @property
     def norm(self) -> float:

@@ -24,6 +24,7 @@ from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Query, QueryReply, Train
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.nodes import Node
+from zk0d.federation.normalization import Normalization
 from zk0d.federation.schedule import RoundPlan
 from zk0d.federation.spool import Spool
 from zk0d.federation.update import Manifest
@@ -50,6 +51,8 @@ class Rounds:
     ----------
     grid
         Flower's way to the nodes.
+    normalization
+        Says what each node normalizes with.
     state
         What the run did so far; whoever takes ``record``'s events keeps it up to date.
     spool
@@ -68,6 +71,7 @@ class Rounds:
         spec: PolicySpec,
         settings: RunSettings,
         server: ServerSettings,
+        normalization: Normalization,
         state: RunState,
         spool: Spool,
         record: Callable[[AnyEvent], object],
@@ -78,6 +82,7 @@ class Rounds:
     ) -> None:
         self._settings = settings
         self._poll_interval = server.poll_interval
+        self._normalization = normalization
         self._state = state
         self._spool = spool
         self._record = record
@@ -92,13 +97,15 @@ class Rounds:
             self._take_update,
             self._lose,
             clock,
+            check=normalization.check,
+            names=state.names,
             robots=state.robots,
             mixed_units=settings.admission.allow_mixed_units,
         )
         self._answers: RoundAnswers | None = None
 
-    def gather(self) -> list[QueryReply]:
-        """Wait for enough nodes that can train; what they answered, in the order of their names.
+    def gather(self) -> dict[str, QueryReply]:
+        """Wait for enough nodes that can train; what they answered, by name and in its order.
 
         Raises
         ------
@@ -115,7 +122,7 @@ class Rounds:
             return not self._cohort.waits or self._clock() - enough_since[0] > QUERY_GRACE
 
         self._wait_for(ready, lambda: f"{len(members)} of {wanted} nodes can train")
-        return [members[key] for key in sorted(members, key=self._cohort.name)]
+        return dict(sorted(self._cohort.named(members).items()))
 
     def train(
         self, number: int, plan: RoundPlan, model: GlobalModel
@@ -245,7 +252,13 @@ class Rounds:
         counted = model.variate_rounds
         records = []
         for name, node in reach.items():
-            own = {"boost": plan.boosts.get(name, 1.0), "variate_round": counted.get(node.key, 0)}
+            normalized = self._normalization.of(name, self._cohort.members[node.key])
+            own = {
+                "boost": plan.boosts.get(name, 1.0),
+                "variate_round": counted.get(node.key, 0),
+                "statistics": normalized,
+                "statistics_sha256": normalized.sha256,
+            }
             records.append((node, to_record(task.model_copy(update=own), payload)))
         self._cohort.train(records)
         return RoundAnswers(
@@ -264,13 +277,14 @@ class Rounds:
 
     def _task(self, number: int, plan: RoundPlan, model: GlobalModel, manifest: Manifest) -> Train:
         settings, last = self._settings, self._state.last
+        whole = self._normalization.statistics.of("")
         return Train(
             run=self._state.run,
             round=number,
             spec=model.spec,
             base=manifest.sha256,
-            statistics=model.statistics,
-            statistics_sha256=model.statistics.sha256,
+            statistics=whole,
+            statistics_sha256=whole.sha256,
             training=settings.training,
             first_step=(number - 1) * settings.training.local_steps,
             schedule=plan.schedule,

@@ -18,11 +18,11 @@ from zk0d.federation.evaluation import RunEvaluator
 from zk0d.federation.learner_client import Evaluator
 from zk0d.federation.messages import QueryReply
 from zk0d.federation.model import GlobalModel
+from zk0d.federation.normalization import Normalization
 from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.schedule import RunSchedule
 from zk0d.federation.spool import Spool
 from zk0d.learning.spec import PolicySpec
-from zk0d.learning.statistics import Statistics, merge
 from zk0d.record.events import (
     AnyEvent,
     ModelReady,
@@ -31,7 +31,6 @@ from zk0d.record.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    StatisticsMerged,
 )
 from zk0d.record.journal import CONFIG, STATISTICS, Journal, is_whole
 from zk0d.record.outputs import Outputs, run_config
@@ -93,6 +92,7 @@ class Run:
         self._sleep = sleep
         self._state = RunState(run=journal.run, whole=False)
         self._evaluator = RunEvaluator(evaluator, settings, journal.run, self._record, clock, sleep)
+        self._normalization = Normalization(settings.normalize_by, journal, self._record)
         self._outputs = Outputs(journal.folder, journal.run, settings)
         self._spool = Spool(journal.folder / "spool")
         self._model: GlobalModel
@@ -148,11 +148,8 @@ class Run:
         weights = {name: array.copy() for name, array in payload.decode(consume=True)}
         self._record(ModelReady(spec=spec, robot=started.robot))
         self._outputs.model(spec)
-        shared = [r.statistics for r in self._gather(spec) if r.statistics is not None]
-        merged = merge(shared)
-        journal.write_json(STATISTICS, merged.model_dump(mode="json"))
-        self._record(StatisticsMerged(nodes=len(shared), sha256=merged.sha256))
-        self._model = GlobalModel(spec, merged, weights, settings, journal.folder)
+        self._normalization.begin(self._gather(spec))
+        self._model = GlobalModel(spec, self._normalization, weights, settings, journal.folder)
         self._commit(RoundCommitted(round=0, evaluation=self._evaluator.evaluate(self._model, 0)))
 
     def _restore(self) -> None:
@@ -171,25 +168,25 @@ class Run:
         before.apply(journal.write(RunResumed(round=last, flower_run=self._resumed_by)))
         self._state, before.whole = before, False
         assert before.spec is not None
-        text = (journal.folder / STATISTICS).read_text(encoding="utf-8")
-        merged = Statistics.model_validate_json(text)
-        if merged.sha256 != before.statistics_sha256:
+        normalization = self._normalization
+        if not normalization.restore(before.statistics_sha256, before.statistics_groups):
             raise RunFailedError(
                 f"{journal.folder / STATISTICS} is not what this run committed; start a new run.",
                 reason="nothing_to_resume",
             )
-        self._model = GlobalModel(before.spec, merged, {}, self._settings, journal.folder)
+        self._model = GlobalModel(before.spec, normalization, {}, self._settings, journal.folder)
         self._model.load(journal, last)
         self._outputs.replay(before)
         self._gather(before.spec)
 
-    def _gather(self, spec: PolicySpec) -> list[QueryReply]:
+    def _gather(self, spec: PolicySpec) -> dict[str, QueryReply]:
         """Wait for nodes, by the run's state as it is now."""
         self._rounds = Rounds(
             self._grid,
             spec,
             self._settings,
             self._server,
+            self._normalization,
             self._state,
             self._spool,
             self._record,

@@ -34,12 +34,13 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, pick_device, release_gpu_memory, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
-from zk0d.learning.robot import check_robot, merge_robots
+from zk0d.learning.robot import check_robot, group_of, merge_robots
 from zk0d.learning.spec import PolicySpec, RobotDescription, check_fit
 from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
 from zk0d.release.checkpoint import Releases, describe
 from zk0d.release.gate import judge
+from zk0d.simulators.calibration import calibrated
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
 
@@ -191,7 +192,9 @@ class CoordinatorEvaluator(Learner):
             )
             describe(draft, task.summary, verdict, str(card), parent=parent, licenses=licenses)
 
-        write_checkpoint(policy, task.statistics, folder, add_summary)
+        write_checkpoint(
+            policy, task.statistics, folder, add_summary, groups=task.statistics.groups
+        )
         releases.settle(folder, verdict, best=task.best)
         releases.prune(task.run, task.keep)
         return ReleaseReply(
@@ -255,7 +258,9 @@ class CoordinatorEvaluator(Learner):
             )
             if data.settings.episodes:
                 data.prepared = data.prepared.share(data.settings.episodes)
-        batches = data.prepared.batches(task.statistics)
+        group = group_of(task.statistics.by, data.settings.name, data.recordings.summary.robot_type)
+        statistics = task.statistics.of(group)
+        batches = data.prepared.batches(statistics)
         rows, episode = data.prepared.usable, data.recordings.columns["episode_index"]
         asked = task.evaluation
         if asked.eval_episodes:
@@ -271,10 +276,13 @@ class CoordinatorEvaluator(Learner):
             size = next(iter(cameras.values()), (3, 96, 96))[-1]
             own = {camera_name(key): to for key, to in data.recordings.cameras.items()}
             knows_goal = simulated.knows_goal(policy.spec.state_width)
+            calibration = data.settings.calibration
             rollouts = roll_out(
                 policy,
-                task.statistics,
-                lambda: simulated.make(sector, tuple(own), size, knows_goal),
+                statistics,
+                lambda: calibrated(
+                    simulated.make(sector, tuple(own), size, knows_goal), calibration
+                ),
                 list(range(ROLLOUT_SEED, ROLLOUT_SEED + asked.eval_rollouts)),
                 own,
             )
@@ -285,4 +293,5 @@ class CoordinatorEvaluator(Learner):
             frames=len(rows),
             success=rollouts.success if rollouts else None,
             rollouts=rollouts.episodes if rollouts else 0,
+            statistics=group if group in task.statistics.groups else "",
         )

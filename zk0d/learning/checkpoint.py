@@ -1,8 +1,9 @@
 """A policy as a folder that plain LeRobot loads: configuration, weights, both processors.
 
 Its class's ``from_pretrained(folder)`` and ``lerobot-record --policy.path=folder`` read it. The
-statistics that the policy was trained with travel in the processors; with others it fails. It names
-no path of the machine that wrote it.
+statistics that the policy was trained with travel in the processors; with others it fails. A group
+that normalizes with its own has its processors in ``statistics/GROUP``: copied over those beside
+the weights, they make the folder that group's. It names no path of the machine that wrote it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 
 from zk0d.config.cameras import camera_feature
 from zk0d.config.families import FAMILIES
-from zk0d.config.names import PROCESSOR_FILES, VLM_FOLDER
+from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER
 from zk0d.errors import TryAgainError
 from zk0d.files import whole_folder
 from zk0d.learning.policies.base import LoadedPolicy
@@ -31,6 +32,7 @@ from zk0d.learning.statistics import Statistics
 
 #: Settings of LeRobot that say where a policy came from, or goes to, on its trainer's machine.
 _OWN = {"pretrained_path": None, "pretrained_revision": None, "repo_id": None, "push_to_hub": False}
+NO_GROUPS: Mapping[str, Statistics] = {}
 #: Where transformers notes the folder that it read a file from.
 _ORIGINS = ("_name_or_path", "name_or_path")
 
@@ -41,6 +43,7 @@ def write_checkpoint(
     folder: Path,
     more: Callable[[Path], None] = lambda draft: None,
     cameras: Mapping[str, str] | None = None,
+    groups: Mapping[str, Statistics] = NO_GROUPS,
 ) -> Path:
     """Write the policy as it is now to ``folder``, which appears whole or not at all.
 
@@ -56,6 +59,8 @@ def write_checkpoint(
     cameras
         For each of the policy's cameras that was trained the feature that LeRobot will see; the
         others are left out. By default all keep their names.
+    groups
+        What each group normalizes with that has its own statistics.
 
     Raises
     ------
@@ -71,17 +76,22 @@ def write_checkpoint(
             if cameras is not None:
                 config.input_features = _renamed(config.input_features, cameras)
             vars(config).update({key: value for key, value in _OWN.items() if key in kept})
-            preprocess, postprocess = loaded.processors(statistics)
+            # They are made before the companion has a name that only the checkpoint knows.
+            processors = {draft: loaded.processors(statistics)}
+            for group, own in groups.items():
+                processors[draft / GROUPS_FOLDER / group] = loaded.processors(own)
             key = FAMILIES[config.type].companion
             if key and Path(getattr(config, key)).is_absolute():
                 name = _carry(Path(getattr(config, key)), draft)
                 setattr(config, key, name)
-                for step in preprocess.steps:
-                    if hasattr(step, "tokenizer_name"):
-                        step.tokenizer_name = name
+                for preprocess, _ in processors.values():
+                    for step in preprocess.steps:
+                        if hasattr(step, "tokenizer_name"):
+                            step.tokenizer_name = name
             loaded.policy.save_pretrained(draft)
-            preprocess.save_pretrained(draft)
-            postprocess.save_pretrained(draft)
+            for place, pair in processors.items():
+                for each in pair:
+                    each.save_pretrained(place)
             more(draft)
             _share(draft)
     except (OSError, SafetensorError) as error:

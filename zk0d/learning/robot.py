@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zk0d.config.run import NormalizeBy
 from zk0d.errors import DataError
 from zk0d.learning.spec import Components, RobotDescription
 
@@ -30,6 +31,7 @@ OTHER_SCALE = 10.0
 MOST_DEGREES, FEWEST_TICKS, TICKS = 400.0, 720.0, 4096.0
 _GRIPPER = re.compile(r"grip|jaw|finger|claw")
 _SO_ARM = re.compile(r"so[-_ ]?(arm)?[-_ ]?10[01]|^so(_follower)?$")
+_NO_FOLDER = re.compile(r"[^a-z0-9-]+")
 
 Reason = Literal["robot_mismatch", "units_mismatch", ""]
 
@@ -161,6 +163,17 @@ def _kind(robot_type: str) -> str:
     for word in ("_follower", "_leader", "_client", "_robot"):
         plain = plain.replace(word, "")
     return _SO_ARM.sub("so", plain)
+
+
+def group_of(by: NormalizeBy, name: str, robot_type: str) -> str:
+    """In whose group of statistics recordings are: those of the node ``name`` or of a robot type.
+
+    A group's name can name a folder. It is empty if all are one group, and ``unknown`` for robots
+    of no known type.
+    """
+    if by == "cohort":
+        return ""
+    return name if by == "node" else _NO_FOLDER.sub("-", _kind(robot_type)).strip("-") or "unknown"
 
 
 def _plain(name: str) -> str:

@@ -1,21 +1,23 @@
 """Normalization statistics: asked for once, merged once, sent by hash. numpy only.
 
 A policy that is trained with one set and run with another fails, so a run has one set, for every
-node, and the release carries it. Quantiles are left out: they cannot be merged.
+node, and the release carries it. A run whose arms are calibrated otherwise has one for each group
+of nodes besides. Quantiles are left out: they cannot be merged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from zk0d.config.base import Settings
+from zk0d.config.run import NormalizeBy
 from zk0d.errors import Zk0dError
 
 #: Standard deviations of this and more are taken as they are. A motor that did not move gets this:
@@ -90,6 +92,33 @@ class Statistics(Settings):
         }
 
 
+class RunStatistics(Statistics):
+    """Those of all nodes together, and of each group that normalizes with its own."""
+
+    by: NormalizeBy = "cohort"
+    groups: dict[str, Statistics] = Field(
+        default_factory=dict, description="By robot type or by node; none if by cohort."
+    )
+
+    @property
+    def sha256(self) -> str:
+        """Names this exact set; without groups that of the statistics alone."""
+        return super().sha256 if self.groups else self.of("").sha256
+
+    def of(self, group: str) -> Statistics:
+        """What a group normalizes with: its own, or those of all if it has none here."""
+        return self.groups.get(group) or Statistics(features=self.features, nodes=self.nodes)
+
+    def with_group(self, group: str, statistics: Statistics) -> Self:
+        """The same with one group more."""
+        return self.model_copy(update={"groups": {**self.groups, group: statistics}})
+
+    def only(self, groups: Iterable[str]) -> Self:
+        """The same without any other group."""
+        kept = {name: each for name, each in self.groups.items() if name in set(groups)}
+        return self.model_copy(update={"groups": kept})
+
+
 def still(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
     """Which components never change, by their minimum and maximum, in whatever unit."""
     size = np.maximum(np.abs(low), np.abs(high))
@@ -129,6 +158,14 @@ def merge(sets: Iterable[Statistics]) -> Statistics:
         features={name: _merge_feature(name, [p.features[name] for p in parts]) for name in names},
         nodes=len(parts),
     )
+
+
+def merge_groups(by: NormalizeBy, groups: Mapping[str, Iterable[Statistics]]) -> RunStatistics:
+    """The statistics of all frames together, and unless ``by`` cohort those of each group's."""
+    parts = {name: list(sets) for name, sets in groups.items()}
+    whole = merge(part for sets in parts.values() for part in sets)
+    own = {} if by == "cohort" else {name: merge(sets) for name, sets in parts.items()}
+    return RunStatistics(features=whole.features, nodes=whole.nodes, by=by, groups=own)
 
 
 def _merge_feature(name: str, parts: list[FeatureStatistics]) -> FeatureStatistics:

@@ -72,11 +72,12 @@ class ModelReady(AnyEvent):
 
 
 class StatisticsMerged(AnyEvent):
-    """The run's normalization statistics are committed."""
+    """The run's normalization statistics are committed; again when a group was added."""
 
     kind: Literal["statistics.merged"] = "statistics.merged"
     nodes: int
     sha256: str
+    groups: tuple[str, ...] = ()  #: that have their own
 
 
 # --- nodes ----------------------------------------------------------------------------------------
@@ -243,6 +244,9 @@ class DatasetResult(_Content):
     frames: int = 0
     success: float | None = None
     rollouts: int = 0
+    statistics: str = Field(
+        "", description="The group whose statistics normalized it; empty: those of all nodes."
+    )
     error: str | None = None
 
 

@@ -78,6 +78,7 @@ class RunState:
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     spec: PolicySpec | None = None
     statistics_sha256: str = ""
+    statistics_groups: tuple[str, ...] = ()  #: that have their own
     began: float = 0.0  #: seconds since 1970
     message: str = ""  #: why it failed
     interrupted: bool = False  #: it failed for a cause that passes
@@ -132,6 +133,7 @@ class RunState:
                 self._meet(event.robot)
             case StatisticsMerged():
                 self.statistics_sha256 = event.sha256
+                self.statistics_groups = event.groups
             case NodeJoined():
                 if event.key:
                     self.names[event.key] = event.node

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from zk0d.config.families import FAMILIES
-from zk0d.learning.statistics import Statistics
+from zk0d.config.names import GROUPS_FOLDER
+from zk0d.learning.statistics import RunStatistics
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART
 from zk0d.release.gate import Verdict
@@ -65,12 +66,14 @@ preprocess, postprocess = make_pre_post_processors(
 )
 # action = postprocess(policy.select_action(preprocess(observation)))
 """
+#: What a group of statistics is called, by how a run normalizes.
+_KINDS = {"robot-type": "robot type", "node": "contributor"}
 BEGIN, END = "<!-- usage -->", "<!-- /usage -->"  #: around the block that a test executes
 
 
 def model_card(
     summary: RunSummary,
-    statistics: Statistics,
+    statistics: RunStatistics,
     verdict: Verdict,
     licenses: Mapping[str, str],
     *,
@@ -111,7 +114,7 @@ def model_card(
         _final(summary, verdict),
         _by_dataset(summary),
         _insights(summary),
-        _usage(summary, carries_vlm),
+        _usage(summary, statistics, carries_vlm),
         FORMAT,
         _limits(statistics, simulation),
         _citation(summary),
@@ -252,20 +255,42 @@ def _insights(summary: RunSummary) -> str:
     return "## Training Insights\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(summary: RunSummary, carries_vlm: bool) -> str:
+def _usage(summary: RunSummary, statistics: RunStatistics, carries_vlm: bool) -> str:
     family = FAMILIES[_policy(summary)]
     module, _, name = family.policy_class.rpartition(".")
     code = (CARRIED if carries_vlm else USAGE).format(
         module=module, name=name, companion=family.companion
     )
-    return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
+    text = f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
+    return f"{text}\n\n{_groups(statistics)}" if statistics.groups else text
 
 
-def _limits(statistics: Statistics, simulation: bool) -> str:
-    lines = [
+def _groups(statistics: RunStatistics) -> str:
+    """How an arm gets the processors of its group."""
+    names = sorted(statistics.groups)
+    rows = [(name, f"`{GROUPS_FOLDER}/{name}`") for name in names]
+    return (
+        f"Each {_KINDS[statistics.by]} has its own processors. Copy those of yours over the ones in"
+        f" this folder, as in `cp {GROUPS_FOLDER}/{names[0]}/* .`, before you load it.\n\n"
+        + _table((_KINDS[statistics.by], "processors"), rows)
+    )
+
+
+def _limits(statistics: RunStatistics, simulation: bool) -> str:
+    merged = (
         "States and actions are normalized with statistics merged from"
         f" {statistics.nodes} contributors, which are in the processors' files here. With"
-        " those of another dataset the policy fails.",
+        " those of another dataset the policy fails."
+    )
+    if statistics.groups:
+        merged = (
+            f"States and actions are normalized with the statistics of each {_KINDS[statistics.by]}"
+            " (see Usage). On an arm that is none of these the policy was not trained; the"
+            f" processors here have the statistics of all {statistics.nodes} contributors, which"
+            " no arm was trained with."
+        )
+    lines = [
+        merged,
         "The policy loss says how well held-out demonstrations are predicted, not how often a robot"
         " succeeds.",
     ]

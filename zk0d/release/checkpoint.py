@@ -128,7 +128,7 @@ def describe(
             "nodes": [part.model_dump() for part in summary.nodes],
             "evaluation_licenses": licenses,
             "parent": parent,
-            "tensors": {path.name: tensors_of(path) for path in sorted(folder.glob(WEIGHTS))},
+            "tensors": _tensors(folder),
         },
     }
     for name, content in contents.items():
@@ -204,6 +204,12 @@ def tensors_of(file: Path) -> dict[str, str]:
         ) from None
 
 
+def _tensors(folder: Path) -> dict[str, dict[str, str]]:
+    """Of every file of tensors, by its place in the folder."""
+    files = sorted(folder.rglob(WEIGHTS))
+    return {file.relative_to(folder).as_posix(): tensors_of(file) for file in files}
+
+
 def check_tensors(folder: Path) -> None:
     """Whether a checkpoint's files of tensors hold what was written, by their headers.
 
@@ -217,7 +223,7 @@ def check_tensors(folder: Path) -> None:
         written = json.loads(path.read_text(encoding="utf-8")).get("tensors", {})
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); copy the checkpoint again.") from None
-    found = {file.name: tensors_of(file) for file in sorted(folder.glob(WEIGHTS))}
+    found = _tensors(folder)
     for name, wanted in written.items():
         have = found.get(name, {})
         for tensor in sorted(wanted.keys() | have.keys()):

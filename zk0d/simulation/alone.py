@@ -25,7 +25,7 @@ from zk0d.learning.cameras import map_cameras, share_out
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.layout import find, read_info
 from zk0d.learning.policy import load_policy
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import RunStatistics
 from zk0d.record.journal import STATISTICS, WEIGHTS, committed_rounds
 from zk0d.record.state import RunState
 from zk0d.simulation.engine import Simulation, simulate
@@ -177,7 +177,7 @@ def export(run: Path, plan: Plan, folder: Path) -> Path:
     last = run / "rounds" / f"{committed_rounds(run)[-1]:05d}"
     loaded = load_policy(spec, models=plan.models, device="cpu")
     loaded.load_weights(safetensors.numpy.load_file(last / WEIGHTS))
-    statistics = Statistics.model_validate(
+    statistics = RunStatistics.model_validate(
         json.loads((run / STATISTICS).read_text(encoding="utf-8"))
     )
     (node,) = plan.nodes

@@ -137,8 +137,9 @@ def in_one_place(nodes: Sequence[VirtualNode], folder: Path) -> VirtualNode:
         offset += len(recordings.layout.episodes)
     everything = folder / "everything"
     folder.mkdir(parents=True, exist_ok=True)
-    with worker_pool(1, folder / "recordings.log") as pool:
-        pool.submit(merge_datasets, roots, everything).result()
+    if not everything.exists():
+        with worker_pool(1, folder / "recordings.log") as pool:
+            pool.submit(merge_datasets, roots, everything).result()
     return VirtualNode(
         name="everything",
         dataset_uri=f"local:{everything}",

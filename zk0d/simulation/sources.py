@@ -21,8 +21,9 @@ from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.robot import check_robot, merge_robots
 from zk0d.learning.spec import RobotDescription
 from zk0d.simulation.plan import VirtualNode
+from zk0d.simulators.calibration import Calibration, calibrations
 from zk0d.simulators.task import TaskName
-from zk0d.simulators.tasks import recorded_task
+from zk0d.simulators.tasks import TASKS, recorded_task
 
 HELD_OUT_SEED = 500_000  #: far from the training episodes' seeds
 SEEDS_PER_DATASET = 1_000_000
@@ -167,6 +168,57 @@ def of_soreach(
     ]
     held = open_recordings(f"local:{evaluation}")
     return Source(nodes, [_evaluation("held-out", held, [], {})])
+
+
+def of_calibrations(
+    folder: Path,
+    count: int,
+    deviations: float,
+    demonstrations: int,
+    held_out: int,
+    *,
+    seed: int = 0,
+    make: Callable[..., Future[Any]],
+) -> Source:
+    """SoReach recordings by ``count`` arms, each of the whole table and in its own calibration.
+
+    Each has a held-out set, of its own name, which the other arms' numbers do not fit.
+
+    Parameters
+    ----------
+    deviations
+        How far joints read from the standard, in standard deviations of each joint; 0: they do not.
+    demonstrations, held_out
+        Episodes in all, and of each held-out set.
+    """
+    from zk0d.demo.recordings import make_recordings
+    from zk0d.simulators.task import Sector
+
+    names = numbered(count)
+    first = seed * SEEDS_PER_DATASET
+    offsets: list[Calibration] = [()] * count
+    if deviations:
+        offsets = calibrations(TASKS["soreach"], count, deviations, first)
+    wanted: dict[Path, tuple[int, int, Calibration]] = {}
+    for index, (name, calibration) in enumerate(zip(names, offsets, strict=True)):
+        home, start = folder / "recordings" / name, first + index * HELD_OUT_SEED // count
+        held = home.with_name(f"{name}-held-out")
+        wanted[home] = (demonstrations // count, start, calibration)
+        wanted[held] = (held_out, first + HELD_OUT_SEED, calibration)
+    waits = [
+        make(make_recordings, path, Sector(), episodes, number, calibration=calibration)
+        for path, (episodes, number, calibration) in wanted.items()
+        if not path.exists()
+    ]
+    for wait in waits:
+        wait.result()
+    nodes, evaluation = [], []
+    for name, calibration in zip(names, offsets, strict=True):
+        home = folder / "recordings" / name
+        nodes.append(VirtualNode(name=name, dataset_uri=f"local:{home}"))
+        settings = _evaluation(name, open_recordings(f"local:{home}-held-out"), [], {})
+        evaluation.append(settings.model_copy(update={"calibration": calibration}))
+    return Source(nodes, evaluation)
 
 
 def numbered(count: int) -> list[str]:
