@@ -499,7 +499,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
     # Chosen on seeds 0 to 3, confirmed on these.
     "drift": lambda: drift_lines(range(10, 18)),
-    "choices": lambda: choice_lines(range(10, 18)),
+    "choices": lambda: choice_lines(range(10, 14)),
     "peers": lambda: peer_lines(range(10, 18)),
     "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
     "calibration": lambda: calibration_lines(range(10, 18)),

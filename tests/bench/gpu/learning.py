@@ -179,10 +179,11 @@ def _record(layout: Layout, demonstrations: int, parts: int) -> None:
 
 
 def _deal(source: Path, layout: _Parts) -> None:
-    """Give out the recordings that two contributors made, one in each half of the table."""
+    """Give out the recordings of another layout, by parts that are as many or fewer."""
+    recorded_parts = len(list(source.glob("recordings/held-out-*")))
     for number, contributor in enumerate(layout.contributors):
         part, turn = number % layout.parts, number // layout.parts
-        letters = LETTERS[part : _Parts.parts : layout.parts]
+        letters = LETTERS[part : recorded_parts : layout.parts]
         recorded = sorted(source.glob(f"recordings/[{letters}]-*"))
         share = recorded[turn :: len(layout.contributors[part :: layout.parts])]
         merge_datasets(share, layout.recordings(contributor))
