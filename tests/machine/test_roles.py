@@ -123,3 +123,17 @@ def test_the_page_about_units_has_its_row(each: Service) -> None:
     assert f"| `{each.user}` |" in row
     assert ("metrics" in row) == bool(each.metrics)
     assert not each.metrics or f"{each.metrics} metrics" in row
+
+
+def test_what_a_role_looks_for_in_a_programs_lines_is_what_that_program_prints() -> None:
+    release = (SYSTEMD / "zk0d-release").read_text(encoding="utf-8")
+    zk0bot = "".join(path.read_text("utf-8") for path in (REPOSITORY / "zk0d/cli").glob("*.py"))
+    found = 0
+    for path in REPOSITORY.glob("ansible/roles/**/*.yml"):
+        # A task's text up to what it looks for: its command is in between.
+        for task in re.split(r"(?m)^ *- name: ", path.read_text(encoding="utf-8")):
+            for said in re.findall(r"changed_when: \"'([^']+)' not in", task):
+                found += 1
+                printed = zk0bot if "bin/zk0bot" in task else release
+                assert said in printed, f"{path}: nothing prints {said!r}"
+    assert found >= 5
