@@ -303,7 +303,8 @@ def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:
         yield Remark(
             "episodes",
             "notice",
-            f"{len(episodes)} episodes; a task is learned from {FEW_EPISODES} or more.",
+            f"{len(episodes)} episode{'s' * (len(episodes) > 1)}; a task is learned from"
+            f" {FEW_EPISODES} or more.",
         )
     if short := [each.episode for each in episodes if each.seconds < SHORTEST_SECONDS]:
         yield Remark(
