@@ -58,6 +58,8 @@ class PolicyFamily:
         Bytes that are kept of a picture where its base's vision encoder is frozen; 0: the picture.
     steps
         Names of its own steps in the processors that LeRobot saves with it.
+    needs
+        A Python package that comes with the extra of zk0d that has the family's name.
     """
 
     policy_class: str
@@ -71,6 +73,7 @@ class PolicyFamily:
     backbone: str | None = None
     embedding: int = 0
     steps: frozenset[str] = frozenset()
+    needs: str = ""
 
 
 #: By LeRobot's name for them.
@@ -93,5 +96,12 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         policy_class="lerobot.policies.act.modeling_act.ACTPolicy",
         usual=Usual(initial_lr=1e-5, weight_decay=1e-4, warmup_steps=0, batch_size=8),
         backbone="resnet18",
+    ),
+    "diffusion": PolicyFamily(
+        policy_class="lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",
+        usual=Usual(
+            initial_lr=1e-4, weight_decay=1e-6, warmup_steps=500, batch_size=8, betas=(0.95, 0.999)
+        ),
+        needs="diffusers",
     ),
 }
