@@ -638,7 +638,12 @@ def task_as_column(folder: Path) -> None:
 @shape("robot_type null, a newer info.json's keys of a video")
 def newer_info(folder: Path) -> None:
     write(folder, robot=None)
-    more = {"is_depth_map": False, "video.fps": 30, "video.preset": None, "video.extra_options": {}}
+    more: dict[str, Any] = {
+        "is_depth_map": False,
+        "video.fps": 30,
+        "video.preset": None,
+        "video.extra_options": {},
+    }
 
     def change(info: dict[str, Any]) -> None:
         for name in ("front", "wrist"):

@@ -21,8 +21,8 @@ def family(name: str) -> type[LoadedPolicy]:
     needs = FAMILIES[name].needs
     if needs and find_spec(needs) is None:
         raise UnavailableError(
-            f"policy '{name}' needs the package {needs}, which is not installed here; install"
-            f" zk0d[{name}]."
+            f"policy '{name}' needs the package {needs}, which is not installed here; pip install"
+            f" 'zk0d[{name}]'."
         )
     loaded: type[LoadedPolicy] = importlib.import_module(f"{__name__}.{name}").Loaded
     return loaded

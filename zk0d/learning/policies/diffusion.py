@@ -64,7 +64,8 @@ class Loaded(LoadedPolicy):
         size = self.config.resize_shape or next(iter(self.config.image_features.values())).shape[1:]
         if tuple(frames.shape[2:]) == tuple(size):
             return frames
-        return resize(frames.float(), list(size)).round().to(torch.uint8)
+        resized: torch.Tensor = resize(frames.float(), list(size))
+        return resized.round().to(torch.uint8)
 
     def seeded_losses(
         self, batch: dict[str, Any], numbers: torch.Tensor, seed: int
