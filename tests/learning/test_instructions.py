@@ -40,7 +40,7 @@ def tokenizer(hub: Path) -> int:
     return len(made(f"{SHORT}\n")["input_ids"])
 
 
-def test_an_estimate_is_said_to_be_one() -> None:
+def test_an_estimate_names_itself() -> None:
     assert list(cut_instructions([SHORT] * 3)) == []
     (said,) = cut_instructions([SHORT, LONG, LONG, ""])
     assert said == (

@@ -111,7 +111,7 @@ class Loaded(LoadedPolicy):
         return seen
 
 
-#: Batch normalization's means are no weights: they would differ from node to node and never travel.
+#: Batch normalization's means do not travel with the weights and would differ from node to node.
 #: In its place LeRobot has group normalization, which ImageNet's weights do not fit.
 _BACKBONE: dict[str, Any] = {"use_group_norm": True, "pretrained_backbone_weights": None}
 
