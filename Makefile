@@ -102,7 +102,7 @@ COMPUTES = $(PYTEST) -n 2 -m "not slow and not guest" \
   tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
 
 .PHONY: test-recordings
-test-recordings: venv ## Check, convert and train on shapes of recordings (ARGS=--write; ZK0D_RECORDINGS=FOLDER adds yours)
+test-recordings: venv ## Check, convert and train on shapes of recordings (ZK0D_RECORDINGS=FOLDER adds yours)
 	$(BIN)/python -m tests.recordings $(ARGS)
 
 .PHONY: bench
@@ -149,11 +149,15 @@ docs: venv ## Build site/ (RELEASE=dist/zk0d-VERSION serves that version, too)
 	@.ci/make-docs
 
 .PHONY: reference
-reference: settings-page monitoring-files cli-page roles-pages reasons-table services-files ## Write every page that is made from the code
+reference: settings-page monitoring-files cli-page roles-pages reasons-table services-files recordings-tables ## Write every page that is made from the code
 
 .PHONY: settings-page
 settings-page: venv ## Write docs/settings.md from the settings' models
 	$(BIN)/python -m zk0d.config.reference
+
+.PHONY: recordings-tables
+recordings-tables: venv ## Write docs/recordings.md's tables from the shapes and from what was kept
+	$(BIN)/python -m tests.recordings.page
 
 .PHONY: reasons-table
 reasons-table: venv ## Write docs/architecture.md's table of reasons

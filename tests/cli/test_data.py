@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from tests.learning.damage import change_info, set_value
 from tests.recordings.shapes import SHAPES
 from zk0d.cli.main import app
-from zk0d.errors import DataError, ExitCode, UsageError
+from zk0d.errors import ConfigError, DataError, ExitCode, UsageError
+from zk0d.learning.inspection import Remark
 from zk0d.learning.progress import size
 from zk0d.learning.recordings import open_recordings
 from zk0d.simulation.sources import simulator_of
@@ -57,11 +58,62 @@ def test_check_shows_the_size_and_the_place_of_frames(recordings_folder: Path) -
     done = runner.invoke(app, ["data", "check", str(recordings_folder)])
     pixels = summary.frames * 3 * 96 * 96
     assert f"{size(pixels)} for act" in done.output
-    assert "a learner keeps 4 GiB in memory and 100 GiB in /" in done.output
+    assert "a learner keeps up to 4 GiB in memory and 100 GiB in /" in done.output
     done = runner.invoke(app, ["data", "check", str(recordings_folder), "--json", "--videos"])
     (found,) = json.loads(done.stdout)["datasets"]
     assert found["cache_bytes"]["act"] == pixels
     assert done.stderr == ""
+
+
+def cache_limits(*words: str) -> str:
+    done = runner.invoke(app, ["data", "check", *words])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  cache ")]
+    return line.partition("; ")[2]
+
+
+def test_check_shows_the_cache_limits_of_this_machines_node(
+    recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm, node = str(recordings_folder), tmp_path / "node"
+    monkeypatch.setattr("zk0d.machine.units.CONFIG_FOLDER", node)
+    assert "keeps up to 4 GiB in memory" in cache_limits(arm)
+    assert cache_limits(arm).endswith("(learner.cache)")
+    node.mkdir()
+    file = node / "client.toml"
+    file.write_text(
+        'name = "left"\n[learner.cache]\nmemory-gib = 0.5\ndisk-gib = 7\nfolder = "/scratch"\n'
+    )
+    assert cache_limits(arm) == (
+        "a learner keeps up to 0.5 GiB in memory and 7 GiB in /scratch, and decodes the rest for"
+        f" each batch (learner.cache of {file})"
+    )
+    other = ["--learner", "cache.memory-gib=2 cache.folder=/data"]
+    assert "up to 2 GiB in memory and 100 GiB in /data," in cache_limits(arm, *other)
+    file.write_text("nmae = 1")
+    assert cache_limits(arm).endswith(
+        f"(learner.cache's defaults, because {file} cannot be read; zk0bot doctor says why)"
+    )
+    done = runner.invoke(app, ["data", "check", arm, "--folder", str(node)])
+    assert isinstance(done.exception, ConfigError)
+    done = runner.invoke(app, ["data", "check", arm, "--folder", str(tmp_path / "none")])
+    assert isinstance(done.exception, ConfigError)
+
+
+def test_check_says_what_the_cache_will_take_before_it_decodes(
+    recordings_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def decoded(*_: object) -> list[Remark]:
+        said.append(capsys.readouterr().out)
+        return []
+
+    monkeypatch.setattr("zk0d.learning.inspection.inspect_pictures", decoded)
+    app(["data", "check", "--videos", str(recordings_folder)], standalone_mode=False)
+    (before,) = said
+    assert "  cache  frames take" in before
+    assert "a federation can train on it" not in before
+    assert "a federation can train on it" in capsys.readouterr().out
 
 
 def test_check_shows_the_progress_of_decoding(

@@ -54,7 +54,7 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 CONFIGS = {
     **{name: family(name).tiny_config(64) for name in FAMILIES},
     # Two observations at once, and a chunk that begins with the earlier one.
-    "diffusion": DiffusionConfig(device="cpu", horizon=8),
+    "two observations": DiffusionConfig(device="cpu", horizon=8, drop_n_last_frames=0),
 }
 
 
@@ -72,7 +72,7 @@ def test_a_bad_frame_that_a_row_observes_makes_it_unusable(recordings: Recording
     first = int(recordings.first[40])
     assert first < 40 < 40 + 1 <= int(recordings.last[40])
     bad[40] = True
-    usable = RecordedBatches(recordings, None, CONFIGS["diffusion"]).usable(bad).tolist()
+    usable = RecordedBatches(recordings, None, CONFIGS["two observations"]).usable(bad).tolist()
     # The chunk of 8 begins one frame before its row, the last observation is the row's own.
     assert sorted(set(range(len(recordings))) - set(usable)) == list(range(34, 42))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 import zk0d
 from tests.learning.damage import make_dataset
@@ -72,6 +73,19 @@ def test_every_family_has_a_file_and_every_file_is_registered() -> None:
         assert issubclass(family(name), LoadedPolicy)
 
 
+def test_the_instructions_that_a_family_reads_are_lerobots() -> None:
+    usual = SmolVLAConfig(device="cpu")
+    known = FAMILIES["smolvla"]
+    assert (usual.tokenizer_max_length, usual.vlm_model_name) == (
+        known.reads_tokens,
+        known.tokenizer,
+    )
+    for name, family_ in FAMILIES.items():
+        assert bool(family_.reads_tokens) == bool(family_.tokenizer)
+        reads = hasattr(family(name).tiny_config(64), "tokenizer_max_length")
+        assert bool(family_.reads_tokens) == reads
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
     known, config = FAMILIES[name], family(name).tiny_config(TINY["tiny"])
@@ -116,6 +130,7 @@ def test_the_usual_numbers_are_those_of_lerobots_trainer(name: str) -> None:
     assert (ours, lerobots) == OURS_AND_LEROBOTS.get(name, (ours, ours))
     preset = config.get_optimizer_preset()
     assert (usual.initial_lr, usual.weight_decay) == (preset.lr, preset.weight_decay)
+    assert preset.grad_clip_norm == TrainingSettings().grad_clip_norm
     settings = run_settings({"policy": name, "model-name": "tiny", "batch-size": "auto"})
     assert settings.training.batch_size == usual.batch_size
     assert settings.schedule.initial_lr == usual.initial_lr
@@ -126,6 +141,18 @@ def test_the_usual_numbers_are_those_of_lerobots_trainer(name: str) -> None:
     assert settings.training.backbone_lr_factor == own_rate
 
 
+USUAL_SIZES: dict[str, dict[str, Any]] = {
+    "act": {"chunk_size": 100, "dim_model": 512, "vision_backbone": "resnet18"},
+    "diffusion": {
+        "horizon": 64,
+        "n_obs_steps": 2,
+        "n_action_steps": 32,
+        "down_dims": (512, 1024, 2048),
+        "vision_backbone": "resnet18",
+    },
+}
+
+
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.base == NEW])
 def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
     name: str, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -133,19 +160,22 @@ def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     spec = spec_for(name, NEW, 3, recordings.summary, {})
     assert spec.cameras == recordings.summary.cameras
-    assert "begins with a resnet18 of random weights" in spec.notice
-    loaded, again = (load_policy(spec, device="cpu") for _ in range(2))
-    assert loaded.spec == again.spec, "the seed decides every weight"
+    assert ("begins with a resnet18 of random weights" in spec.notice) == bool(
+        FAMILIES[name].backbone
+    )
+    loaded = load_policy(spec, device="cpu")
+    known = loaded.spec
+    built = {key: getattr(loaded.config, key) for key in USUAL_SIZES[name]}
+    assert built == USUAL_SIZES[name], "LeRobot's usual one"
     usual = family(name).usual_config()
-    assert usual.chunk_size == loaded.config.chunk_size
-    if name == "act":
-        built = (loaded.config.chunk_size, loaded.config.dim_model, loaded.config.vision_backbone)
-        assert built == (100, 512, "resnet18"), "LeRobot's usual ACT"
+    assert usual.action_delta_indices == loaded.config.action_delta_indices
     assert loaded.config.image_features.keys() == {
         f"observation.images.{camera}" for camera in recordings.summary.cameras
     }
+    del loaded  # one of a gigabyte at a time
+    assert load_policy(spec, device="cpu").spec == known, "the seed decides every weight"
     other = load_policy(spec.model_copy(update={"seed": 4, "sha256": ""}), device="cpu")
-    assert other.spec.sha256 != loaded.spec.sha256
+    assert other.spec.sha256 != known.sha256
 
 
 @pytest.fixture
@@ -213,6 +243,12 @@ def test_a_backbone_trains_at_its_own_rate(prepared: PreparedRecordings) -> None
     for key, parameter in loaded.trainable().items():
         expected = 2.5e-4 if key.startswith(loaded.backbone_prefix) else 1e-3
         assert rates[parameter] == pytest.approx(expected), key
+
+
+def test_adam_remembers_as_long_as_in_lerobots_preset(loaded: LoadedPolicy) -> None:
+    preset = loaded.config.get_optimizer_preset()
+    for group in Moments(loaded).begin("run", 1, 0.0).param_groups:
+        assert (group["betas"], group["eps"]) == (tuple(preset.betas), preset.eps)
 
 
 def test_a_family_trains(prepared: PreparedRecordings) -> None:

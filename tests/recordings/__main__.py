@@ -41,8 +41,8 @@ SETTINGS = {
 }
 
 
-def trial(about: str, folder: Path, place: Path, says: str) -> str:
-    """The table's line of one dataset, which ``check`` should describe with ``says``."""
+def trial(folder: Path, place: Path, says: str) -> page.Outcome:
+    """What becomes of one dataset, which ``check`` should describe with ``says``."""
     good, said = said_of(folder)
     told = "" if good and not says else _short(said, folder)
     if says and says in said:
@@ -58,7 +58,7 @@ def trial(about: str, folder: Path, place: Path, says: str) -> str:
             verdict, told = "refused", _short(said, folder)
     if good:
         outcomes = {policy: _trained(policy, folder, place / policy) for policy in POLICIES}
-    return page.row(about, verdict, outcomes, told)
+    return page.Outcome(verdict, outcomes, " ".join(told.split()))
 
 
 def _short(said: str, folder: Path) -> str:
@@ -100,29 +100,35 @@ def _trained(policy: str, folder: Path, place: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.recordings", description=__doc__)
     parser.add_argument("names", nargs="*", help="shapes or datasets; all if none is named")
-    parser.add_argument("--write", action="store_true", help="write what was found into the page")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what becomes of published datasets, for the page"
+    )
     options = parser.parse_args()
     logging.disable(logging.ERROR)
-    further = os.environ.get("ZK0D_RECORDINGS")
-    found = sorted(Path(further).glob("*/meta/info.json")) if further else []
-    published = {path.parents[1].name: path.parents[1] for path in found}
+    folders = os.environ.get("ZK0D_RECORDINGS")
+    found = sorted(Path(folders).glob("*/meta/info.json")) if folders else []
+    further = {path.parents[1].name: path.parents[1] for path in found}
+    known = {name: page.expected(each) for name, each in SHAPES.items()}
+    known |= {name: each.outcome for name, each in page.published().items()}
     strange = []
-    for name in options.names or [*SHAPES, *published]:
+    for name in options.names or [*SHAPES, *further]:
         with tempfile.TemporaryDirectory(prefix="zk0d-recordings-") as place:
             started = time.monotonic()
             shape = SHAPES.get(name)
             about = shape.about if shape else f"`{name}`"
-            folder = Path(place) / "dataset" if shape else published[name]
+            folder = Path(place) / "dataset" if shape else further[name]
             if shape:
                 shape.make(folder)
             before = fingerprint(folder)
-            line = trial(about, folder, Path(place), shape.says if shape else "")
-            expected = line == page.expected(shape) if shape else "FAILED" not in line
+            outcome = trial(folder, Path(place), known[name].says if name in known else "")
+            line = outcome.row(about)
+            expected = outcome == known[name] if name in known else "FAILED" not in line
             if not expected or fingerprint(folder) != before:
                 strange.append(name)
             print(f"{time.monotonic() - started:5.0f} s  {line}", end="", flush=True)
-            if options.write:
-                page.write({about: line})
+            if options.keep and not shape and name in known:
+                page.keep(name, outcome)
+                page.write()
     if strange:
         print(f"not as expected: {', '.join(strange)}", file=sys.stderr)
     return 1 if strange else 0

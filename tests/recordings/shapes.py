@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +49,9 @@ Features = dict[str, dict[str, Any]]
 Verdict = Literal["read", "convert", "convert --partial", "refused"]
 TRAINED = "trained"
 LEFT_OUT = "camera 'ir' has no three colour channels: it is left out"
+DEPTH_LEFT_OUT = "camera 'depth' is a depth camera: it is left out"
+CUT = "longer than the 48 tokens that policy 'smolvla' reads"
+ONE_EPISODE = "refused: `1 episode is too few to train on some and hold out others`"
 TOO_WIDE = "refused: `the state has 44 values, policy 'smolvla' takes at most 32`"
 
 
@@ -61,7 +64,7 @@ class Shape:
     verdict: Verdict
     make: Callable[[Path], None]
     says: str  #: of what ``zk0bot data check`` says, the part that matters
-    smolvla: str  #: how training ends, if a policy can be trained at all; ACT takes any width
+    outcomes: Mapping[str, str]  #: how training of each policy ends, if any can be trained at all
 
     def __str__(self) -> str:
         return self.name
@@ -71,13 +74,18 @@ SHAPES: dict[str, Shape] = {}
 
 
 def shape(
-    about: str, verdict: Verdict = "read", says: str = "", smolvla: str = TRAINED
+    about: str,
+    verdict: Verdict = "read",
+    says: str = "",
+    smolvla: str = TRAINED,
+    act: str = TRAINED,
 ) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     """Put a function that writes a dataset on the list."""
 
     def put(make: Callable[[Path], None]) -> Callable[[Path], None]:
         name = make.__name__.replace("_", "-")
-        SHAPES[name] = Shape(name, about, verdict, make, says, smolvla)
+        outcomes = {} if verdict == "refused" else {"smolvla": smolvla, "act": act}
+        SHAPES[name] = Shape(name, about, verdict, make, says, outcomes)
         return make
 
     return put
@@ -389,6 +397,48 @@ def lekiwi(folder: Path) -> None:
     write(folder, features | {CAMERA + "wrist": camera((64, 48, 3))}, robot="lekiwi_client")
 
 
+@shape("17 values without names, three cameras")
+def values_17(folder: Path) -> None:
+    features = {ACTION: numbers(17), STATE: numbers(17)}
+    features |= {CAMERA + name: camera() for name in ("head", "left_arm", "right_arm")}
+    write(folder, features, robot="xlerobot")
+
+
+@shape("PushT: 2 values, observation.image of 96 x 96, 10 frames per second")
+def pusht(folder: Path) -> None:
+    features = {ACTION: numbers(2), STATE: numbers(2), "observation.image": camera((96, 96, 3))}
+    write(folder, features, robot="unknown", fps=10)
+
+
+@shape("Reachy: 19 values, observation.image with channels first")
+def reachy(folder: Path) -> None:
+    axes = ("channel", "height", "width")
+    image = camera((3, HEIGHT, WIDTH), names=axes)
+    features = {ACTION: numbers(19), STATE: numbers(19), "observation.image": image}
+    write(folder, features, robot="reachy2")
+
+
+@shape("environment state beside the robot's, 50 frames per second")
+def environment_state(folder: Path) -> None:
+    objects = [f"object_{n}" for n in range(28)]
+    more = {"observation.environment_state": numbers(28, objects)}
+    write(folder, so101("wrist", "overhead") | more, fps=50)
+
+
+@shape("efforts, forces and velocities; camera names that begin with a digit")
+def efforts(folder: Path) -> None:
+    features = {
+        ACTION: numbers(8, [f"action_{n}" for n in range(8)]),
+        STATE: numbers(8, [f"qpos_{n}" for n in range(8)]),
+        "observation.effort": numbers(8),
+        "observation.force_torque": numbers(6),
+        "observation.qvel": numbers(8),
+        CAMERA + "0_femtobolt": camera(),
+        CAMERA + "1_gemini330": camera(),
+    }
+    write(folder, features, robot="mobile")
+
+
 @shape("humanoid: 44 values of float64, names in a list in a list", smolvla=TOO_WIDE)
 def humanoid(folder: Path) -> None:
     joints = [[f"motor_{n}" for n in range(44)]]
@@ -419,6 +469,21 @@ def unicode_tasks(folder: Path) -> None:
     write(folder, tasks=("把方块放进盒子", "Ramasse la brique 🧱", "큐브를 집어서 넣으세요"))
 
 
+@shape("an instruction of 126 words", says=CUT)
+def long_task(folder: Path) -> None:
+    sentence = (
+        "Pick up the red cube from the left side of the table, carry it over the blue tray without"
+        " touching anything else, lower it gently into the third slot from the right, let go, and"
+        " then go back to the place where the arm began. "
+    )
+    write(folder, tasks=(3 * sentence,))
+
+
+@shape("an empty instruction", says="some episodes have no instruction; the policy reads it.")
+def empty_task(folder: Path) -> None:
+    write(folder, tasks=("",))
+
+
 @shape("pictures in the tables, observation.image")
 def pictures_in_tables(folder: Path) -> None:
     image = camera(dtype="image")
@@ -433,6 +498,26 @@ def infrared(folder: Path) -> None:
 @shape("an infrared camera: one channel, in the tables", says=LEFT_OUT)
 def infrared_in_tables(folder: Path) -> None:
     write(folder, {**so101(), CAMERA + "ir": camera((HEIGHT, WIDTH, 1), dtype="image")})
+
+
+@shape("a depth camera that is declared, as a video", says=DEPTH_LEFT_OUT)
+def declared_depth(folder: Path) -> None:
+    depth = camera()
+    depth["info"]["video.is_depth_map"] = True
+    write(folder, {**so101(), CAMERA + "depth": depth})
+
+
+@shape("a depth camera that is declared, 16 bits in the tables", says=DEPTH_LEFT_OUT)
+def declared_depth_in_tables(folder: Path) -> None:
+    depth = camera((HEIGHT, WIDTH, 1), dtype="image")
+    depth["info"] = {"is_depth_map": True, "depth_unit": "mm"}
+    more = {
+        CAMERA + "depth": depth,
+        "observation.timestamps.front_ns": numbers(1, dtype="int64"),
+        "observation.valid.front": numbers(1, dtype="bool"),
+    }
+    write(folder, so101() | more)
+    _grey_of_16_bits(folder, CAMERA + "depth")
 
 
 @shape("channels first, names null")
@@ -550,6 +635,35 @@ def task_as_column(folder: Path) -> None:
     frame.to_parquet(folder / "meta/tasks.parquet")
 
 
+@shape("robot_type null, a newer info.json's keys of a video")
+def newer_info(folder: Path) -> None:
+    write(folder, robot=None)
+    more: dict[str, Any] = {
+        "is_depth_map": False,
+        "video.fps": 30,
+        "video.preset": None,
+        "video.extra_options": {},
+    }
+
+    def change(info: dict[str, Any]) -> None:
+        for name in ("front", "wrist"):
+            told = info["features"][CAMERA + name]["info"]
+            del told["video.is_depth_map"]
+            told.update(more)
+
+    damage.change_info(folder, change)
+
+
+@shape(
+    "one episode",
+    says="1 episode; a task is learned from 50 or more",
+    smolvla=ONE_EPISODE,
+    act=ONE_EPISODE,
+)
+def one_episode(folder: Path) -> None:
+    write(folder, lengths=(40,))
+
+
 @shape("no robot_type, a split for validation, no statistics")
 def sparse_info(folder: Path) -> None:
     write(folder)
@@ -568,6 +682,31 @@ def _info(folder: Path, **changes: Any) -> None:
 @shape("v2.0: koch, no statistics by episode", "convert", "is of LeRobot's format v2.0")
 def v20(folder: Path) -> None:
     write(folder, so101("laptop", "phone", info="video_info"), version="v2.0", robot="koch")
+
+
+@shape(
+    "v2.0: ALOHA, next.done, AV1, 50 frames per second", "convert", "is of LeRobot's format v2.0"
+)
+def v20_aloha(folder: Path) -> None:
+    _aloha(folder, "v2.0")
+
+
+@shape(
+    "v2.1: ALOHA, next.done, AV1, 50 frames per second", "convert", "is of LeRobot's format v2.1"
+)
+def v21_aloha(folder: Path) -> None:
+    _aloha(folder, "v2.1")
+
+
+def _aloha(folder: Path, version: str) -> None:
+    joints = {"motors": [f"{side}_{n}" for side in ("left", "right") for n in range(7)]}
+    features = {
+        CAMERA + "top": camera(codec="av1", info="video_info"),
+        STATE: numbers(14, joints),
+        ACTION: numbers(14, joints),
+        "next.done": numbers(1, dtype="bool"),
+    }
+    write(folder, features, version=version, robot="aloha", fps=50.0, scale=1)
 
 
 @shape(
@@ -609,6 +748,12 @@ def v21_pictures_in_tables(folder: Path) -> None:
 @shape("v2.1 with a feature for each joint", "convert", "is of LeRobot's format v2.1")
 def v21_joints_apart(folder: Path) -> None:
     write(folder, _apart(), version="v2.1", fps=15)
+
+
+@shape("v2.1 with keys of its own in info.json", "convert", "is of LeRobot's format v2.1")
+def v21_own_keys(folder: Path) -> None:
+    write(folder, version="v2.1", robot="so101_follower")
+    _info(folder, discarded_episode_indices=[3])
 
 
 @shape("v2.1 from which episode 2 was taken", "convert", "is of LeRobot's format v2.1")
@@ -738,12 +883,16 @@ def larger_picture(folder: Path) -> None:
 @shape("a depth camera of 16 bits in the tables", "refused", "has pictures of more than 8 bits")
 def depth_in_tables(folder: Path) -> None:
     write(folder, so101("top", dtype="image"))
+    _grey_of_16_bits(folder, CAMERA + "top")
+
+
+def _grey_of_16_bits(folder: Path, key: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.full((HEIGHT, WIDTH), 900, np.uint16)).save(buffer, "PNG")
 
     def change(rows: damage.Rows) -> None:
         for row in rows:
-            row[CAMERA + "top"]["bytes"] = buffer.getvalue()
+            row[key]["bytes"] = buffer.getvalue()
 
     damage.change_rows(damage.data_table(folder), change)
 

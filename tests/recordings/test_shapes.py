@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from lerobot.datasets import LeRobotDataset
 
 from tests.learning.damage import fingerprint
-from tests.recordings.page import expected, rows
+from tests.recordings import page
+from tests.recordings.page import PAGE, published, with_tables
 from tests.recordings.shapes import CAMERA, ENCODERS, SHAPES, Shape
 from tests.recordings.trial import said_of
 from zk0d.errors import DataError
@@ -23,9 +25,23 @@ from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.split import split_dataset
 
 
-def test_the_page_has_a_line_for_each_shape() -> None:
-    lines = [line for about, line in rows().items() if not about.startswith("`")]
-    assert lines == [*map(expected, SHAPES.values())], "run: make test-recordings ARGS=--write"
+def test_the_page_has_each_shape_and_each_published_dataset_and_no_more() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_tables(text), "run: python -m tests.recordings.page"
+    for name in (*(shape.about for shape in SHAPES.values()), *map("`{}`".format, published())):
+        assert f"\n| {name} |" in text
+
+
+def test_what_became_of_a_published_dataset_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Path(shutil.copy(page.KEPT, tmp_path))
+    monkeypatch.setattr(page, "KEPT", kept)
+    page.keep("g1", page.Outcome("refused", {}, "is torn"))
+    assert page.published()["g1"].outcome == page.Outcome("refused", {}, "is torn")
+    text = PAGE.read_text(encoding="utf-8")
+    assert "\n| `g1` | refused |  |  | `is torn` |\n" in with_tables(text)
+    assert with_tables(with_tables(text)) == with_tables(text) != text
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=str)

@@ -150,6 +150,7 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env
         ("smolvla", "tiny"),
         pytest.param("smolvla", "tiny-wide", marks=pytest.mark.long),
         ("act", "tiny"),
+        ("diffusion", "tiny"),
         ("smolvla", "anns-base"),
     ],
 )

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from tests.federation.test_in_process import SETTINGS, Lab, lab  # noqa: F401 - a fixture
 from tests.record.lines import read_lines
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import run_settings
 from zk0d.errors import UsageError
@@ -352,7 +353,7 @@ def test_training_alone_refuses_a_federations_settings(setting: dict[str, Any]) 
         alone(setting)
 
 
-@pytest.mark.parametrize("policy", ["smolvla", "act"])
+@pytest.mark.parametrize("policy", FAMILIES)
 def test_a_checkpoint_loads_in_plain_lerobot(tmp_path: Path, uri: str, policy: str) -> None:
     import torch
     from lerobot.policies import get_policy_class, make_pre_post_processors

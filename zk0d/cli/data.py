@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli.simulate import Camera, MixedUnits, cameras
+from zk0d.cli.simulate import Camera, Learner, MixedUnits, cameras, reading
 
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection, Remark
@@ -40,6 +41,10 @@ def check(
     videos: Annotated[bool, typer.Option(help="Also decode every frame (slow).")] = False,
     camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
+    learner: Learner = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of a node's settings, whose cache limits are told.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
@@ -51,61 +56,47 @@ def check(
     from zk0d.learning.cameras import share_out
     from zk0d.learning.inspection import inspect_together
 
+    tell: Callable[[str], None] = (lambda text: None) if as_json else typer.echo
+    keeps = _cache_limits(learner, folder)
     opened = []
     report: list[dict[str, Any]] = []
-    wrong = False
     uris = [str(DatasetUri.typed(name)) for name in datasets]
     for name, uri, mapping in zip(datasets, uris, share_out(cameras(camera), uris), strict=True):
+        entry: dict[str, Any] = {"dataset": uri, "wrong": [], "notices": []}
+        report.append(entry)
         found = dataset_rule(Host(systemd=False), uri, key=name)
         if found.ok is not True:
-            wrong = True
-            text = (
-                f"{found.problem} {found.evidence}; {found.cure}" if found.cure else found.problem
-            )
-            report.append({"dataset": uri, "wrong": [text], "notices": []})
-            continue
-        try:
-            recordings, inspection = _inspected(uri, mapping)
-            remarks = [
-                *inspection.remarks,
-                *(_pictures(recordings, quiet=as_json) if videos else ()),
-            ]
-        except DataError as error:
-            wrong = True
-            report.append({"dataset": uri, "wrong": [error.message], "notices": []})
-            continue
-        opened.append((recordings, inspection))
-        texts: dict[str, list[str]] = {"wrong": [], "notice": []}
-        for remark in remarks:
-            texts[remark.severity].append(f"{remark.check}: {remark.text}")
-        wrong = wrong or bool(texts["wrong"])
-        report.append(
-            {
-                "dataset": uri,
-                "is": found.evidence,
-                **recordings.summary.model_dump(),
-                "cache_bytes": {name: recordings.summary.cache_bytes(name) for name in FAMILIES},
-                "wrong": texts["wrong"],
-                "notices": texts["notice"],
-            }
-        )
+            why = f" {found.evidence}; {found.cure}" if found.cure else ""
+            entry["wrong"] = [found.problem + why]
+            tell(uri)
+        else:
+            tell(found.evidence)
+            try:
+                recordings, inspection = _inspected(uri, mapping)
+                sizes = {name: recordings.summary.cache_bytes(name) for name in FAMILIES}
+                tell(f"  cache  {_cache(sizes)}; {keeps}")  # before the long wait
+                shown = _pictures(recordings, quiet=as_json) if videos else []
+            except DataError as error:
+                entry["wrong"] = [error.message]
+            else:
+                opened.append((recordings, inspection))
+                entry |= {"is": found.evidence, **recordings.summary.model_dump()}
+                entry["cache_bytes"] = sizes
+                for remark in (*inspection.remarks, *shown):
+                    kind = "wrong" if remark.severity == "wrong" else "notices"
+                    entry[kind].append(f"{remark.check}: {remark.text}")
+        for kind, key in (("wrong", "wrong"), ("notice", "notices")):
+            for text in entry[key]:
+                tell(f"  {kind:6} {text}")
+        if not entry["wrong"]:
+            tell("  a federation can train on it")
     together = inspect_together(opened, allow_mixed_units) if len(opened) > 1 else []
-    wrong = wrong or any(remark.severity == "wrong" for remark in together)
+    for remark in together:
+        tell(f"together {remark.severity}: {remark.text}")
     if as_json:
         typer.echo(json.dumps({"datasets": report, "together": [asdict(r) for r in together]}))
-    else:
-        for entry in report:
-            typer.echo(entry.get("is", entry["dataset"]))
-            for kind, key in (("wrong", "wrong"), ("notice", "notices")):
-                for text in entry[key]:
-                    typer.echo(f"  {kind:6} {text}")
-            if "cache_bytes" in entry:
-                typer.echo(f"  cache  {_cache(entry['cache_bytes'])}")
-            if not entry["wrong"]:
-                typer.echo("  a federation can train on it")
-        for remark in together:
-            typer.echo(f"together {remark.severity}: {remark.text}")
-    if wrong:
+    wrong = any(remark.severity == "wrong" for remark in together)
+    if wrong or any(entry["wrong"] for entry in report):
         raise typer.Exit(ExitCode.UNAVAILABLE)
 
 
@@ -282,19 +273,37 @@ def _inspected(uri: str, mapping: dict[str, str] | None = None) -> tuple[Recordi
     return recordings, inspect(recordings)
 
 
-def _cache(sizes: Mapping[str, int]) -> str:
-    """What the frames take for each policy, and where a learner keeps them."""
-    from zk0d.config.machine import CacheSettings
+def _cache_limits(learner: list[str] | None, folder: Path | None) -> str:
+    """How much a learner keeps of decoded frames, and where: with ``--learner``, with the node's
+    settings if there are any, else by default.
+    """
+    from zk0d.config.machine import CacheSettings, ClientSettings
+    from zk0d.errors import ConfigError
     from zk0d.learning.frames import FrameBudget
+    from zk0d.machine import units
+
+    file = (folder or units.CONFIG_FOLDER) / "client.toml"
+    cache, of = CacheSettings(), ""
+    if learner:
+        cache, of = reading(learner).cache, " of --learner"
+    elif folder or os.path.lexists(file):
+        try:
+            cache, of = ClientSettings.load(file).learner.cache, f" of {file}"
+        except ConfigError:
+            if folder:
+                raise
+            of = f"'s defaults, because {file} cannot be read; zk0bot doctor says why"
+    return (
+        f"a learner keeps up to {cache.memory_gib:g} GiB in memory and {cache.disk_gib:g} GiB in"
+        f" {FrameBudget.of(cache).folder}, and decodes the rest for each batch (learner.cache{of})"
+    )
+
+
+def _cache(sizes: Mapping[str, int]) -> str:
+    """What the frames take for each policy."""
     from zk0d.learning.progress import size
 
-    usual = CacheSettings()
-    told = ", ".join(f"{size(count)} for {name}" for name, count in sizes.items())
-    return (
-        f"frames take {told}; a learner keeps {usual.memory_gib:g} GiB in memory and"
-        f" {usual.disk_gib:g} GiB in {FrameBudget.of(usual).folder}, and decodes the rest for each"
-        " batch (learner.cache)"
-    )
+    return "frames take " + ", ".join(f"{size(count)} for {name}" for name, count in sizes.items())
 
 
 def _pictures(recordings: Recordings, *, quiet: bool) -> list[Remark]:

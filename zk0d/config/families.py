@@ -17,12 +17,16 @@ BUILT = (*TINY, NEW)
 
 @dataclass(frozen=True)
 class Usual:
-    """Rates and batch of a family, unless a run's settings say otherwise."""
+    """How a family is trained, unless a run's settings say otherwise.
+
+    ``betas`` are how much of Adam's two moments stays from step to step; no setting changes them.
+    """
 
     initial_lr: float
     weight_decay: float
     warmup_steps: int
     batch_size: int
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class PolicyFamily:
         The most values that it takes as a state or an action; ``None`` is any number.
     spares_cameras
         Whether it learns from recordings that lack some of its cameras.
+    reads_tokens
+        So many tokens of an instruction are read by its base; 0: it reads none.
+    tokenizer
+        The model on the hub whose tokenizer its base has.
     companion
         The key in its configuration that names another model, whose settings and tokenizer it
         needs.
@@ -50,6 +58,8 @@ class PolicyFamily:
         Bytes that are kept of a picture where its base's vision encoder is frozen; 0: the picture.
     steps
         Names of its own steps in the processors that LeRobot saves with it.
+    needs
+        A Python package that comes with the extra of zk0d that has the family's name.
     """
 
     policy_class: str
@@ -57,20 +67,27 @@ class PolicyFamily:
     base: str = NEW
     widest: int | None = None
     spares_cameras: bool = False
+    reads_tokens: int = 0
+    tokenizer: str = ""
     companion: str | None = None
     backbone: str | None = None
     embedding: int = 0
     steps: frozenset[str] = frozenset()
+    needs: str = ""
 
 
 #: By LeRobot's name for them.
 FAMILIES: Mapping[str, PolicyFamily] = {
     "smolvla": PolicyFamily(
         policy_class="lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",
-        usual=Usual(initial_lr=1e-4, weight_decay=1e-10, warmup_steps=20, batch_size=32),
+        usual=Usual(
+            initial_lr=1e-4, weight_decay=1e-10, warmup_steps=20, batch_size=32, betas=(0.9, 0.95)
+        ),
         base="lerobot/smolvla_base",
         widest=32,  # it pads states and actions to this
         spares_cameras=True,
+        reads_tokens=48,
+        tokenizer="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
         companion="vlm_model_name",
         embedding=64 * 960 * 2,  # tokens of a width, in bfloat16
         steps=frozenset({"smolvla_new_line_processor"}),
@@ -79,5 +96,12 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         policy_class="lerobot.policies.act.modeling_act.ACTPolicy",
         usual=Usual(initial_lr=1e-5, weight_decay=1e-4, warmup_steps=0, batch_size=8),
         backbone="resnet18",
+    ),
+    "diffusion": PolicyFamily(
+        policy_class="lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",
+        usual=Usual(
+            initial_lr=1e-4, weight_decay=1e-6, warmup_steps=500, batch_size=8, betas=(0.95, 0.999)
+        ),
+        needs="diffusers",
     ),
 }

@@ -21,18 +21,20 @@ _STEPS: dict[str, dict[str, Any]] = {
         "eval-rollouts": 10,
     },
 }
+#: A ResNet costs twenty times as much per step on a CPU; it shows that a policy trains, no more.
+_RESNET: dict[str, Any] = {
+    "model-name": "tiny",
+    "num-server-rounds": 6,
+    "local-steps": 20,
+    "batch-size": 8,
+    "eval-frequency": 4,
+    "initial-lr": 3e-4,
+    "warmup-steps": 20,
+}
 #: What a policy changes of them.
 _POLICIES: dict[str, dict[str, Any]] = {
-    # ACT's ResNet costs twenty times as much per step on a CPU; it shows that ACT trains, no more.
-    "act": {
-        "model-name": "tiny",
-        "num-server-rounds": 6,
-        "local-steps": 20,
-        "batch-size": 8,
-        "eval-frequency": 4,
-        "initial-lr": 3e-4,
-        "warmup-steps": 20,
-    },
+    "act": _RESNET,
+    "diffusion": _RESNET,
 }
 
 

@@ -29,6 +29,7 @@ from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learner.variates import OwnVariates
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
+from zk0d.learning.instructions import cut_instructions
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
@@ -75,7 +76,8 @@ class Contributor(Learner):
         """Open and check the node's own recordings, so that a mistake shows at the start."""
         self.settings.require_dataset()
         if self.settings.dataset_uri:
-            for notice in self._recordings_at(self.settings.dataset_uri).notices:
+            recordings = self._recordings_at(self.settings.dataset_uri)
+            for notice in (*recordings.notices, *cut_instructions(recordings.tasks)):
                 log.warning("%s: %s", self.settings.dataset_uri, notice)
 
     def facts(self) -> dict[str, Any]:

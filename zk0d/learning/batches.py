@@ -41,6 +41,8 @@ class RecordedBatches:
         self.pixels = pixels
         self._chunk = torch.as_tensor(config.action_delta_indices)
         self._window = torch.as_tensor(config.observation_delta_indices or [0])
+        # LeRobot's trainer leaves an episode's last frames out for a policy that says so.
+        self._drop_last = getattr(config, "drop_n_last_frames", 0)
         # SmolVLA asks for the observation of "now" explicitly and gets it with a time axis.
         self._time_axis = config.observation_delta_indices is not None
 
@@ -62,6 +64,9 @@ class RecordedBatches:
     def usable(self, bad: torch.Tensor) -> torch.Tensor:
         """Rows of which every observed frame and every action are good, shape ``(n,)``."""
         unusable = bad.clone()
+        if self._drop_last:
+            rows = torch.arange(len(self))
+            unusable |= rows > self.recordings.last - self._drop_last
         for offsets in (self._window, self._chunk):
             rows, padding = self._rows(torch.arange(len(self)), offsets)
             unusable |= (bad[rows] & ~padding).any(1)

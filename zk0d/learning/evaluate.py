@@ -9,6 +9,7 @@ processor or number of threads rounds differently.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -129,32 +130,41 @@ def roll_out(
     execute = loaded.config.n_action_steps
     arms = [make_arm() for _ in seeds]
     running = list(range(len(arms)))
-    observations = {i: arms[i].reset(seed) for i, seed in enumerate(seeds)}
+    past = len(loaded.config.observation_delta_indices or [0])
+    # Before an episode's first frame, that frame is seen, as in LeRobot.
+    seen = {i: deque([arms[i].reset(seed)] * past, past) for i, seed in enumerate(seeds)}
+
+    def stacked(key: str) -> torch.Tensor:
+        """Of the arms that run: ``(arms, ...)``, or ``(arms, frames, ...)`` of several frames."""
+        values = np.stack([np.stack([frame[key] for frame in seen[i]]) for i in running])
+        return torch.from_numpy(values if past > 1 else values[:, 0])
+
     successes = 0
     while running:
         batch = {
-            STATE: torch.from_numpy(np.stack([observations[i][STATE] for i in running])),
+            STATE: stacked(STATE),
             "task": [arms[i].task for i in running],
         }
         for camera in arms[0].cameras:
             key = f"observation.images.{camera}"
-            images = np.stack([observations[i][key] for i in running])
             seen_as = camera_feature((cameras or {}).get(camera, camera))
-            batch[seen_as] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            batch[seen_as] = stacked(key).movedim(-1, -3).float() / 255
         episodes = torch.tensor([seeds[i] for i in running])
         with loaded.autocast():
             planned = loaded.plan(preprocess(batch), episodes, arms[running[0]].frame)
         actions = postprocess(planned)
         still = []
         for row, i in enumerate(running):
-            for action in actions[row, :execute].cpu().numpy():
+            to_do = actions[row, :execute].cpu().numpy()
+            for number, action in enumerate(to_do, 1):
                 success, over = arms[i].step(action)
                 successes += success
                 if over:
                     break
+                if number > len(to_do) - past:
+                    seen[i].append(arms[i].observe())
             else:
                 still.append(i)
-                observations[i] = arms[i].observe()
         running = still
     policy.train(was_training)
     return Rollouts(successes, len(seeds))

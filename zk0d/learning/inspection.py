@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool2d
 
 from zk0d.errors import DataError
 from zk0d.learning.frames import BadFrames, decode
+from zk0d.learning.instructions import cut_instructions
 from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.license import license_of
 from zk0d.learning.progress import Progress
@@ -230,6 +231,8 @@ def _remarks(
             )
     if any(not each.task.strip() for each in episodes):
         yield Remark("task", "notice", "some episodes have no instruction; the policy reads it.")
+    for notice in cut_instructions(each.task for each in episodes):
+        yield Remark("task", "notice", notice)
     if license_of(recordings.layout.root, recordings.layout.info) is None:
         yield Remark(
             "license",
@@ -300,7 +303,8 @@ def _lengths(episodes: list[EpisodeFacts]) -> Iterable[Remark]:
         yield Remark(
             "episodes",
             "notice",
-            f"{len(episodes)} episodes; a task is learned from {FEW_EPISODES} or more.",
+            f"{len(episodes)} episode{'s' * (len(episodes) > 1)}; a task is learned from"
+            f" {FEW_EPISODES} or more.",
         )
     if short := [each.episode for each in episodes if each.seconds < SHORTEST_SECONDS]:
         yield Remark(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zk0d.config.families import FAMILIES
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
@@ -23,8 +24,7 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.step import Correction, Outcome, Proximal, choose_step
 
-ADAM_BETAS = (0.9, 0.95)  # LeRobot's preset for SmolVLA
-ADAM_EPS = 1e-8
+ADAM_EPS = 1e-8  # of every family's preset in LeRobot
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Moments:
                 if each
             ],
             lr=0.0,
-            betas=ADAM_BETAS,
+            betas=FAMILIES[loaded.spec.policy].usual.betas,
             eps=ADAM_EPS,
             # One kernel, which a CUDA graph can hold and which can leave a step out.
             fused=on_gpu or None,

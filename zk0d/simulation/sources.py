@@ -260,9 +260,10 @@ def _count(recordings: Recordings, episodes: int, share: float) -> int:
         raise UsageError(f"--hold-out: give a share between 0 and 1, not {share:g}.")
     count = max(1, round(share * episodes))
     if count >= episodes:
+        are = "episode is" if episodes == 1 else "episodes are"
         raise DataError(
-            f"{recordings.uri}: {episodes} episodes are too few to train on some and hold out"
-            " others; record more."
+            f"{recordings.uri}: {episodes} {are} too few to train on some and hold out others;"
+            " record more."
         )
     return count
 

@@ -24,8 +24,13 @@ def frame_noise(
     )
 
 
+def frame_uniform(numbers: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
+    """Uniform over 0..1, stratified per frame, float64: ``(rows,)``."""
+    start = np.array([np.random.default_rng([seed, int(number)]).random() for number in numbers])
+    return torch.from_numpy((start + stratum / TIME_STRATA) % 1.0)
+
+
 def frame_time(numbers: torch.Tensor, stratum: int, seed: int) -> torch.Tensor:
     """SmolVLA's time (Beta(1.5, 1), scaled to 0.001..1), stratified per frame: ``(rows,)``."""
-    start = np.array([np.random.default_rng([seed, int(number)]).random() for number in numbers])
-    uniform = (start + stratum / TIME_STRATA) % 1.0
+    uniform = frame_uniform(numbers, stratum, seed).numpy()
     return torch.from_numpy((uniform ** (1 / 1.5) * 0.999 + 0.001).astype(np.float32))
