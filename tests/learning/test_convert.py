@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from zk0d.cli.main import app
 from zk0d.demo.recordings import make_recordings
 from zk0d.errors import DataError, TryAgainError, UsageError
 from zk0d.learning.convert import convert
-from zk0d.learning.frames import decode_episode
+from zk0d.learning.frames import FrameBudget, decode_episode
 from zk0d.learning.layout import POINTER
 from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import Recordings, open_recordings
@@ -375,6 +376,11 @@ def test_nothing_is_written_into_recordings(
         lambda: command("client", "init", *coordinator, "--folder", link / "settings"),
         lambda: command("client", "join", invite, "--folder", former),
         lambda: command("report", "--html", inside, tmp_path),
+        lambda: command("dashboards", "export", inside),
+        lambda: command("node", "keygen", "--key", inside),
+        lambda: command("node", "switch", "--key", former / "node.key"),
+        lambda: command("node", "seal", "--key", former / "node.key"),
+        lambda: FrameBudget(1, inside, 1).in_file((1,), torch.uint8),
     ):
         with pytest.raises(UsageError, match="lies in the recordings at"):
             write()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from zk0d.errors import Zk0dError
+from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.body import CONTENT_TYPE, BodyReader, require_payload, write_body
 from zk0d.federation.messages import (
     Evaluate,
@@ -30,6 +30,7 @@ from zk0d.federation.messages import (
     TrainReply,
 )
 from zk0d.federation.update import Payload
+from zk0d.record.reasons import Reason
 
 #: The learner sends a line at least this often while a task runs, even if there is nothing to say.
 HEARTBEAT_SECONDS = 2.0
@@ -46,6 +47,11 @@ class LearnerError(Zk0dError):
     """
 
     default_reason = "learner_error"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
+        if Reason.of(self.reason).passes or self.reason == Reason.FORBIDDEN:
+            self.exit_code = ExitCode.TRY_AGAIN
 
 
 class Evaluator(Protocol):

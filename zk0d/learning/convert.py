@@ -31,6 +31,8 @@ from zk0d.learning.layout import (
     Info,
     Layout,
     Span,
+    forbidden,
+    is_there,
     locate,
     read_info,
     read_table,
@@ -109,7 +111,7 @@ def _read(folder: Path, info: Info, partial: bool) -> Former:
     cameras = [name for name, feature in info.features.items() if feature.dtype == "video"]
     places = {number: _files(folder, info, number, cameras) for number, *_ in named}
     files = (file for each in places.values() for file in each.values())
-    there = {file: (folder / file).is_file() for file in files}
+    there = {file: is_there(folder / file, uri) for file in files}
     if not partial:
         _check_complete(uri, info, named, there)
     gone = [key for key in cameras if not any(there[each[key]] for each in places.values())]
@@ -165,7 +167,7 @@ def _named(folder: Path, uri: str) -> list[tuple[int, int, list[str]]]:
 def _check_complete(
     uri: str, info: Info, named: list[tuple[int, int, list[str]]], there: dict[str, bool]
 ) -> None:
-    missing = [file for file, is_there in there.items() if not is_there]
+    missing = [file for file, found in there.items() if not found]
     empty = [number for number, length, _ in named if length < 1]
     if missing:
         what = f"the dataset is incomplete ({missing[0]} is missing, {len(missing)} files are)"
@@ -191,12 +193,14 @@ def _files(folder: Path, info: Info, number: int, cameras: Iterable[str]) -> dic
 
 
 def _lines(folder: Path, file: str, uri: str) -> Iterator[dict[str, Any]]:
-    if not (folder / file).is_file():
+    if not is_there(folder / file, uri):
         raise wrong(uri, f"the dataset is incomplete ({file} is missing)")
     try:
         for line in (folder / file).read_text(encoding="utf-8").splitlines():
             if line.strip():
                 yield dict(json.loads(line))
+    except PermissionError:
+        raise forbidden(folder / file, uri) from None
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(folder, file, error, uri) from None
 
@@ -305,7 +309,7 @@ def _own_statistics(former: Former, features: Iterable[str]) -> dict[int, dict[s
     They must say the same of each feature and episode, in numbers.
     """
     layout = former.layout
-    if not (layout.root / STATISTICS).is_file():
+    if not is_there(layout.root / STATISTICS, layout.uri):
         return {}
     from lerobot.datasets import aggregate_stats
     from lerobot.datasets.io_utils import cast_stats_to_numpy

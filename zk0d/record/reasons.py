@@ -96,6 +96,7 @@ class Reason(StrEnum):
     BUG = "bug", Effect.LEAVES, "a bug in zk0d on the node"
     CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"
     DATA_ERROR = "data_error", Effect.LEAVES, "the recordings cannot be used"
+    FORBIDDEN = "forbidden", Effect.LEAVES, "a folder or file that the process has no right to"
     HUB_UNREACHABLE = "hub_unreachable", Effect.LEAVES, "a model could not be fetched"
     LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "the run asks for more than the owner allows"
     MODEL_MISMATCH = "model_mismatch", Effect.LEAVES, "the base model is not the coordinator's"
