@@ -391,11 +391,15 @@ def test_nothing_is_written_into_recordings(
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_and_a_forbidden_disk_are_named(
+    former: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stand-in for a full disk: LeRobot's script raises what pyarrow and shutil raise there."""
-    for error in (
-        OSError(errno.ENOSPC, "No space left on device"),
-        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+    full = r"\(No space left on device\); free space there or name another folder\."
+    for error, reason, says in (
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", full),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "disk_full", full),
+        (OSError(errno.EPERM, "x", "/d/new"), "forbidden", r"\(.* not permitted: /d/new\); give"),
     ):
 
         def fail(*args: object, error: Exception = error, **how: object) -> None:
@@ -405,9 +409,9 @@ def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 raise RuntimeError("could not write") from cause
 
         monkeypatch.setattr("zk0d.learning.convert._run_lerobots", fail)
-        with pytest.raises(TryAgainError, match=r"new: cannot be written \(No space left") as said:
+        with pytest.raises(TryAgainError, match=f"new: cannot be written {says}") as said:
             convert(former, former.with_name("new"))
-        assert said.value.reason == "disk_full"
+        assert said.value.reason == reason
 
 
 @pytest.mark.parametrize("pictures", ["video", "image"])

@@ -361,6 +361,7 @@ def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
 
 @fuzzed(20)
 @given(what=st.lists(former_damages, min_size=1, max_size=2), partial=st.booleans())
+@example(what=[Damage("info", "reorder", row=0, other=0, column=4)], partial=False)
 def test_a_damaged_former_dataset_gives_a_sentence_or_lerobots_frames(
     former: Path, what: list[Damage], partial: bool
 ) -> None:

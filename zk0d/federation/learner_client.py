@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from zk0d.errors import ExitCode, Zk0dError
+from zk0d.errors import Zk0dError
 from zk0d.federation.body import CONTENT_TYPE, BodyReader, require_payload, write_body
 from zk0d.federation.messages import (
     Evaluate,
@@ -50,8 +50,7 @@ class LearnerError(Zk0dError):
 
     def __init__(self, message: str, *, reason: str | None = None) -> None:
         super().__init__(message, reason=reason)
-        if Reason.of(self.reason).passes or self.reason == Reason.FORBIDDEN:
-            self.exit_code = ExitCode.TRY_AGAIN
+        self.exit_code = Reason.of(self.reason).exit_code
 
 
 class Evaluator(Protocol):

@@ -45,7 +45,7 @@ class RunFailedError(Zk0dError):
     Parameters
     ----------
     causes
-        Why nodes had no part. If all of them pass, so does this.
+        The reasons why nodes had no part; if none stays, the same may be tried again.
     """
 
     default_reason = "run_failed"
@@ -54,8 +54,8 @@ class RunFailedError(Zk0dError):
         self, message: str, *, reason: str | None = None, causes: Collection[str] = ()
     ) -> None:
         super().__init__(message, reason=reason)
-        if causes and all(Reason.of(cause).passes for cause in causes):
-            self.exit_code = ExitCode.TRY_AGAIN
+        codes = {Reason.of(cause).exit_code for cause in causes}
+        self.exit_code = codes.pop() if len(codes) == 1 else ExitCode.UNAVAILABLE
 
 
 class Rounds:

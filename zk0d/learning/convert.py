@@ -6,6 +6,7 @@ numbered, every table has LeRobot's own columns, and the statistics are there.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from zk0d.errors import DataError, UsageError
 from zk0d.files import rename
@@ -40,7 +42,7 @@ from zk0d.learning.layout import (
     wrong,
 )
 from zk0d.learning.rewriting import draft_of, keep_papers, verify
-from zk0d.learning.tables import DERIVED, TEXT, as_arrays
+from zk0d.learning.tables import DERIVED, TEXT, as_arrays, read_pictures
 from zk0d.learning.videos import check_pictures, check_times, check_videos
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -245,6 +247,28 @@ def _check_pictures(former: Former) -> None:
     check_times(former.layout, former.times)
     check_pictures(former.layout, former.times)
     check_videos(former.layout, former.layout.cameras)
+    _check_sizes(former.layout)
+
+
+def _check_sizes(layout: Layout) -> None:
+    """The first picture in each table is as large as the dataset says; LeRobot does not look."""
+    for key in layout.cameras:
+        feature = layout.info.features[key]
+        if feature.dtype == "video":
+            continue
+        _, height, width = feature.channels_first
+        for episode in layout.episodes:
+            content = next(read_pictures(layout, key, episode), None)
+            try:
+                size = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b""))).size
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue  # a bad frame
+            if size != (width, height):
+                raise layout.wrong(
+                    f"{episode.file} shows {size[0]} x {size[1]} pixels in '{key}', {INFO} says"
+                    f" {width} x {height}",
+                    f"correct the shape of '{key}' there if the pictures are right",
+                )
 
 
 def _write(former: Former, copy: Path) -> None:

@@ -7,6 +7,8 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Self
 
+from zk0d.errors import ExitCode
+
 
 class Effect(Enum):
     """What a reason means for the node that it is about."""
@@ -124,6 +126,12 @@ class Reason(StrEnum):
     def passes(self) -> bool:
         """Whether the node is worth asking again."""
         return self.effect in (Effect.PASSES, Effect.AWAY)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What a program ends with for this reason: whether to try the same again."""
+        again = self.passes or self is Reason.FORBIDDEN
+        return ExitCode.TRY_AGAIN if again else ExitCode.UNAVAILABLE
 
 
 BEGIN, END = "<!-- reasons: make reference writes this table -->", "<!-- reasons end -->"
