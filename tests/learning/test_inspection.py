@@ -181,7 +181,7 @@ def test_a_fast_but_honest_motion_is_not_named(
 
 
 @pytest.mark.parametrize("ends", [(-100.0, 100.0), (0.0, 360.0), (0.0, 6.2)])
-def test_a_command_that_only_snaps_from_end_to_end_is_no_seam(
+def test_a_command_that_only_snaps_from_end_to_end_is_not_a_seam(
     own: Recordings, ends: tuple[float, float]
 ) -> None:
     opened = torch.arange(len(own)) // 20 % 2 == 0
@@ -191,7 +191,7 @@ def test_a_command_that_only_snaps_from_end_to_end_is_no_seam(
     assert not texts(found, "outliers")
 
 
-def test_a_fast_motion_of_small_degrees_is_no_seam_in_radians(own: Recordings) -> None:
+def test_a_fast_motion_of_small_degrees_is_not_a_seam_in_radians(own: Recordings) -> None:
     """A joint that goes 6.8 degrees in all, once most of it within a frame."""
     way = 0.02 * np.sin(np.arange(len(own)))
     rows = own.rows(1)
