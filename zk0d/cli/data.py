@@ -331,6 +331,6 @@ def _check_new(folder: Path, what: str) -> None:
     from zk0d.config.names import check_apart
     from zk0d.errors import UsageError
 
-    check_apart(folder, what)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{what}: {folder} is not empty; name a new folder.")
+    check_apart(folder, what)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from zk0d.config.names import DATASET_PATTERN
 from zk0d.daemon.environment import program_path
 
 
@@ -131,6 +130,8 @@ def target(role: str) -> str:
 
 def files(repository: Path) -> Mapping[Path, str]:
     """The other files that name services, as they have to be, and what a dataset may be called."""
+    from zk0d.config.names import DATASET_PATTERN  # loads pydantic
+
     systemd, ansible = repository / "systemd", repository / "ansible/roles"
     made, jobs = {}, []
     for role in Role:
