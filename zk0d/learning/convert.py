@@ -247,28 +247,29 @@ def _check_pictures(former: Former) -> None:
     check_times(former.layout, former.times)
     check_pictures(former.layout, former.times)
     check_videos(former.layout, former.layout.cameras)
-    _check_sizes(former.layout)
 
 
-def _check_sizes(layout: Layout) -> None:
-    """The first picture in each table is as large as the dataset says; LeRobot does not look."""
+def _check_sizes(layout: Layout, episode: Episode, draft: Path) -> None:
+    """The first picture in a table is as large as the dataset says; LeRobot does not look.
+
+    ``draft`` is where the copy's table lies; only there has the episode its new number.
+    """
     for key in layout.cameras:
         feature = layout.info.features[key]
         if feature.dtype == "video":
             continue
         _, height, width = feature.channels_first
-        for episode in layout.episodes:
-            content = next(read_pictures(layout, key, episode), None)
-            try:
-                size = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b""))).size
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue  # a bad frame
-            if size != (width, height):
-                raise layout.wrong(
-                    f"{episode.file} shows {size[0]} x {size[1]} pixels in '{key}', {INFO} says"
-                    f" {width} x {height}",
-                    f"correct the shape of '{key}' there if the pictures are right",
-                )
+        content = next(read_pictures(layout, key, replace(episode, file=str(draft))), None)
+        try:
+            size = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b""))).size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # a bad frame
+        if size != (width, height):
+            raise layout.wrong(
+                f"{episode.file} shows {size[0]} x {size[1]} pixels in '{key}', {INFO} says"
+                f" {width} x {height}",
+                f"correct the shape of '{key}' there if the pictures are right",
+            )
 
 
 def _write(former: Former, copy: Path) -> None:
@@ -292,6 +293,7 @@ def _write(former: Former, copy: Path) -> None:
         path = copy / DATA_PATH.format(**names)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
+        _check_sizes(layout, episode, path)
         for key, span in episode.spans.items():
             video = copy / VIDEO_PATH.format(video_key=key, **names)
             video.parent.mkdir(parents=True, exist_ok=True)
