@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
     USAGE = 64  #: the command line is wrong
     UNAVAILABLE = 69  #: something needed is missing (file, dataset, port, hub)
     BUG = 70  #: a bug of ours
-    TRY_AGAIN = 75  #: a passing condition (disk full, coordinator away)
+    TRY_AGAIN = 75  #: a place that cannot be written, or something passing (coordinator away)
     CONFIG = 78  #: a settings file or value is wrong
     CHILD = 81  #: a supervised process kept dying
 
@@ -106,20 +106,49 @@ def with_causes(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or each.__context__
 
 
-def disk_trouble(error: BaseException, *, forbidden: bool = True) -> str:
-    """What a disk said that was full or read-only; empty if none was the cause.
+def disk_trouble(error: BaseException) -> str:
+    """What a disk said that was full or read-only; empty if none was the cause."""
+    return _said(error, _DISK_FULL)
+
+
+def no_permission(error: BaseException) -> str:
+    """What the system said if this process lacked a right, with the file; empty if it did not."""
+    return _said(error, _FORBIDDEN)
+
+
+def not_written(
+    what: str, error: BaseException, otherwise: str = "", more: str = ""
+) -> TryAgainError:
+    """The refusal of a place that cannot be written.
 
     Parameters
     ----------
-    forbidden
-        Whether a disk counts that this process has no right to.
+    what
+        The place, and what cannot be written there.
+    otherwise
+        What else helps than a right or free space, such as ``" or name another folder"``.
+    more
+        A sentence that follows.
+
+    Returns
+    -------
+    With reason ``forbidden`` if this process lacks the right, else with ``disk_full``.
     """
+    if said := no_permission(error):
+        do, reason = f"give user {os.geteuid()} the right to write there", "forbidden"
+    else:
+        said = disk_trouble(error) or getattr(error, "strerror", None) or str(error)
+        do, reason = "free space there", "disk_full"
+    return TryAgainError(f"{what} ({said}); {do}{otherwise}.{more}", reason=reason)
+
+
+def _said(error: BaseException, numbers: tuple[int, ...]) -> str:
     for each in with_causes(error):
         # pyarrow, shutil and what is written in Rust say it in their message only.
         told = _ERRNO.search(str(each))
         said = int(told[1] or told[2]) if told else 0
         number = (each.errno if isinstance(each, OSError) else 0) or said
-        if number in _DISK_FULL or (forbidden and number in _FORBIDDEN):
+        if number in numbers:
             where = getattr(each, "filename", None)
             return os.strerror(number) + (f": {where}" if where else "")
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_a_contributor_types_an_invite_and_nothing_else(tmp_path: Path) -> None:
     assert settings.dataset_uri is None, "zk0bot client start asks for it"
     assert (node / "tls/ca.crt").read_text() == (hub / "tls/ca.crt").read_text()
     assert (node / "node.key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("typed_as", ["{}", "local:{}", "arm"])
+def test_a_dataset_named_at_joining_is_written_whole(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed_as: str
+) -> None:
+    """As ``client start`` takes it, also relative to where it is typed."""
+    folder, node = tmp_path / "arm", tmp_path / "node"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    invite = quick("server", "invite", "--folder", str(hub)).strip()
+    quick("client", "join", invite, *JOIN, str(node), "--dataset", typed_as.format(folder))
+    written = tomllib.loads((node / "client.toml").read_text())
+    assert written["dataset-uri"] == f"local:{folder}"
 
 
 def test_approve_list_show_remove(hub: Path, node: Path, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def test_client_settings_are_read(write: Write) -> None:
         ("", "'name' is missing"),
         ('name = "My Robot"\n', "a name is 1 to 32 of a-z"),
         ('name = "a"\ndataset-uri = "ftp:x"\n', "write hf:user/name, user/name or local:/folder"),
+        ('name = "a"\ndataset-uri = "~/arm"\n', "'~/arm' is another folder for each user"),
+        ('name = "a"\ndataset-uri = "local:~/arm"\n', "write the whole path, such as local:/home"),
+        ('name = "a"\ndataset-uri = "local:arm"\n', "write the whole path, such as local:/home"),
         ('name = "a"\n[learner]\ncpu-threads = -1\n', "'learner.cpu-threads' is wrong"),
         ("name = \n", "not valid TOML"),
     ],
@@ -98,6 +101,8 @@ def test_a_typed_dataset_is_understood(tmp_path: Path, monkeypatch: pytest.Monke
     assert DatasetUri.typed("hf:arm/typo") == DatasetUri("hf", "arm/typo")
     with pytest.raises(DataError, match=r"no folder .*/arm/typo; .*hf:arm/typo for the hub's"):
         DatasetUri.typed("arm/typo")
+    with pytest.raises(UsageError, match="there is no home of nobody-has-this-name"):
+        DatasetUri.typed("~nobody-has-this-name/arm")
     for nothing in ("", "hf:", "hf:arm", "hf:a/b/c"):
         with pytest.raises(UsageError, match="not a dataset address"):
             DatasetUri.typed(nothing)
@@ -105,7 +110,7 @@ def test_a_typed_dataset_is_understood(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("written", "kept"),
-    [("/data/arm", "local:/data/arm"), ("ann/cubes", "ann/cubes"), ("~/arm", "local:~/arm")],
+    [("/data/arm", "local:/data/arm"), ("ann/cubes", "ann/cubes")],
 )
 def test_settings_take_a_plain_folder(written: str, kept: str) -> None:
     assert (
@@ -113,9 +118,15 @@ def test_settings_take_a_plain_folder(written: str, kept: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "../x"])
+@pytest.mark.parametrize("text", ["", "pusht", "hf:", "local:", "http://x/y", "hf:a/b/c", "a/b/c"])
 def test_a_wrong_dataset_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a dataset address"):
+        DatasetUri.parse(text)
+
+
+@pytest.mark.parametrize("text", ["~/x", "~ann/x", "./x", "../x", "local:x", "local:~/x"])
+def test_settings_take_no_folder_that_depends_on_who_reads_them(text: str) -> None:
+    with pytest.raises(ValueError, match="is another folder for each user and place; write the"):
         DatasetUri.parse(text)
 
 

@@ -181,12 +181,22 @@ def test_a_program_that_meets_a_full_disk_ends_with_a_sentence(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
-def test_what_no_disk_is_at_fault_for_stays_a_bug(
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_that_a_program_has_no_right_to_is_named(
     capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
+    def refused() -> None:
+        raise OSError(number, os.strerror(number), "/t/file")
+
+    assert guarded("zk0d", refused) == ExitCode.UNAVAILABLE
+    said = capsys.readouterr().err
+    assert said.startswith(f"zk0d: /t/file: this process may not use it ({os.strerror(number)}")
+    assert said.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_stays_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
     def buggy() -> None:
-        raise OSError(number, "x", "/t/file")
+        raise OSError(errno.ENOENT, "x", "/t/file")
 
     assert guarded("zk0d", buggy) == ExitCode.BUG
     assert "please report" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_before_a_host_is_touched(tmp_path: Path, changes: dict[str, str], says:
     said = " ".join(f"{done.stdout} {done.stderr}".split())
     assert says in said
     assert "PLAY [Drivers and software]" not in said
+
+
+@pytest.mark.parametrize("dataset", ["~/arm", "local:~/arm", "local:arm", "./arm", "arm", ""])
+def test_a_folder_that_a_service_does_not_know_is_refused(tmp_path: Path, dataset: str) -> None:
+    said = " ".join(looked_at(tmp_path, dataset).split())
+    assert f"zk0d_client_dataset: {dataset or 'nothing'} of left is not a dataset's address" in said
+    assert "write the whole path of a folder on that host" in said
+
+
+@pytest.mark.parametrize("dataset", ["/srv/my arm", "local:/srv/arm", "ann/cubes", "hf:ann/cubes"])
+def test_a_datasets_address_is_taken(tmp_path: Path, dataset: str) -> None:
+    assert "failed=0" in looked_at(tmp_path, dataset)
+
+
+def looked_at(folder: Path, dataset: str) -> str:
+    """What the role of a contributor says of a dataset before it touches the host."""
+    play = folder / "play.yml"
+    play.write_text(
+        "- hosts: contributors\n  gather_facts: false\n  tasks:\n"
+        "    - ansible.builtin.include_role: {name: zk0d_client, tasks_from: look}\n"
+        f"      vars:\n        zk0d_client_dataset: {json.dumps(dataset)}\n"
+        "        zk0d_client_coordinator: hub:9443\n"
+    )
+    values = {"variable": "x", "value": "x", "coordinators": "{}", "contributors": "{left: {}}"}
+    books = Playbooks(folder, INVENTORY.format(**values))
+    return books.run(str(play), check=False).stdout
 
 
 def test_a_node_without_a_key_is_named(tmp_path: Path) -> None:

@@ -131,7 +131,15 @@ WRONG: dict[str, tuple[Callable[[Inventory], object], tuple[str, ...]]] = {
     ),
     "no recordings named": (
         lambda i: group(i, "contributors")["vars"].pop("zk0d_client_dataset"),
-        ("zk0d_client_dataset: left has none; set it to /folder",),
+        ("zk0d_client_dataset: nothing of left is not a dataset's address",),
+    ),
+    "recordings in a home": (
+        lambda i: host(i, "left").update(zk0d_client_dataset="~/arm"),
+        ("zk0d_client_dataset: ~/arm of left is not", "write the whole path of a folder"),
+    ),
+    "recordings somewhere": (
+        lambda i: host(i, "left").update(zk0d_client_dataset="local:arm"),
+        ("zk0d_client_dataset: local:arm of left is not", "write the whole path of a folder"),
     ),
     "a secret that the vault has not": (
         lambda i: host(i, "left").update(zk0d_client_hf_token="{{ vault_hf_token }}"),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class
 from typer.testing import CliRunner
@@ -150,6 +154,23 @@ def test_names_are_quoted_as_shell_and_toml_need_it() -> None:
     names = {"USB Camera 1": "camera1"}
     assert MappedAt.COMMAND.spell(names) == "--camera 'USB Camera 1=camera1'"
     assert MappedAt.SETTINGS.spell(names).startswith('"USB Camera 1" = "camera1"')
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@given(names=st.dictionaries(NAMES, NAMES, min_size=1, max_size=3))
+@example(names={'the "big" one': 'C:\\cam"1"', "it's": "a.b"})
+@settings(derandomize=True, deadline=None)
+def test_any_name_is_read_as_it_was_written(names: dict[str, str]) -> None:
+    line = MappedAt.EVALUATION.spell(names).removesuffix(" in its [[evaluation]] table")
+    assert tomllib.loads(line) == {"cameras": names}
+    assert "\n" not in line
+    for own, to in names.items():
+        line = MappedAt.SETTINGS.spell({own: to}).removesuffix(" under [cameras] in client.toml")
+        assert tomllib.loads(f"[cameras]\n{line}") == {"cameras": {own: to}}
+        word = shlex.split(MappedAt.COMMAND.spell({own: to}))[1]
+        assert word.rpartition("=")[::2] == (own, to) or "=" in to
 
 
 def test_resolutions_may_differ(recordings_folder: Path) -> None:

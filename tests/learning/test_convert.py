@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from zk0d.cli.main import app
 from zk0d.demo.recordings import make_recordings
 from zk0d.errors import DataError, TryAgainError, UsageError
 from zk0d.learning.convert import convert
-from zk0d.learning.frames import decode_episode
+from zk0d.learning.frames import FrameBudget, decode_episode
 from zk0d.learning.layout import POINTER
 from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import Recordings, open_recordings
@@ -375,6 +376,11 @@ def test_nothing_is_written_into_recordings(
         lambda: command("client", "init", *coordinator, "--folder", link / "settings"),
         lambda: command("client", "join", invite, "--folder", former),
         lambda: command("report", "--html", inside, tmp_path),
+        lambda: command("dashboards", "export", inside),
+        lambda: command("node", "keygen", "--key", inside),
+        lambda: command("node", "switch", "--key", former / "node.key"),
+        lambda: command("node", "seal", "--key", former / "node.key"),
+        lambda: FrameBudget(1, inside, 1).in_file((1,), torch.uint8),
     ):
         with pytest.raises(UsageError, match="lies in the recordings at"):
             write()
@@ -385,11 +391,15 @@ def test_nothing_is_written_into_recordings(
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_and_a_forbidden_disk_are_named(
+    former: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stand-in for a full disk: LeRobot's script raises what pyarrow and shutil raise there."""
-    for error in (
-        OSError(errno.ENOSPC, "No space left on device"),
-        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+    full = r"\(No space left on device\); free space there or name another folder\."
+    for error, reason, says in (
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", full),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "disk_full", full),
+        (OSError(errno.EPERM, "x", "/d/new"), "forbidden", r"\(.* not permitted: /d/new\); give"),
     ):
 
         def fail(*args: object, error: Exception = error, **how: object) -> None:
@@ -399,9 +409,9 @@ def test_a_full_disk_is_named(former: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 raise RuntimeError("could not write") from cause
 
         monkeypatch.setattr("zk0d.learning.convert._run_lerobots", fail)
-        with pytest.raises(TryAgainError, match=r"new: cannot be written \(No space left") as said:
+        with pytest.raises(TryAgainError, match=f"new: cannot be written {says}") as said:
             convert(former, former.with_name("new"))
-        assert said.value.reason == "disk_full"
+        assert said.value.reason == reason
 
 
 @pytest.mark.parametrize("pictures", ["video", "image"])

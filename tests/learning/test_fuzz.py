@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,17 +24,22 @@ from hypothesis import strategies as st
 from lerobot.datasets import LeRobotDataset
 
 from tests.learning import damage
+from tests.recordings import shapes
 from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, ExitCode
+from zk0d.learning.convert import convert
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
 from zk0d.learning.inspection import inspect
 from zk0d.learning.layout import BOOKKEEPING, read_layout
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.rewriting import tidied
 
-EXAMPLES = int(os.environ.get("ZK0D_FUZZ", "60"))
+#: An input takes up to a second, more on a busy machine.
+pytestmark = pytest.mark.timeout(max(300, 5 * int(os.environ.get("ZK0D_FUZZ", "0"))))
 EPISODES = 3
 FILES = ("data", "episodes", "tasks", "info", "video")
+FORMER_FILES = (*FILES, "episodes_stats")
+LINES = ("episodes", "tasks", "episodes_stats")
 NUMBERS = ("observation.state", "action", *BOOKKEEPING)
 KINDS = ("drop", "repeat", "reorder", "null", "change", "truncate", "copy", "lose", "no-column")
 
@@ -47,22 +53,48 @@ class Damage:
     row: int = 0
     other: int = 0
     column: int = 0
+    episode: int = 0  #: of a former format, which has files for each
 
 
-damages = st.builds(
-    Damage,
-    file=st.sampled_from(FILES),
-    kind=st.sampled_from(KINDS),
-    row=st.integers(0, 200),
-    other=st.integers(0, 200),
-    column=st.integers(0, 30),
-)
+def _damages(files: Sequence[str]) -> st.SearchStrategy[Damage]:
+    return st.builds(
+        Damage,
+        file=st.sampled_from(files),
+        kind=st.sampled_from(KINDS),
+        row=st.integers(0, 200),
+        other=st.integers(0, 200),
+        column=st.integers(0, 30),
+        episode=st.integers(0, EPISODES - 1),
+    )
+
+
+damages, former_damages = _damages(FILES), _damages(FORMER_FILES)
 
 
 @pytest.fixture(scope="module", params=["video", "image"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small whole dataset, with videos or with pictures in its tables."""
     return _made(request.param)
+
+
+@pytest.fixture(scope="module", params=["v2.0 video", "v2.1 video", "v2.1 image"])
+def former(request: pytest.FixtureRequest) -> Path:
+    """The same of a former format."""
+    return _made_former(request.param)
+
+
+@cache
+def _made_former(what: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="zk0d-fuzz-")) / "whole"
+    version, pictures = what.split()
+    shapes.write(
+        folder,
+        shapes.so101("top", dtype=pictures),
+        lengths=[6 + episode for episode in range(EPISODES)],
+        version=version,
+        tasks=("pick", "put"),
+    )
+    return folder
 
 
 @cache
@@ -74,8 +106,8 @@ def _made(pictures: str) -> Path:
 
 def apply(folder: Path, damaged: Damage) -> None:
     """Do it; what does not go (no such row, no video) is left undone."""
-    path = _path(folder, damaged.file)
-    if path is None:
+    path = _path(folder, damaged)
+    if path is None or not path.exists():
         return
     if damaged.kind == "truncate":
         damage.cut(path, damaged.row / 201)
@@ -89,19 +121,23 @@ def apply(folder: Path, damaged: Damage) -> None:
         count = sum(6 + episode for episode in range(EPISODES))
         gone = range(damaged.row % count, min(count, damaged.row % count + damaged.other % 4 + 1))
         damage.without_pictures(path, gone, close_up=damaged.kind in ("repeat", "change"))
+    elif path.suffix == ".jsonl":
+        _change_lines(path, damaged)
     else:
         _change_table(path, damaged)
 
 
-def _path(folder: Path, file: str) -> Path | None:
-    if file == "video":
-        return next(iter((folder / "videos").rglob("*.mp4")), None)
-    return {
-        "data": damage.data_table(folder),
-        "episodes": damage.episodes_table(folder),
-        "tasks": folder / "meta" / "tasks.parquet",
-        "info": folder / "meta" / "info.json",
-    }[file]
+def _path(folder: Path, damaged: Damage) -> Path | None:
+    file, meta = damaged.file, folder / "meta"
+    if file in ("video", "data"):
+        where, kind = ("videos", "mp4") if file == "video" else ("data", "parquet")
+        files = sorted((folder / where).rglob(f"*.{kind}"))
+        return files[damaged.episode % len(files)] if files else None
+    if file == "info":
+        return meta / "info.json"
+    if (lines := meta / f"{file}.jsonl").exists() or file == "episodes_stats":
+        return lines
+    return damage.episodes_table(folder) if file == "episodes" else meta / "tasks.parquet"
 
 
 def _change_info(info: dict[str, Any], damaged: Damage) -> None:
@@ -115,6 +151,31 @@ def _change_info(info: dict[str, Any], damaged: Damage) -> None:
     elif damaged.kind == "reorder":
         feature = info["features"][sorted(info["features"])[damaged.column % 8]]
         feature["shape"] = [n + damaged.other % 3 - 1 for n in feature["shape"]]
+
+
+def _change_lines(path: Path, damaged: Damage) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    row, other = damaged.row % len(lines), damaged.other % len(lines)
+    name = sorted(lines[row])[damaged.column % len(lines[row])]
+    if damaged.kind == "drop":
+        del lines[row]
+    elif damaged.kind == "repeat":
+        lines.insert(other, lines[row])
+    elif damaged.kind == "reorder":
+        lines[row], lines[other] = lines[other], lines[row]
+    elif damaged.kind == "null":
+        lines[row][name] = None
+    elif damaged.kind == "no-column":
+        del lines[row][name]
+    elif isinstance(lines[row][name], int):
+        lines[row][name] += damaged.other % 3 - 1
+    elif isinstance(lines[row][name], list):
+        lines[row][name] = lines[row][name][: damaged.other % 2]
+    elif isinstance(lines[row][name], dict):
+        inner = lines[row][name]
+        feature = inner[sorted(inner)[damaged.other % len(inner)]]
+        feature[sorted(feature)[damaged.column % len(feature)]] = [None, "x", []][damaged.other % 3]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _change_table(path: Path, damaged: Damage) -> None:
@@ -185,6 +246,12 @@ def assert_as_lerobot_reads_it(folder: Path, whole: Path | None, ours: dict[str,
         assert torch.equal(ours["pixels"]["top"][row], picture), row
 
 
+def assert_is_a_sentence(error: DataError) -> None:
+    assert error.exit_code == ExitCode.UNAVAILABLE
+    assert "\n" not in error.message
+    assert error.message.endswith(".")
+
+
 def _opened_by_lerobot(folder: Path) -> LeRobotDataset:
     theirs = LeRobotDataset("local/fuzzed", root=folder, video_backend="pyav", return_uint8=True)
     last = theirs[len(theirs) - 1]
@@ -196,29 +263,88 @@ def _opened_by_lerobot(folder: Path) -> LeRobotDataset:
 def check(whole: Path, what: list[Damage]) -> str:
     """One input; how it went."""
     with tempfile.TemporaryDirectory(prefix="zk0d-fuzz-") as place:
-        folder = Path(shutil.copytree(whole, Path(place) / "dataset"))
-        for each in what:
-            try:
-                apply(folder, each)
-            except (KeyError, IndexError, TypeError, ValueError, OSError, pa.ArrowException):
-                continue  # this damage cannot follow the one before it
+        folder = _damaged(whole, Path(place), what)
         before = damage.fingerprint(folder)
         found = read(folder)
         assert damage.fingerprint(folder) == before
         if isinstance(found, DataError):
-            assert found.exit_code == ExitCode.UNAVAILABLE
-            assert "\n" not in found.message
-            assert found.message.endswith(".")
+            assert_is_a_sentence(found)
             return "refused"
         assert_as_lerobot_reads_it(folder, whole if len(what) == 1 else None, found)
     return "read"
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize="ZK0D_FUZZ" not in os.environ,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+def _damaged(whole: Path, place: Path, what: list[Damage]) -> Path:
+    folder = Path(shutil.copytree(whole, place / "dataset"))
+    for each in what:
+        try:
+            apply(folder, each)
+        except (KeyError, IndexError, TypeError, ValueError, OSError, pa.ArrowException):
+            continue  # this damage cannot follow the one before it
+    return folder
+
+
+def check_converted(whole: Path, what: list[Damage], partial: bool) -> str:
+    """One input to ``data convert``; how it went."""
+    with tempfile.TemporaryDirectory(prefix="zk0d-fuzz-") as place:
+        folder = _damaged(whole, Path(place), what)
+        before = damage.fingerprint(folder)
+        made = Path(place) / "converted"
+        try:
+            convert(folder, made, partial=partial)
+        except DataError as error:
+            assert_is_a_sentence(error)
+        assert damage.fingerprint(folder) == before
+        assert {path.name for path in Path(place).iterdir()} <= {folder.name, made.name}
+        if not made.exists():
+            return "refused"
+        found = read(made)
+        if isinstance(found, DataError):
+            raise found
+        assert_as_lerobot_reads_it(made, made, found)
+        assert_are_the_owners_rows(folder, found["columns"])
+    return "read"
+
+
+def assert_are_the_owners_rows(former: Path, columns: dict[str, torch.Tensor]) -> None:
+    """Each episode of the copy has the rows of one of the owner's tables, each of those once."""
+    tables = [pq.read_table(path) for path in _whole_tables(former)]
+    begin = 0
+    for number in range(int(columns["episode_index"][-1]) + 1):
+        rows = columns["episode_index"] == number
+        begin += int(rows.sum())
+        alike = [
+            place
+            for place, table in enumerate(tables)
+            if all(
+                torch.equal(columns[name][rows], torch.tensor(table.column(name).to_pylist()))
+                for name in ("observation.state", "action")
+            )
+        ]
+        assert alike, f"episode {number}"
+        del tables[alike[0]]
+    assert begin == len(columns["episode_index"])
+
+
+def _whole_tables(former: Path) -> Iterator[Path]:
+    for path in sorted((former / "data").rglob("*.parquet")):
+        try:
+            pq.read_table(path)
+        except (OSError, pa.ArrowException):
+            continue
+        yield path
+
+
+def fuzzed(usually: int) -> settings:
+    return settings(
+        max_examples=int(os.environ.get("ZK0D_FUZZ", usually)),
+        derandomize="ZK0D_FUZZ" not in os.environ,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+
+
+@fuzzed(60)
 @given(what=st.lists(damages, min_size=1, max_size=2))
 @example(what=[Damage("data", "null", row=3, column=1)])
 @example(what=[Damage("data", "truncate", row=100)])
@@ -233,14 +359,33 @@ def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
     check(whole, what)
 
 
+@fuzzed(20)
+@given(what=st.lists(former_damages, min_size=1, max_size=2), partial=st.booleans())
+@example(what=[Damage("info", "reorder", row=0, other=0, column=4)], partial=False)
+def test_a_damaged_former_dataset_gives_a_sentence_or_lerobots_frames(
+    former: Path, what: list[Damage], partial: bool
+) -> None:
+    check_converted(former, what, partial)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_the_undamaged_former_dataset_is_converted(former: Path, partial: bool) -> None:
+    assert check_converted(former, [], partial) == "read"
+
+
 def test_the_undamaged_dataset_is_read(whole: Path) -> None:
     assert check(whole, []) == "read"
 
 
-def _every(make: Callable[[str, str], Damage]) -> list[Damage]:
-    return [make(file, kind) for file in FILES for kind in KINDS]
+def _each_kind(files: Sequence[str]) -> list[Damage]:
+    return [Damage(file, kind, 4, 2, 1) for file in files for kind in KINDS]
 
 
-@pytest.mark.parametrize("damaged", _every(lambda file, kind: Damage(file, kind, 4, 2, 1)), ids=str)
+@pytest.mark.parametrize("damaged", _each_kind(FORMER_FILES), ids=str)
+def test_each_kind_once_in_a_former_format(damaged: Damage) -> None:
+    check_converted(_made_former("v2.1 video"), [damaged], partial=True)
+
+
+@pytest.mark.parametrize("damaged", _each_kind(FILES), ids=str)
 def test_each_kind_once(damaged: Damage) -> None:
     check(_made("video"), [damaged])

@@ -98,7 +98,7 @@ INCOMPLETE = [
 
 
 @pytest.mark.parametrize("incomplete", INCOMPLETE)
-def test_a_missing_model_is_not_fetched(
+def test_what_a_folder_lacks_is_not_fetched(
     hub: FakeHub, copied_recordings: Path, incomplete: Callable[[Path], Any]
 ) -> None:
     incomplete(copied_recordings)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zk0d.config.families import TINY
-from zk0d.errors import ConfigError, UnavailableError, Zk0dError
+from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
+from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.policies import tiny_vlm
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import _quiet, load_policy, pick_device, policy_sha256, spec_for
@@ -261,3 +264,40 @@ def test_devices() -> None:
         assert pick_device("auto") == torch.device("cpu")
         with pytest.raises(UnavailableError, match="PyTorch sees none"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "says"),
+    [
+        (
+            errno.EPERM,
+            "forbidden",
+            r"give user \d+ the right to write there or name",
+        ),
+        (
+            errno.EACCES,
+            "forbidden",
+            r"give user \d+ the right to write there or name",
+        ),
+        (errno.ENOSPC, "disk_full", "free space there or name another folder"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_says_why(
+    smolvla: LoadedPolicy,
+    recordings: Recordings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    reason: str,
+    says: str,
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(folder))
+
+    folder, statistics = tmp_path / "checkpoint", recordings.finite_statistics()
+    assert statistics is not None
+    with pytest.raises(TryAgainError, match=f"{folder}: the checkpoint cannot.*{says}") as error:
+        write_checkpoint(smolvla, statistics, folder, fail)
+    assert error.value.reason == reason
+    assert os.strerror(number) in error.value.message
+    assert not list(tmp_path.iterdir())

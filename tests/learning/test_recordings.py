@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.learning.damage import change_info, first_video, set_value
+from tests.recordings import shapes
 from zk0d.config.machine import CacheSettings
 from zk0d.errors import DataError, ExitCode, TryAgainError, UnavailableError
 from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache, decode_episode
@@ -383,6 +384,45 @@ def test_verbs_say_which_folder_is_forbidden(
     assert "Traceback" not in said
     assert ".;" not in said
     assert done.returncode == ExitCode.UNAVAILABLE
+
+
+DATA = "data/chunk-000/episode_000000.parquet"
+PICTURES = "videos/chunk-000/observation.images.top/episode_000000.mp4"
+
+
+@needs_setpriv
+@pytest.mark.parametrize(
+    ("place", "named", "more"),
+    [
+        ("..", "meta/info.json", []),
+        ("meta/tasks.jsonl", "meta/tasks.jsonl", []),
+        ("meta/episodes_stats.jsonl", "meta/episodes_stats.jsonl", []),
+        ("data", DATA, []),
+        ("data/chunk-000", DATA, ["partial"]),
+        ("videos/chunk-000", PICTURES, ["partial"]),
+        (PICTURES, PICTURES, []),
+        ("README.md", "README.md", []),
+    ],
+)
+def test_convert_says_which_folder_is_forbidden(
+    tmp_path: Path, place: str, named: str, more: list[str]
+) -> None:
+    former, output = tmp_path / "parent/former", tmp_path / "new/copy"
+    shapes.write(former, shapes.so101("top"), version="v2.1", lengths=(6, 7))
+    output.parent.mkdir()
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom zk0d.daemon.program import guarded\n"
+        "from zk0d.learning.convert import convert\n"
+        "work = lambda: convert(*map(Path, sys.argv[1:3]), partial=bool(sys.argv[3:])) and None\n"
+        "sys.exit(guarded('zk0d', work))\n"
+    )
+    with without_rights((former / place).resolve()):
+        done = as_a_user(program, str(former), str(output), *more)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("zk0d: ")]
+    assert may_not_read(former / named) in said
+    assert "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.UNAVAILABLE
+    assert not output.exists()
 
 
 def test_a_task_that_is_not_listed(copied_recordings: Path) -> None:

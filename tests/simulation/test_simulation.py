@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from rich.console import Console
 
 from tests.federation.test_in_process import SETTINGS, Lab, lab  # noqa: F401 - a fixture
 from tests.record.lines import read_lines
 from zk0d.config.families import FAMILIES
-from zk0d.config.machine import EvaluationDataset
+from zk0d.config.machine import CacheSettings, EvaluationDataset, ReadingSettings
 from zk0d.config.run import run_settings
-from zk0d.errors import UsageError
+from zk0d.errors import ExitCode, UsageError, Zk0dError
 from zk0d.federation import model
 from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.learner_client import LearnerError
@@ -28,7 +31,7 @@ from zk0d.flower.simulation import RayOptions, has_ray
 from zk0d.learning.recordings import open_recordings
 from zk0d.record.events import Event, UpdateRefused
 from zk0d.record.journal import committed_rounds, read_journal
-from zk0d.simulation.alone import alone, export
+from zk0d.simulation.alone import TrainOptions, alone, export, train_alone
 from zk0d.simulation.engine import Engine, Simulation, simulate
 from zk0d.simulation.main import _missing, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode, with_faults
@@ -254,6 +257,45 @@ def test_a_refusal_in_a_round_is_shown_unless_it_ends_the_simulation(
     left_out = [event for event in written if event not in shown]
     assert shown == [event for event in written if event in shown]
     assert [event.kind for event in left_out] == ["update.refused"] * (quorum == 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "said"),
+    [
+        (
+            errno.ENOSPC,
+            "disk_full",
+            r"\(No space left on device.*\); free space there, or set",
+        ),
+        (errno.EACCES, "forbidden", r"\(Permission denied.*\); give user \d+ the right to write"),
+    ],
+)
+def test_training_alone_without_room_for_frames_says_so_and_may_be_tried_again(
+    tmp_path: Path,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    reason: str,
+    said: str,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("zk0d.learning.frames.posix_fallocate", full)
+    cache = CacheSettings(memory_gib=1e-4, disk_gib=1.0, vision_features=False)
+    options = TrainOptions(
+        dataset=uri,
+        overrides=(("node-wait", 3.0), ("num-server-rounds", 1), ("local-steps", 1)),
+        reading=ReadingSettings(cache=cache),
+        device="cpu",
+        folder=tmp_path / "t",
+    )
+    with pytest.raises(Zk0dError, match=said) as error:
+        train_alone(options, Console(quiet=True))
+    assert error.value.exit_code == ExitCode.TRY_AGAIN
+    (run,) = (tmp_path / "t/runs").iterdir()
+    told = [*lines_of(run, "node.refused"), *lines_of(run, "run.failed")]
+    assert reason in {line["reason"] for line in told}
 
 
 def test_a_dropped_node_is_away_and_comes_back(tmp_path: Path, uri: str) -> None:

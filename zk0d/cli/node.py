@@ -34,6 +34,7 @@ def keygen(
     """Make this node's key, which never leaves this machine."""
     from zk0d.machine import node_key
 
+    _check_apart(key)
     fingerprint = node_key.make(key.with_name(node_key.NEXT) if next_ else key)
     typer.echo(f"fingerprint {fingerprint}")
     more = " --next" if next_ else ""
@@ -66,6 +67,7 @@ def switch(key: Key = DEFAULT_KEY) -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
     from zk0d.machine import node_key
 
+    _check_apart(key)
     node_key.change(key)
     typer.echo("this node has its new key; the operator ends the old one: zk0bot node rotate NAME")
 
@@ -75,6 +77,7 @@ def seal(key: Key = DEFAULT_KEY) -> None:
     """Encrypt this node's key for this machine alone (systemd-creds) and remove the plain file."""
     from zk0d.machine import node_key
 
+    _check_apart(key)
     sealed = node_key.seal(key)
     typer.echo(f"the key is sealed for this machine: {sealed}; {key} is gone")
 
@@ -159,6 +162,13 @@ def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     entry = roster.rotate(_roster(folder), name)
     note(folder, "key.rotated", node=entry.name, key=entry.key)
     typer.echo(f"{entry.name} has one key: {entry.key[:16]}")
+
+
+def _check_apart(key: Path) -> None:
+    """What is made of a key lies beside it."""
+    from zk0d.config.names import check_apart
+
+    check_apart(key, "--key")
 
 
 def _roster(folder: Path) -> Path:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import tomli_w
+
 from zk0d.config.names import IMAGES
 
 #: Words for places that a camera looks from; a name belongs to the first group that has one of its
@@ -39,7 +41,7 @@ class MappedAt(Enum):
         if self is MappedAt.COMMAND:
             words = (shlex.quote(f"{own}={to}") for own, to in names.items())
             return " ".join(f"--camera {word}" for word in words)
-        pairs = ", ".join(f'{_key(own)} = "{to}"' for own, to in names.items())
+        pairs = ", ".join(tomli_w.dumps({own: to}).strip() for own, to in names.items())
         if self is MappedAt.SETTINGS:
             return f"{pairs} under [cameras] in client.toml"
         return f"cameras = {{ {pairs} }} in its [[evaluation]] table"
@@ -121,8 +123,3 @@ def camera_words(name: str) -> set[str]:
 def _place(name: str) -> set[str] | None:
     words = camera_words(name)
     return next((place for place in PLACES if place & words), None)
-
-
-def _key(name: str) -> str:
-    """``name`` as a key of TOML."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'

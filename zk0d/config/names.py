@@ -69,12 +69,18 @@ def check_apart(output: Path, option: str) -> None:
             )
 
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+#: What settings and playbooks take as a dataset's address, as a whole.
+DATASET_PATTERN = rf"(?:local:)?/(?s:.*)|(?:hf:)?{_HUB_NAME}"
 
 
 @dataclass(frozen=True)
 class DatasetUri:
-    """Where a dataset is: ``hf:user/name``, ``user/name`` (the same) or ``local:/folder``."""
+    """Where a dataset is: ``hf:user/name``, ``user/name`` (the same) or ``local:/folder``.
+
+    Only what a person types may be below a home or relative (:meth:`typed`): a service has neither
+    that home nor a working folder.
+    """
 
     scheme: str  #: ``hf`` or ``local``
     location: str  #: hub name or folder
@@ -82,15 +88,14 @@ class DatasetUri:
     @classmethod
     def parse(cls, text: str) -> DatasetUri:
         """Parse a dataset address; raises ``ValueError`` with the accepted forms."""
-        scheme, colon, rest = text.partition(":")
-        if text.startswith(("/", "~/")):
-            scheme, rest = "local", text
-        elif not colon:
-            scheme, rest = "hf", text
-        if scheme == "local" and rest:
-            return cls("local", rest)
-        if scheme == "hf" and _HUB_NAME.fullmatch(rest):
-            return cls("hf", rest)
+        if re.fullmatch(DATASET_PATTERN, text):
+            local = text.startswith(("/", "local:"))
+            return cls("local" if local else "hf", text.removeprefix("local:" if local else "hf:"))
+        if text.startswith(("~", ".", "local:")) and text != "local:":
+            raise ValueError(
+                f"{text!r} is another folder for each user and place; write the whole path, such as"
+                " local:/home/ann/arm"
+            )
         raise ValueError(
             f"{text!r} is not a dataset address; write hf:user/name, user/name or local:/folder"
         )
@@ -108,7 +113,13 @@ class DatasetUri:
             If it is neither.
         """
         plain = text.removeprefix("local:")
-        path = Path(plain).expanduser()
+        try:
+            path = Path(plain).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"{text}: there is no home of {plain.partition('/')[0][1:] or 'yours'}; write the"
+                " whole path."
+            ) from None
         named = plain != text or plain.startswith((".", "/", "~"))
         if plain and not plain.startswith("hf:"):
             if named or plain.count("/") != 1 or _is_here(path):
@@ -133,7 +144,7 @@ class DatasetUri:
         """The folder of a ``local:`` dataset."""
         if self.fetched:
             raise ValueError(f"{self} is not on this machine")
-        return Path(self.location).expanduser()
+        return Path(self.location)
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.location}"

@@ -16,7 +16,8 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
     """Run ``function``; the exit code of the process.
 
     A :class:`Zk0dError` is one sentence on stderr, never a traceback, and so is a disk that is full
-    or read-only. Anything else is a bug of ours and shows where.
+    or read-only, and a file that this process has no right to. Anything else is a bug of ours and
+    shows where.
     """
     _reach_this_machine_directly()
     end_quickly()
@@ -31,7 +32,7 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         return 141
     except Exception as error:
-        if trouble := disk_trouble(error, forbidden=False):
+        if trouble := disk_trouble(error):
             print(
                 f"{name}: a disk cannot be written ({trouble}); free space there, or in the folder"
                 " for temporary files (TMPDIR), or make it writable.",
@@ -39,6 +40,14 @@ def guarded(name: str, function: Callable[[], int | None]) -> int:
                 flush=True,
             )
             return ExitCode.TRY_AGAIN
+        if isinstance(error, PermissionError) and error.filename:
+            print(
+                f"{name}: {error.filename}: this process may not use it ({error.strerror}, user"
+                f" {os.geteuid()}); give it the right, or run this as a user who has it.",
+                file=sys.stderr,
+                flush=True,
+            )
+            return ExitCode.UNAVAILABLE
         traceback.print_exc()
         print(f"{name}: a bug in zk0d; please report the lines above", file=sys.stderr)
         return ExitCode.BUG

@@ -9,7 +9,7 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset
 
 from zk0d.config.names import check_apart
-from zk0d.errors import TryAgainError
+from zk0d.errors import not_written
 from zk0d.files import rename
 from zk0d.simulators.calibration import recalibrate
 from zk0d.simulators.task import Sector
@@ -76,9 +76,6 @@ def make_recordings(
         rename(draft, folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise TryAgainError(
-            f"{folder}: the recordings could not be written ({error.strerror or error}); free"
-            " space there or choose another folder.",
-            reason="disk_full",
-        ) from None
+        what = f"{folder}: the recordings could not be written"
+        raise not_written(what, error, " or choose another folder") from None
     return frames

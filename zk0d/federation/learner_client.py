@@ -30,6 +30,7 @@ from zk0d.federation.messages import (
     TrainReply,
 )
 from zk0d.federation.update import Payload
+from zk0d.record.reasons import Reason
 
 #: The learner sends a line at least this often while a task runs, even if there is nothing to say.
 HEARTBEAT_SECONDS = 2.0
@@ -46,6 +47,10 @@ class LearnerError(Zk0dError):
     """
 
     default_reason = "learner_error"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
+        self.exit_code = Reason.of(self.reason).exit_code
 
 
 class Evaluator(Protocol):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
-from zk0d.errors import Zk0dError
+from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
 from zk0d.federation.cohort import Cohort
@@ -30,6 +30,7 @@ from zk0d.federation.spool import Spool
 from zk0d.federation.update import Manifest
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import AnyEvent, RoundFailed, RoundStarted
+from zk0d.record.reasons import Reason
 from zk0d.record.state import RunState
 
 #: Once enough nodes can train, seconds that the others still have to answer the first query.
@@ -39,9 +40,22 @@ SHORTEST_DEADLINE = 10.0
 
 
 class RunFailedError(Zk0dError):
-    """The run cannot continue; its committed rounds stay."""
+    """The run cannot continue; its committed rounds stay.
+
+    Parameters
+    ----------
+    causes
+        The reasons why nodes had no part; if none stays, the same may be tried again.
+    """
 
     default_reason = "run_failed"
+
+    def __init__(
+        self, message: str, *, reason: str | None = None, causes: Collection[str] = ()
+    ) -> None:
+        super().__init__(message, reason=reason)
+        codes = {Reason.of(cause).exit_code for cause in causes}
+        self.exit_code = codes.pop() if len(codes) == 1 else ExitCode.UNAVAILABLE
 
 
 class Rounds:
@@ -169,6 +183,11 @@ class Rounds:
         assert self._answers is not None
         return self._answers.missing()
 
+    def causes(self) -> list[str]:
+        """The reasons for which updates of the latest round are missing."""
+        assert self._answers is not None
+        return [*self._answers.refused.values(), *self._answers.lost.values()]
+
     def _wait_for(
         self,
         ready: Callable[[], bool],
@@ -187,21 +206,24 @@ class Rounds:
                 return
             refusals = sorted(self._cohort.refusals.items())
             left = sum(not sits_out(key) for key in self._cohort.left()) if self._closed else None
-            if left is not None and left < self._settings.rounds.min_fit_clients:
-                # Contributors with the same recordings say the same.
-                causes = dict.fromkeys(e.message.rstrip(".") for _, e in refusals)
-                why = f": {'; '.join(causes)}." if causes else "; lower min-fit-clients."
+            gone = left is not None and left < self._settings.rounds.min_fit_clients
+            if gone or self._clock() > deadline:
+                waited = f" after waiting {self._settings.rounds.node_wait:.0f} s"
+                said = state() + (", and no other can come" if gone else waited)
+                reasons = [error.reason for _, error in refusals]
                 raise RunFailedError(
-                    f"{state()}, and no other can come{why}", reason="too_few_nodes"
-                )
-            if self._clock() > deadline:
-                refused = "".join(f", {name} refused ({e.reason})" for name, e in refusals)
-                raise RunFailedError(
-                    f"{state()} after waiting {self._settings.rounds.node_wait:.0f} s{refused};"
-                    " start more nodes, or lower min-fit-clients.",
-                    reason="too_few_nodes",
+                    said + self._why(refusals), reason="too_few_nodes", causes=reasons
                 )
             self._sleep(self._poll_interval)
+
+    def _why(self, refusals: Sequence[tuple[str, Zk0dError]]) -> str:
+        """The end of a sentence: why too few nodes are left, and what to do."""
+        if not self._closed:
+            refused = "".join(f", {name} refused ({error.reason})" for name, error in refusals)
+            return f"{refused}; start more nodes, or lower min-fit-clients."
+        # Contributors with the same recordings say the same.
+        causes = dict.fromkeys(error.message.rstrip(".") for _, error in refusals)
+        return f": {'; '.join(causes)}." if causes else "; lower min-fit-clients."
 
     def _choose(self, number: int) -> list[Node]:
         """The members of this round: online, able to train, sampled by ``fraction-fit``."""

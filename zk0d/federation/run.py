@@ -211,7 +211,8 @@ class Run:
                 raise RunFailedError(
                     f"round {number} failed {failures} times in a row; the run stops at"
                     f" round {number - 1}. Of the last one {self._rounds.missing()}; the journal"
-                    " says why each failed."
+                    " says why each failed.",
+                    causes=self._rounds.causes(),
                 )
         best = self._schedule().best
         self._release_at_end(number - 1, best[0] if best else None)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zk0d.config.run import CodecName
-from zk0d.errors import TryAgainError, Zk0dError
+from zk0d.errors import Zk0dError
 from zk0d.federation.codec import PIECE, decode, decode_piece, piece_range
 from zk0d.federation.update import Manifest, Payload, TensorEntry
 from zk0d.files import make_folder, whole_file
+from zk0d.record.journal import disk
 
 
 class NotAdmitted(Zk0dError):
@@ -74,19 +75,13 @@ class Spool:
         """
         manifest = payload.manifest
         path = self._folder / name
-        try:
+        with disk(path):
             make_folder(self._folder)
             with whole_file(path) as draft, draft.open("wb") as file:
                 square = 0.0
                 for entry, data in payload.encoded(consume=True):
                     square += _square(manifest.codec, entry, data)
                     file.write(data)
-        except OSError as error:
-            raise TryAgainError(
-                f"{path}: cannot be written ({error.strerror or error}); free space there. Every"
-                " committed round is intact.",
-                reason="disk_full",
-            ) from None
         return SpooledUpdate(path, manifest, float(np.sqrt(square)))
 
     @contextmanager

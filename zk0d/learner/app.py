@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import secrets
 import time
 import traceback
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zk0d.daemon.metrics import Metrics
-from zk0d.errors import Zk0dError, disk_trouble, with_causes
+from zk0d.errors import Zk0dError, disk_trouble, no_permission, with_causes
 from zk0d.federation.body import CONTENT_TYPE as BODY_TYPE
 from zk0d.federation.body import BodyReader, write_body
 from zk0d.federation.learner_client import HEARTBEAT_SECONDS
@@ -194,6 +195,12 @@ class LearnerApp:
                     "disk_full",
                     f"{kind} cannot write on this machine ({trouble}); free space there, or in the"
                     " folder for temporary files (TMPDIR), or make it writable.",
+                )
+            if trouble := no_permission(error):
+                return _error(
+                    "forbidden",
+                    f"{kind} lacks a right on this machine ({trouble}); give it to user"
+                    f" {os.geteuid()}.",
                 )
             name = type(error).__name__
             return _error("bug", f"{kind} failed with {name}; the learner's log has the details.")

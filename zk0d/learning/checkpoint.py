@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from zk0d.config.cameras import camera_feature
 from zk0d.config.families import FAMILIES
 from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER
-from zk0d.errors import TryAgainError
+from zk0d.errors import not_written
 from zk0d.files import whole_folder
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.statistics import Statistics
@@ -95,12 +95,8 @@ def write_checkpoint(
             more(draft)
             _share(draft)
     except (OSError, SafetensorError) as error:
-        raise TryAgainError(
-            f"{folder}: the checkpoint cannot be written"
-            f" ({getattr(error, 'strerror', None) or error}); free space there or name another"
-            " folder.",
-            reason="disk_full",
-        ) from None
+        what = f"{folder}: the checkpoint cannot be written"
+        raise not_written(what, error, " or name another folder") from None
     finally:
         vars(config).update(kept)
     return folder

@@ -6,6 +6,7 @@ numbered, every table has LeRobot's own columns, and the statistics are there.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from zk0d.errors import DataError, UsageError
 from zk0d.files import rename
@@ -31,6 +33,8 @@ from zk0d.learning.layout import (
     Info,
     Layout,
     Span,
+    forbidden,
+    is_there,
     locate,
     read_info,
     read_table,
@@ -38,7 +42,7 @@ from zk0d.learning.layout import (
     wrong,
 )
 from zk0d.learning.rewriting import draft_of, keep_papers, verify
-from zk0d.learning.tables import DERIVED, TEXT, as_arrays
+from zk0d.learning.tables import DERIVED, TEXT, as_arrays, read_pictures
 from zk0d.learning.videos import check_pictures, check_times, check_videos
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -109,7 +113,7 @@ def _read(folder: Path, info: Info, partial: bool) -> Former:
     cameras = [name for name, feature in info.features.items() if feature.dtype == "video"]
     places = {number: _files(folder, info, number, cameras) for number, *_ in named}
     files = (file for each in places.values() for file in each.values())
-    there = {file: (folder / file).is_file() for file in files}
+    there = {file: is_there(folder / file, uri) for file in files}
     if not partial:
         _check_complete(uri, info, named, there)
     gone = [key for key in cameras if not any(there[each[key]] for each in places.values())]
@@ -165,7 +169,7 @@ def _named(folder: Path, uri: str) -> list[tuple[int, int, list[str]]]:
 def _check_complete(
     uri: str, info: Info, named: list[tuple[int, int, list[str]]], there: dict[str, bool]
 ) -> None:
-    missing = [file for file, is_there in there.items() if not is_there]
+    missing = [file for file, found in there.items() if not found]
     empty = [number for number, length, _ in named if length < 1]
     if missing:
         what = f"the dataset is incomplete ({missing[0]} is missing, {len(missing)} files are)"
@@ -191,12 +195,14 @@ def _files(folder: Path, info: Info, number: int, cameras: Iterable[str]) -> dic
 
 
 def _lines(folder: Path, file: str, uri: str) -> Iterator[dict[str, Any]]:
-    if not (folder / file).is_file():
+    if not is_there(folder / file, uri):
         raise wrong(uri, f"the dataset is incomplete ({file} is missing)")
     try:
         for line in (folder / file).read_text(encoding="utf-8").splitlines():
             if line.strip():
                 yield dict(json.loads(line))
+    except PermissionError:
+        raise forbidden(folder / file, uri) from None
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(folder, file, error, uri) from None
 
@@ -243,6 +249,29 @@ def _check_pictures(former: Former) -> None:
     check_videos(former.layout, former.layout.cameras)
 
 
+def _check_sizes(layout: Layout, episode: Episode, draft: Path) -> None:
+    """The first picture in a table is as large as the dataset says; LeRobot does not look.
+
+    ``draft`` is where the copy's table lies; only there has the episode its new number.
+    """
+    for key in layout.cameras:
+        feature = layout.info.features[key]
+        if feature.dtype == "video":
+            continue
+        _, height, width = feature.channels_first
+        content = next(read_pictures(layout, key, replace(episode, file=str(draft))), None)
+        try:
+            size = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b""))).size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # a bad frame
+        if size != (width, height):
+            raise layout.wrong(
+                f"{episode.file} shows {size[0]} x {size[1]} pixels in '{key}', {INFO} says"
+                f" {width} x {height}",
+                f"correct the shape of '{key}' there if the pictures are right",
+            )
+
+
 def _write(former: Former, copy: Path) -> None:
     """A draft of format v2.1 for the script; its videos are links, which it only reads."""
     layout = former.layout
@@ -264,6 +293,7 @@ def _write(former: Former, copy: Path) -> None:
         path = copy / DATA_PATH.format(**names)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
+        _check_sizes(layout, episode, path)
         for key, span in episode.spans.items():
             video = copy / VIDEO_PATH.format(video_key=key, **names)
             video.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +335,7 @@ def _own_statistics(former: Former, features: Iterable[str]) -> dict[int, dict[s
     They must say the same of each feature and episode, in numbers.
     """
     layout = former.layout
-    if not (layout.root / STATISTICS).is_file():
+    if not is_there(layout.root / STATISTICS, layout.uri):
         return {}
     from lerobot.datasets import aggregate_stats
     from lerobot.datasets.io_utils import cast_stats_to_numpy

@@ -27,7 +27,8 @@ from PIL import Image, ImageOps
 
 from zk0d.config.cameras import MappedAt, camera_feature, camera_name
 from zk0d.config.machine import CacheSettings
-from zk0d.errors import DataError, TryAgainError
+from zk0d.config.names import check_apart
+from zk0d.errors import DataError, not_written
 from zk0d.learning.layout import Episode, Layout, Span, forbidden
 from zk0d.learning.progress import GIB, CacheUse, Decoding, Progress
 from zk0d.learning.recordings import Recordings
@@ -77,9 +78,12 @@ class FrameBudget:
 
         Raises
         ------
+        UsageError
+            If its folder lies in recordings.
         TryAgainError
-            If the disk is too full for that file.
+            If the disk is too full for that file, or forbidden.
         """
+        check_apart(self.folder, "cache.folder")
         size = int(np.prod(shape)) * dtype.itemsize
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +91,10 @@ class FrameBudget:
             file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             posix_fallocate(file.fileno(), 0, max(1, size))
         except OSError as error:
-            raise TryAgainError(
-                f"{self.folder}: no room for {size / GIB:.1f} GiB of decoded frames"
-                f" ({error.strerror}); free some, or set cache.folder to a larger disk, or"
-                " cache.disk-gib to less.",
-                reason="disk_full",
+            raise not_written(
+                f"{self.folder}: {size / GIB:.1f} GiB of decoded frames cannot be written",
+                error,
+                ", or set cache.folder to another disk, or cache.disk-gib to less",
             ) from None
         self.disk -= size
         flat = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))

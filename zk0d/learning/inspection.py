@@ -93,8 +93,8 @@ def inspect(recordings: Recordings) -> Inspection:
 
     Wild is a value further from the component's usual range (its 0.5 to 99.5 % quantiles over
     all frames) than that range is wide, or a change within one frame that is a quarter of that
-    range and ten times a fast step of that component (the 95 % quantile of those in which it
-    moves).
+    range, ten times a fast step of that component (the 95 % quantile of those in which it moves),
+    and no part of a motion. Both are measured without an encoder's seam, which is a jump itself.
     """
     values = torch.cat([recordings.columns[STATE], recordings.columns[ACTION]], 1).numpy()
     finite = ~recordings.not_finite().numpy()
@@ -132,6 +132,14 @@ def _wild(
     """Frames with a value or a jump beyond belief, shape ``(frames,)``."""
     if not finite.any():
         return np.zeros(len(values), bool)
+    seams = np.zeros(values.shape, bool)
+    values = values.copy()
+    for index in range(values.shape[1]):
+        # A seam widens a joint's range and its steps to a turn, and would hide what else jumps.
+        for turn, _ in FULL_TURNS:
+            if len(rows := _seam_rows(values[:, index], first, turn)):
+                seams[rows, index] = True
+                values[:, index] = _unwrapped(values[:, index], first, turn)
     low, high = np.quantile(values[finite], (0.005, 0.995), axis=0)
     width = high - low
     # A motor that hardly moves (a closed gripper) makes any movement look wild.
@@ -139,23 +147,74 @@ def _wild(
     steps = _steps(values, first)
     with np.errstate(invalid="ignore"):
         far = (values < low - width) | (values > high + width)
-        jump = (steps > width / 4) & (steps > JUMP * _fast_steps(steps))
-    found: NDArray[np.bool_] = ((far | jump) & moves).any(1) & finite
+        jump = _alone(steps) & (abs(steps) > width / 4) & (abs(steps) > JUMP * _fast_steps(steps))
+    found: NDArray[np.bool_] = ((far | jump | seams) & moves).any(1) & finite
     return found
+
+
+def _seam_rows(
+    values: NDArray[np.float32], first: NDArray[np.bool_], turn: float
+) -> NDArray[np.intp]:
+    """Where a joint's encoder, ``(frames,)``, goes from one end of ``turn`` to the other.
+
+    Such a step is nearly a turn, alone, and a jump beside the other steps. What only snaps from end
+    to end, as a command to a gripper, has no others.
+    """
+    if not (finite := np.isfinite(values)).any():
+        return np.zeros(0, np.intp)
+    low, high = np.quantile(values[finite], (0.005, 0.995))
+    steps = _steps(values[:, None], first)
+    size = np.abs(steps)
+    with np.errstate(invalid="ignore"):
+        crossed = (size > 0.85 * turn) & (size < 1.02 * turn) & _alone(steps)
+    if high - low > 1.1 * turn or not crossed.any():
+        return np.zeros(0, np.intp)
+    fast = _fast_steps(np.where(crossed, 0, size))
+    found: NDArray[np.intp] = np.nonzero((crossed & (fast > 0) & (size > JUMP * fast))[:, 0])[0]
+    return found
+
+
+def _unwrapped(
+    values: NDArray[np.float32], first: NDArray[np.bool_], turn: float
+) -> NDArray[np.float32]:
+    """A joint's way, ``(frames,)``, without the seam; each episode begins on the side of most."""
+    made = values.astype(np.float64)
+    usable = np.isfinite(made)
+    angle = np.exp(2j * np.pi * made[usable] / turn).mean()
+    middle = np.angle(angle) / (2 * np.pi) * turn
+    starts = np.nonzero(first)[0]
+    for start, stop in zip(starts, [*starts[1:], len(made)], strict=True):
+        rows = np.arange(start, stop)[usable[start:stop]]
+        if len(rows):
+            way = np.unwrap(made[rows], period=turn)
+            made[rows] = way - turn * np.round((np.median(way) - middle) / turn)
+    return made.astype(np.float32)
 
 
 def _steps(values: NDArray[np.float32], first: NDArray[np.bool_]) -> NDArray[np.float32]:
     """How far each component went since the frame before; 0 at an episode's first."""
     steps = np.zeros_like(values)
     with np.errstate(invalid="ignore"):
-        steps[1:] = np.abs(np.diff(values, axis=0))
+        steps[1:] = np.diff(values, axis=0)
     steps[first] = 0
     return steps
 
 
+def _alone(steps: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Steps that are not part of a motion: none beside them goes a quarter as far that way."""
+    way = np.sign(steps)
+    with np.errstate(invalid="ignore"):
+        beside = np.zeros_like(steps)
+        beside[1:] = np.fmax(beside[1:], steps[:-1] * way[1:])
+        beside[:-1] = np.fmax(beside[:-1], steps[1:] * way[:-1])
+        found: NDArray[np.bool_] = beside < np.abs(steps) / 4
+    return found
+
+
 def _fast_steps(steps: NDArray[np.float32]) -> NDArray[np.float32]:
     """By component, the 95 % quantile of the steps in which it moves, shape ``(width,)``."""
-    moving = np.where(steps > 0, steps, np.nan)
+    size = np.abs(steps)
+    moving = np.where(size > 0, size, np.nan)
     still = np.isnan(moving).all(0)
     moving[0, still] = 0.0
     fast: NDArray[np.float32] = np.nanquantile(moving, 0.95, axis=0)
@@ -281,12 +340,10 @@ def _seams(recordings: Recordings) -> Iterable[Remark]:
     first = recordings.columns["frame_index"].numpy() == 0
     for feature in (STATE, ACTION):
         values = recordings.columns[feature].numpy()
-        steps = _steps(values, first)
-        travel = np.nanmax(values, 0) - np.nanmin(values, 0)
         for index in range(values.shape[1]):
             for turn, unit in FULL_TURNS:
-                rows = np.nonzero(steps[:, index] > 0.85 * turn)[0]
-                if not len(rows) or not 0.9 * turn < travel[index] < 1.1 * turn:
+                rows = _seam_rows(values[:, index], first, turn)
+                if not len(rows):
                     continue
                 yield Remark(
                     "seam",

@@ -272,7 +272,7 @@ def _check_disk(error: Exception, name: str) -> None:
 
     A model that may not be read is none of that.
     """
-    if trouble := disk_trouble(error, forbidden=False):
+    if trouble := disk_trouble(error):
         raise TryAgainError(
             f"model '{name}' cannot be loaded because a disk cannot be written ({trouble}); free"
             " space there, or in the folder for temporary files (TMPDIR).",

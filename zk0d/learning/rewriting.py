@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zk0d.config.names import check_apart
-from zk0d.errors import DataError, TryAgainError, Zk0dError, disk_trouble
+from zk0d.errors import DataError, Zk0dError, disk_trouble, no_permission, not_written
 from zk0d.learning.layout import (
     DATA_PATH,
     EPISODES,
@@ -27,6 +27,7 @@ from zk0d.learning.layout import (
     TASKS,
     VIDEO_PATH,
     Layout,
+    forbidden,
     is_there,
     read_layout,
     read_table,
@@ -67,12 +68,9 @@ def draft_of(output: Path, option: str, source: str) -> Iterator[Path]:
     except Zk0dError:
         raise
     except Exception as error:  # its tools raise whatever a damaged file leads to
-        if trouble := disk_trouble(error):
-            raise TryAgainError(
-                f"{output}: cannot be written ({trouble}); free space there or name another"
-                " folder.",
-                reason="disk_full",
-            ) from None
+        if disk_trouble(error) or no_permission(error):
+            what = f"{output}: cannot be written"
+            raise not_written(what, error, " or name another folder") from None
         raise DataError(
             f"{source}: LeRobot cannot work with it ({type(error).__name__}: {error}); is the"
             " dataset whole?"
@@ -161,7 +159,12 @@ def keep_papers(source: Path, made: Path) -> None:
     """Copy README, license and whatever else lies beside a dataset's folders; LeRobot does not."""
     for path in visible(source.iterdir()):
         if path.is_file() and not (made / path.name).exists():
-            shutil.copyfile(path, made / path.name)
+            try:
+                shutil.copyfile(path, made / path.name)
+            except PermissionError as error:
+                if error.filename == str(path):
+                    raise forbidden(path, str(source)) from None
+                raise
     license_ = json.loads((source / INFO).read_text(encoding="utf-8")).get("license")
     facts = json.loads((made / INFO).read_text(encoding="utf-8"))
     if license_ and "license" not in facts:

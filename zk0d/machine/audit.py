@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.config.machine import ServerSettings
-from zk0d.errors import TryAgainError
+from zk0d.errors import not_written
 from zk0d.files import whole_file
 from zk0d.machine.rights import writing
 
@@ -193,11 +193,7 @@ def _locked(folder: Path) -> Iterator[Any]:
                 _like_the_folder(path)
             yield log
     except OSError as error:
-        raise TryAgainError(
-            f"{path}: the audit log cannot be written ({error.strerror or error}); is the disk"
-            " full, are you root?",
-            reason="disk_full",
-        ) from None
+        raise not_written(f"{path}: the audit log cannot be written", error) from None
 
 
 def _like_the_folder(path: Path) -> None:

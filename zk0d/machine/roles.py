@@ -129,7 +129,9 @@ def target(role: str) -> str:
 
 
 def files(repository: Path) -> Mapping[Path, str]:
-    """The other files that name services, as they have to be."""
+    """The other files that name services, as they have to be, and what a dataset may be called."""
+    from zk0d.config.names import DATASET_PATTERN  # loads pydantic
+
     systemd, ansible = repository / "systemd", repository / "ansible/roles"
     made, jobs = {}, []
     for role in Role:
@@ -142,13 +144,16 @@ def files(repository: Path) -> Mapping[Path, str]:
         ]
         path = systemd / target(role)
         made[path] = re.sub(r"(?m)^Also=.*", f"Also={' '.join(members)}", path.read_text())
-        made[ansible / f"zk0d_{role}/vars/main.yml"] = _HEAD + "".join(
+        vars_ = ansible / f"zk0d_{role}/vars/main.yml"
+        made[vars_] = _HEAD + "".join(
             f"zk0d_{role}_{name}: [{', '.join(f'{each.unit}.service' for each in listed)}]\n"
             for name, listed in (
                 ("services", [each for each in services(role) if each.verb]),
                 ("scraped", scraped(role)),
             )
         )
+        if role is Role.CLIENT:
+            made[vars_] += f"zk0d_client_dataset_pattern: '(?:{DATASET_PATTERN})\\Z'\n"
         ports = ", ".join(str(each.metrics) for each in scraped(role))
         jobs.append(f"  - {{job: zk0d-{role}, role: {role}, ports: [{ports}]}}\n")
     made[ansible / "monitoring/vars/main.yml"] = f"{_HEAD}monitoring_jobs:\n{''.join(jobs)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from zk0d.config.names import check_apart
 from zk0d.errors import TryAgainError
 from zk0d.machine.roles import Role, scraped
 from zk0d.monitoring.dashboards import PAGES, built, text_of
@@ -44,9 +45,12 @@ def export(folder: Path, runbooks: str = RUNBOOKS, grafana: str = "") -> list[Pa
 
     Raises
     ------
+    UsageError
+        If the folder lies in recordings.
     TryAgainError
-        If the folder cannot be written.
+        If it cannot be written.
     """
+    check_apart(folder, "FOLDER")
     paths = []
     try:
         for name, text in files(runbooks, grafana).items():

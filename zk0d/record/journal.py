@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.config.run import RunSettings, run_settings, stored_settings
-from zk0d.errors import ConfigError, TryAgainError
+from zk0d.errors import ConfigError, not_written
 from zk0d.files import make_folder, sync_folder, whole_folder, write_file
 from zk0d.record.events import EVENT, KINDS, AnyEvent, Event
 
@@ -211,8 +211,6 @@ class disk:  # noqa: N801 - reads as a statement
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError):
-            raise TryAgainError(
-                f"{self._where}: cannot be written ({error.strerror or error}); free space there"
-                " or choose another folder. Every committed round is intact.",
-                reason="disk_full",
-            ) from None
+            what = f"{self._where}: cannot be written"
+            intact = " Every committed round is intact."
+            raise not_written(what, error, " or choose another folder", intact) from None

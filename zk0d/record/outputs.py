@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from zk0d.config.run import RunSettings
-from zk0d.errors import TryAgainError
 from zk0d.files import write_file
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import NodeRound, RoundCommitted
+from zk0d.record.journal import disk
 from zk0d.record.state import RunState
 
 SCHEMA_VERSION = 1
@@ -385,15 +385,9 @@ class Outputs:
         """Write a file, whole or not at all. Not synced: it can be made again."""
         path = self._folder / name
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        try:
+        with disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, text, durable=False)
-        except OSError as error:
-            raise TryAgainError(
-                f"{path}: cannot be written ({error.strerror or error}); free space there or"
-                " choose another folder. Every committed round is intact.",
-                reason="disk_full",
-            ) from None
 
 
 def _readable(path: Path) -> bool:

@@ -7,6 +7,8 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Self
 
+from zk0d.errors import ExitCode
+
 
 class Effect(Enum):
     """What a reason means for the node that it is about."""
@@ -96,6 +98,7 @@ class Reason(StrEnum):
     BUG = "bug", Effect.LEAVES, "a bug in zk0d on the node"
     CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"
     DATA_ERROR = "data_error", Effect.LEAVES, "the recordings cannot be used"
+    FORBIDDEN = "forbidden", Effect.LEAVES, "a folder or file that the process has no right to"
     HUB_UNREACHABLE = "hub_unreachable", Effect.LEAVES, "a model could not be fetched"
     LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "the run asks for more than the owner allows"
     MODEL_MISMATCH = "model_mismatch", Effect.LEAVES, "the base model is not the coordinator's"
@@ -123,6 +126,12 @@ class Reason(StrEnum):
     def passes(self) -> bool:
         """Whether the node is worth asking again."""
         return self.effect in (Effect.PASSES, Effect.AWAY)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What a program ends with for this reason: whether to try the same again."""
+        again = self.passes or self is Reason.FORBIDDEN
+        return ExitCode.TRY_AGAIN if again else ExitCode.UNAVAILABLE
 
 
 BEGIN, END = "<!-- reasons: make reference writes this table -->", "<!-- reasons end -->"

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
-from zk0d.errors import ConfigError, TryAgainError
+from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART, draw_training
@@ -78,11 +78,8 @@ class Releases:
             if best:
                 point(folder.parent / BEST, folder)
         except OSError as error:
-            raise TryAgainError(
-                f"{self.folder}: no link to the checkpoint can be written"
-                f" ({error.strerror or error}); free space there.",
-                reason="disk_full",
-            ) from None
+            what = f"{self.folder}: no link to the checkpoint can be written"
+            raise not_written(what, error) from None
 
     def prune(self, run: str, keep: int) -> None:
         """Delete the run's oldest checkpoints beyond ``keep``; what a link names stays."""

@@ -145,7 +145,7 @@ def simulate(
 def _cause(event: Event) -> str:
     """What the error of a run that this event ends would repeat; empty if it cannot end one."""
     match event:
-        case NodeRefused():
+        case NodeRefused() if not Reason.of(event.reason).passes:
             return event.message.rstrip(".")
         case UpdateRefused(strike=False) if not Reason.of(event.reason).passes:
             return event.message.rstrip(".")
