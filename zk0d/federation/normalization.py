@@ -87,6 +87,8 @@ class Normalization:
         self.statistics = statistics
         self._record(
             StatisticsMerged(
-                nodes=statistics.nodes, sha256=statistics.sha256, groups=tuple(statistics.groups)
+                nodes=statistics.nodes,
+                sha256=statistics.sha256,
+                groups=tuple(sorted(statistics.groups)),
             )
         )
