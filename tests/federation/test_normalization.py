@@ -119,7 +119,7 @@ def test_who_shares_none_is_refused_where_it_needs_its_own(
     assert "set share-statistics on the node" in refused["message"]
 
 
-def test_nobody_shares(world: Make) -> None:  # noqa: F811
+def test_a_run_in_which_no_node_shares_fails(world: Make) -> None:  # noqa: F811
     nodes = [arm("a", 0.0, shares=False), arm("b", 0.0, shares=False)]
     made = world(nodes, **{"normalize-by": "node"})
     made.closed = True

@@ -277,8 +277,8 @@ class RunSettings(FlatSettings):
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
     normalize_by: NormalizeBy = Field(
         "cohort",
-        description="Whose statistics a node's states and actions are normalized with: all nodes'"
-        " together, those of its robot type, or its own, for arms that are calibrated otherwise.",
+        description="The statistics that normalize a node's states and actions: those of all nodes,"
+        " of its robot type, or its own (for arms that are calibrated otherwise).",
     )
     start_from: str = Field(
         "",
