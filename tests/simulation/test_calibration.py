@@ -18,11 +18,12 @@ from tests.federation.test_in_process import SETTINGS
 from tests.learning.damage import change_info
 from tests.record.lines import read_lines
 from zk0d.config.run import NormalizeBy, run_settings
-from zk0d.errors import DataError
+from zk0d.errors import ConfigError, DataError
 from zk0d.learning.layout import STATE
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import RunStatistics, Statistics
+from zk0d.release.hub import check
 from zk0d.simulation.engine import Simulation, simulate
 from zk0d.simulation.plan import Plan
 from zk0d.simulation.sources import Source, of_calibrations
@@ -118,6 +119,8 @@ def test_each_arm_trains_and_is_evaluated_with_its_own(
     told = (checkpoint / "README.md").read_text()
     assert "cp statistics/contributor-0/* ." in told
     assert str(tmp_path) not in told
+    pushed = {path.relative_to(checkpoint).parent.as_posix() for path in check(checkpoint)}
+    assert pushed >= {".", *(f"statistics/{name}" for name in names)}
     # With an arm's processors over the others the folder is that arm's, for plain LeRobot.
     whole = RunStatistics.model_validate_json((run / "statistics.json").read_text())
     for group in ("", *names):
@@ -186,3 +189,15 @@ def test_calibrated_recordings_are_those_of_one_robot(source: Source) -> None:
     assert len(held[0]) == len(held[1]), "the same episodes"
     assert torch.allclose(held[0][:, :6] - offsets[0], held[1][:, :6] - offsets[1], atol=1e-3)
     assert torch.equal(held[0][:, 6:], held[1][:, 6:])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_lost_a_groups_statistics_is_not_pushed(
+    tmp_path: Path, source: Source
+) -> None:
+    simulate(make(tmp_path, source, **{"normalize-by": "node", "eval-rollouts": 0}))
+    checkpoint = tmp_path / "releases" / "1" / "checkpoint_round_1"
+    for path in (checkpoint / "statistics" / "contributor-1").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"statistics/contributor-1/.*is missing"):
+        check(checkpoint)

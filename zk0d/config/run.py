@@ -430,6 +430,22 @@ class RunSettings(FlatSettings):
                     " push",
                 )
 
+    def check_one_normalization(self, where: str) -> None:
+        """Refuse groups of statistics where policies are compared by one evaluation.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        if self.normalize_by != "cohort":
+            raise wrong(
+                where,
+                "normalize-by",
+                f"a {where} normalizes all recordings alike, so that its policies can be compared;"
+                " leave it out, or use zk0bot simulate",
+            )
+
     def public(self) -> dict[str, Scalar]:
         """The same without a folder of this machine, for a reader elsewhere."""
         local = self.dataset_uri.startswith("local:")

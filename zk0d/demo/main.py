@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from zk0d.config.base import wrong
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
 from zk0d.demo.budget import run_values
@@ -67,12 +66,7 @@ class DemoOptions:
         values.update(self.overrides)
         settings = RunSettings.parse(values, where="demo")
         settings.check_stays("demo")
-        if settings.normalize_by != "cohort":
-            raise wrong(
-                "demo",
-                "normalize-by",
-                "a demo's arms are calibrated alike and drive one policy; leave it out",
-            )
+        settings.check_one_normalization("demo")
         return settings
 
 
