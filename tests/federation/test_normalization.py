@@ -143,6 +143,28 @@ def test_a_late_node_adds_its_group(world: Make) -> None:  # noqa: F811
     assert statistics_of(made.folder).of("nobody") == merge([shifted(0.0), shifted(90.0)])
 
 
+@pytest.mark.parametrize("harm", ["width", "features"])
+def test_a_late_nodes_statistics_of_another_policy_are_refused(
+    world: Make,  # noqa: F811
+    harm: str,
+) -> None:
+    late = arm("late", 300.0, online=False)
+    wide = FeatureStatistics.of(np.ones((3, 5)))
+    features = {"width": {"action": wide, "observation.state": wide}, "features": {"action": wide}}
+    late.statistics = Statistics(features=features[harm])
+    settings: dict[str, Any] = {"normalize-by": "node", "num-server-rounds": 4}
+    made = world([arm("a", 0.0), arm("b", 90.0), late], **settings)
+
+    def arrive() -> None:
+        late.online = True
+
+    made.grid.at(12.0, arrive)
+    made.run()
+    assert not late.trained
+    assert [line["reason"] for line in made.of("node.refused")] == ["statistics_mismatch"]
+    assert set(statistics_of(made.folder).groups) == {"a", "b"}
+
+
 def test_a_late_node_of_a_known_type_has_that_types(world: Make) -> None:  # noqa: F811
     late = arm("late", 300.0, online=False)
     made = world(
