@@ -41,6 +41,14 @@ def test_wrong_words(words: list[str], said: str) -> None:
     assert said in str(done.exception)
 
 
+@pytest.mark.parametrize("verb", ["compare", "demo"])
+def test_policies_are_compared_by_one_normalization(verb: str) -> None:
+    done = runner.invoke(app, [verb, "-c", "normalize-by=node"])
+    assert isinstance(done.exception, ConfigError), done.output
+    assert "normalize-by" in str(done.exception)
+    assert "leave it out, or use zk0bot simulate" in str(done.exception)
+
+
 @pytest.mark.parametrize("verb", ["train", "simulate"])
 @pytest.mark.parametrize(
     ("given", "said"),

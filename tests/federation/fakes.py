@@ -71,6 +71,7 @@ class FakeNode:
     online: bool = True
     activated: float = 0.0
     shares: bool = True
+    statistics: Statistics = STATISTICS
     trained: list[Train] = field(default_factory=list)
     queried: int = 0
     notices: list[UpdateRejected] = field(default_factory=list)
@@ -90,7 +91,7 @@ class FakeNode:
             name=self.name,
             recordings=SUMMARY,
             usable_frames=20,
-            statistics=STATISTICS if self.shares else None,
+            statistics=self.statistics if self.shares else None,
             robot=self.robot,
         )
 

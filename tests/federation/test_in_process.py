@@ -714,7 +714,7 @@ def test_evaluation_can_be_limited_to_episodes(lab: Lab) -> None:
                 "round": 1,
                 "spec": spec,
                 "base": weights.manifest.sha256,
-                "statistics": statistics,
+                "statistics": merge_groups("cohort", {"": [statistics]}),
                 "evaluation": {"eval-frames": 0, **how},
                 "seed": 0,
             }

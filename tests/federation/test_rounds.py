@@ -62,13 +62,14 @@ class World:
             }
         )
 
-    def run(self) -> Lines:
+    def run(self, resumed_by: str = "") -> Lines:
         run = Run(
             self.grid,
             self.settings,
             ServerSettings(state=self.folder),
             Journal(self.folder, "1"),
             self.evaluator,
+            resumed_by=resumed_by,
             closed=self.closed,
             clock=self.grid.clock,
             sleep=self.grid.sleep,

@@ -38,6 +38,7 @@ from zk0d.federation.update import Payload
 from zk0d.learner import app
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learning import policy
+from zk0d.learning.statistics import merge_groups
 from zk0d.record.events import DatasetResult
 from zk0d.services.learner import LearnerService, listen
 
@@ -109,7 +110,7 @@ def test_tensors_go_in_and_come_out_whole(scripted: Scripted, client: LearnerCli
         round=0,
         spec=SPEC,
         base=sent.manifest.sha256,
-        statistics=STATISTICS,
+        statistics=merge_groups("cohort", {"": [STATISTICS]}),
         evaluation=EvaluationSettings(eval_frames=1),
         seed=0,
     )

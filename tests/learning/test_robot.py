@@ -69,6 +69,19 @@ def test_another_scale_is_refused_both_ways(ranges: np.ndarray, units: str) -> N
         assert any("another scale" in notice for notice in notices)
 
 
+@pytest.mark.parametrize("scale", [1.0, np.pi / 180, 0.01], ids=["degrees", "radians", "shares"])
+@pytest.mark.parametrize("seed", range(10))
+def test_another_calibration_is_not_another_scale(seed: int, scale: float) -> None:
+    """Joints that read two standard deviations more or less; a range is about four of them."""
+    dice = np.random.default_rng(seed)
+    middle = DEGREES.mean(1, keepdims=True) * dice.uniform(-1, 1, (6, 1))
+    ranges = scale * (DEGREES - DEGREES.mean(1, keepdims=True) + middle)
+    away = np.ptp(ranges, axis=1) / 2 * dice.choice([-1, 1], 6)
+    own, like = robot(ranges + away[:, None]), robot(ranges)
+    for one, other in ((own, like), (like, own)):
+        assert check_robot(one, other, where="left", whose="right") == []
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_other_tasks_of_one_robot_pass(seed: int) -> None:
     """Joints move less, elsewhere, and one of them stands still."""

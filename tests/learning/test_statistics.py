@@ -12,7 +12,15 @@ from hypothesis.extra.numpy import arrays
 
 from zk0d.errors import Zk0dError
 from zk0d.learning.recordings import open_recordings
-from zk0d.learning.statistics import MIN_SPREAD, MIN_STD, FeatureStatistics, Statistics, merge
+from zk0d.learning.statistics import (
+    MIN_SPREAD,
+    MIN_STD,
+    FeatureStatistics,
+    RunStatistics,
+    Statistics,
+    merge,
+    merge_groups,
+)
 
 
 def of(values: np.ndarray) -> Statistics:
@@ -37,6 +45,24 @@ def test_merging_equals_statistics_of_everything(values: list[np.ndarray]) -> No
     assert merged.count == together.count
     for name in ("mean", "std", "min", "max"):
         assert np.allclose(getattr(merged, name), getattr(together, name), atol=1e-6), name
+
+
+def test_groups_are_merged_apart_and_together() -> None:
+    random = np.random.default_rng(0)
+    a, b, c = (of(random.normal(mean, 1.0, (9, 3))) for mean in (0.0, 1.0, 50.0))
+    by_type = merge_groups("robot-type", {"so": [a, b], "koch": [c]})
+    assert by_type.of("so") == merge([a, b])
+    assert by_type.of("koch") == merge([c])
+    assert by_type.of("unknown") == by_type.of("") == merge([a, b, c])
+    cohort = merge_groups("cohort", {"": [a, b, c]})
+    assert cohort.of("so") == cohort.of("") == merge([a, b, c])
+    assert cohort.sha256 == merge([a, b, c]).sha256, "runs of earlier versions are resumed"
+    assert by_type.sha256 != cohort.sha256
+    assert RunStatistics.model_validate_json(by_type.model_dump_json()).sha256 == by_type.sha256
+    added = by_type.with_group("panda", a)
+    assert added.of("panda") == a
+    assert added.of("") == by_type.of("")
+    assert added.only(["so", "koch"]) == by_type
 
 
 def test_merging_equals_lerobots() -> None:

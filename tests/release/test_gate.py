@@ -66,6 +66,11 @@ def test_against_the_baseline(losses: tuple[float | None, ...], passed: bool, sa
         (summary(1.0, 0.8, run="6"), True, "it beats the last release (run 6, round 1)"),
         (summary(1.0, 0.4, run="6"), False, "it is no better than the last release"),
         (summary(1.0, 0.8, run="6", settings={"seed": 1}), False, "was evaluated on other data"),
+        (
+            summary(1.0, 0.8, run="6", settings={"normalize-by": "node"}),
+            False,
+            "or was normalized otherwise",
+        ),
     ],
 )
 def test_against_the_last_release(last: RunSummary, passed: bool, says: str) -> None:

@@ -309,7 +309,7 @@ class EvaluationDataset(Settings):
         description="This dataset's slice of the simulator's table, as (index, of how many).",
     )
     calibration: tuple[float, ...] = Field(
-        (), description="What the simulated arm's joints read more than in its own calibration."
+        (), description="Offset of each joint of the simulated arm, in its unit; empty: none."
     )
     cameras: Cameras = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."

@@ -277,8 +277,8 @@ class RunSettings(FlatSettings):
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
     normalize_by: NormalizeBy = Field(
         "cohort",
-        description="Whose statistics a node's states and actions are normalized with: all nodes'"
-        " together, those of its robot type, or its own, for arms that are calibrated otherwise.",
+        description="The statistics that normalize a node's states and actions: those of all nodes,"
+        " of its robot type, or its own (for arms that are calibrated otherwise).",
     )
     start_from: str = Field(
         "",
@@ -429,6 +429,22 @@ class RunSettings(FlatSettings):
                     f"a {where} sends nothing out; leave it out, and send a checkpoint with zk0bot"
                     " push",
                 )
+
+    def check_one_normalization(self, where: str) -> None:
+        """Refuse groups of statistics where policies are compared by one evaluation.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        if self.normalize_by != "cohort":
+            raise wrong(
+                where,
+                "normalize-by",
+                f"a {where} normalizes all recordings alike, so that its policies can be compared;"
+                " leave it out, or use zk0bot simulate",
+            )
 
     def public(self) -> dict[str, Scalar]:
         """The same without a folder of this machine, for a reader elsewhere."""

@@ -8,7 +8,7 @@ from zk0d.config.run import NormalizeBy
 from zk0d.errors import DataError
 from zk0d.federation.messages import QueryReply
 from zk0d.learning.robot import group_of
-from zk0d.learning.statistics import RunStatistics, Statistics, merge_groups
+from zk0d.learning.statistics import RunStatistics, Statistics, merge, merge_groups
 from zk0d.record.events import AnyEvent, StatisticsMerged
 from zk0d.record.journal import STATISTICS, Journal
 
@@ -31,7 +31,13 @@ class Normalization:
         self._by = by
         self._journal = journal
         self._record = record
-        self.statistics: RunStatistics
+        self._committed: RunStatistics | None = None
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """Those of all nodes, and of each group."""
+        assert self._committed is not None
+        return self._committed
 
     def begin(self, members: Mapping[str, QueryReply]) -> None:
         """Merge what the first nodes shared, by name.
@@ -51,7 +57,7 @@ class Normalization:
         """Take up what an interrupted run committed; whether its file still holds that."""
         text = (self._journal.folder / STATISTICS).read_text(encoding="utf-8")
         # A group whose event was not written yet never was.
-        self.statistics = RunStatistics.model_validate_json(text).only(groups)
+        self._committed = RunStatistics.model_validate_json(text).only(groups)
         return self.statistics.sha256 == committed
 
     def of(self, name: str, reply: QueryReply) -> Statistics:
@@ -66,8 +72,9 @@ class Normalization:
 
         Raises
         ------
-        DataError
-            With reason ``no_statistics``.
+        Zk0dError
+            With reason ``no_statistics``, or ``statistics_mismatch`` for those of a late node that
+            are not of this policy: every release would have to hold them.
         """
         if self._by != "cohort" and reply.statistics is None:
             raise DataError(
@@ -75,6 +82,8 @@ class Normalization:
                 f" normalizes (normalize-by={self._by}); set share-statistics on the node.",
                 reason="no_statistics",
             )
+        if self._by != "cohort" and reply.statistics is not None and self._committed is not None:
+            merge((self._committed, reply.statistics))
 
     def _group(self, name: str, reply: QueryReply) -> str:
         return group_of(self._by, name, reply.robot.robot_type if reply.robot else "")
@@ -84,9 +93,11 @@ class Normalization:
         told = {"by", "groups"} if statistics.groups else set()
         content = statistics.model_dump(mode="json", include={"features", "nodes"} | told)
         self._journal.write_json(STATISTICS, content)
-        self.statistics = statistics
+        self._committed = statistics
         self._record(
             StatisticsMerged(
-                nodes=statistics.nodes, sha256=statistics.sha256, groups=tuple(statistics.groups)
+                nodes=statistics.nodes,
+                sha256=statistics.sha256,
+                groups=tuple(sorted(statistics.groups)),
             )
         )

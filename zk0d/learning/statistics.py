@@ -164,7 +164,10 @@ def merge_groups(by: NormalizeBy, groups: Mapping[str, Iterable[Statistics]]) ->
     """The statistics of all frames together, and unless ``by`` cohort those of each group's."""
     parts = {name: list(sets) for name, sets in groups.items()}
     whole = merge(part for sets in parts.values() for part in sets)
-    own = {} if by == "cohort" else {name: merge(sets) for name, sets in parts.items()}
+    own = {}
+    if by != "cohort":
+        # Those of one node stay as they are, to the bit, as do those of a late one.
+        own = {name: merge(sets) if sets[1:] else sets[0] for name, sets in parts.items()}
     return RunStatistics(features=whole.features, nodes=whole.nodes, by=by, groups=own)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from importlib.metadata import version
 from statistics import fmean
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from zk0d.config.base import Settings
 from zk0d.config.run import RunSettings, stored_settings
@@ -22,6 +22,8 @@ class Point(Settings):
     losses: dict[str, float | None]
     #: Standard error of each loss over its frames.
     spreads: dict[str, float | None]
+    #: The group whose statistics normalized each; empty for those of all nodes.
+    statistics: dict[str, str] = Field(default_factory=dict)
     success: float | None = None
 
 
@@ -102,6 +104,7 @@ def summary_of(state: RunState, number: int, settings: RunSettings) -> RunSummar
                 loss=event.evaluation.loss,
                 losses={each.name: each.loss for each in event.evaluation.datasets},
                 spreads={each.name: each.spread for each in event.evaluation.datasets},
+                statistics={each.name: each.statistics for each in event.evaluation.datasets},
                 success=event.evaluation.success,
             )
             for event in events

@@ -112,7 +112,7 @@ def model_card(
         _nodes(summary),
         _evaluated_on(summary, licenses),
         _final(summary, verdict),
-        _by_dataset(summary),
+        _by_dataset(summary, statistics),
         _insights(summary),
         _usage(summary, statistics, carries_vlm),
         FORMAT,
@@ -209,11 +209,11 @@ def _final(summary: RunSummary, verdict: Verdict) -> str:
     )
 
 
-def _by_dataset(summary: RunSummary) -> str:
+def _by_dataset(summary: RunSummary, statistics: RunStatistics) -> str:
     if not summary.evaluations:
         return "## Per-Dataset Results\n\nNone."
     first, last = summary.evaluations[0], summary.evaluations[-1]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             _number(first.losses.get(name)),
@@ -222,7 +222,11 @@ def _by_dataset(summary: RunSummary) -> str:
         )
         for name, loss in last.losses.items()
     ]
+    head: tuple[str, ...]
     head = ("dataset", f"policy loss, round {first.round}", f"round {last.round}", "spread")
+    if statistics.groups:
+        head = (*head, "normalized with the statistics of")
+        rows = [(*row, last.statistics.get(row[0]) or "all") for row in rows]
     return "## Per-Dataset Results\n\n" + _table(head, rows)
 
 

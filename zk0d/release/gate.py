@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from zk0d.record.summary import Point, RunSummary
 
+_OTHERWISE = "was evaluated on other data, or was normalized otherwise"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -42,7 +44,7 @@ def judge(summary: RunSummary, last: RunSummary | None = None) -> Verdict:
         theirs = {point.round: point for point in last.evaluations}.get(last.round)
         name = f"the last release (run {last.run}, round {last.round})"
         if last.comparable != summary.comparable:
-            verdicts.append((False, f"{name} was evaluated on other data: it cannot be compared"))
+            verdicts.append((False, f"{name} {_OTHERWISE}: it cannot be compared"))
         elif theirs is None or theirs.loss is None:
             verdicts.append((False, f"{name} was not evaluated"))
         else:

@@ -46,6 +46,8 @@ def compare(options: Options, seeds: Sequence[int], rollouts: int, console: Cons
     rollouts
         Closed-loop episodes for each policy, where there is a simulator.
     """
+    settings = options.run_settings(max(3, options.count))
+    settings.check_one_normalization("comparison")
     folder = new_folder(options.folder, "comparisons")
     progress = Progress(console, f"zk0d compare · seeds {seeds}", [RECORDINGS, TRAININGS])
     arms: list[Arm] = []
