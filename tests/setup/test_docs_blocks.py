@@ -193,8 +193,8 @@ def check_command(words: list[str]) -> None:
 
 
 OTHERS = {
-    *("apt", "cd", "curl", "pip", "printf", "rm", "setfacl", "tar", "umask"),
-    "systemctl",
+    *("apt", "cd", "cp", "curl", "pip", "printf", "rm", "setfacl", "tar", "umask"),
+    *("lerobot-rollout", "systemctl"),
 }
 
 
