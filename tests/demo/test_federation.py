@@ -71,7 +71,11 @@ def test_a_learner_that_dies_is_named_and_nothing_is_left(
 
 
 @pytest.mark.slow
-def test_bad_recordings_end_the_start(recordings_folder: Path, tmp_path: Path) -> None:
+def test_bad_recordings_end_the_start(
+    recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = stand_in.install(tmp_path / "bin", real="learner *contributor-b*")
+    monkeypatch.setattr(sys, "executable", str(python))
     made = layout(tmp_path / "lab", recordings_folder)
     shutil.rmtree(made.recordings(made.contributors[1]) / "meta")
     with (
@@ -83,10 +87,10 @@ def test_bad_recordings_end_the_start(recordings_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken(
-    recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = layout(tmp_path / "lab", recordings_folder)
+def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = stand_in.install(tmp_path / "bin", real="superlink *")
+    monkeypatch.setattr(sys, "executable", str(python))
+    made = Layout.make(tmp_path / "lab", 2)
     free = demo_federation._free_ports
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -18,6 +18,7 @@ import torch
 from tests.release.hub_stand_in import HubStandIn
 from tests.release.test_checkpoint import LOAD, statistics_of
 from tests.release.test_gate import summary
+from zk0d.config.families import FAMILIES
 from zk0d.config.machine import EvaluationDataset, EvaluatorSettings, ServerSettings
 from zk0d.config.run import RunSettings
 from zk0d.federation.messages import Release, Start
@@ -135,13 +136,14 @@ def actions_of(policy: LoadedPolicy, evaluator: CoordinatorEvaluator, file: Path
     return actions.double().tolist()
 
 
-def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env: str) -> Any:
+def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env: str) -> list[Any]:
+    """The actions that each of the programs in ``code`` prints."""
     command = [sys.executable, "-c", code, str(checkpoint), str(batch)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, timeout=200, env={**os.environ, **env}
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
 
 
 @pytest.mark.parametrize(
@@ -189,15 +191,19 @@ def test_a_checkpoint_is_at_home_anywhere(
     with HubStandIn() as hub_:  # which knows no such model
         online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub_.url}
         elsewhere = {"HF_HUB_CACHE": str(tmp_path / "none")}  # a machine that never saw it
-        places = [
-            (PLAIN, tmp_path, {"HF_HUB_CACHE": str(cache)}),
-            (PLAIN, moved, {**elsewhere, **online}),
-            (LOAD, tmp_path, {**elsewhere, **online}),
-        ]
+        places = [(PLAIN + LOAD, tmp_path, {**elsewhere, **online})]
+        if FAMILIES[policy].companion:  # which LeRobot looks for below the current folder
+            places = [
+                (PLAIN, tmp_path, {"HF_HUB_CACHE": str(cache)}),
+                (PLAIN, moved, {**elsewhere, **online}),
+                (LOAD, tmp_path, {**elsewhere, **online}),
+            ]
         found = [
-            actions_elsewhere(code, moved, tmp_path / "batch.pt", cwd, **env)
+            theirs
             for code, cwd, env in places
+            for theirs in actions_elsewhere(code, moved, tmp_path / "batch.pt", cwd, **env)
         ]
+    assert len(found) == (3 if FAMILIES[policy].companion else 2)
     for theirs in found:
         torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), rtol=1e-5, atol=1e-5)
     if policy == "smolvla":

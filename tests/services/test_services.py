@@ -34,7 +34,7 @@ NAMES = ("left", "right")
 TINY = {
     "model-name": "tiny",
     "num-server-rounds": 2,
-    "local-steps": 60,
+    "local-steps": 20,
     "batch-size": 8,
     "eval-frames": 40,
 }
