@@ -181,19 +181,24 @@ def test_a_late_node_of_a_known_type_has_that_types(world: Make) -> None:  # noq
     assert len(made.of("statistics.merged")) == 1
 
 
-def test_a_resumed_run_keeps_them(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Whatever the nodes have recorded meanwhile, and in whatever order they come back."""
-    nodes = [arm("a", 0.0), arm("b", 90.0)]
-    made = world(nodes, **{"normalize-by": "node", "num-server-rounds": 4})
+def run_until(made: Any, round_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run, and kill the ServerApp once a round is committed."""
     with monkeypatch.context() as patched:
         after(
             patched,
             Journal,
             "write",
-            lambda _, event: event.kind == "round.committed" and event.round == 2,
+            lambda _, event: event.kind == "round.committed" and event.round == round_,
         )
         with pytest.raises(Killed):
             made.run()
+
+
+def test_a_resumed_run_keeps_them(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Whatever the nodes have recorded meanwhile, and in whatever order they come back."""
+    nodes = [arm("a", 0.0), arm("b", 90.0)]
+    made = world(nodes, **{"normalize-by": "node", "num-server-rounds": 4})
+    run_until(made, 2, monkeypatch)
     before = (made.folder / "statistics.json").read_bytes()
     for node in nodes:
         node.statistics = shifted(1000.0)
@@ -215,15 +220,7 @@ def test_two_of_one_name_are_not_taken_for_each_other(
             node, "query_reply", lambda r=real: r().model_copy(update={"name": "arm"})
         )
     made = world([first, second], **{"normalize-by": "node"})
-    with monkeypatch.context() as patched:
-        after(
-            patched,
-            Journal,
-            "write",
-            lambda _, event: event.kind == "round.committed" and event.round == 1,
-        )
-        with pytest.raises(Killed):
-            made.run()
+    run_until(made, 1, monkeypatch)
     first.seconds, second.seconds = 3.0, 1.0
     made.run(resumed_by="77")
     assert [normalized(node) for node in (first, second)] == [2.0, 92.0]
