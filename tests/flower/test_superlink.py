@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flwr.server.superlink.linkstate import sql_linkstate
 from flwr.superlink import extensions
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from zk0d.errors import ConfigError
-from zk0d.flower import superlink
+from zk0d.flower import replies, superlink
 from zk0d.flower.replay import KEPT_SECONDS, ReplayGuard
 from zk0d.flower.sessions import SessionWatch
 from zk0d.flower.superlink import SECRET_HEADER, ControlGuard, read_secret
@@ -75,9 +76,19 @@ def test_nodes_and_superexecs_need_no_control_secret(guarded: httpx.AsyncClient)
         assert asyncio.run(_status(guarded, path)) == 200
 
 
-def test_flowers_hook_is_where_we_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the SuperLink's start changes in Flower is as before after the test."""
+    for owner, name in (
+        (extensions, "get_middleware"),
+        (sql_linkstate.SqlLinkState, "get_message_res"),
+        (sql_linkstate, "check_node_availability_for_in_message"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+def test_flowers_hook_is_where_we_look_for_it(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its own app has the guard outside of everything else."""
-    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
     monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")
     superlink.install(SECRET, Path("sessions.json"))
     from flwr.superlink import main
@@ -88,10 +99,10 @@ def test_flowers_hook_is_where_we_look_for_it(monkeypatch: pytest.MonkeyPatch) -
         ReplayGuard,
         SessionWatch,
     ]
+    assert sql_linkstate.SqlLinkState.get_message_res.__module__ == replies.__name__
 
 
-def test_an_open_control_api_opens_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
+def test_an_open_control_api_opens_nothing_else(kept: None) -> None:
     superlink.install(None, Path("sessions.json"))
     assert [part.cls for part in extensions.get_middleware()[:2]] == [ReplayGuard, SessionWatch]
 

@@ -115,26 +115,29 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
         "node-wait": 20.0,
     }
     left = str(running.root / "left")
-    with running.control() as control:
-        run_id = control.start_run(RunSettings.parse(settings, where="test"))
-        folder = running.root / "server" / "runs" / str(run_id)
-        running.wait_for_status("left-learner", "training step", 90)
-        drained = zk0bot("client", "drain", "--folder", left)
-        assert drained.returncode == 0, drained.stderr
-        running.wait_for_status("left-node", "drained: zk0bot client resume", 10)
-        wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
-        assert control.run(run_id).outcome == COMPLETED
+    try:
+        with running.control() as control:
+            run_id = control.start_run(RunSettings.parse(settings, where="test"))
+            folder = running.root / "server" / "runs" / str(run_id)
+            running.wait_for_status("left-learner", "training step", 90)
+            drained = zk0bot("client", "drain", "--folder", left)
+            assert drained.returncode == 0, drained.stderr
+            running.wait_for_status("left-node", "drained: zk0bot client resume", 10)
+            wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
+            assert control.run(run_id).outcome == COMPLETED
+        state = json.loads((running.root / "left" / "supernode" / "state.json").read_text())
+        assert (state["held"], state["left"], state["online"]) == ("drain", True, False)
+    finally:  # later tests need both nodes
+        resumed = zk0bot("client", "resume", "--folder", left)
+    assert resumed.returncode == 0, resumed.stderr
+    online = zk0bot("client", "wait-online", "--timeout", "90s", "--folder", left)
+    assert online.returncode == 0, online.stderr
     committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
     taking_part = [{node["node"] for node in line["nodes"]} for line in committed[1:]]
     assert taking_part[0] == set(NAMES), "its update came through"
     assert taking_part[-1] == {"right"}
     lost = [name for line in committed for name in line.get("lost", ())]
     assert lost == [], "it left between two messages"
-    state = json.loads((running.root / "left" / "supernode" / "state.json").read_text())
-    assert (state["held"], state["left"], state["online"]) == ("drain", True, False)
-    assert zk0bot("client", "resume", "--folder", left).returncode == 0
-    online = zk0bot("client", "wait-online", "--timeout", "90s", "--folder", left)
-    assert online.returncode == 0, online.stderr
 
 
 def test_flwr_run_from_a_checkout_means_the_same(running: Lab, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def read_secret(path: Path) -> bytes:
 
 
 def install(secret: bytes | None, sessions: Path | None = None) -> None:
-    """Have the SuperLink ask for ``secret`` and note in ``sessions`` who uses which key.
+    """Have the SuperLink ask for ``secret``, note in ``sessions`` who uses which key, and deliver
+    every reply that it has.
 
     Raises
     ------
@@ -83,6 +84,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
+    from zk0d.flower import replies
     from zk0d.flower.replay import ReplayGuard
     from zk0d.flower.sessions import SessionWatch
 
@@ -98,6 +100,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
         return (*ours, *before())
 
     extensions.get_middleware = guarded
+    replies.install()
 
 
 def main() -> None:

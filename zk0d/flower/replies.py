@@ -1,0 +1,68 @@
+"""A reply that the SuperLink has counts, though its node has left since.
+
+Flower 1.41 looks at a message's node before it looks for the reply: once a node is offline, its
+replies that nobody has fetched yet are thrown away, and the ServerApp hears that the node is
+unavailable. A node that leaves after its update (a drain, a pause, a shutdown) would lose that
+update whenever the ServerApp's next look comes a moment later. Here such a node counts as present
+for the messages that it has answered. A node that the operator removed gets no such grace.
+
+This is the only place that reaches into Flower's LinkState; ``tests/flower`` fails when Flower
+changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+_answered: ContextVar[frozenset[str]] = ContextVar("answered", default=frozenset())
+
+
+def install() -> None:
+    """Have this process's SuperLink deliver every reply that it has."""
+    from flwr.server.superlink.linkstate import sql_linkstate as flower
+    from sqlalchemy import select
+
+    if getattr(flower.SqlLinkState.get_message_res, "of_zk0d", False):
+        return
+    fetch = flower.SqlLinkState.get_message_res
+    check = flower.check_node_availability_for_in_message
+
+    def get_message_res(self: Any, message_ids: set[str], run_id: int) -> Any:
+        column = flower.MessageResModel.reply_to_message_id
+        with self.session() as session:
+            found = session.scalars(select(column).where(column.in_(message_ids))).all()
+        token = _answered.set(frozenset(found))
+        try:
+            return fetch(self, message_ids, run_id)
+        finally:
+            _answered.reset(token)
+
+    def check_availability(
+        inquired_in_message_ids: set[str],
+        found_in_message_dict: Mapping[str, Any],
+        node_id_to_online_until: Mapping[int, float],
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        kept = {
+            each
+            for each in inquired_in_message_ids & _answered.get()
+            if found_in_message_dict[each].metadata.dst_node_id in node_id_to_online_until
+        }
+        inquired_in_message_ids -= kept
+        try:
+            return check(
+                inquired_in_message_ids,
+                found_in_message_dict,
+                node_id_to_online_until,
+                *rest,
+                **named,
+            )
+        finally:
+            inquired_in_message_ids |= kept
+
+    get_message_res.of_zk0d = True  # type: ignore[attr-defined]
+    flower.SqlLinkState.get_message_res = get_message_res
+    flower.check_node_availability_for_in_message = check_availability
