@@ -6,11 +6,16 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
 
+from zk0d.daemon import child
+
+#: How much slower than a quiet machine of two cores another may be before a wait gives up. A wait
+#: that ends well takes no longer for it.
+PATIENCE = 4.0
 #: Tie a program to us, and let Ctrl-C end it: a shell has what it starts in the background ignore
 #: that. Programs and no ``preexec_fn``, for which Python would copy this process, torch and all.
 TIED = (
@@ -50,12 +55,27 @@ def run(
     check: bool = False,
     **how: Any,
 ) -> subprocess.CompletedProcess[Any]:
-    """As ``subprocess.run`` with its output captured, for a program that starts others."""
+    """As ``subprocess.run`` with its output captured, for a program that starts others.
+
+    ``timeout`` is what a quiet machine may take.
+    """
+    patience = None if timeout is None else PATIENCE * timeout
     stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
     pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(argv, **{**pipes, **how}) as process:
-        out, err = process.communicate(input, timeout)
+        out, err = process.communicate(input, patience)
     done = subprocess.CompletedProcess(argv, process.returncode, out, err)
     if check:
         done.check_returncode()
     return done
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    what: str,
+    timeout: float,
+    children: Sequence[child.Child] = (),
+    interval: float = 0.1,
+) -> None:
+    """As ``zk0d.daemon.child.wait_until``, where ``timeout`` is what a quiet machine may take."""
+    child.wait_until(ready, what, PATIENCE * timeout, children, interval)

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.learner.test_app import TASK, Scripted
+from tests.processes import wait_until
 from tests.record.lines import write as note
 from zk0d.config.machine import SuperexecSettings
 from zk0d.config.run import RunSettings
-from zk0d.daemon.child import wait_until
 from zk0d.daemon.clock import Stillness, uptime
 from zk0d.daemon.metrics import Metrics
 from zk0d.flower.commands import Command

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import processes
-from zk0d.daemon.child import wait_until
+from tests.processes import wait_until
 
 TESTS = Path(__file__).parent
 #: A program with a child, which says that both run.

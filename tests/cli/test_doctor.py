@@ -31,9 +31,9 @@ from tests import processes
 from tests.cli.test_cli import typed
 from tests.learner.test_metrics import FakeNvml
 from tests.learning.damage import change_info, set_value
+from tests.processes import wait_until
 from tests.services.lab import lab
 from zk0d.config.machine import ClientSettings, GatewaySettings, ServerSettings, SuperlinkSettings
-from zk0d.daemon.child import wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.doctor import client, machine, recordings, server
 from zk0d.doctor.finding import Finding, Host, Unchecked, Wrong, rule

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from tests import processes
+from tests.processes import wait_until
 from tests.services.listener import NotifyListener
-from zk0d.daemon.child import wait_until
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.notify import Notify
 from zk0d.daemon.service import Condition, Service

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from zk0d.daemon.child import wait_until
+from tests.processes import wait_until
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ChildError, UnavailableError

@@ -20,8 +20,8 @@ import pytest
 
 from tests import hostile, processes
 from tests.demo import stand_in
+from tests.processes import wait_until
 from tests.running.lab import layout
-from zk0d.daemon.child import wait_until
 from zk0d.demo import federation as demo_federation
 from zk0d.demo.federation import federation
 from zk0d.demo.layout import Layout
@@ -133,7 +133,7 @@ def test_an_interrupted_demo_says_so_and_leaves_no_process(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     command = [
@@ -163,7 +163,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_whole_demo(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     said = processes.run(

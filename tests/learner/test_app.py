@@ -21,9 +21,9 @@ import pytest
 
 from tests import processes
 from tests.federation.fakes import SPEC, STATISTICS
+from tests.processes import wait_until
 from tests.serving import served
 from zk0d.config.run import EvaluationSettings
-from zk0d.daemon.child import wait_until
 from zk0d.errors import DataError, ExitCode, UnavailableError, Zk0dError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import (

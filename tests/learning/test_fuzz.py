@@ -35,7 +35,7 @@ from zk0d.learning.recordings import open_recordings
 from zk0d.learning.rewriting import tidied
 
 #: An input takes up to a second, more on a busy machine.
-pytestmark = pytest.mark.timeout(max(300, 5 * int(os.environ.get("ZK0D_FUZZ", "0"))))
+pytestmark = pytest.mark.timeout(max(1200, 5 * int(os.environ.get("ZK0D_FUZZ", "0"))))
 EPISODES = 3
 FILES = ("data", "episodes", "tasks", "info", "video")
 FORMER_FILES = (*FILES, "episodes_stats")

@@ -13,7 +13,8 @@ import httpx
 import yaml
 
 from tests.monitoring.tools import program
-from zk0d.daemon.child import Child, stop_all, wait_until
+from tests.processes import wait_until
+from zk0d.daemon.child import Child, stop_all
 from zk0d.demo.federation import _free_ports
 from zk0d.monitoring.export import export
 

@@ -17,9 +17,9 @@ import pytest
 from tests.learner.test_metrics import FakeNvml
 from tests.monitoring.server import Prometheus, prometheus
 from tests.monitoring.tools import program
+from tests.processes import wait_until
 from tests.running.lab import finished, layout, zk0bot_run
 from zk0d.config.run import RunSettings
-from zk0d.daemon.child import wait_until
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.demo.federation import Federation, federation

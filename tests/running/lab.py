@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import processes
-from zk0d.daemon.child import wait_until
+from tests.processes import wait_until
 from zk0d.demo.federation import Federation
 from zk0d.demo.layout import Layout
 from zk0d.flower.control import FINISHED

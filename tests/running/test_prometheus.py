@@ -21,7 +21,7 @@ from tests.running.conftest import Watched
 from tests.running.lab import TINY
 from zk0d.monitoring.dashboards import PAGES, Page, built
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("running")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("running")]
 
 
 def queries() -> list[Any]:

@@ -22,7 +22,7 @@ from zk0d.flower.bundle import CLIENT_APP, SERVER_APP, bundle_toml
 from zk0d.flower.control import COMPLETED, Control
 from zk0d.record.journal import committed_rounds
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("running")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("running")]
 
 
 def test_zk0bot_run_trains_on_real_processes(first_run: Ran) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.processes import words_of
+from tests.processes import wait_until, words_of
 from tests.services.listener import NotifyListener
 from zk0d.config.machine import ServerSettings
-from zk0d.daemon.child import Child, stop_all, wait_until
+from zk0d.daemon.child import Child, stop_all
 from zk0d.daemon.environment import child_environment
 from zk0d.demo.federation import _free_ports
 from zk0d.flower.control import Control

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import hostile
-from zk0d.daemon.child import wait_until
+from tests.processes import wait_until
 from zk0d.services.foreground import Foreground, Program
 
 TELL = (

@@ -16,7 +16,7 @@ from zk0d.machine.keys import fingerprint
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(1800),
     pytest.mark.xdist_group("outages"),
     pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light) as the gateway"),
 ]

@@ -14,18 +14,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.processes import words_of
+from tests.processes import wait_until, words_of
 from tests.record.lines import read_lines
 from tests.running.lab import flwr_run
 from tests.services.lab import Lab, lab, nginx, zk0bot
 from zk0d.config.run import RunSettings
-from zk0d.daemon.child import wait_until
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.record.journal import committed_rounds
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(1800),
     pytest.mark.xdist_group("services"),
     pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light) as the gateway"),
 ]
@@ -130,7 +129,7 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
     finally:  # later tests need both nodes
         resumed = zk0bot("client", "resume", "--folder", left)
     assert resumed.returncode == 0, resumed.stderr
-    online = zk0bot("client", "wait-online", "--timeout", "90s", "--folder", left)
+    online = zk0bot("client", "wait-online", "--timeout", "300s", "--folder", left)
     assert online.returncode == 0, online.stderr
     committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
     taking_part = [{node["node"] for node in line["nodes"]} for line in committed[1:]]

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.processes import wait_until
 from tests.services.lab import Lab, Running, lab, nginx
-from zk0d.daemon.child import wait_until
 from zk0d.machine import audit
 from zk0d.services.coordinator import KEY_SHARED
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light) as the gateway"),
 ]
 

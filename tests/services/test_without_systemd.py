@@ -24,9 +24,9 @@ import psutil
 import pytest
 
 from tests import processes
+from tests.processes import wait_until
 from tests.services.lab import nginx
 from zk0d.config.machine import ServerSettings
-from zk0d.daemon.child import wait_until
 from zk0d.demo.federation import _free_ports
 from zk0d.errors import ExitCode, UnavailableError
 from zk0d.machine import gateway
@@ -138,7 +138,7 @@ def shown_certificate(port: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @needs_nginx
 def test_an_ordinary_invite_leads_to_a_round(machine: Machine, recordings_folder: Path) -> None:
     gateway = coordinator(machine, recordings_folder)
@@ -191,7 +191,6 @@ def test_an_ordinary_invite_leads_to_a_round(machine: Machine, recordings_folder
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @needs_nginx
 def test_nothing_is_left_of_a_coordinator_that_was_killed(
     machine: Machine, recordings_folder: Path

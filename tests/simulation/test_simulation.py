@@ -136,8 +136,8 @@ def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> 
 @pytest.mark.skipif(not has_ray(), reason="the extra 'simulation' is not installed")
 def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
     made = [
-        # Ray takes a minute to start its workers on a busy machine.
-        weights(simulate(make(tmp_path / engine, uri, {"node-wait": 200.0}, engine=engine)))
+        # Ray takes minutes to start its workers on a busy machine.
+        weights(simulate(make(tmp_path / engine, uri, {"node-wait": 1000.0}, engine=engine)))
         for engine in ("in-process", "ray")
     ]
     assert made[0] == made[1]
@@ -175,7 +175,12 @@ ENGINES = pytest.mark.parametrize(
     [
         "in-process",
         pytest.param(
-            "ray", marks=[pytest.mark.slow, pytest.mark.skipif(not has_ray(), reason="no Ray")]
+            "ray",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.long,
+                pytest.mark.skipif(not has_ray(), reason="no Ray"),
+            ],
         ),
     ],
 )
