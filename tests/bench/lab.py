@@ -66,6 +66,7 @@ def run_ours(
         "local-steps": 1,
         "keep-rounds": 1,
         "server-momentum": 0.0,
+        "drift-correction": "none",  # the fake learner trains nothing, so it has no variate
         # All values of the fake learner are of one size, weights and updates alike.
         "max-update-ratio": 0.0,
         **more,

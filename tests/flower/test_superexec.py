@@ -19,6 +19,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 from tests.processes import wait_until
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.flower import apps, superexec
+from zk0d.flower.processes import Fork
 from zk0d.flower.superexec import InstalledApps
 
 TOKEN = "token-that-nobody-may-see"
@@ -52,6 +53,16 @@ def client() -> Iterator[InstalledApps]:
     made.close()
 
 
+@pytest.fixture(params=["server", "client"])
+def either(request: pytest.FixtureRequest) -> Iterator[InstalledApps]:
+    made = InstalledApps(request.param)
+    yield made
+    made.close()
+
+
+OWN = {"serverapp": TaskType.SERVER_APP, "clientapp": TaskType.CLIENT_APP}
+
+
 @pytest.mark.parametrize("role", ["server", "client"])
 @pytest.mark.parametrize("task_type", list(TaskType))
 def test_one_task_type_is_ours_and_the_others_are_answered(
@@ -62,18 +73,17 @@ def test_one_task_type_is_ours_and_the_others_are_answered(
     made = InstalledApps(role)
     monkeypatch.setattr(made, "answer_failed", lambda spec, why: answered.append(why))
 
-    class FakeApp:
-        pid = 1
+    def start(arguments: list[str], token: str) -> Fork:
+        assert token == TOKEN
+        started.append(arguments)
+        return Fork(1)
 
-        def __init__(self, argv: list[str], **_: Any) -> None:
-            started.append(argv)
-
-    monkeypatch.setattr(subprocess, "Popen", FakeApp)
+    monkeypatch.setattr(made._starter, "start", start)
     result = made.launch(spec(task_type))
     assert result.status == LaunchResultStatus.ACCEPTED
     own = {"server": TaskType.SERVER_APP, "client": TaskType.CLIENT_APP}[role]
     if task_type is own:
-        assert started[0][1:4] == ["-m", "zk0d.flower.apps", superexec.ROLES[role][1]]
+        assert started == [["--runtime-api-address", "127.0.0.1:9", "--insecure"]]
         assert answered == []
     else:
         assert started == []
@@ -85,22 +95,26 @@ def test_every_task_type_is_taken(client: InstalledApps) -> None:
     assert client.get_eligible_capacity(set(TaskType), insecure=True) == (set(TaskType), set())
 
 
-def test_a_killed_app_is_reaped_and_counted(client: InstalledApps, silent_runtime: str) -> None:
-    client.launch(spec(TaskType.CLIENT_APP, silent_runtime))
-    app = psutil.Process(client._running[0].pid)
+def test_a_killed_app_is_reaped_and_counted(either: InstalledApps, silent_runtime: str) -> None:
+    either.launch(spec(OWN[either._verb], silent_runtime))
+    app = psutil.Process(either._running[0].pid)
     wait_until(lambda: "zk0d.flower.apps" in " ".join(app.cmdline()), "the app's start", 20)
     assert TOKEN not in " ".join(app.cmdline())
     app.send_signal(signal.SIGKILL)
-    wait_until(lambda: app.status() == psutil.STATUS_ZOMBIE, "its end", 20)
-    client.reconcile()
-    assert client.ends == {-signal.SIGKILL: 1}
+
+    def counted() -> bool:
+        either.reconcile()
+        return bool(either.ends)
+
+    wait_until(counted, "its end", 20)
+    assert either.ends == {-signal.SIGKILL: 1}
     assert not app.is_running(), "it was reaped"
 
 
-def test_closing_ends_the_apps(client: InstalledApps, silent_runtime: str) -> None:
-    client.launch(spec(TaskType.CLIENT_APP, silent_runtime))
-    app = psutil.Process(client._running[0].pid)
-    client.close()
+def test_closing_ends_the_apps(either: InstalledApps, silent_runtime: str) -> None:
+    either.launch(spec(OWN[either._verb], silent_runtime))
+    app = psutil.Process(either._running[0].pid)
+    either.close()
     assert not app.is_running()
 
 

@@ -39,7 +39,9 @@ from zk0d.services.main import main
 honest = Contributor._train
 def poisoned(self, task, payload, control):
     reply, update = honest(self, task, payload, control)
-    return reply.model_copy(update={"policy_loss": math.nan}), update
+    figures = reply.figures.model_copy(update={"policy_loss": math.nan})
+    assert math.isnan(figures.policy_loss) and not math.isnan(reply.figures.policy_loss)
+    return reply.model_copy(update={"figures": figures}), update
 Contributor._train = poisoned
 sys.argv = ["zk0d", "learner"]
 main()

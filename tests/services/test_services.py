@@ -37,6 +37,13 @@ TINY = {
     "batch-size": 8,
     "eval-frames": 40,
 }
+#: The first run begins by itself; the next one would only after the last test.
+AUTORUN = """\
+[autorun]
+min-nodes = 2
+settle-seconds = 1
+pause-minutes = 6000
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,9 @@ def running(recordings_folder: Path) -> Iterator[Lab]:
         tempfile.TemporaryDirectory(prefix="zk0d-") as root,
         lab(Path(root), recordings_folder) as made,
     ):
+        table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
+        text = made.server_toml.read_text()
+        made.server_toml.write_text(f"{text}\n{AUTORUN}run = {{ {table} }}\n")
         configs = {name: str(made.add_node(name)) for name in NAMES}
         # These load torch for seconds; the rest starts meanwhile.
         made.start("evaluator", "evaluator", "--config", str(made.server_toml))
@@ -62,22 +72,18 @@ def running(recordings_folder: Path) -> Iterator[Lab]:
         yield made
 
 
-def test_a_federation_of_services_trains(running: Lab) -> None:
+def test_a_federation_of_services_trains_by_itself(running: Lab) -> None:
+    """With ``[autorun]``, so nobody starts the run."""
     for service in running.services.values():
         wait_until(lambda told=service.told: told.ready, "READY=1", 120, [service.child])  # type: ignore[misc]
+    running.wait_for_status("superlink", "finished, round 2/2, loss", 180)
+    running.wait_for_status("superlink", "the next run begins after")
+    assert "2 of 2 nodes online" in running.services["superlink"].told.status
+    (run,) = (running.root / "server" / "runs").iterdir()
     with running.control() as control:
-        run_id = control.start_run(RunSettings.parse(TINY, where="test"))
-        wait_until(
-            lambda: control.run(run_id).status == FINISHED,
-            "the run's end",
-            180,
-            [service.child for service in running.services.values()],
-        )
-        state = control.run(run_id)
+        state = control.run(int(run.name))
     assert state.outcome == COMPLETED, state.details
-    assert committed_rounds(running.root / "server" / "runs" / str(run_id)) == [0, 1, 2]
-    running.wait_for_status("superlink", "finished, round 2/2, loss")
-    running.wait_for_status("superlink", "2 of 2 nodes online")
+    assert committed_rounds(run) == [0, 1, 2]
     assert "STATUS=training step" in " ".join(running.services["left-learner"].told.sent)
     assert "WATCHDOG=1" in running.services["superlink"].told.sent
     assert "WATCHDOG=1" in running.services["left-node"].told.sent
@@ -150,19 +156,6 @@ def test_flwr_run_from_a_checkout_means_the_same(running: Lab, tmp_path: Path) -
         wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
         assert control.run(run_id).outcome == COMPLETED
     assert committed_rounds(running.root / "server" / "runs" / str(run_id)) == [0, 1, 2]
-
-
-def test_autorun_starts_a_run(running: Lab) -> None:
-    runs = running.root / "server" / "runs"
-    before = {path.name for path in runs.glob("*")}
-    settings = {**TINY, "num-server-rounds": 1, "local-steps": 5}
-    table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
-    autorun = f"[autorun]\nmin-nodes = 2\nsettle-seconds = 1\nrun = {{ {table} }}\n"
-    running.restart_superlink(("open-control = true\n", ""), ("[gateway]", f"{autorun}[gateway]"))
-    running.wait_for_status("superlink", "finished, round 1/1", 180)
-    running.wait_for_status("superlink", "the next run begins after")
-    (new,) = {path.name for path in runs.iterdir()} - before
-    assert committed_rounds(runs / new) == [0, 1]
 
 
 def test_stopping_leaves_no_process(running: Lab) -> None:

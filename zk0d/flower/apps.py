@@ -6,10 +6,12 @@ bundle's bytes are read as data, for the run's settings; nothing of it is unpack
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
 from zk0d.errors import UnavailableError, UsageError
+from zk0d.flower.processes import serve
 from zk0d.flower.version import check_version
 
 
@@ -29,8 +31,6 @@ def run_clientapp() -> None:
 
 def run_serverapp() -> None:
     """Flower's ServerApp process with our ServerApp."""
-    import importlib
-
     from flwr.cli.config_utils import get_fab_config
 
     # The package's attribute of that name is the function in it.
@@ -130,7 +130,13 @@ def main() -> None:
     verbs = {"clientapp": run_clientapp, "serverapp": run_serverapp}
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise UsageError(f"apps: the first argument is one of {', '.join(verbs)}.")
-    verbs[sys.argv.pop(1)]()
+    run = verbs[sys.argv.pop(1)]
+    if sys.argv[1:2] == ["--forks"]:
+        for module in ("flwr.supernode.cli", "flwr.supernode.runtime.run_clientapp"):
+            importlib.import_module(module)  # a fork need not
+        _installed_clientapp()
+        serve(int(sys.argv[2]), run)
+    run()
 
 
 if __name__ == "__main__":

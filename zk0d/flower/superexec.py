@@ -10,25 +10,22 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
-from functools import partial
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from zk0d.daemon.parent import die_with
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.files import write_file
+from zk0d.flower.processes import App, Forks, FreshProcesses, Starter
 from zk0d.flower.version import check_version
 
 PULSE_VARIABLE = "ZK0D_PULSE_FILE"
 #: What each role runs: Flower's task type, and the verb of :mod:`zk0d.flower.apps`.
 ROLES = {"server": ("flwr-serverapp", "serverapp"), "client": ("flwr-clientapp", "clientapp")}
 PULSE_SECONDS = 1.0
-CLOSE_SECONDS = 3.0
 
 
 class InstalledApps:
@@ -45,7 +42,10 @@ class InstalledApps:
         self._task_type, self._verb = ROLES[role]
         self._pulse = pulse
         self._last_pulse = 0.0
-        self._running: list[subprocess.Popen[bytes]] = []
+        program = [sys.executable, "-m", "zk0d.flower.apps", self._verb]
+        # A run has one ServerApp, and a ClientApp for every message.
+        self._starter: Starter = (Forks if role == "client" else FreshProcesses)(program)
+        self._running: list[App] = []
         self.started = 0
         #: Ends of apps: by exit status, negative for a signal.
         self.ends: Counter[int] = Counter()
@@ -68,25 +68,11 @@ class InstalledApps:
             log(ERROR, "zk0d: a task of type %s is refused; it does not run here", spec.task_type)
             self.answer_failed(spec, f"this machine runs no {spec.task_type}")
             return LaunchResult.accepted()
-        # A file without a name: a token on the command line could be read by every local user.
-        token = os.memfd_create("token")
-        os.write(token, spec.token.encode())
         trust = ["--root-certificates", spec.root_certificates_path] if not spec.insecure else []
-        try:
-            app = subprocess.Popen(
-                [
-                    sys.executable,
-                    *("-m", "zk0d.flower.apps", self._verb),
-                    *("--runtime-api-address", spec.runtime_api_address),
-                    *("--token-file", f"/proc/self/fd/{token}"),
-                    *(trust or ["--insecure"]),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[token],
-                preexec_fn=partial(die_with, os.getpid()),
-            )
-        finally:
-            os.close(token)
+        app = self._starter.start(
+            ["--runtime-api-address", spec.runtime_api_address, *(trust or ["--insecure"])],
+            spec.token,
+        )
         self._running.append(app)
         self.started += 1
         log(INFO, "zk0d: %s started for task %d (pid %d)", self._verb, spec.task_id, app.pid)
@@ -127,6 +113,7 @@ class InstalledApps:
         """Reap what ended, and give a sign of life. Flower calls this before each look for work."""
         from flwr.supercore import log
 
+        self._starter.look()
         for app in list(self._running):
             status = app.poll()
             if status is None:
@@ -146,15 +133,7 @@ class InstalledApps:
 
     def close(self) -> None:
         """End the apps: nothing runs on without its SuperExec."""
-        for app in self._running:
-            app.terminate()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for app in self._running:
-            try:
-                app.wait(max(0.05, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                app.kill()
-                app.wait()
+        self._starter.close()
         self._running.clear()
 
 
