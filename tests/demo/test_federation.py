@@ -173,8 +173,9 @@ def test_a_whole_demo(tmp_path: Path) -> None:
             *("--folder", str(folder)),
             *("--demonstrations", "8"),
             *("--rounds", "2"),
-            *("--episodes", "4"),
+            *("--episodes", "1"),
             *("-c", "local_steps=10"),
+            *("-c", "eval_rollouts=2"),
         ],
         text=True,
     )

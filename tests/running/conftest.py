@@ -78,7 +78,7 @@ def first_run(running: Federation) -> Ran:
                     continue
         return bool(running.state(run_id).status == FINISHED)
 
-    wait_until(over, "the run's end", 180, running.children)
+    wait_until(over, "the run's end", 180, running.children, interval=0.5)
     state = finished(running, run_id)
     assert state.outcome == COMPLETED, state.details
     return Ran(state, running.layout.runs / str(run_id), commands)

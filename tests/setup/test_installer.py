@@ -228,6 +228,7 @@ def test_from_a_folder(installer: Installer, release: Path, key: Path, what: str
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_a_checkout(installer: Installer) -> None:
     """Zk0d itself, without a network: packages come from the cache that ``make venv`` filled."""
     cache = subprocess.run([find_uv(), "cache", "dir"], capture_output=True, text=True, check=True)
