@@ -118,16 +118,20 @@ class Lab:
         running = self.services[name] = Running(child, told)
         return running
 
-    def start_gateway(self) -> Child:
+    def start_gateway(self, *, carries: bool = True) -> Child:
         """The real nginx with the configuration that zk0bot writes."""
         config = self.root / "nginx.conf"
+        # As in the system's unit, its workers are the user who starts it.
+        user = "user root;\n" if os.geteuid() == 0 else ""
         config.write_text(
-            configuration(
+            user
+            + configuration(
                 ServerSettings.load(self.server_toml),
                 certificate=self.certificates.certificate,
                 key=self.certificates.key,
                 ca=self.certificates.ca,
                 runtime=self.root,
+                carries=carries,
                 log=str(self.root / "access.log"),
                 loopback=True,
             )
