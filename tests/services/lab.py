@@ -68,6 +68,8 @@ class Lab:
                     "state": self.root / "superlink",
                 },
                 "gateway": {"port": self.gateway},
+                # However small a policy is, nothing of it travels inside the messages.
+                "transfer": {"message-kib": 0},
                 "superexec": {"state": self.root / "server-exec"},
                 "evaluator": {"socket": self.root / "evaluator.sock", "cpu-threads": 1},
                 "evaluation": [{"name": "held-out", "dataset-uri": f"local:{self.recordings}"}],

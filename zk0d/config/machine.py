@@ -500,12 +500,9 @@ class ServerSettings(Settings):
     @property
     def transfers(self) -> TransferSettings:
         """The table ``transfer``, with its folder."""
-        own = (
-            self.transfer.folder is not None
-            or self.state == type(self).model_fields["state"].default
-        )
-        given = {} if own else {"folder": self.state / "transfer"}
-        return self.transfer.model_copy(update=given)
+        usual = self.state == type(self).model_fields["state"].default
+        folder = DEFAULT_TRANSFER if usual else self.state / "transfer"
+        return self.transfer.model_copy(update={"folder": self.transfer.folder or folder})
 
     @field_validator("run")
     @classmethod
