@@ -36,7 +36,7 @@ class FakeCarrier:
 
     def download(self, piece: Piece, route: Route) -> Iterator[bytes]:
         assert route.down
-        data = self.depot.weights(piece.sha256).read_bytes()
+        data = self.depot.weights("1", piece.sha256).read_bytes()
         assert len(data) == piece.size
         yield from cut(iter([data]), 7)
 
@@ -100,7 +100,7 @@ class BesideGrid(FakeGrid):
             node = self.nodes[message.metadata.dst_node_id]
             if message.metadata.message_type == "train":
                 record = message.content
-                node.train = lambda n, *_, record=record: n.answer(record)  # type: ignore[attr-defined]
+                node.train = lambda n, *_, record=record: n.answer(record)
                 node.answer_train = lambda *_, n=node: n.train(n)  # type: ignore[method-assign]
                 inner = to_record(_task_of(record), Payload.of({}, "weights"))
                 message.content = inner

@@ -124,7 +124,7 @@ def plane(root: Path, *, by_nginx: bool, carries: bool = True) -> Iterator[Plane
                 url = f"https://127.0.0.1:{made.gateway}/zk0d/v1"
                 trust = ssl.create_default_context(cafile=str(made.certificates.ca))
             (settings.runs / RUN).mkdir(parents=True)
-            down = ours.depot.publish(payload(WEIGHTS))
+            down = ours.depot.publish(RUN, payload(WEIGHTS))
             opened = open_round(
                 settings.runs / RUN,
                 ROUND,
@@ -273,7 +273,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
 def test_other_bytes_than_named_do_not_reach_a_learner(open_plane: Plane) -> None:
     """As a mirror could send them."""
     name = sha256(WEIGHTS)
-    path = open_plane.depot.weights(name)
+    path = open_plane.depot.weights(RUN, name)
     path.write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
     try:
         with contextlib.closing(open_plane.carrier()) as carrier:
@@ -313,10 +313,10 @@ def test_a_forged_capability(open_plane: Plane) -> None:
 
 
 def test_an_expired_capability(open_plane: Plane) -> None:
-    late = {"until": time.monotonic() - 1.0}
-    refused = open_plane.put(DATA, open_plane.token("up", **late))
+    late = time.monotonic() - 1.0
+    refused = open_plane.put(DATA, open_plane.token("up", until=late))
     assert (refused.status_code, "has expired" in refused.text) == (403, True)
-    assert open_plane.get(open_plane.token("down", **late)).status_code == 403
+    assert open_plane.get(open_plane.token("down", until=late)).status_code == 403
 
 
 def test_a_capability_of_the_other_way(open_plane: Plane) -> None:
@@ -395,7 +395,7 @@ def test_another_hash_than_named(open_plane: Plane) -> None:
         "/up/{ticket}/" + "0" * 64 + "%00",
         "/up/{ticket}/.incoming",
         "/up/{ticket}",
-        "/files/" + "0" * 64,
+        "/files/" + f"{RUN}." + sha256(WEIGHTS),
         "/may",
     ],
 )
@@ -584,8 +584,8 @@ def test_the_gateways_user_writes_what_the_apps_group_reads(tmp_path: Path) -> N
             path.mkdir(parents=True, exist_ok=True)
             os.chown(path, owner, group)
             path.chmod(mode)
-        weights = Depot(own).publish(payload(WEIGHTS))
-        os.chown(own.down / weights.sha256, app, -1)
+        weights = Depot(own).publish(RUN, payload(WEIGHTS))
+        os.chown(own.down / f"{RUN}.{weights.sha256}", app, -1)
         runtime = tmp_path / "runtime"
         runtime.mkdir()
         os.chown(runtime, gateway, gateway)

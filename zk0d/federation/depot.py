@@ -1,7 +1,7 @@
 """Where a round's files lie on the coordinator: weights on their way down, updates on theirs up.
 
 ```text
-FOLDER/down/SHA256           weights, whole; any node of the round fetches the same file
+FOLDER/down/RUN.SHA256       weights, whole; any node of the round fetches the same file
        up/TICKET.SHA256      pieces of updates, as nginx or ``zk0d superlink`` put them there
        up/.incoming/         pieces that have not come whole
        taken/RUN/            pieces of answers that came, out of every node's reach
@@ -50,15 +50,22 @@ class Depot:
         self._used, self._used_at = 0, float("-inf")
 
     def make(self) -> None:
-        """Make what is missing; systemd-tmpfiles has made it where users differ."""
+        """Make what is missing; systemd-tmpfiles has made it where users differ.
+
+        Raises
+        ------
+        TryAgainError
+            If it cannot be made.
+        """
         own = self._settings
-        for folder in (own.down, own.incoming, own.taken):
-            folder.mkdir(parents=True, exist_ok=True)
+        with disk(own.down.parent):
+            for folder in (own.down, own.incoming, own.taken):
+                folder.mkdir(parents=True, exist_ok=True)
 
     # --- the ServerApp's --------------------------------------------------------------------------
 
-    def publish(self, payload: Payload) -> Piece:
-        """Write a payload as one file that is named by its SHA-256.
+    def publish(self, run: str, payload: Payload) -> Piece:
+        """Write a payload of a run as one file that is named by its SHA-256.
 
         Raises
         ------
@@ -75,14 +82,14 @@ class Depot:
                         size += file.write(chunk)
                     # The gateway reads it by the folder's group.
                     os.fchmod(file.fileno(), 0o640)
-                draft.rename(folder / sha256.hexdigest())
+                draft.rename(self.weights(run, sha256.hexdigest()))
             finally:
                 draft.unlink(missing_ok=True)
         return Piece(sha256=sha256.hexdigest(), size=size)
 
-    def withdraw(self, sha256: str) -> None:
+    def withdraw(self, run: str, sha256: str) -> None:
         """Remove what was published."""
-        (self._settings.down / sha256).unlink(missing_ok=True)
+        self.weights(run, sha256).unlink(missing_ok=True)
 
     def take(self, run: str, ticket: str, pieces: Sequence[Piece]) -> tuple[Path, ...]:
         """Move a node's pieces out of its reach; their paths, in their order.
@@ -126,14 +133,14 @@ class Depot:
             if _age(folder) > FORGOTTEN_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
         for path in self._settings.down.iterdir():
-            if _age(path) > FORGOTTEN_SECONDS:
+            if path.name.startswith(f"{run}.") or _age(path) > FORGOTTEN_SECONDS:
                 path.unlink(missing_ok=True)
 
     # --- the application's ------------------------------------------------------------------------
 
-    def weights(self, sha256: str) -> Path:
-        """Where a published file lies."""
-        return self._settings.down / sha256
+    def weights(self, run: str, sha256: str) -> Path:
+        """Where a published file lies; two runs may have the same content."""
+        return self._settings.down / f"{run}.{sha256}"
 
     def piece(self, ticket: str, sha256: str) -> Path:
         """Where a piece of an update lies."""

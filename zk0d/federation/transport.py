@@ -109,7 +109,7 @@ class BesideMessages:
     def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
         payloads = (payload, *payload.beside)
         self._away: list[Pieces] = [
-            (self._depot.publish(each),) if each.manifest.size > self._inside else ()
+            (self._depot.publish(self._run, each),) if each.manifest.size > self._inside else ()
             for each in payloads
         ]
         # What lies in a file need not be in memory.
@@ -160,7 +160,7 @@ class BesideMessages:
 
     def _withdraw(self, keep: Collection[str] = ()) -> None:
         for sha256 in self._files.keys() - set(keep):
-            self._depot.withdraw(sha256)
+            self._depot.withdraw(self._run, sha256)
         self._files = {}
 
 

@@ -87,9 +87,9 @@ class Transfers:
             raise Denied(403, "this capability's bytes are spent.")
         self._fetched[token] = spent
         about = {"Cache-Control": "private, immutable", "ETag": f'"{sha256}"'}
+        path = self.depot.weights(capability.run, sha256)
         if GATEWAY_HEADER in request.headers:
-            return Response(headers={"X-Accel-Redirect": f"{ACCEL_PREFIX}{sha256}", **about})
-        path = self.depot.weights(sha256)
+            return Response(headers={"X-Accel-Redirect": f"{ACCEL_PREFIX}{path.name}", **about})
         if not path.exists():
             raise Denied(404, "the round is just over.")
         return FileResponse(path, media_type="application/octet-stream", headers=about)
