@@ -253,9 +253,7 @@ class CutOnce:
                 raise httpx.ReadError("the network is gone")
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(
-    open_plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_is_cut_resumes(open_plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     carrier = open_plane.carrier(sleep=waits.append)
     cut = CutOnce(carrier._http.stream, 1_500_000)
@@ -649,7 +647,7 @@ def _listens(port: int) -> bool:
 
 @needs_nginx
 @pytest.mark.slow
-def test_an_upload_goes_on_after_nginx_was_killed_and_reloaded(tmp_path: Path) -> None:
+def test_an_upload_resumes_after_nginx_was_killed_and_reloaded(tmp_path: Path) -> None:
     with plane(tmp_path, by_nginx=True) as made:
         update = os.urandom(2 * PIECE_BYTES + 1000)
         gateway = made.made.others[-1]

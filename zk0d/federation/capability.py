@@ -135,7 +135,7 @@ class OpenRounds:
         try:
             capability = Capability.model_validate_json(base64.urlsafe_b64decode(text))
         except ValueError:
-            raise Denied(403, "this is no capability.") from None
+            raise Denied(403, "this is not a capability.") from None
         opened = self.of(capability.run)
         if opened is None or not opened.signed(text, signature):
             raise Denied(403, "this capability's round is over, or it was not signed here.")

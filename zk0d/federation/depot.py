@@ -231,7 +231,9 @@ class FileChunks(list[bytes]):
             self._now = number, b""
             data = self._files[number].read_bytes()
             if len(data) != self._sizes[number]:
-                raise UpdateError(f"piece {number} of the update is not as long as was said.")
+                raise UpdateError(
+                    f"piece {number} of the update has another length than the answer names."
+                )
             self._now = number, data
         return self._now[1]
 

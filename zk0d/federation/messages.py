@@ -56,7 +56,7 @@ class Route(Settings):
 
     down: str = Field("", description="Capability to fetch what comes down.")
     up: str = Field("", description="Capability to send the update.")
-    ticket: str = Field("", description="What the update's pieces are filed under.")
+    ticket: str = Field("", description="The name that the update's pieces have in common.")
     inside: NonNegativeInt = Field(description="Bytes that an update in a message has at most.")
 
 
