@@ -167,6 +167,11 @@ _CARRIES = """\
 _PASSES_ON = """\
         location ~ ^/zk0d/v1/(down|up)/[0-9a-f/]+$ {{
             limit_req zone=fleet burst={burst} nodelay;
+            # A short body without a length would get one from nginx.
+            default_type text/plain;
+            if ($http_transfer_encoding) {{
+                return 411 "a piece needs a Content-Length.\\n";
+            }}
             client_max_body_size 16m;
             proxy_pass http://127.0.0.1:{presence};
             proxy_http_version 1.1;
