@@ -20,12 +20,16 @@ from zk0d.flower.processes import IDLE_SECONDS, App, Forks, FreshProcesses, Star
 
 #: It writes what it got into a file, and ends as it is told; without a word it stays.
 APP = """\
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from zk0d.flower.processes import serve
 
 def run():
     folder, name, end, *_ = sys.argv[1:]
+    def leave(*_):
+        Path(folder, name + " was stopped").touch()
+        os._exit(0)
+    signal.signal(signal.SIGTERM, leave)
     token = Path(sys.argv[sys.argv.index("--token-file") + 1]).read_text()
     told = {"token": token, "parent": os.getppid(), "words": Path("/proc/self/cmdline").read_text()}
     Path(folder, name + ".part").write_text(json.dumps(told))
@@ -122,8 +126,8 @@ def test_several_apps_come_from_one_process(forks: Forks, tmp_path: Path) -> Non
     assert len({told(tmp_path, name)["parent"] for name in "abc"}) == 1
     assert len({app.pid for app in apps}) == 3
     os.kill(apps[1].pid, signal.SIGTERM)
-    assert status_of(forks, apps[1]) == -signal.SIGTERM
-    assert [app.poll() for app in apps] == [None, -signal.SIGTERM, None]
+    assert status_of(forks, apps[1]) == 0
+    assert [app.poll() for app in apps] == [None, 0, None]
 
 
 def test_when_the_process_that_forks_dies_its_apps_die_and_the_next_one_starts(
@@ -160,6 +164,7 @@ def test_closing_ends_every_process(starter: Starter, tmp_path: Path) -> None:
     parents = {told(tmp_path, name)["parent"] for name in "ab"} - {os.getpid()}
     starter.close()
     assert not [pid for pid in (*parents, *(app.pid for app in apps)) if psutil.pid_exists(pid)]
+    assert [(tmp_path / f"{name} was stopped").exists() for name in "ab"] == [True, True]
 
 
 def test_nothing_outlives_a_killed_superexec(program: list[str], tmp_path: Path) -> None:
@@ -172,3 +177,5 @@ def test_nothing_outlives_a_killed_superexec(program: list[str], tmp_path: Path)
         wait_until(
             lambda: not psutil.pid_exists(pid) and not psutil.pid_exists(forking), "their end", 30
         )
+    # It would have told Flower that its task was stopped, and nobody would get the message again.
+    assert not (tmp_path / "app was stopped").exists()

@@ -28,6 +28,7 @@ from zk0d.daemon.parent import die_with
 IDLE_SECONDS = 120.0
 CLOSE_SECONDS = 3.0
 _LONGEST = 65536  #: bytes of a message between the two
+_END = b"end"  #: asks the process that forks to end
 
 
 class App(Protocol):
@@ -206,7 +207,9 @@ class Forks:
 
     def close(self) -> None:
         if self._line is not None:
-            self._line.close()  # it ends its forks, then itself
+            with contextlib.suppress(OSError):
+                self._line.send(_END)  # it ends its forks, then itself
+            self._line.close()
             self._line = None
         if self._ready is not None:
             try:
@@ -220,7 +223,9 @@ class Forks:
 def serve(number: int, run: Callable[[], Any]) -> NoReturn:
     """Fork for each request on the socket ``number``; the fork runs the app by ``run``.
 
-    It ends, and its forks with it, when the other end of the socket is closed.
+    It ends when it is told to, and its forks may say good-bye. If the other end just closes, its
+    owner was killed, and so are the forks: Flower gives their messages to others only if nobody
+    said that they were stopped.
     """
     line = socket.socket(fileno=number)
     parent = os.getpid()
@@ -234,8 +239,8 @@ def serve(number: int, run: Callable[[], Any]) -> NoReturn:
         for key, _ in ready.select():
             if key.fileobj is line:
                 request = line.recv(_LONGEST)
-                if not request:
-                    _end(list(running.values()))
+                if request in (b"", _END):
+                    _end(list(running.values()), signal.SIGTERM if request else signal.SIGKILL)
                 pid = os.fork()
                 if pid == 0:
                     ready.close()
@@ -258,7 +263,7 @@ def serve(number: int, run: Callable[[], Any]) -> NoReturn:
             try:
                 line.send(json.dumps(told).encode())
             except OSError:
-                _end(list(running.values()))
+                _end(list(running.values()), signal.SIGKILL)
 
 
 def _run(request: bytes, run: Callable[[], Any]) -> NoReturn:
@@ -282,10 +287,10 @@ def _run(request: bytes, run: Callable[[], Any]) -> NoReturn:
         os._exit(status)
 
 
-def _end(pids: Sequence[int]) -> NoReturn:
+def _end(pids: Sequence[int], how: signal.Signals) -> NoReturn:
     """End the forks, and this process."""
     for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, how)
     deadline = time.monotonic() + CLOSE_SECONDS
     left = set(pids)
     while left and time.monotonic() < deadline:
