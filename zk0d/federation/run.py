@@ -22,7 +22,6 @@ from zk0d.federation.normalization import Normalization
 from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.schedule import RunSchedule
 from zk0d.federation.spool import Spool
-from zk0d.federation.transport import InMessages, Transport
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import (
     AnyEvent,
@@ -53,8 +52,6 @@ class Run:
         Flower's way to the nodes.
     evaluator
         The learner beside the server.
-    transport
-        The way that weights and updates travel; inside the messages, if none is given.
     resumed_by
         What Flower calls the run that resumes this one; empty if this one is new.
     closed
@@ -80,7 +77,6 @@ class Run:
         journal: Journal,
         evaluator: Evaluator,
         *,
-        transport: Transport | None = None,
         resumed_by: str = "",
         closed: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -99,7 +95,6 @@ class Run:
         self._normalization = Normalization(settings.normalize_by, journal, self._record)
         self._outputs = Outputs(journal.folder, journal.run, settings)
         self._spool = Spool(journal.folder / "spool")
-        self._transport = transport or InMessages()
         self._model: GlobalModel
         self._rounds: Rounds
 
@@ -118,13 +113,7 @@ class Run:
             self._record_end(RunFailed(reason="bug", message=f"{type(error).__name__}: {error}"))
             raise
         finally:
-            self._transport.close()
-            self._clear()
-
-    def _clear(self) -> None:
-        """Throw the round's updates away."""
-        self._spool.clear()
-        self._transport.clear()
+            self._spool.clear()
 
     def _record[E: AnyEvent](self, event: E) -> E:
         """Write an event, and let the run's state follow from it."""
@@ -200,7 +189,6 @@ class Run:
             self._normalization,
             self._state,
             self._spool,
-            self._transport,
             self._record,
             closed=self._closed,
             clock=self._clock,
@@ -245,7 +233,7 @@ class Run:
         try:
             combined = self._model.advance(answers.in_order(), answers.task)
         finally:
-            self._clear()
+            self._spool.clear()
         aggregated = self._clock()
         evaluation = self._evaluator.evaluate(self._model, number)
         event = answers.committed(combined).model_copy(

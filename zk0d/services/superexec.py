@@ -13,9 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 
 from zk0d.config.machine import (
-    CA_VARIABLE,
     CONFIG_VARIABLE,
-    COORDINATOR_VARIABLE,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
@@ -220,11 +218,7 @@ def run(config: Path, role: str) -> None:
             client.superexec.state / "flower",
             ca=None,
             poll_seconds=client.superexec.poll_interval,
-            env={
-                SOCKET_VARIABLE: str(client.learner.socket),
-                COORDINATOR_VARIABLE: client.coordinator.presence_page,
-                CA_VARIABLE: str(credential("ca.crt", client.coordinator.ca, "coordinator.ca")),
-            },
+            env={SOCKET_VARIABLE: str(client.learner.socket)},
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
         learner = client.learner.socket
