@@ -76,17 +76,6 @@ def test_nodes_and_superexecs_need_no_control_secret(guarded: httpx.AsyncClient)
         assert asyncio.run(_status(guarded, path)) == 200
 
 
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the SuperLink's start changes in Flower is as before after the test."""
-    for owner, name in (
-        (extensions, "get_middleware"),
-        (sql_linkstate.SqlLinkState, "get_message_res"),
-        (sql_linkstate, "check_node_availability_for_in_message"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-
-
 def test_flowers_hook_is_where_we_look_for_it(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its own app has the guard outside of everything else."""
     monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")

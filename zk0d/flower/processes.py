@@ -58,7 +58,7 @@ def token_file(token: str) -> tuple[int, list[str]]:
 
     On the command line every local user could read it.
     """
-    number = os.memfd_create("token", 0)
+    number = os.memfd_create("token")
     os.write(number, token.encode())
     return number, ["--token-file", f"/proc/self/fd/{number}"]
 
@@ -224,8 +224,8 @@ def serve(number: int, run: Callable[[], Any]) -> NoReturn:
     """Fork for each request on the socket ``number``; the fork runs the app by ``run``.
 
     It ends when it is told to, and its forks may say good-bye. If the other end just closes, its
-    owner was killed, and so are the forks: Flower gives their messages to others only if nobody
-    said that they were stopped.
+    owner was killed, and so are the forks: Flower gives a message out again only if its app did not
+    say that it was stopped.
     """
     line = socket.socket(fileno=number)
     parent = os.getpid()

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+from flwr.server.superlink.linkstate import sql_linkstate
+from flwr.superlink import extensions
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our SuperLink changes in Flower is as before after the test."""
+    for owner, name in (
+        (extensions, "get_middleware"),
+        (sql_linkstate.SqlLinkState, "get_message_res"),
+        (sql_linkstate, "check_node_availability_for_in_message"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
