@@ -23,6 +23,7 @@ from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import Zk0dError
+from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
 from zk0d.federation.envelope import to_record
 from zk0d.federation.learner_client import LearnerError
 from zk0d.federation.messages import Query, Train
@@ -279,6 +280,33 @@ def test_a_node_that_leaves_is_noticed_by_the_superlinks_view(world: Make) -> No
     assert made.of("node.lost")[0]["reason"] == "offline"
     assert made.of("round.committed")[1]["seconds"]["collect"] < 30.0
     assert made.of("round.started")[1]["nodes"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["left", "restarted"])
+def test_an_answer_counts_whose_node_left_before_the_next_look(
+    world: Make, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """The answer comes after the look for answers and before the look at the nodes."""
+    made = world([FakeNode("a"), FakeNode("b"), FakeNode("leaves", seconds=1000.0, activated=5.0)])
+    node = made.grid.nodes[3]
+    node.query = lambda node, task: (to_record(node.query_reply()), 1.0)
+    real = Cohort._give_up_lost
+    left: list[str] = []
+
+    def leaves_just_before(self: Cohort) -> None:
+        looks = made.grid.now - self._last_presence >= PRESENCE_INTERVAL
+        for name, (due, answer) in made.grid._answers.items():
+            if looks and due > made.grid.now + 500.0:
+                made.grid._answers[name] = (made.grid.now, answer)
+                node.online, node.activated = back, 6.0
+                left.append(name)
+        real(self)
+
+    monkeypatch.setattr(Cohort, "_give_up_lost", leaves_just_before)
+    made.run()
+    assert left
+    assert made.of("node.lost") == []
+    assert [each["node"] for each in made.of("round.committed")[1]["nodes"]] == ["a", "b", "leaves"]
 
 
 @pytest.mark.parametrize("session", [1e9, 2.0], ids=["later", "after the clock was set back"])

@@ -120,6 +120,8 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
         "node-wait": 20.0,
     }
     left = str(running.root / "left")
+    # Else the last run's words would be taken for this one's.
+    running.wait_for_status("left-learner", "ready, waiting for a round", 60)
     try:
         with running.control() as control:
             run_id = control.start_run(RunSettings.parse(settings, where="test"))
@@ -139,7 +141,7 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
     assert online.returncode == 0, online.stderr
     committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
     taking_part = [{node["node"] for node in line["nodes"]} for line in committed[1:]]
-    assert taking_part[0] == set(NAMES), "its update came through"
+    assert taking_part[0] == set(NAMES), list(read_lines(folder))  # its update came through
     assert taking_part[-1] == {"right"}
     lost = [name for line in committed for name in line.get("lost", ())]
     assert lost == [], "it left between two messages"

@@ -174,18 +174,24 @@ class Cohort:
         """Take the answers that are there, one at a time; whether there was any."""
         any_came = False
         for message_id in list(self._pending):
-            for answer in self._grid.pull_messages([message_id]):
-                any_came = True
-                # Losing a node may have dropped it meanwhile.
-                pending = self._pending.pop(message_id, None)
-                if pending is None or pending.kind == _TOLD:
-                    continue
-                if pending.kind == MessageType.QUERY:
-                    self._take_query(pending.node, answer)
-                else:
-                    self._on_update(pending.node.key, answer)
+            any_came |= self._pull(message_id)
         self._give_up_lost()
         return any_came
+
+    def _pull(self, message_id: str) -> bool:
+        """Take a message's answer if it is there; whether it was."""
+        came = False
+        for answer in self._grid.pull_messages([message_id]):
+            came = True
+            # Losing a node may have dropped it meanwhile.
+            pending = self._pending.pop(message_id, None)
+            if pending is None or pending.kind == _TOLD:
+                continue
+            if pending.kind == MessageType.QUERY:
+                self._take_query(pending.node, answer)
+            else:
+                self._on_update(pending.node.key, answer)
+        return came
 
     def give_up(self, keys: Iterable[str]) -> None:
         """Wait no longer for these nodes' answers to the round."""
@@ -278,7 +284,9 @@ class Cohort:
             gone = now is None or not now.online or now.id != pending.node.id
             # Another session than the one it was sent to has never seen the message.
             if gone or (now is not None and now.activated != pending.node.activated):
-                del self._pending[message_id]
+                # It may have answered and left since the look for its answer.
+                if self._pull(message_id) or self._pending.pop(message_id, None) is None:
+                    continue
                 if pending.kind == MessageType.TRAIN:
                     self._on_lost(pending.node.key, "offline")
 
