@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from rich.console import Console
 
 from tests.federation.test_in_process import SETTINGS, Lab, lab  # noqa: F401 - a fixture
@@ -93,7 +94,8 @@ def test_a_simulation_equals_real_learners(
     tmp_path: Path,
     uri: str,
 ) -> None:
-    """The same settings with learners behind sockets give the same weights, to the bit."""
+    """Learners behind sockets, with the same settings and threads, give the same bits."""
+    torch.set_num_threads(1)  # as make() has it
     lab.contribute("left")
     lab.contribute("right")
     lab.run(monkeypatch, {**SMALL, "num-server-rounds": 3})
