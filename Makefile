@@ -101,6 +101,10 @@ test-processors: venv ## Run computing tests with the kernels of other processor
 COMPUTES = $(PYTEST) -n 2 -m "not slow and not guest" \
   tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
 
+.PHONY: test-newest-flower
+test-newest-flower: ## Run tests/flower with Flower's newest release, in a copy of this checkout
+	@.ci/test-newest-flower $(ARGS)
+
 .PHONY: test-recordings
 test-recordings: venv ## Check, convert and train on shapes of recordings (ZK0D_RECORDINGS=FOLDER adds yours)
 	$(BIN)/python -m tests.recordings $(ARGS)

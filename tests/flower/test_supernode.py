@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 
-import pytest
 from flwr.supernode import start_client_internal
 
-from zk0d.errors import UnavailableError
-from zk0d.flower import version
 from zk0d.flower.supernode import (
     FIRST_WAIT,
     IDLE_WAIT,
@@ -70,10 +67,3 @@ def test_other_waits_and_functions_pass() -> None:
     pacing.sleep(1.25)
     assert waited == [1.25]
     assert pacing.time() > 0
-
-
-def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert version.check_version().startswith("1.41.")
-    monkeypatch.setattr(version, "version", lambda _: "1.42.0")
-    with pytest.raises(UnavailableError, match=r"flwr 1\.42\.0 is installed"):
-        version.check_version()

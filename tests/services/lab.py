@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,12 @@ def nginx() -> str | None:
             capture_output=True,
         )
     return shutil.which("nginx", path="/usr/sbin:/usr/bin")
+
+
+#: Where the programs of each side are; other folders than ours for another Flower on one side.
+OURS = str(Path(sys.executable).parent)
+COORDINATORS = Path(os.environ.get("ZK0D_COORDINATORS_PROGRAMS", OURS))
+NODES = Path(os.environ.get("ZK0D_NODES_PROGRAMS", OURS))
 
 
 @dataclass
@@ -108,9 +114,10 @@ class Lab:
         told = NotifyListener(self.root / f"{name}.notify")
         more = {"WATCHDOG_USEC": str(int(watchdog * 1e6))} if watchdog else {}
         environment = child_environment(NOTIFY_SOCKET=str(told.path), HF_HUB_OFFLINE="1", **more)
+        programs = COORDINATORS if str(self.server_toml) in arguments else NODES
         child = Child(
             name,
-            [str(Path(sys.executable).parent / "zk0d"), *arguments],
+            [str(programs / "zk0d"), *arguments],
             environment,
             self.root / f"{name}.log",
             self.root,
@@ -165,7 +172,9 @@ class Lab:
         parent = psutil.Process(self.services[service].child.pid)
         return next(c for c in parent.children() if words in words_of(c))
 
-    def restart_superlink(self, *pairs: tuple[str, str]) -> None:
+    def restart_superlink(
+        self, *pairs: tuple[str, str], meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
         """Stop it, replace texts of ``server.toml``, and start it again."""
         service = self.services.pop("superlink")
         service.child.stop(20)
@@ -175,6 +184,7 @@ class Lab:
             assert text.count(old) == 1, (old, text)
             text = text.replace(old, new)
         self.server_toml.write_text(text)
+        meanwhile()
         self.start("superlink", "superlink", "--config", str(self.server_toml))
 
     def close(self) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.flower.test_schema import set_revision
 from tests.services.lab import Lab, lab, nginx, zk0bot
+from zk0d.flower.schema import is_of_newer_flower
 from zk0d.machine.keys import fingerprint
 
 pytestmark = [
@@ -142,5 +144,15 @@ def test_a_database_that_is_too_large_is_rebuilt_from_the_roster(running: Lab) -
     running.wait_for_status("superlink", "the database was too large")
     running.wait_for_status("superlink", "2 of 2 nodes online", 120)
     assert database.stat().st_ino != before
+    for name in NAMES:
+        running.wait_for_status(f"{name}-node", "online;", 120)
+
+
+def test_a_newer_flowers_database_is_rebuilt_from_the_roster(running: Lab) -> None:
+    """As after ``zk0d-release rollback``: Flower has no way back to an older schema."""
+    database = running.root / "superlink" / "superlink.db"
+    running.restart_superlink(meanwhile=lambda: set_revision(database, "0123456789ab"))
+    running.wait_for_status("superlink", "2 of 2 nodes online", 120)
+    assert not is_of_newer_flower(database)
     for name in NAMES:
         running.wait_for_status(f"{name}-node", "online;", 120)

@@ -10,9 +10,9 @@ import importlib
 import sys
 from typing import Any
 
-from zk0d.errors import UnavailableError, UsageError
+from zk0d.errors import UsageError
 from zk0d.flower.processes import serve
-from zk0d.flower.version import check_version
+from zk0d.flower.version import check_version, lacks
 
 
 def run_clientapp() -> None:
@@ -117,10 +117,7 @@ def _tell_if_foreign(bundle: bytes) -> None:
 def _replace(module: Any, **functions: Any) -> None:
     for name, function in functions.items():
         if not hasattr(module, name):
-            raise UnavailableError(
-                f"this Flower has no {name} in {module.__name__}; install 1.41 as zk0d's"
-                " constraints file says."
-            )
+            raise lacks(f"{name} in {module.__name__}")
         setattr(module, name, function)
 
 

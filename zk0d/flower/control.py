@@ -1,6 +1,6 @@
 """A SuperLink's Control API: nodes and runs.
 
-Flower 1.41 has no authentication there: it is on loopback only, and ours asks for a secret
+Flower has no authentication there: it is on loopback only, and ours asks for a secret
 (:mod:`zk0d.flower.superlink`).
 """
 

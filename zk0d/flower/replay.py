@@ -1,6 +1,6 @@
 """A node's signed request counts once.
 
-A SuperNode signs the time and nothing else, and Flower 1.41 takes a signature for five minutes:
+A SuperNode signs the time and nothing else, and Flower takes a signature for five minutes:
 a person with a request's headers could send other requests with them. Each request has its own
 signature, so the same node with the same time is a copy.
 """

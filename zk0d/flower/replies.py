@@ -1,6 +1,6 @@
 """A reply that the SuperLink has counts, though its node has left since.
 
-Flower 1.41 looks at a message's node before it looks for the reply: once a node is offline, its
+Flower looks at a message's node before it looks for the reply: once a node is offline, its
 replies that nobody has fetched yet are thrown away, and the ServerApp hears that the node is
 unavailable. A node that leaves after its update (a drain, a pause, a shutdown) would lose that
 update whenever the ServerApp's next look comes a moment later. Here such a node counts as present

@@ -1,6 +1,6 @@
 """Which SuperNode processes use a node's key.
 
-Flower 1.41 knows a node by its key alone. A second machine with the same key (a copied disk) is
+Flower knows a node by its key alone. A second machine with the same key (a copied disk) is
 refused while the first is online, in the words that a quick restart gets as well; after an outage
 both can be let in, and share the node's messages. So our SuperNodes name their process in each
 request, and the SuperLink notes which processes use a key and whether two do so side by side.

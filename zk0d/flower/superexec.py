@@ -17,10 +17,10 @@ from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from zk0d.errors import UnavailableError, UsageError
+from zk0d.errors import UsageError
 from zk0d.files import write_file
 from zk0d.flower.processes import App, Forks, FreshProcesses, Starter
-from zk0d.flower.version import check_version
+from zk0d.flower.version import check_version, lacks
 
 PULSE_VARIABLE = "ZK0D_PULSE_FILE"
 #: What each role runs: Flower's task type, and the verb of :mod:`zk0d.flower.apps`.
@@ -149,7 +149,7 @@ def install(role: str) -> InstalledApps:
     # The package's attribute of that name is the function in it.
     module = importlib.import_module("flwr.supercore.superexec.run_superexec")
     if not hasattr(module, "get_executor"):
-        raise UnavailableError("this Flower has no get_executor in its SuperExec; install 1.41.")
+        raise lacks("get_executor in its SuperExec")
     pulse = os.environ.pop(PULSE_VARIABLE, "")
     apps = InstalledApps(role, Path(pulse) if pulse else None)
     module.get_executor = lambda *_, **__: apps  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Flower's SuperLink with a lock on its Control API.
 
-Flower 1.41 does not authenticate there: every process that reaches the port, of any user of this
+Flower does not authenticate there: every process that reaches the port, of any user of this
 machine, could enrol nodes and start runs. Here only callers that know the coordinator's control
 secret get through; nodes (``/v1/fleet``) and SuperExecs (``/v1/runtime``) have Flower's own
 authentication. The seam is Flower's hook for extensions.
@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d.errors import ConfigError, UnavailableError
+from zk0d.errors import ConfigError
 from zk0d.flower.sessions import FILE_VARIABLE
-from zk0d.flower.version import check_version
+from zk0d.flower.version import check_version, lacks
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -89,7 +89,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     from zk0d.flower.sessions import SessionWatch
 
     if not hasattr(extensions, "get_middleware"):
-        raise UnavailableError("this Flower's SuperLink has no get_middleware; install 1.41.")
+        raise lacks("get_middleware in its SuperLink")
     before = extensions.get_middleware
     ours = [Middleware(ControlGuard, secret=secret)] if secret else []
     ours.append(Middleware(ReplayGuard))

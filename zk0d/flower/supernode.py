@@ -1,6 +1,6 @@
 """Flower's SuperNode: a shorter wait between its looks for work, a way to leave in between, a name.
 
-Flower 1.41 looks every 3 s, and every 0.5 s for an answer that is ready; both are numbers in its
+Flower looks every 3 s, and every 0.5 s for an answer that is ready; both are numbers in its
 loop. A trivial round spends most of its time there. Here the wait is short while a run is under way
 and grows to Flower's 3 s while nothing happens, so an idle node costs the coordinator no more than
 before. That wait is also the moment when no message is in work and no reply is left to send: a

@@ -19,6 +19,7 @@ from zk0d.federation.nodes import Node
 from zk0d.flower import commands
 from zk0d.flower.control import FINISHED, Control
 from zk0d.flower.logs import relay
+from zk0d.flower.schema import is_of_newer_flower
 from zk0d.flower.sessions import FILE_VARIABLE, read_uses
 from zk0d.machine.audit import AuditLog
 from zk0d.machine.certificates import Certificates, expiry_of, shown_expiry
@@ -115,6 +116,10 @@ class SuperlinkService(Service):
             control_secret=control_secret,
         )
         self._sessions.unlink(missing_ok=True)
+        if is_of_newer_flower(self._database.path):
+            log.warning("the database is a newer Flower's: rebuilt from the roster")
+            self._database.remove()
+            self._rebuilt.inc()
         self._child = Supervised(
             "flower-superlink",
             command.argv,
