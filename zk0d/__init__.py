@@ -2,3 +2,7 @@
 
 The packages and who may import whom are in ``docs/architecture.md``.
 """
+
+from zk0d.imports import be_lazy
+
+be_lazy()

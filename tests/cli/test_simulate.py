@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lerobot.policies import get_policy_class
+from lerobot.policies.factory import get_policy_class
 from typer.testing import CliRunner
 
 from tests.learning.damage import make_dataset

@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies import get_policy_class
+from lerobot.policies.factory import get_policy_class
 from typer.testing import CliRunner
 
 from tests.learning.damage import make_dataset

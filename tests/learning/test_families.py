@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 import zk0d

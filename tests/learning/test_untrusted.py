@@ -77,7 +77,7 @@ def test_a_hostile_model_is_refused(
 
 
 def test_lerobots_own_files_are_accepted(smolvla: LoadedPolicy, tmp_path: Path) -> None:
-    from lerobot.policies import make_pre_post_processors
+    from lerobot.policies.factory import make_pre_post_processors
 
     folder = saved(smolvla, tmp_path)
     for pipeline in make_pre_post_processors(smolvla.config, dataset_stats={}):

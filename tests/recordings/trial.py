@@ -25,7 +25,7 @@ def said_of(folder: Path) -> tuple[bool, str]:
 def loads_in_lerobot(checkpoint: Path) -> None:
     """LeRobot alone loads a checkpoint and acts on an observation."""
     from lerobot.configs import PreTrainedConfig
-    from lerobot.policies import get_policy_class, make_pre_post_processors
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     config = PreTrainedConfig.from_pretrained(checkpoint)
     config.device = "cpu"

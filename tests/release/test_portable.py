@@ -41,7 +41,7 @@ sys.modules["zk0d"] = None
 import json
 from pathlib import Path
 import torch
-from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 kind = json.loads((Path(sys.argv[1]) / "config.json").read_text())["type"]
 policy = get_policy_class(kind).from_pretrained(sys.argv[1])
 preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=sys.argv[1])

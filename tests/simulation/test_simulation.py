@@ -405,7 +405,7 @@ def test_training_alone_refuses_a_federations_settings(setting: dict[str, Any]) 
 @pytest.mark.parametrize("policy", FAMILIES)
 def test_a_checkpoint_loads_in_plain_lerobot(tmp_path: Path, uri: str, policy: str) -> None:
     import torch
-    from lerobot.policies import get_policy_class, make_pre_post_processors
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     node = VirtualNode(name="alone", dataset_uri=uri)
     settings = {"num-server-rounds": 1, "local-steps": 1, "policy": policy, "batch-size": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
-from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import safe_open
 
 from zk0d.config.cameras import camera_feature, camera_name
@@ -318,15 +319,17 @@ def _check_whole(
 
 
 def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
+    family(policy)  # LeRobot knows the configurations of the families that are loaded
     try:
-        config = PreTrainedConfig.from_pretrained(folder)
+        kind = json.loads((folder / CONFIG_FILE).read_bytes())["type"]
+        config = PreTrainedConfig.from_pretrained(folder) if kind == policy else None
     except Exception as error:  # draccus and the hub raise many kinds
         raise UnavailableError(
             f"{folder}: the model's config.json cannot be read ({type(error).__name__}).",
             reason="model_unavailable",
         ) from error
-    if config.type != policy:
-        raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{config.type}'.")
+    if config is None:
+        raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{kind}'.")
     if key := FAMILIES[policy].companion:
         named = getattr(config, key)
         # A checkpoint of ours carries it; LeRobot looks below the current folder.

@@ -190,7 +190,7 @@ def _lerobot(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[
         LeRobotDatasetMetadata,
         resolve_delta_timestamps,
     )
-    from lerobot.policies import get_policy_class, make_pre_post_processors
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from lerobot.scripts.lerobot_train import update_policy
     from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies import PreTrainedPolicy
 from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
 
 from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy
 

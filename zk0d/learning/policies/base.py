@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
-from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import NewLineTaskProcessorStep, TokenizerProcessorStep
 from lerobot.utils import IMAGENET_STATS
 from numpy.typing import NDArray
