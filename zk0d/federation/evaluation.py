@@ -84,7 +84,7 @@ class RunEvaluator:
             return None
         return Evaluation(loss=reply.loss, success=reply.success, datasets=reply.datasets)
 
-    def release(self, model: GlobalModel, summary: RunSummary, *, best: bool) -> None:
+    def release(self, model: GlobalModel, summary: RunSummary) -> None:
         """Have the weights after the summary's round written as a checkpoint."""
         payload, number = model.payload(), summary.round
         task = Release(
@@ -94,7 +94,6 @@ class RunEvaluator:
             base=payload.manifest.sha256,
             statistics=model.statistics,
             summary=summary,
-            best=best,
             keep=self._settings.release.keep_checkpoints,
         )
         try:

@@ -146,7 +146,7 @@ class Run:
         started, payload = self._evaluator.start()
         spec = started.spec
         weights = {name: array.copy() for name, array in payload.decode(consume=True)}
-        self._record(ModelReady(spec=spec, robot=started.robot))
+        self._record(ModelReady(spec=spec, robot=started.robot, start_from=started.start_from))
         self._outputs.model(spec)
         self._normalization.begin(self._gather(spec))
         self._model = GlobalModel(spec, self._normalization, weights, settings, journal.folder)
@@ -283,10 +283,5 @@ class Run:
 
     def _release(self, number: int) -> None:
         """Have the weights, which are those of round ``number``, written as a checkpoint."""
-        best = self._schedule().best
         whole = RunState.read(self._journal.folder)
-        self._evaluator.release(
-            self._model,
-            summary_of(whole, number, self._settings),
-            best=best is not None and best[0] == number,
-        )
+        self._evaluator.release(self._model, summary_of(whole, number, self._settings))

@@ -69,6 +69,7 @@ class ModelReady(AnyEvent):
     kind: Literal["model.ready"] = "model.ready"
     spec: PolicySpec
     robot: RobotDescription | None = None  #: of the held-out recordings
+    start_from: str = ""  #: the release that it begins with, RUN/ROUND; empty: the base model
 
 
 class StatisticsMerged(AnyEvent):

@@ -77,6 +77,7 @@ class RunState:
     phase: Phase = "starting"
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     spec: PolicySpec | None = None
+    start_from: str = ""  #: the release that it began with, RUN/ROUND
     statistics_sha256: str = ""
     statistics_groups: tuple[str, ...] = ()  #: that have their own
     began: float = 0.0  #: seconds since 1970
@@ -129,7 +130,7 @@ class RunState:
                 self.phase, self.message, self.open = "failed", event.message, None
                 self.interrupted = Reason.of(event.reason).interrupts
             case ModelReady():
-                self.spec = event.spec
+                self.spec, self.start_from = event.spec, event.start_from
                 self._meet(event.robot)
             case StatisticsMerged():
                 self.statistics_sha256 = event.sha256
