@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.record.lines import read_lines
 from tests.record.lines import write as note
 from zk0d.errors import ExitCode, TryAgainError
 from zk0d.record.events import NodeJoined, RoundCommitted, RunFinished
@@ -136,3 +138,21 @@ def test_a_full_disk_is_a_sentence(journal: Journal, monkeypatch: pytest.MonkeyP
 def test_json_files_are_whole(journal: Journal) -> None:
     journal.write_json("config.json", {"a": [1, 2]})
     assert json.loads((journal.folder / "config.json").read_text()) == {"a": [1, 2]}
+
+
+def test_a_line_that_a_full_disk_did_not_take_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run continues in the same program, and the next line must not be glued to half of it."""
+    journal = Journal(tmp_path, "7")
+    note(journal, "run.finished", rounds=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(TryAgainError, match="No space left"):
+            note(journal, "run.finished", rounds=2)
+    note(journal, "run.finished", rounds=3)
+    assert [line["rounds"] for line in read_lines(tmp_path)] == [1, 3]

@@ -74,7 +74,6 @@ def release(
         base=moved.manifest.sha256,
         statistics=statistics_of(evaluator),
         summary=told,
-        best=True,
         keep=1,
     )
     done, nothing = evaluator.run(task, moved, TaskControl())
@@ -163,8 +162,9 @@ def test_a_run_can_begin_from_a_release(evaluator: CoordinatorEvaluator) -> None
     _, first = evaluator.run(fresh, None, TaskControl())
     assert first is not None
     from_it = fresh.model_copy(update={"start_from": "latest"})
-    _, second = evaluator.run(from_it, None, TaskControl())
+    said, second = evaluator.run(from_it, None, TaskControl())
     assert second is not None
+    assert said.start_from == "7/1"  # type: ignore[attr-defined]
     before, after = first.arrays(), second.arrays()
     for name, array in before.items():
         torch.testing.assert_close(

@@ -227,9 +227,10 @@ def test_a_checkpoint_that_is_accepted_by_hand(checkpoint: Path, tmp_path: Path)
     card = checkpoint / "README.md"
     card.write_text(f"{card.read_text()}\n\n## Training Insights\n- none\n")
     releases = Releases(tmp_path)
-    assert releases.latest() is None
+    assert releases.rival("8") is None
     accept(checkpoint, "another dataset counts here", releases)
     assert (tmp_path / "latest").resolve() == checkpoint
+    assert releases.rival("8") is not None
     told = json.loads((checkpoint / "metrics.json").read_text())["gate"]
     assert told["accepted"] == "another dataset counts here"
     assert told["reasons"], "what the gate said"

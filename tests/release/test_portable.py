@@ -88,7 +88,6 @@ def released(evaluator: CoordinatorEvaluator, policy: str, model: str) -> Path:
         base=moved.manifest.sha256,
         statistics=statistics_of(evaluator),
         summary=summary(1.0, 0.5, settings=run.public()),
-        best=True,
         keep=1,
     )
     evaluator.run(task, moved, TaskControl())

@@ -66,6 +66,15 @@ def test_a_run_begins_once_enough_nodes_have_been_online_for_a_while() -> None:
     assert len(bench.coordinator.started) == 1, "one at a time"
 
 
+@pytest.mark.parametrize(("said", "start_from"), [({}, "latest-or-base"), ({"start-from": ""}, "")])
+def test_a_run_continues_from_the_last_release(said: dict[str, str], start_from: str) -> None:
+    bench = Bench(run=said)
+    bench.pass_(60)
+    (run,) = bench.coordinator.started
+    assert run.start_from == start_from
+    assert run.said()["start-from"] == start_from, "Flower is told"
+
+
 def test_a_leaving_node_restarts_the_wait() -> None:
     bench = Bench()
     bench.pass_(25)

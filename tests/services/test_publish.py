@@ -56,6 +56,7 @@ class Coordinator:
         settings: Mapping[str, Any] = {},
         *,
         passed: bool = True,
+        worse: bool = False,
         began: float = 0.0,
     ) -> Told:
         """A run that ended, with a checkpoint."""
@@ -76,6 +77,9 @@ class Coordinator:
             reasons=["it beats nothing"],
             seconds=1.0,
         )
+        if worse:  # the gate says no to one that was written later
+            facts = {"round": 2, "folder": "checkpoint_round_2", "passed": False}
+            note(told.journal, "checkpoint.written", **facts)
         note(told.journal, "run.finished", rounds=3, reason="rounds", best_round=3)
         return told
 
@@ -110,7 +114,7 @@ def coordinator(tmp_path: Path, hub: HubStandIn) -> Coordinator:
 
 
 def test_a_run_that_asks_is_pushed_once(coordinator: Coordinator, hub: HubStandIn) -> None:
-    coordinator.told("1", {"hf-repo-id": REPOSITORY})
+    coordinator.told("1", {"hf-repo-id": REPOSITORY}, worse=True)
     coordinator.told("2")
     done = coordinator.publish()
     assert done.returncode == 0, done.stderr

@@ -19,10 +19,10 @@ from pydantic import (
     field_validator,
 )
 
-from zk0d.config.base import Settings, wrong
+from zk0d.config.base import Scalar, Settings, wrong
 from zk0d.config.families import BUILT, FAMILIES
 from zk0d.config.names import Alias, Cameras, DatasetUriText, PolicyName
-from zk0d.config.run import RunSettings, RunTable, run_settings
+from zk0d.config.run import LATEST_OR_BASE, RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
 
 DEFAULT_CLIENT_CONFIG = Path("/etc/zk0d/client.toml")
@@ -352,6 +352,11 @@ class SuperlinkSettings(Settings):
     auto_resume: bool = Field(
         True, description="Resume an interrupted run by itself, for example after a reboot."
     )
+    wait_alert_minutes: Annotated[float, Field(ge=0.0)] = Field(
+        60.0,
+        description="Minutes that a run may wait, for nodes or a disk for example, before an alert"
+        " and a line of zk0bot status say so; 0: never.",
+    )
     database_limit_mib: PositiveFloat = Field(
         512.0, description="Between runs, rebuild a larger database from the roster."
     )
@@ -392,8 +397,15 @@ class AutorunSettings(Settings):
         10.0, description="Wait between a run's end and the next start; doubled after each failure."
     )
     run: RunTable = Field(
-        default_factory=dict, description="Settings of these runs, with the keys of a run."
+        default_factory=dict,
+        description="Settings of these runs, with the keys of a run. Their start-from is"
+        f" '{LATEST_OR_BASE}' unless it is given here.",
     )
+
+    @property
+    def run_table(self) -> dict[str, Scalar]:
+        """These runs' settings: each continues from the last release, unless they say otherwise."""
+        return {"start-from": LATEST_OR_BASE, **self.run}
 
 
 class PublishSettings(Settings):
@@ -505,7 +517,7 @@ class ServerSettings(Settings):
     def check_autorun(self, where: str) -> None:
         """The same of the run that begins by itself, if there is one."""
         if self.autorun is not None:
-            run = self.run_settings(self.autorun.run, where=f"{where}: autorun.run")
+            run = self.run_settings(self.autorun.run_table, where=f"{where}: autorun.run")
             self.check_run(run, where, "autorun.run.")
 
 

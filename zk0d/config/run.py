@@ -45,6 +45,9 @@ NormalizeBy = Literal["cohort", "robot-type", "node"]
 #: Updates that a rule needs, where one is not enough.
 LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 
+#: Where ``start-from`` begins with the latest release, and with the base model before the first.
+LATEST_OR_BASE = "latest-or-base"
+
 #: In place of a number that the policy's family decides.
 AUTO = "auto"
 
@@ -80,7 +83,9 @@ class RoundsSettings(Settings):
         " before 10 s; 0: never.",
     )
     node_wait: PositiveFloat = Field(
-        600.0, description="Seconds to wait for min-fit-clients nodes before the run gives up."
+        600.0,
+        description="Seconds that a simulation waits for min-fit-clients nodes before it fails; a"
+        " run with real nodes waits on.",
     )
 
 
@@ -252,7 +257,7 @@ class ReleaseSettings(Settings):
     )
     hf_repo_id: str = Field(
         "",
-        description="At the run's end push its last checkpoint, if it passed the gate, to this"
+        description="At the run's end push its newest checkpoint that passed the gate to this"
         " repository of the hub (user/name).",
     )
     hf_public: bool = Field(False, description="Make a new repository public instead of private.")
@@ -282,7 +287,8 @@ class RunSettings(FlatSettings):
     )
     start_from: str = Field(
         "",
-        description="Start with a release's weights: 'latest', or a run's name for its best.",
+        description="Start with a release's weights: 'latest', a run's name for its best, or"
+        " 'RUN/ROUND'; 'latest-or-base' is the base model until there is a release.",
     )
     resume: str = Field(
         "", description="Resume this run after its last committed round (zk0bot run --resume)."

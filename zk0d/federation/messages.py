@@ -148,6 +148,7 @@ class StartReply(Message):
 
     spec: PolicySpec
     robot: RobotDescription | None = Field(None, description="Of the held-out recordings.")
+    start_from: str = Field("", description="The release that they are of, as RUN/ROUND.")
 
 
 class Evaluate(Message):
@@ -192,7 +193,6 @@ class Release(Message):
     base: str
     statistics: RunStatistics
     summary: RunSummary
-    best: bool = Field(description="It is the run's best evaluation so far.")
     keep: PositiveInt = Field(description="Checkpoints of a run that stay, besides the best.")
 
 

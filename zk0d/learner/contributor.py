@@ -18,7 +18,7 @@ from zk0d.config.families import BUILT
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import NotFinite
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
@@ -30,6 +30,7 @@ from zk0d.learner.variates import OwnVariates
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.instructions import cut_instructions
+from zk0d.learning.layout import metadata_hash
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
@@ -70,6 +71,7 @@ class Contributor(Learner):
             torch.set_num_threads(settings.learner.cpu_threads)
         limit_gpu_memory(settings.learner.device, settings.limits.gpu_memory_share)
         self._recordings: dict[str, Recordings] = {}
+        self._hashes: dict[str, str] = {}  #: of the metadata of what is open
         self._prepared: Prepared | None = None
 
     def open(self) -> None:
@@ -107,7 +109,9 @@ class Contributor(Learner):
         release_gpu_memory()
 
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
+        self._check_hours()
         uri = self._uri(task.dataset_uri)
+        self._look_for_more(uri)
         data = self._prepare(task.spec, uri, control).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
@@ -231,7 +235,11 @@ class Contributor(Learner):
                     f" (limits.{key}).",
                     reason="limit_exceeded",
                 )
-        now = time.localtime()
+        self._check_hours()
+
+    def _check_hours(self) -> None:
+        """Refuse outside of the hours that the owner allows; the coordinator asks again."""
+        limits, now = self.settings.limits, time.localtime()
         if not limits.may_train_at(60 * now.tm_hour + now.tm_min):
             raise ConfigError(
                 f"this node trains at {limits.hours} only (limits.hours).", reason="outside_hours"
@@ -253,14 +261,32 @@ class Contributor(Learner):
 
     def _recordings_at(self, uri: str) -> Recordings:
         if uri not in self._recordings:
+            found = metadata_hash(uri)
             self._recordings[uri] = open_recordings(uri, cameras=self.settings.cameras)
+            self._hashes[uri] = found
         return self._recordings[uri]
+
+    def _look_for_more(self, uri: str) -> None:
+        """Open recordings again that changed since; those of before stay if that fails."""
+        if uri not in self._recordings:
+            return
+        try:
+            found = metadata_hash(uri)
+            if found == self._hashes[uri]:
+                return
+            opened = open_recordings(uri, cameras=self.settings.cameras)
+        except Zk0dError as error:  # somebody may be recording just now
+            log.warning("the recordings changed, the ones of before are used: %s", error.message)
+            return
+        before = len(self._recordings[uri].episodes)
+        log.info("%s: %d episodes now, %d before", uri, len(opened.episodes), before)
+        self._recordings[uri], self._hashes[uri] = opened, found
 
     def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
         key = (spec.model_dump_json(), uri)
         self._check_allowed(spec)
+        recordings = self._recordings_at(uri)
         if self._prepared is None or self._prepared.key != key:
-            recordings = self._recordings_at(uri)
             check_fit(recordings.summary, spec, uri, recordings.camera_map)
             # One policy at a time: a run has one, and two do not fit on a GPU.
             self._prepared = None
@@ -272,16 +298,28 @@ class Contributor(Learner):
                 device=learner.device,
                 precision=learner.precision,
             )
-            data = PreparedRecordings(
-                recordings,
-                policy,
-                learner.cache,
-                learner.max_bad_frames,
-                learner.holdout_episodes,
-                tell=control.tell,
-            )
+            data = self._read(recordings, policy, control)
             self._prepared = Prepared(key, policy, data, Moments(policy), Residual(), OwnVariates())
+        elif self._prepared.data.recordings is not recordings:
+            # They changed. What the run left here stays; frames of both do not fit in memory.
+            kept, self._prepared = self._prepared, None
+            del kept.data
+            kept.data = self._read(recordings, kept.policy, control)
+            self._prepared = kept
         return self._prepared
+
+    def _read(
+        self, recordings: Recordings, policy: LoadedPolicy, control: TaskControl
+    ) -> PreparedRecordings:
+        learner = self.settings.learner
+        return PreparedRecordings(
+            recordings,
+            policy,
+            learner.cache,
+            learner.max_bad_frames,
+            learner.holdout_episodes,
+            tell=control.tell,
+        )
 
 
 @dataclass

@@ -38,7 +38,7 @@ from zk0d.learning.robot import check_robot, group_of, merge_robots
 from zk0d.learning.spec import PolicySpec, RobotDescription, check_fit
 from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
-from zk0d.release.checkpoint import Releases, describe
+from zk0d.release.checkpoint import Releases, describe, name_of
 from zk0d.release.gate import judge
 from zk0d.simulators.calibration import calibrated
 from zk0d.simulators.task import Sector
@@ -137,26 +137,14 @@ class CoordinatorEvaluator(Learner):
             task.policy, task.model_name, task.seed, like, self.settings.models, self._revisions
         )
         policy = self._load(spec)
-        if task.start_from:
-            self._begin_from(task.start_from, policy)
+        folder = Releases.of(self.settings).find(task.start_from) if task.start_from else None
+        if folder is not None:
+            _begin_from(folder, policy)
         self._use(policy)
-        reply = StartReply(spec=policy.spec, robot=self._robot)
+        reply = StartReply(
+            spec=policy.spec, robot=self._robot, start_from=name_of(folder) if folder else ""
+        )
         return reply, Payload.of(policy.weights(), "weights")
-
-    def _begin_from(self, name: str, policy: LoadedPolicy) -> None:
-        """Take the trainable weights of a release, whose shapes must be the policy's."""
-        folder = Releases.of(self.settings).find(name)
-        found = load_file(folder / "model.safetensors")
-        for key, parameter in policy.trainable().items():
-            if key not in found or found[key].shape != parameter.shape:
-                raise ConfigError(
-                    f"start-from: {folder} does not fit model '{policy.spec.model_name}'"
-                    f" ({key} is missing or of another shape); take a release of the same model.",
-                    reason="model_mismatch",
-                )
-        with torch.no_grad():
-            for key, parameter in policy.trainable().items():
-                parameter.copy_(found[key])
 
     def _release(self, task: Release, payload: Payload) -> ReleaseReply:
         began = time.perf_counter()
@@ -166,7 +154,7 @@ class CoordinatorEvaluator(Learner):
         policy.load_weights(payload.arrays())
         releases = Releases.of(self.settings)
         folder = releases.checkpoint(task.run, task.round)
-        verdict = judge(task.summary, releases.latest())
+        verdict = judge(task.summary, releases.rival(task.run))
         licenses = {
             data.settings.name: license_of(layout.root, layout.info) or "not said"
             for data in self._datasets
@@ -177,7 +165,7 @@ class CoordinatorEvaluator(Learner):
         parent = {
             "model": task.spec.model_name,
             "sha256": task.spec.sha256 or "",
-            "start_from": str(task.summary.settings["start-from"]),
+            "start_from": task.summary.start_from,
         }
 
         def add_summary(draft: Path) -> None:
@@ -195,7 +183,7 @@ class CoordinatorEvaluator(Learner):
         write_checkpoint(
             policy, task.statistics, folder, add_summary, groups=task.statistics.groups
         )
-        releases.settle(folder, verdict, best=task.best)
+        releases.settle(folder, verdict)
         releases.prune(task.run, task.keep)
         return ReleaseReply(
             folder=folder.name,
@@ -295,3 +283,18 @@ class CoordinatorEvaluator(Learner):
             rollouts=rollouts.episodes if rollouts else 0,
             statistics=group if group in task.statistics.groups else "",
         )
+
+
+def _begin_from(folder: Path, policy: LoadedPolicy) -> None:
+    """Take the trainable weights of a release, whose shapes must be the policy's."""
+    found = load_file(folder / "model.safetensors")
+    for key, parameter in policy.trainable().items():
+        if key not in found or found[key].shape != parameter.shape:
+            raise ConfigError(
+                f"start-from: {folder} does not fit model '{policy.spec.model_name}'"
+                f" ({key} is missing or of another shape); take a release of the same model.",
+                reason="model_mismatch",
+            )
+    with torch.no_grad():
+        for key, parameter in policy.trainable().items():
+            parameter.copy_(found[key])

@@ -7,6 +7,7 @@ dataset is refused if its parts need not belong together. No torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -284,6 +285,29 @@ def read_layout(folder: Path, uri: str) -> Layout:
             " was broken off, or one of them was edited"
         )
     return layout
+
+
+def metadata_hash(uri: str) -> str:
+    """SHA-256 over a dataset's metadata: another one once an episode came, went or was edited.
+
+    Raises
+    ------
+    DataError
+        If it is not there, or a file cannot be read.
+    UnavailableError
+        If it is a dataset of the hub that was not fetched yet.
+    """
+    folder, whole = find(uri), hashlib.sha256()
+    try:
+        for path in visible((folder / INFO).parent.rglob("*")):
+            if path.is_file():
+                whole.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+                whole.update(hashlib.sha256(path.read_bytes()).digest())
+    except PermissionError as error:
+        raise forbidden(Path(error.filename), uri) from None
+    except OSError as error:
+        raise wrong(uri, f"its metadata cannot be read ({error})") from None
+    return whole.hexdigest()
 
 
 def is_there(path: Path, uri: str, is_kind: Callable[[Path], bool] = Path.is_file) -> bool:

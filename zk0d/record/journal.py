@@ -6,6 +6,7 @@ has its final name and the journal has its line; anything else is a draft that i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ from zk0d.record.events import EVENT, KINDS, AnyEvent, Event
 JOURNAL, CONFIG, STATISTICS = "journal.jsonl", "config.json", "statistics.json"
 WEIGHTS, MOMENTUM = "global.safetensors", "momentum.safetensors"
 CHECKSUMS = "checksums.json"
+#: A file in a run's folder by which a waiting run is asked to try at once.
+TRY_NOW = "try-now"
 
 
 class Journal:
@@ -67,12 +70,17 @@ class Journal:
         text = json.dumps(event.model_dump(), allow_nan=False) + "\n"
         path = self.folder / JOURNAL
         with disk(self.folder):
-            new = not path.exists()
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if new:
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # half a line, which the next would be glued to
+                    os.truncate(path, size)
+                raise
+            if not size:
                 sync_folder(self.folder)
         return event
 

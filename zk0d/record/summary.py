@@ -60,6 +60,7 @@ class RunSummary(Settings):
     refused: dict[str, NonNegativeInt]
     lost: NonNegativeInt
     notes: tuple[str, ...] = ()  #: what the schedule did, and why
+    start_from: str = ""  #: the release that the run began with, RUN/ROUND
 
     @property
     def comparable(self) -> dict[str, object]:
@@ -117,4 +118,5 @@ def summary_of(state: RunState, number: int, settings: RunSettings) -> RunSummar
         refused=dict(Counter(event.reason for event in state.refusals if event.round <= number)),
         lost=sum(len(event.lost) for event in events),
         notes=tuple(notes),
+        start_from=state.start_from,
     )

@@ -161,6 +161,7 @@ def _training(summary: RunSummary) -> str:
     rows = [
         ("Training Type", "federated"),
         ("Base Model", str(summary.settings["model-name"])),
+        *([("Started From", f"release {summary.start_from}")] if summary.start_from else []),
         ("Timestamp", summary.began),
         ("Version", ", ".join(f"{name} {v}" for name, v in summary.versions.items())),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
+from zk0d.config.run import LATEST_OR_BASE
 from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
 from zk0d.record.summary import RunSummary
@@ -21,13 +23,19 @@ from zk0d.release.gate import Verdict, judge
 
 METRICS, PROVENANCE, CARD = "metrics.json", "provenance.json", "README.md"
 WEIGHTS = "*.safetensors"
-LATEST, BEST = "latest", "best"
+#: The last release; a run's best; and the release of another run that was the latest before it.
+LATEST, BEST, BEFORE = "latest", "best", "before"
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Releases:
-    """The folder with one folder per run, and the link to the latest release."""
+    """The folder with one folder per run, and the link to the latest release.
+
+    A run has one candidate: of its checkpoints that passed the gate, the one with the lowest
+    held-out loss. They do not compete with each other before the gate, because two rounds of one
+    run seldom differ by more than the evaluation's spread.
+    """
 
     folder: Path
 
@@ -45,46 +53,84 @@ class Releases:
             raise ConfigError(f"run {run!r} is not a run's name.", reason="bad_message")
         return self.folder / run / f"checkpoint_round_{number}"
 
-    def latest(self) -> RunSummary | None:
-        """The summary of the latest release; ``None`` if there is none that can be read."""
-        try:
-            return read_summary(self.folder / LATEST)
-        except ConfigError:
-            return None
+    def rival(self, run: str) -> RunSummary | None:
+        """What a checkpoint of ``run`` must beat: the last release of another run.
 
-    def find(self, name: str) -> Path:
-        """The checkpoint that ``start-from`` means: ``latest``, or a run's best.
+        ``None`` if there is none that can be read.
+        """
+        latest = _summary(self.folder / LATEST)
+        if latest is not None and latest.run == run:
+            return _summary(self.folder / run / BEFORE)
+        return latest
+
+    def find(self, name: str) -> Path | None:
+        """The checkpoint that ``start-from`` means.
+
+        Parameters
+        ----------
+        name
+            ``latest``; a run's name for its best; ``RUN/ROUND`` for any that passed the gate or
+            was accepted by hand; or ``latest-or-base``.
+
+        Returns
+        -------
+        ``None`` if ``latest-or-base`` means the base model, because there is no release yet.
 
         Raises
         ------
         ConfigError
             If there is none.
         """
-        link = self.folder / LATEST if name == LATEST else self.checkpoint(name, 0).parent / BEST
-        if not (link / "model.safetensors").is_file():
+        run, _, number = name.partition("/")
+        if name in (LATEST, LATEST_OR_BASE):
+            folder = self.folder / LATEST
+        elif number:
+            folder = self.checkpoint(run, int(number) if number.isdecimal() else 0)
+        else:
+            folder = self.checkpoint(run, 0).parent / BEST
+        there = (folder / "model.safetensors").is_file()
+        if name == LATEST_OR_BASE and not there:
+            return None
+        if not there or (number and not _is_released(folder)):
             raise ConfigError(
                 f"start-from: there is no release '{name}' in {self.folder}; it must have passed"
                 " the gate (zk0bot release list).",
                 reason="no_release",
             )
-        return link.resolve()
+        return folder.resolve()
 
-    def settle(self, folder: Path, verdict: Verdict, *, best: bool) -> None:
-        """Point ``latest`` and the run's ``best`` to a checkpoint that passed the gate."""
+    def settle(self, folder: Path, verdict: Verdict) -> None:
+        """Point ``latest`` and the run's ``best`` to a checkpoint that passed the gate.
+
+        They stay if a checkpoint of the same run that passed has a lower loss.
+        """
         if not verdict.passed:
             return
-        try:
-            point(self.folder / LATEST, folder)
-            if best:
-                point(folder.parent / BEST, folder)
-        except OSError as error:
-            what = f"{self.folder}: no link to the checkpoint can be written"
-            raise not_written(what, error) from None
+        best = folder.parent / BEST
+        if best.resolve() != folder.resolve() and _loss(best) < _loss(folder):
+            return
+        point_to(best, folder)
+        self.make_latest(folder)
+
+    def make_latest(self, folder: Path) -> None:
+        """Point ``latest`` to a checkpoint, and remember which other run's it was before.
+
+        Raises
+        ------
+        TryAgainError
+            If no link can be written.
+        """
+        latest = self.folder / LATEST
+        before = latest.resolve()
+        if before.parent != folder.resolve().parent and before.is_dir():
+            point_to(folder.resolve().parent / BEFORE, before)
+        point_to(latest, folder)
 
     def prune(self, run: str, keep: int) -> None:
         """Delete the run's oldest checkpoints beyond ``keep``; what a link names stays."""
         home = self.folder / run
-        named = {(home / BEST).resolve(), (self.folder / LATEST).resolve()}
+        links = [home / BEST, self.folder / LATEST, *self.folder.glob(f"*/{BEFORE}")]
+        named = {link.resolve() for link in links}
         found = sorted(home.glob("checkpoint_round_*"), key=_round_of)
         for path in found[: max(0, len(found) - keep)]:
             if path.resolve() not in named:
@@ -154,11 +200,26 @@ def accept(folder: Path, because: str, releases: Releases) -> None:
         marked = text.replace("\n\n## Training Insights", f"{said}\n## Training Insights", 1)
         write_file(card, marked if marked != text else text + said)
         write_file(metrics, json.dumps(content, indent=1) + "\n")
-        point(releases.folder / LATEST, folder)
+        releases.make_latest(folder)
     except OSError as error:
         raise TryAgainError(
             f"{folder}: cannot be written ({error.strerror or error}); are you root?"
         ) from None
+
+
+def point_to(link: Path, folder: Path) -> None:
+    """Make a link to a checkpoint.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    try:
+        point(link, folder)
+    except OSError as error:
+        what = f"{link}: no link to the checkpoint can be written"
+        raise not_written(what, error) from None
 
 
 def read_summary(folder: Path) -> RunSummary:
@@ -179,6 +240,30 @@ def read_summary(folder: Path) -> RunSummary:
             " folder."
         ) from None
     return RunSummary.parse(content, where=str(path))
+
+
+def _summary(folder: Path) -> RunSummary | None:
+    try:
+        return read_summary(folder)
+    except ConfigError:
+        return None
+
+
+def _loss(folder: Path) -> float:
+    """Held-out loss of a checkpoint's own round; infinity if it is not known."""
+    summary = _summary(folder)
+    points = {point.round: point.loss for point in summary.evaluations} if summary else {}
+    loss = points.get(summary.round) if summary else None
+    return math.inf if loss is None else loss
+
+
+def _is_released(folder: Path) -> bool:
+    """Whether a checkpoint passed the gate, or was accepted in spite of it."""
+    try:
+        gate = json.loads((folder / METRICS).read_text(encoding="utf-8"))["gate"]
+        return bool(gate["passed"] or gate.get("accepted"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def tensors_of(file: Path) -> dict[str, str]:
@@ -251,6 +336,11 @@ def code_sha256() -> str:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def name_of(folder: Path) -> str:
+    """A checkpoint's name for ``start-from``: ``RUN/ROUND``."""
+    return f"{folder.parent.name}/{_round_of(folder)}"
 
 
 def _round_of(path: Path) -> int:

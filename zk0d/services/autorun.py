@@ -43,7 +43,7 @@ class Autorun:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
-        self._run = run_settings(settings.run, where="autorun.run")
+        self._run = run_settings(settings.run_table, where="autorun.run")
         self._runs = runs
         self._clock = clock
         self._check = check

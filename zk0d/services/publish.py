@@ -112,13 +112,13 @@ def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSetting
 def _checkpoint(
     events: list[Event], settings: RunSettings, sent: Sent, server: ServerSettings
 ) -> bool:
-    """Push a finished run's last checkpoint, if it passed the gate."""
+    """Push a finished run's newest checkpoint that passed the gate: the best one comes last."""
     if "pushed" in sent.facts or not isinstance(events[-1], RunFinished):
         return False
     written = [event for event in events if isinstance(event, CheckpointWritten)]
     if not written:
         return False  # the journal says why
-    last = written[-1]
+    last = next((each for each in reversed(written) if each.passed), written[-1])
     folder = Releases.of(server).checkpoint(last.run, last.round)
     why = ""
     if settings.rounds.num_server_rounds < settings.release.checkpoint_interval:
