@@ -95,9 +95,9 @@ class Waiting:
         last = self._now
         if last is None or (reasons and Reason.of(last.reason) not in reasons):
             return
+        self._record(RunContinued(reason=last.reason, seconds=max(0.0, time.time() - last.since)))
         self._now = None
         log.info("zk0d: the run continues")
-        self._record(RunContinued(reason=last.reason, seconds=max(0.0, time.time() - last.since)))
 
     def rest(self, seconds: float, ends: Callable[[], bool] = lambda: False) -> None:
         """Let a pause pass, unless ``ends`` or somebody asks for a try at once."""
