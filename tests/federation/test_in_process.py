@@ -163,7 +163,10 @@ class Lab:
         )
         monkeypatch.setenv(CONFIG_VARIABLE, str(config))
         flat = run_settings({**SETTINGS, **settings}).to_flat()
-        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
+        alone = {server_app.CLOSED: True}  # nobody else can come
+        context = Context(
+            run_id=1, node_id=1, node_config=alone, state=RecordDict(), run_config=flat
+        )
         try:
             with pytest.raises(fails) if fails else nullcontext():
                 server_app.app(DirectGrid(self.sockets), context)

@@ -49,6 +49,7 @@ LOSSES = {f"zk0d_policy_loss_best{LINK}": "0.2x60"}
 STATES = {**RUNNING, f"zk0d_last_round_committed_timestamp_seconds{LINK}": "60x300"}
 NODE = 'node="left"'
 CLIENT = 'instance="node", job="zk0d-client", node="left"'
+WAITS = {f'zk0d_run_waiting_since_timestamp_seconds{LINK[:-1]}, reason="too_few_nodes"}}': "60x200"}
 DISK = '{instance="link", holds="runs"}'
 
 CASES = [
@@ -187,28 +188,34 @@ CASES = [
         250,
     ),
     fires(
-        "Zk0dQuorumNotReached",
-        {**RUNNING, 'zk0d_nodes{state="online"}': "1x60", "zk0d_quorum_nodes": "2x60"},
-        10,
-        severity="critical",
-    ),
-    fires(
-        "Zk0dQuorumNotReached",
-        {**RUNNING, 'zk0d_nodes{state="online"}': "0x60", "zk0d_quorum_nodes": "2x60"},
-        10,
-        severity="critical",
+        "Zk0dRunWaiting",
+        {**WAITS, f"zk0d_run_wait_alert_seconds{LINK}": "3600x200"},
+        70,
+        severity="warning",
+        reason="too_few_nodes",
+        instance="link",
+        job="zk0d-server",
     ),
     silent(
-        "Zk0dQuorumNotReached",
-        "enough are there",
-        {**RUNNING, 'zk0d_nodes{state="online"}': "2x60", "zk0d_quorum_nodes": "2x60"},
-        30,
+        "Zk0dRunWaiting",
+        "it has not waited for so long",
+        {**WAITS, f"zk0d_run_wait_alert_seconds{LINK}": "7200x200"},
+        70,
     ),
     silent(
-        "Zk0dQuorumNotReached",
-        "no nodes exist and no run needs any",
-        {**ENDED, 'zk0d_nodes{state="online"}': "0x60", "zk0d_quorum_nodes": "0x60"},
-        30,
+        "Zk0dRunWaiting",
+        "the operator wants none",
+        {**WAITS, f"zk0d_run_wait_alert_seconds{LINK}": "0x200"},
+        190,
+    ),
+    silent(
+        "Zk0dRunWaiting",
+        "it does not wait",
+        {
+            f'zk0d_run_waiting_since_timestamp_seconds{LINK[:-1]}, reason=""}}': "0x200",
+            f"zk0d_run_wait_alert_seconds{LINK}": "60x200",
+        },
+        190,
     ),
     fires(
         "Zk0dRoundFailed",

@@ -20,7 +20,6 @@ ELSEWHERE = {
     "rounds",
     "run_failed",
     "simulator_missing",
-    "too_few_nodes",
     "torn_weights",
 }
 
@@ -43,8 +42,15 @@ def test_an_invented_reason_counts_as_other_and_leaves() -> None:
         Reason.LEARNER_BUSY,
         Reason.LEARNER_GONE,
         Reason.LEARNER_SILENT,
+        Reason.OUTSIDE_HOURS,
     }
-    assert all(reason.passes for reason in Reason if reason.interrupts)
+
+
+def test_what_a_run_waits_for_passes_and_a_mistake_does_not() -> None:
+    of_a_run = {Reason.TOO_FEW_NODES, Reason.ROUNDS_FAILED, Reason.INTERRUPTED}
+    assert {reason for reason in Reason if reason.waits and not reason.passes} == of_a_run
+    for reason in ("config_error", "model_mismatch", "bug", "forbidden", "made-up"):
+        assert not Reason.of(reason).waits
 
 
 def test_the_table_in_the_documentation_is_made_from_them() -> None:

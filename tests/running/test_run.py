@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.cli.build import build_fab_from_files
 
+from tests.processes import wait_until
 from tests.record.lines import read_lines
 from tests.running.conftest import FIRST_RUN, OWN_RUN, ROUNDS, Ran
 from tests.running.lab import TINY, finished, flwr_run, zk0bot_run
@@ -20,7 +22,7 @@ from zk0d.demo.federation import Federation
 from zk0d.errors import Zk0dError
 from zk0d.flower.bundle import CLIENT_APP, SERVER_APP, bundle_toml
 from zk0d.flower.control import COMPLETED, Control
-from zk0d.record.journal import committed_rounds
+from zk0d.record.journal import TRY_NOW, committed_rounds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("running")]
 
@@ -100,17 +102,19 @@ def test_a_bundles_code_never_runs(running: Federation, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_says_why(running: Federation) -> None:
-    settings = RunSettings.parse({**TINY, "model-name": "nobody/nothing"}, where="test")
+    settings = RunSettings.parse({**TINY, "model-name": "nothing"}, where="test")
     run_id = running.start_run(settings)
     state = finished(running, run_id)
-    with pytest.raises(Zk0dError, match="could not be fetched from the hub"):
+    with pytest.raises(Zk0dError, match="'nothing' is not known here"):
         running.raise_if_failed(state)
     last = list(read_lines(running.layout.runs / str(run_id)))[-1]
     assert last["kind"] == "run.failed"
-    assert last["reason"] == "hub_unreachable"
+    assert last["reason"] == "model_unavailable"
 
 
-def test_a_full_disk_ends_the_run_and_keeps_committed_rounds(running: Federation) -> None:
+def test_a_run_waits_while_the_disk_is_full_and_keeps_committed_rounds(
+    running: Federation,
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     runs = running.layout.runs
@@ -125,16 +129,23 @@ def test_a_full_disk_ends_the_run_and_keeps_committed_rounds(running: Federation
             {**TINY, "num-server-rounds": 6, "keep-rounds": 9}, where="test"
         )
         run_id = running.start_run(settings)
-        state = finished(running, run_id)
-        with pytest.raises(Zk0dError, match="No space left on device"):
-            running.raise_if_failed(state)
         folder = runs / str(run_id)
+
+        def told(kind: str) -> list[dict[str, Any]]:
+            return [line for line in read_lines(folder) if line["kind"] == kind]
+
+        wait_until(lambda: bool(told("run.waiting")), "a full disk", 180, running.children)
+        assert {line["reason"] for line in told("run.waiting")} == {"disk_full"}
+        assert "No space left on device" in told("run.waiting")[0]["message"]
         kept = committed_rounds(folder)
         assert kept == list(range(len(kept)))
         assert kept, "what was committed is there"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(runs)], check=True)
+        (folder / TRY_NOW).touch()
+        assert finished(running, run_id).outcome == COMPLETED
+        assert [line["round"] for line in told("round.committed")] == list(range(7))
+        assert committed_rounds(folder) == list(range(7))
         assert not list((folder / "rounds").glob(".*")), "and nothing half-written"
-        committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
-        assert [line["round"] for line in committed] in (kept, kept[:-1])
     finally:
         subprocess.run(["umount", str(runs)], check=True)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zk0d.config.machine import ServerSettings
     from zk0d.flower.control import Control
     from zk0d.record.events import Event
+    from zk0d.record.state import RunState
 
 LOOK_SECONDS = 0.5
 RUN_SETTINGS = "run settings"
@@ -69,7 +70,8 @@ def run(
     if not resume:
         _check(values, folder, elsewhere=bool(superlink))
     with control(folder, superlink, ca, secret) as link:
-        number = link.start_run(settings)
+        number = _at_work(link, folder, resume) if resume else 0
+        number = number or link.start_run(settings)
         typer.echo(number)
         changed = {"resume": resume} if resume else values
         note(folder, "run.requested", run=str(number), settings=changed)
@@ -89,6 +91,45 @@ def _check(values: dict[str, Any], folder: Path, *, elsewhere: bool) -> None:
     else:
         server = coordinator(folder)
         server.check_run(server.run_settings(values), RUN_SETTINGS)
+
+
+def known_run(folder: Path, run: str) -> RunState | None:
+    """A run's state by its journal; ``None`` if it is not here, or this user may not read it."""
+    from zk0d.record.state import RunState
+
+    try:
+        state = RunState.read(coordinator(folder).runs / run)
+    except PermissionError:
+        return None
+    return state if state.run and state.phase != "starting" else None
+
+
+def _at_work(link: Control, folder: Path, run: str) -> int:
+    """Flower's number of a run that waits, asked to try at once; 0 if no ServerApp works on it.
+
+    Raises
+    ------
+    UsageError
+        If it is under way: two ServerApps must not write one journal.
+    """
+    from zk0d.errors import UsageError, not_written
+    from zk0d.files import write_file
+    from zk0d.flower.control import FINISHED
+    from zk0d.record.journal import TRY_NOW
+
+    state = known_run(folder, run)
+    working = {str(each.run_id) for each in link.runs() if each.status != FINISHED}
+    if state is None or state.flower not in working:
+        return 0
+    if state.waiting is None:
+        raise UsageError(f"run {run} is under way; there is nothing to resume.")
+    home = coordinator(folder).runs / run
+    try:
+        write_file(home / TRY_NOW, "")
+    except OSError as error:
+        raise not_written(f"{home}: the run cannot be asked to try", error) from None
+    typer.echo(f"run {run} waits and tries at once: {state.waiting.message}", err=True)
+    return int(state.flower)
 
 
 def control(folder: Path, superlink: str, ca: Path | None, secret: Path | None) -> Control:
@@ -147,6 +188,8 @@ def _show(event: Event) -> None:
         NodeRefused,
         RoundCommitted,
         RoundFailed,
+        RunContinued,
+        RunWaiting,
         UpdateRefused,
     )
 
@@ -164,3 +207,7 @@ def _show(event: Event) -> None:
             typer.echo(f"{event.node} cannot train: {event.message}")
         case RoundFailed():
             typer.echo(f"round {event.round} failed: {event.message}")
+        case RunWaiting():
+            typer.echo(f"the run waits: {event.message}; it continues {event.until}")
+        case RunContinued():
+            typer.echo("the run continues")

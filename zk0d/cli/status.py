@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +52,10 @@ def _print(content: dict[str, Any]) -> None:
     run = content["run"]
     if run:
         typer.echo(f"\nrun {run['run']}: {run['state']}, round {run['round']} of {run['rounds']}")
+        if waiting := run.get("waiting"):
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(waiting["since"]))
+            typer.echo(f"  waits since {since}: {waiting['for']}")
+            typer.echo(f"  continues {waiting['until']}")
         if run.get("policy_loss") is not None:
             typer.echo(f"  policy loss {run['policy_loss']:.4f} on held-out recordings")
         if run.get("agreement") is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zk0d.cli import verbs
-from zk0d.cli.run import Ca, Secret, Superlink
+from zk0d.cli.run import Ca, Secret, Superlink, coordinator
 from zk0d.machine import units
 
 
@@ -20,21 +18,22 @@ def stop(
     secret: Secret = None,
     folder: verbs.Folder = units.CONFIG_FOLDER,
 ) -> None:
-    """Stop a run on this coordinator; every committed round stays."""
-    from zk0d.cli.run import control
+    """Stop a run on this coordinator, also one that waits; every committed round stays."""
+    from zk0d.cli.run import control, known_run
+    from zk0d.flower.control import FINISHED
     from zk0d.machine.audit import note
+    from zk0d.record.events import RunStopped
+    from zk0d.record.journal import Journal
 
     with control(folder, superlink, ca, secret) as link:
-        link.stop_run(_flowers(folder, run))
+        state = known_run(folder, str(run))
+        flowers = int(state.flower) if state else run
+        ended = any(each.run_id == flowers and each.status == FINISHED for each in link.runs())
+        if ended and state and (state.goes_on or state.interrupted):
+            # It waits to be resumed, and Flower has nothing to stop.
+            home = coordinator(folder).runs / str(run)
+            Journal(home, str(run)).write(RunStopped())
+        else:
+            link.stop_run(flowers)
         typer.echo(f"run {run} is stopped")
         note(folder, "stop.requested", run=str(run))
-
-
-def _flowers(folder: Path, run: int) -> int:
-    """Flower's number of the run now: a resumed run has another number there."""
-    from zk0d.cli.run import coordinator
-    from zk0d.record.state import RunState
-
-    with contextlib.suppress(PermissionError):
-        return int(RunState.read(coordinator(folder).runs / str(run)).flower)
-    return run

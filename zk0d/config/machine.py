@@ -352,6 +352,11 @@ class SuperlinkSettings(Settings):
     auto_resume: bool = Field(
         True, description="Resume an interrupted run by itself, for example after a reboot."
     )
+    wait_alert_minutes: Annotated[float, Field(ge=0.0)] = Field(
+        60.0,
+        description="Minutes that a run may wait, for nodes or a disk for example, before an alert"
+        " and a line of zk0bot status say so; 0: never.",
+    )
     database_limit_mib: PositiveFloat = Field(
         512.0, description="Between runs, rebuild a larger database from the roster."
     )

@@ -83,7 +83,9 @@ class RoundsSettings(Settings):
         " before 10 s; 0: never.",
     )
     node_wait: PositiveFloat = Field(
-        600.0, description="Seconds to wait for min-fit-clients nodes before the run gives up."
+        600.0,
+        description="Seconds that a simulation waits for min-fit-clients nodes before it fails; a"
+        " run with real nodes waits on.",
     )
 
 

@@ -23,6 +23,7 @@ from zk0d.record.events import (
     RoundCommitted,
     RoundFailed,
     RoundStarted,
+    RunWaiting,
     UpdateRefused,
 )
 from zk0d.record.state import RunState
@@ -57,6 +58,8 @@ class RoundsView:
                 self.notices += event.notices
             case NodeLost():
                 self.notices.append(f"{event.node}: lost ({event.reason})")
+            case RunWaiting():
+                self.notices.append(f"the run waits: {event.message}; it continues {event.until}")
             case RoundFailed() | EvaluationFailed():
                 self.notices.append(event.message)
             case _:

@@ -89,6 +89,7 @@ class RoundAnswers:
         self.sent = clock()
         self._weights_norm = weights_norm
         self._nodes = nodes
+        self.nodes = frozenset(nodes)  #: keys of those that were asked
         self._settings = settings
         self._cohort = cohort
         self._spool = spool

@@ -46,6 +46,14 @@ class _Delay:
     error: Zk0dError
 
 
+@dataclass
+class _LeftOut:
+    """A node that refused for a reason that stays, until it restarts."""
+
+    error: Zk0dError
+    activated: float  #: when its session began
+
+
 class Cohort:
     """The nodes of a run and the messages that are on their way.
 
@@ -97,10 +105,16 @@ class Cohort:
         self._mixed_units = mixed_units
         self._pending: dict[str, _Pending] = {}
         self._names: dict[str, str] = {}
-        self._left_out: dict[str, Zk0dError] = {}  # why, by key
+        self._left_out: dict[str, _LeftOut] = {}  # by key
         self._delays: dict[str, _Delay] = {}
         self._last_look = self._last_presence = float("-inf")
         self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
+
+    @property
+    def preparing(self) -> list[str]:
+        """Names of the nodes that were asked whether they can train and have not answered."""
+        asked = [p.node for p in self._pending.values() if p.kind == MessageType.QUERY]
+        return sorted(self._names.get(node.key, node.name) for node in asked)
 
     @property
     def waits(self) -> bool:
@@ -119,15 +133,21 @@ class Cohort:
     def refusals(self) -> dict[str, Zk0dError]:
         """Why nodes cannot train: now, or in this run at all; by name."""
         passing = {key: delay.error for key, delay in self._delays.items()}
-        return self.named({**passing, **self._left_out})
+        lasting = {key: each.error for key, each in self._left_out.items()}
+        return self.named({**passing, **lasting})
 
     def left(self) -> list[str]:
         """Keys of the nodes that are online and may yet have a part in this run."""
         return [
             key
             for key, node in nodes_of(self._grid).items()
-            if node.online and key not in self._left_out
+            if node.online and not self._is_left_out(node)
         ]
+
+    def _is_left_out(self, node: Node) -> bool:
+        """Whether it is not asked: it refused for a reason that stays, and is what it was."""
+        left_out = self._left_out.get(node.key)
+        return left_out is not None and left_out.activated == node.activated
 
     def ready(self) -> list[Node]:
         """The nodes that can train and are online, by name."""
@@ -146,7 +166,8 @@ class Cohort:
             for key, node in sorted(nodes_of(self._grid).items())
             if node.online
             and key not in self.members
-            and key not in asked | self._left_out.keys()
+            and key not in asked
+            and not self._is_left_out(node)
             and (key not in self._delays or self._clock() >= self._delays[key].until)
         ]
         if newcomers:
@@ -201,9 +222,10 @@ class Cohort:
                 del self._pending[message_id]
 
     def leave_out(self, key: str, error: Zk0dError) -> None:
-        """A node that refuses for a reason that stays is not asked again in this run."""
+        """A node that refuses for a reason that stays is not asked again until it restarts."""
         self._record(NodeLeftOut(node=self.name(key), reason=error.reason))
-        self._left_out[key] = error
+        node = nodes_of(self._grid).get(key)
+        self._left_out[key] = _LeftOut(error, node.activated if node else 0.0)
         self.members.pop(key, None)
 
     def requery_unavailable(self, refused: dict[str, str]) -> None:
@@ -221,19 +243,22 @@ class Cohort:
             reply, _ = from_record(content(answer), QueryReply)
             notices = self._compare(node, reply)
         except Zk0dError as error:
-            self._record(
-                NodeRefused(
-                    node=node.name, key=node.key, reason=error.reason, message=error.message
+            last = self._delays.get(node.key)
+            said = (last.error.reason, last.error.message) if last else None
+            if said != (error.reason, error.message):  # a node may say the same for weeks
+                self._record(
+                    NodeRefused(
+                        node=node.name, key=node.key, reason=error.reason, message=error.message
+                    )
                 )
-            )
             if Reason.of(error.reason).passes:
-                last = self._delays.get(node.key)
                 seconds = min(2 * last.seconds, ASK_AGAIN[1]) if last else ASK_AGAIN[0]
                 self._delays[node.key] = _Delay(self._clock() + seconds, seconds, error)
             else:
                 self.leave_out(node.key, error)
             return
         self._delays.pop(node.key, None)
+        self._left_out.pop(node.key, None)
         self.members[node.key] = reply
         others = {name for key, name in self._names.items() if key != node.key}
         name = self._former_names.get(node.key, reply.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from zk0d.config.run import RunSettings
@@ -11,6 +10,7 @@ from zk0d.federation.learner_client import Evaluator, LearnerError
 from zk0d.federation.messages import Evaluate, Release, Start, StartReply
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.update import Payload
+from zk0d.federation.waiting import SHORT_PAUSES, Waiting, pause
 from zk0d.record.events import (
     AnyEvent,
     CheckpointFailed,
@@ -18,15 +18,20 @@ from zk0d.record.events import (
     Evaluation,
     EvaluationFailed,
 )
-from zk0d.record.reasons import Reason
+from zk0d.record.reasons import Effect, Reason
 from zk0d.record.summary import RunSummary
-
-#: Reasons of a learner that its service restarts.
-RESTARTS = (Reason.GPU_FAILED, Reason.LEARNER_GONE)
 
 
 class RunEvaluator:
-    """The evaluator, asked for one run. Its failures are events; a round counts without it."""
+    """The evaluator, asked for one run.
+
+    One that is away is waited for. Its other failures are events; a round counts without it.
+
+    Parameters
+    ----------
+    closed
+        Whether the run gives up instead, as in a simulation, where nobody restarts it.
+    """
 
     def __init__(
         self,
@@ -34,32 +39,46 @@ class RunEvaluator:
         settings: RunSettings,
         run: str,
         record: Callable[[AnyEvent], object],
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        waiting: Waiting,
+        *,
+        closed: bool = False,
     ) -> None:
         self._evaluator = evaluator
         self._settings = settings
         self._run = run
         self._record = record
-        self._clock = clock
-        self._sleep = sleep
+        self._waiting = waiting
+        self._closed = closed
 
     def start(self) -> tuple[StartReply, Payload]:
-        """The policy's shape and first weights; waits for an evaluator that restarts."""
+        """The policy's shape and first weights; waits while the evaluator cannot give them."""
         task = Start(
             policy=self._settings.policy,
             model_name=self._settings.model_name,
             seed=self._settings.seed,
             start_from=self._settings.start_from,
         )
-        deadline = self._clock() + self._settings.rounds.node_wait
+        return self._patiently(lambda: self._evaluator.start(task), lambda reason: reason.waits)
+
+    def _patiently[R](self, ask: Callable[[], R], passes: Callable[[Reason], bool]) -> R:
+        """What the evaluator answers, asked again while what it refuses for ``passes``."""
+        tries, waits_for = 0, []
         while True:
             try:
-                return self._evaluator.start(task)
+                answer = ask()
             except LearnerError as error:
-                if error.reason not in RESTARTS or self._clock() > deadline:
+                if self._closed or not passes(Reason.of(error.reason)):
                     raise
-                self._sleep(1.0)
+                seconds = pause(tries, SHORT_PAUSES)
+                if tries:  # it may just have been restarted
+                    self._waiting.for_error(error, seconds)
+                    waits_for.append(Reason.of(error.reason))
+                self._waiting.rest(seconds)
+                tries += 1
+            else:
+                if waits_for:
+                    self._waiting.over(waits_for[-1])
+                return answer
 
     def evaluate(self, model: GlobalModel, number: int) -> Evaluation | None:
         """Seeded evaluation of the weights after round ``number``; ``None`` if it is not due."""
@@ -78,7 +97,7 @@ class RunEvaluator:
             seed=settings.seed,
         )
         try:
-            reply = self._evaluator.evaluate(task, payload)
+            reply = self._patiently(lambda: self._evaluator.evaluate(task, payload), _is_away)
         except Zk0dError as error:
             self._record(EvaluationFailed(round=number, reason=error.reason, message=error.message))
             return None
@@ -97,7 +116,7 @@ class RunEvaluator:
             keep=self._settings.release.keep_checkpoints,
         )
         try:
-            reply = self._evaluator.release(task, payload)
+            reply = self._patiently(lambda: self._evaluator.release(task, payload), _is_away)
         except Zk0dError as error:
             self._record(CheckpointFailed(round=number, reason=error.reason, message=error.message))
             return
@@ -110,3 +129,7 @@ class RunEvaluator:
                 seconds=reply.seconds,
             )
         )
+
+
+def _is_away(reason: Reason) -> bool:
+    return reason.waits and reason.effect is Effect.AWAY

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -19,7 +19,7 @@ from zk0d.config.run import RunSettings
 from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
-from zk0d.federation.cohort import Cohort
+from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
 from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Query, QueryReply, Train
 from zk0d.federation.model import GlobalModel
@@ -28,6 +28,7 @@ from zk0d.federation.normalization import Normalization
 from zk0d.federation.schedule import RoundPlan
 from zk0d.federation.spool import Spool
 from zk0d.federation.update import Manifest
+from zk0d.federation.waiting import SAY_AFTER, Waiting
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import AnyEvent, RoundFailed, RoundStarted
 from zk0d.record.reasons import Reason
@@ -35,6 +36,8 @@ from zk0d.record.state import RunState
 
 #: Once enough nodes can train, seconds that the others still have to answer the first query.
 QUERY_GRACE = 60.0
+#: Nodes that a sentence names.
+MOST_NAMED = 8
 #: A deadline that follows the nodes' pace is never shorter.
 SHORTEST_DEADLINE = 10.0
 
@@ -73,6 +76,8 @@ class Rounds:
         Where updates wait.
     record
         Takes each event of the run.
+    waiting
+        What the run waits for.
     closed
         Whether no node can come that is not there at the start, as in a simulation.
     clock, sleep
@@ -89,11 +94,13 @@ class Rounds:
         state: RunState,
         spool: Spool,
         record: Callable[[AnyEvent], object],
+        waiting: Waiting,
         *,
         closed: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._waiting = waiting
         self._settings = settings
         self._poll_interval = server.poll_interval
         self._normalization = normalization
@@ -124,7 +131,7 @@ class Rounds:
         Raises
         ------
         RunFailedError
-            If there are too few after the run's ``node-wait``.
+            If the run is closed and there are too few after its ``node-wait``.
         """
         wanted, members = self._settings.rounds.min_fit_clients, self._cohort.members
         enough_since: list[float] = []
@@ -135,7 +142,11 @@ class Rounds:
             enough_since.append(self._clock())
             return not self._cohort.waits or self._clock() - enough_since[0] > QUERY_GRACE
 
-        self._wait_for(ready, lambda: f"{len(members)} of {wanted} nodes can train")
+        self._wait_for(
+            ready,
+            lambda: wanted - len(members),
+            lambda: f"{len(members)} of {wanted} nodes can train",
+        )
         return dict(sorted(self._cohort.named(members).items()))
 
     def train(
@@ -146,7 +157,7 @@ class Rounds:
         Raises
         ------
         RunFailedError
-            If too few nodes are there after the run's ``node-wait``.
+            If the run is closed and too few nodes are there after its ``node-wait``.
         TryAgainError
             If the disk is full.
         """
@@ -188,42 +199,92 @@ class Rounds:
         assert self._answers is not None
         return [*self._answers.refused.values(), *self._answers.lost.values()]
 
+    def rest(self, seconds: float) -> None:
+        """Let a pause pass; it ends if a node comes that was not asked in the latest round."""
+        known = {node.key for node in self._cohort.ready()}
+        known |= self._answers.nodes if self._answers is not None else set()
+
+        def another() -> bool:
+            self._serve()
+            return any(node.key not in known for node in self._cohort.ready())
+
+        self._waiting.rest(seconds, another)
+
+    def _serve(self) -> None:
+        """Ask newcomers, and take what nodes say outside a round."""
+        self._cohort.query_newcomers()
+        self._cohort.collect()
+
     def _wait_for(
         self,
         ready: Callable[[], bool],
+        lacks: Callable[[], int],
         state: Callable[[], str],
         sits_out: Callable[[str], bool] = lambda key: False,
     ) -> None:
-        """Serve queries until ``ready``, or fail after the run's ``node-wait``.
+        """Serve queries until ``ready``, however long that takes.
 
-        Where no other node can come, fail as soon as too few are left that do not sit out.
+        A closed run fails as soon as too few nodes are left that do not sit out, or after its
+        ``node-wait``.
+
+        Parameters
+        ----------
+        lacks
+            How many nodes are too few; where it is none, others are still getting ready.
+        state
+            Who is there, as a sentence begins.
         """
-        deadline = self._clock() + self._settings.rounds.node_wait
+        began = self._clock()
         while True:
-            self._cohort.query_newcomers()
-            self._cohort.collect()
+            self._serve()
             if ready():
+                self._waiting.over(Reason.TOO_FEW_NODES)
                 return
-            refusals = sorted(self._cohort.refusals.items())
-            left = sum(not sits_out(key) for key in self._cohort.left()) if self._closed else None
-            gone = left is not None and left < self._settings.rounds.min_fit_clients
-            if gone or self._clock() > deadline:
-                waited = f" after waiting {self._settings.rounds.node_wait:.0f} s"
-                said = state() + (", and no other can come" if gone else waited)
-                reasons = [error.reason for _, error in refusals]
-                raise RunFailedError(
-                    said + self._why(refusals), reason="too_few_nodes", causes=reasons
+            lacking, waited = lacks(), self._clock() - began
+            if lacking <= 0:
+                self._waiting.over(Reason.TOO_FEW_NODES)
+            elif self._closed:
+                self._give_up(waited, state, sits_out)
+            elif waited > SAY_AFTER:
+                self._waiting.because(
+                    Reason.TOO_FEW_NODES,
+                    state() + self._absent(),
+                    f"when {lacking} more {'node' if lacking == 1 else 'nodes'} can train",
                 )
-            self._sleep(self._poll_interval)
+            self._sleep(PRESENCE_INTERVAL if waited > SAY_AFTER else self._poll_interval)
 
-    def _why(self, refusals: Sequence[tuple[str, Zk0dError]]) -> str:
-        """The end of a sentence: why too few nodes are left, and what to do."""
-        if not self._closed:
-            refused = "".join(f", {name} refused ({error.reason})" for name, error in refusals)
-            return f"{refused}; start more nodes, or lower min-fit-clients."
+    def _give_up(
+        self, waited: float, state: Callable[[], str], sits_out: Callable[[str], bool]
+    ) -> None:
+        """Fail if no node can come any more, or none came in time."""
+        left = sum(not sits_out(key) for key in self._cohort.left())
+        gone = left < self._settings.rounds.min_fit_clients
+        if not gone and waited <= self._settings.rounds.node_wait:
+            return
+        said = state() + (", and no other can come" if gone else f" after waiting {waited:.0f} s")
+        refusals = [error for _, error in sorted(self._cohort.refusals.items())]
         # Contributors with the same recordings say the same.
-        causes = dict.fromkeys(error.message.rstrip(".") for _, error in refusals)
-        return f": {'; '.join(causes)}." if causes else "; lower min-fit-clients."
+        causes = dict.fromkeys(error.message.rstrip(".") for error in refusals)
+        raise RunFailedError(
+            said + (f": {'; '.join(causes)}." if causes else "; lower min-fit-clients."),
+            reason=Reason.TOO_FEW_NODES,
+            causes=[error.reason for error in refusals],
+        )
+
+    def _absent(self) -> str:
+        """The end of a sentence: what each node that has no part does instead."""
+        number = self._state.round + 1
+        ready, standing = {node.key for node in self._cohort.ready()}, self._standing()
+        said = [f"{name} is getting ready" for name in self._cohort.preparing]
+        for name, error in sorted(self._cohort.refusals.items()):
+            said.append(f"{name} cannot train ({error.reason})")
+        for name, key in sorted((self._cohort.name(key), key) for key in self._cohort.members):
+            if key not in ready:
+                said.append(f"{name} is offline")
+            elif standing.sits_out(key, number):
+                said.append(f"{name} sits out until round {standing.sits_out_until(key)}")
+        more = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
+        return "".join(f", {each}" for each in (*said[:MOST_NAMED], *more))
 
     def _choose(self, number: int) -> list[Node]:
         """The members of this round: online, able to train, sampled by ``fraction-fit``."""
@@ -235,6 +296,7 @@ class Rounds:
 
         self._wait_for(
             lambda: len(ready()) >= wanted,
+            lambda: wanted - len(ready()),
             lambda: (
                 f"{len(ready())} of {wanted} nodes are online and in good standing in round"
                 f" {number}"

@@ -22,6 +22,7 @@ from zk0d.federation.normalization import Normalization
 from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.schedule import RunSchedule
 from zk0d.federation.spool import Spool
+from zk0d.federation.waiting import Waiting, pause
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import (
     AnyEvent,
@@ -34,12 +35,15 @@ from zk0d.record.events import (
 )
 from zk0d.record.journal import CONFIG, STATISTICS, Journal, is_whole
 from zk0d.record.outputs import Outputs, run_config
+from zk0d.record.reasons import Reason
 from zk0d.record.state import RunState
 from zk0d.record.summary import summary_of
 
 log = logging.getLogger("flwr")
 
-#: Rounds in a row that may fail before the run does.
+#: What Flower raises once a run is over by its word: stopped, or a minute without a heartbeat.
+RUN_IS_OVER = "RunNotRunningException"
+#: Rounds in a row that may fail before a closed run does.
 MAX_FAILED_ROUNDS = 3
 
 
@@ -62,11 +66,12 @@ class Run:
     Raises
     ------
     RunFailedError
-        From :meth:`run`, if nodes or answers are too few for too long.
+        From :meth:`run`, if the run is closed and nodes or answers are too few for too long. Any
+        other run waits.
     ConfigError
         If there is nothing to resume.
     TryAgainError
-        If the disk is full.
+        If the run is closed and the disk is full.
     """
 
     def __init__(
@@ -91,7 +96,10 @@ class Run:
         self._clock = clock
         self._sleep = sleep
         self._state = RunState(run=journal.run, whole=False)
-        self._evaluator = RunEvaluator(evaluator, settings, journal.run, self._record, clock, sleep)
+        self._waiting = Waiting(journal.folder, self._record, clock, sleep)
+        self._evaluator = RunEvaluator(
+            evaluator, settings, journal.run, self._record, self._waiting, closed=closed
+        )
         self._normalization = Normalization(settings.normalize_by, journal, self._record)
         self._outputs = Outputs(journal.folder, journal.run, settings)
         self._spool = Spool(journal.folder / "spool")
@@ -99,21 +107,36 @@ class Run:
         self._rounds: Rounds
 
     def run(self) -> None:
-        """Train all rounds that are left."""
+        """Train all rounds that are left; wait as long as it takes for what passes by itself."""
+        tries, reached, anew = 0, -1, bool(self._resumed_by)
+        while (error := self._try(resume=anew)) is not None:
+            tries = tries + 1 if reached == self._state.round else 0
+            reached, anew = self._state.round, True
+            seconds = pause(tries)
+            self._waiting.for_error(error, seconds)
+            self._waiting.rest(seconds)
+
+    def _try(self, *, resume: bool) -> Zk0dError | None:
+        """Train until the end, or until what passes by itself: what that was."""
         try:
-            if self._resumed_by:
+            if resume:
                 self._restore()
             else:
                 self._begin()
             self._train_rounds()
         except Zk0dError as error:
+            if not self._closed and Reason.of(error.reason).waits:
+                return error
             self._record_end(RunFailed(reason=error.reason, message=error.message))
             raise
         except Exception as error:
+            if type(error).__name__ == RUN_IS_OVER:
+                raise  # the coordinator knows whether to resume it
             self._record_end(RunFailed(reason="bug", message=f"{type(error).__name__}: {error}"))
             raise
         finally:
             self._spool.clear()
+        return None
 
     def _record[E: AnyEvent](self, event: E) -> E:
         """Write an event, and let the run's state follow from it."""
@@ -156,6 +179,7 @@ class Run:
         """Take up an interrupted run after its last whole round."""
         journal = self._journal
         before = RunState.read(journal.folder)
+        self._waiting.take_up(before.waiting)
         if not before.rounds:
             # It ended before round 0 was committed: there is nothing to lose.
             self._begin()
@@ -165,7 +189,8 @@ class Run:
                 f"run {journal.run} is finished; start a new one.", reason="nothing_to_resume"
             )
         last = before.last_whole(journal.folder)
-        before.apply(journal.write(RunResumed(round=last, flower_run=self._resumed_by)))
+        flower_run = self._resumed_by or journal.run
+        before.apply(journal.write(RunResumed(round=last, flower_run=flower_run)))
         self._state, before.whole = before, False
         assert before.spec is not None
         normalization = self._normalization
@@ -190,6 +215,7 @@ class Run:
             self._state,
             self._spool,
             self._record,
+            self._waiting,
             closed=self._closed,
             clock=self._clock,
             sleep=self._sleep,
@@ -207,7 +233,9 @@ class Run:
                 number += 1
                 continue
             failures += 1
-            if failures == MAX_FAILED_ROUNDS:
+            if not self._closed:
+                self._rest_after(number, failures)
+            elif failures == MAX_FAILED_ROUNDS:
                 raise RunFailedError(
                     f"round {number} failed {failures} times in a row; the run stops at"
                     f" round {number - 1}. Of the last one {self._rounds.missing()}; the journal"
@@ -223,6 +251,20 @@ class Run:
                 best_round=best[0] if best else None,
             )
         )
+
+    def _rest_after(self, number: int, failures: int) -> None:
+        """Let a pause pass after a round that failed; the first one is tried again at once."""
+        if failures == 1:
+            return
+        seconds = pause(failures - 2)
+        self._waiting.because(
+            Reason.ROUNDS_FAILED,
+            f"round {number} failed {failures} times in a row, of the last one"
+            f" {self._rounds.missing().rstrip('.')}",
+            Reason.ROUNDS_FAILED.until,
+            pause=seconds,
+        )
+        self._rounds.rest(seconds)
 
     def _round(self, number: int) -> bool:
         """Train, collect, aggregate, evaluate, commit; ``False`` if too few answered."""
@@ -266,6 +308,7 @@ class Run:
             seconds = event.seconds | {"commit": self._clock() - began}
             event = event.model_copy(update={"seconds": seconds})
         self._outputs.committed(self._record(event))
+        self._waiting.over()
         best = schedule.best
         self._journal.prune(settings.release.keep_rounds, {best[0]} if best else set())
         interval = settings.release.checkpoint_interval

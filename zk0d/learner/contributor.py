@@ -109,6 +109,7 @@ class Contributor(Learner):
         release_gpu_memory()
 
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
+        self._check_hours()
         uri = self._uri(task.dataset_uri)
         self._look_for_more(uri)
         data = self._prepare(task.spec, uri, control).data
@@ -234,7 +235,11 @@ class Contributor(Learner):
                     f" (limits.{key}).",
                     reason="limit_exceeded",
                 )
-        now = time.localtime()
+        self._check_hours()
+
+    def _check_hours(self) -> None:
+        """Refuse outside of the hours that the owner allows; the coordinator asks again."""
+        limits, now = self.settings.limits, time.localtime()
         if not limits.may_train_at(60 * now.tm_hour + now.tm_min):
             raise ConfigError(
                 f"this node trains at {limits.hours} only (limits.hours).", reason="outside_hours"

@@ -18,6 +18,7 @@ from zk0d.monitoring.samples import Samples, Source
 
 BARS = "▁▂▃▄▅▆▇█"
 MOST_NODES = 40
+STYLES = {"running": "green", "waiting": "yellow", "failed": "red"}
 NONE = "–"
 
 
@@ -68,7 +69,7 @@ class View:
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(f"run {names.get('run', NONE)}", style="bold"),
-            Text(state, style={"running": "green", "failed": "red"}.get(state, "")),
+            Text(state, style=STYLES.get(state, "")),
             f"{names.get('model', '')} {names.get('policy', '')}".strip(),
             ProgressBar(total=max(rounds, 1.0), completed=round_, width=24),
             f"round {round_:.0f}/{rounds:.0f}",

@@ -63,6 +63,31 @@ class RunFailed(AnyEvent):
     message: str
 
 
+class RunWaiting(AnyEvent):
+    """The run cannot continue now. It tries again, and continues once the cause is gone."""
+
+    kind: Literal["run.waiting"] = "run.waiting"
+    reason: str
+    message: str  #: for what it waits
+    until: str  #: when it continues
+    since: float  #: seconds since 1970, over restarts
+    next_try: float = 0.0  #: seconds since 1970; 0 if it looks all the time
+
+
+class RunStopped(AnyEvent):
+    """Somebody stopped the run while no ServerApp worked on it, and it would have been resumed."""
+
+    kind: Literal["run.stopped"] = "run.stopped"
+
+
+class RunContinued(AnyEvent):
+    """The run waited for ``reason`` and continues."""
+
+    kind: Literal["run.continued"] = "run.continued"
+    reason: str
+    seconds: float
+
+
 class ModelReady(AnyEvent):
     """The evaluator has built the policy."""
 
@@ -322,6 +347,9 @@ Event = Annotated[
     | RunResumed
     | RunFinished
     | RunFailed
+    | RunWaiting
+    | RunContinued
+    | RunStopped
     | ModelReady
     | StatisticsMerged
     | NodeJoined

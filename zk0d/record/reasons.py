@@ -1,4 +1,4 @@
-"""Why a node's answer has no part in a round, or a run ended, and what follows from it."""
+"""Why a node's answer has no part in a round, or a run waits or ended, and what follows from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Effect(Enum):
     PASSES = "passes: the node is asked again after a pause"
     AWAY = "passes: the node is first asked whether its learner takes tasks again"
     STRIKE = "strike: after max-strikes the node sits out"
-    LEAVES = "leaves the run, because it would only refuse again"
+    LEAVES = "leaves the run until it restarts, because it would only refuse again"
+    NONE = "is of no node"
 
 
 class Reason(StrEnum):
@@ -28,26 +29,78 @@ class Reason(StrEnum):
 
     effect: Effect
     text: str
-    interrupts: bool  #: a run that ends for it can be resumed without a person's help
+    until: str  #: when a run continues that waits for it; empty if a run fails for it
 
-    def __new__(cls, value: str, effect: Effect, text: str, interrupts: bool = False) -> Self:
+    def __new__(cls, value: str, effect: Effect, text: str, until: str = "") -> Self:
         """A member with what it means."""
         made = str.__new__(cls, value)
         made._value_ = value
-        made.effect, made.text, made.interrupts = effect, text, interrupts
+        made.effect, made.text, made.until = effect, text, until
         return made
+
+    # What a run alone meets.
+    TOO_FEW_NODES = (
+        "too_few_nodes",
+        Effect.NONE,
+        "fewer nodes than min-fit-clients can train",
+        "when enough nodes can train",
+    )
+    ROUNDS_FAILED = (
+        "rounds_failed",
+        Effect.NONE,
+        "rounds fail, because too few updates came",
+        "when enough updates of a round come",
+    )
+    INTERRUPTED = (
+        "interrupted",
+        Effect.NONE,
+        "the run's ServerApp ended without a word",
+        "when it is resumed",
+    )
 
     # Passing conditions of a machine.
     DEADLINE = "deadline", Effect.PASSES, "the round's deadline has passed"
-    DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", True
+    DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", "when there is room"
     DROPPED = "dropped", Effect.PASSES, "the coordinator does not wait for the task any more"
     FLOWER_ERROR = "flower_error", Effect.PASSES, "Flower reports an error instead of an answer"
-    OUT_OF_MEMORY = "out_of_memory", Effect.PASSES, "a GPU's or machine's memory does not suffice"
-    TRY_AGAIN = "try_again", Effect.PASSES, "something passing", True
-    GPU_FAILED = "gpu_failed", Effect.AWAY, "the GPU failed and the learner restarts", True
-    LEARNER_BUSY = "learner_busy", Effect.AWAY, "the learner does another task"
-    LEARNER_GONE = "learner_gone", Effect.AWAY, "the learner does not run", True
-    LEARNER_SILENT = "learner_silent", Effect.AWAY, "the learner says nothing", True
+    OUT_OF_MEMORY = (
+        "out_of_memory",
+        Effect.PASSES,
+        "a GPU's or machine's memory does not suffice",
+        "when there is memory",
+    )
+    HUB_UNREACHABLE = (
+        "hub_unreachable",
+        Effect.PASSES,
+        "a model is not here and could not be fetched",
+        "when zk0d fetch has got the model",
+    )
+    TRY_AGAIN = "try_again", Effect.PASSES, "something passing", "when a try succeeds"
+    GPU_FAILED = (
+        "gpu_failed",
+        Effect.AWAY,
+        "the GPU failed and the learner restarts",
+        "when the evaluator is back",
+    )
+    LEARNER_BUSY = (
+        "learner_busy",
+        Effect.AWAY,
+        "the learner does another task",
+        "when the evaluator is free",
+    )
+    LEARNER_GONE = (
+        "learner_gone",
+        Effect.AWAY,
+        "the learner does not run",
+        "when the evaluator is back",
+    )
+    LEARNER_SILENT = (
+        "learner_silent",
+        Effect.AWAY,
+        "the learner says nothing",
+        "when the evaluator is back",
+    )
+    OUTSIDE_HOURS = "outside_hours", Effect.AWAY, "the owner allows other hours"
 
     # What admission refuses.
     MANIFEST_MISMATCH = (
@@ -99,7 +152,6 @@ class Reason(StrEnum):
     CONFIG_ERROR = "config_error", Effect.LEAVES, "the node's settings are wrong"
     DATA_ERROR = "data_error", Effect.LEAVES, "the recordings cannot be used"
     FORBIDDEN = "forbidden", Effect.LEAVES, "a folder or file that the process has no right to"
-    HUB_UNREACHABLE = "hub_unreachable", Effect.LEAVES, "a model could not be fetched"
     LIMIT_EXCEEDED = "limit_exceeded", Effect.LEAVES, "the run asks for more than the owner allows"
     MODEL_MISMATCH = "model_mismatch", Effect.LEAVES, "the base model is not the coordinator's"
     MODEL_NOT_ALLOWED = "model_not_allowed", Effect.LEAVES, "the site does not list the model"
@@ -108,7 +160,6 @@ class Reason(StrEnum):
     NOT_FETCHED = "not_fetched", Effect.LEAVES, "the dataset was not fetched"
     NO_DATASET = "no_dataset", Effect.LEAVES, "the node names no recordings"
     NO_STATISTICS = "no_statistics", Effect.LEAVES, "no statistics to normalize with"
-    OUTSIDE_HOURS = "outside_hours", Effect.LEAVES, "the owner allows other hours"
     POLICY_NOT_ALLOWED = "policy_not_allowed", Effect.LEAVES, "the site trains other policies"
     PROTOCOL_MISMATCH = "protocol_mismatch", Effect.LEAVES, "another version of the protocol"
     RUN_DATASET_REFUSED = "run_dataset_refused", Effect.LEAVES, "nodes train on their own data"
@@ -128,9 +179,14 @@ class Reason(StrEnum):
         return self.effect in (Effect.PASSES, Effect.AWAY)
 
     @property
+    def waits(self) -> bool:
+        """Whether a run that meets it, by its evaluator, disk or nodes, waits; else it fails."""
+        return bool(self.until)
+
+    @property
     def exit_code(self) -> ExitCode:
         """What a program ends with for this reason: whether to try the same again."""
-        again = self.passes or self is Reason.FORBIDDEN
+        again = self.passes or self.waits or self is Reason.FORBIDDEN
         return ExitCode.TRY_AGAIN if again else ExitCode.UNAVAILABLE
 
 
@@ -139,8 +195,11 @@ BEGIN, END = "<!-- reasons: make reference writes this table -->", "<!-- reasons
 
 def table() -> str:
     """The reasons as Markdown."""
-    lines = ["| reason | what it says | what follows |", "|---|---|---|"]
-    lines += [f"| `{r.value}` | {r.text} | {r.effect.value} |" for r in Reason]
+    lines = ["| reason | what it says | the node | the run waits until |", "|---|---|---|---|"]
+    lines += [
+        f"| `{r.value}` | {r.text} | {r.effect.value} | {r.until.removeprefix('when ') or '–'} |"
+        for r in Reason
+    ]
     return "\n".join(lines)
 
 

@@ -6,11 +6,12 @@ of it.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from zk0d.errors import ConfigError
 from zk0d.learning.spec import PolicySpec, RobotDescription
@@ -26,10 +27,13 @@ from zk0d.record.events import (
     RoundCommitted,
     RoundFailed,
     RoundStarted,
+    RunContinued,
     RunFailed,
     RunFinished,
     RunResumed,
     RunStarted,
+    RunStopped,
+    RunWaiting,
     StatisticsMerged,
     UpdateRefused,
 )
@@ -37,7 +41,8 @@ from zk0d.record.journal import CONFIG, JOURNAL, JournalTail, is_whole, read_jou
 from zk0d.record.reasons import Reason
 
 ACCEPTED, REFUSED, LOST = RESULTS = ("accepted", "refused", "lost")
-Phase = Literal["starting", "running", "finished", "failed", "stopped"]
+Phase = Literal["starting", "running", "waiting", "finished", "failed", "stopped"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass
@@ -81,8 +86,10 @@ class RunState:
     statistics_sha256: str = ""
     statistics_groups: tuple[str, ...] = ()  #: that have their own
     began: float = 0.0  #: seconds since 1970
+    heard: float = 0.0  #: when its last event was written, seconds since 1970
     message: str = ""  #: why it failed
-    interrupted: bool = False  #: it failed for a cause that passes
+    interrupted: bool = False  #: no ServerApp works on it, and it is worth resuming
+    waiting: RunWaiting | None = None  #: what it waits for, until a round is committed
     flower_run: str = ""  #: what Flower calls it, if it was resumed
     resumed: int = 0
 
@@ -118,17 +125,26 @@ class RunState:
 
     def apply(self, event: Event) -> None:
         """Take the next event."""
+        self.heard = event.time or self.heard
         match event:
             case RunStarted():
-                self.run, self.settings, self.phase = event.run, event.settings, "running"
+                self.run, self.settings = event.run, event.settings
+                self.phase = "waiting" if self.waiting else "running"
                 self.began = self.began or event.time
             case RunResumed():
                 self._resume(event)
             case RunFinished():
-                self.phase, self.open = "finished", None
+                self.phase, self.open, self.waiting = "finished", None, None
             case RunFailed():
                 self.phase, self.message, self.open = "failed", event.message, None
-                self.interrupted = Reason.of(event.reason).interrupts
+                self.interrupted, self.waiting = Reason.of(event.reason).waits, None
+            case RunWaiting():
+                if self.phase != "stopped":
+                    self.phase, self.waiting = "waiting", event
+            case RunContinued():
+                self._go_on()
+            case RunStopped():
+                self.stop()
             case ModelReady():
                 self.spec, self.start_from = event.spec, event.start_from
                 self._meet(event.robot)
@@ -165,7 +181,13 @@ class RunState:
             case RoundCommitted():
                 self._commit(event)
 
+    def _go_on(self) -> None:
+        if self.phase == "waiting":
+            self.phase = "running"
+        self.waiting = None
+
     def _commit(self, event: RoundCommitted) -> None:
+        self._go_on()
         self.open, self.last = None, event
         self.rounds[event.round] = event if self.whole else event.model_copy(update={"nodes": ()})
         self.evaluations["done"] += event.evaluation is not None
@@ -185,7 +207,10 @@ class RunState:
             member.samples += node.samples
 
     def _resume(self, event: RunResumed) -> None:
-        self.phase, self.message, self.interrupted, self.open = "running", "", False, None
+        if self.waiting is not None and self.waiting.reason == Reason.INTERRUPTED:
+            self.waiting = None
+        self.phase, self.message = "waiting" if self.waiting else "running", ""
+        self.interrupted, self.open = False, None
         self.flower_run = event.flower_run
         self.unable.clear()
         self.resumed += 1
@@ -199,10 +224,19 @@ class RunState:
         if self.last is not None and self.last.round > last:
             self.last = self.rounds.get(last)
 
-    def end(self, phase: Literal["failed", "stopped"], message: str) -> None:
-        """It ended without a last event of its own: its ServerApp died or was stopped."""
-        self.phase, self.message, self.open = phase, message, None
-        self.interrupted = phase == "failed"
+    def stop(self) -> None:
+        """It was stopped, and its ServerApp wrote no last event of its own."""
+        self.phase, self.message, self.open = "stopped", "", None
+        self.interrupted, self.waiting = False, None
+
+    def interrupt(self, message: str) -> None:
+        """Its ServerApp ended without a last event of its own, after the last that it wrote."""
+        self.interrupted, self.open, self.phase = True, None, "waiting"
+        if self.waiting is None:
+            reason = Reason.INTERRUPTED
+            self.waiting = RunWaiting(
+                reason=reason, message=message, until=reason.until, since=self.heard, run=self.run
+            )
 
     def _meet(self, robot: RobotDescription | None) -> None:
         if robot is not None and robot not in self.robots:
@@ -221,8 +255,8 @@ class RunState:
 
     @property
     def goes_on(self) -> bool:
-        """Whether its journal says that it is not over."""
-        return self.phase in ("starting", "running")
+        """Whether a ServerApp works on it, by its journal."""
+        return self.phase in ("starting", "running", "waiting") and not self.interrupted
 
     @property
     def flower(self) -> str:
@@ -325,6 +359,15 @@ class RunState:
             "last_commit": self.last_commit or None,
             "message": self.message,
             "resumed": self.resumed,
+            "waiting": {
+                "since": self.waiting.since,
+                "reason": self.waiting.reason,
+                "for": self.waiting.message,
+                "until": self.waiting.until,
+                "next_try": self.waiting.next_try or None,
+            }
+            if self.waiting
+            else None,
         }
 
     def sentence(self) -> str:
@@ -333,6 +376,12 @@ class RunState:
             return f"run {self.run} was stopped at round {self.round}/{self.wanted}"
         if self.phase == "failed":
             return f"run {self.run} failed at round {self.round}: {self.message}"
+        if self.waiting is not None:
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.waiting.since))
+            return (
+                f"run {self.run} waits at round {self.round}/{self.wanted} since {since}:"
+                f" {self.waiting.message}; it continues {self.waiting.until}"
+            )
         parts = [f"round {self.round}/{self.wanted}"]
         loss = self.policy_loss if self.policy_loss is not None else self.train_loss
         if loss is not None:

@@ -11,9 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from zk0d.federation.nodes import Node
 from zk0d.record.events import NodeRound
 from zk0d.record.reasons import Reason
-from zk0d.record.state import RESULTS, NewestRun, RunState
-
-PHASES = ("starting", "running", "finished", "failed", "stopped")
+from zk0d.record.state import PHASES, RESULTS, NewestRun, RunState
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
@@ -35,15 +33,22 @@ class RunCollector:
 
     Counters begin at 0 with each run. Labels are bounded: nodes of the run, datasets of
     ``server.toml``, and reasons that the code knows.
+
+    Parameters
+    ----------
+    wait_alert
+        Seconds that a run may wait before an alert; 0: never one.
     """
 
-    def __init__(self, run: NewestRun) -> None:
+    def __init__(self, run: NewestRun, wait_alert: float = 0.0) -> None:
         self._run = run
+        self._wait_alert = wait_alert
 
     def collect(self) -> Iterator[Metric]:
         """Every family, also before the first run."""
         state = self._run.state or RunState()
         yield from _of_the_run(state)
+        yield from _of_waiting(state, self._wait_alert)
         yield from _of_evaluation(state)
         yield from _of_nodes(state)
 
@@ -104,6 +109,21 @@ def _of_the_run(state: RunState) -> Iterator[Metric]:
         "Payload bytes: down to the nodes, up from them.",
         ("direction",),
         {"up": state.bytes_up, "down": state.bytes_down},
+    )
+
+
+def _of_waiting(state: RunState, alert: float) -> Iterator[Metric]:
+    waiting = state.waiting
+    yield _gauge(
+        "run_waiting_since_timestamp_seconds",
+        "Since when the run waits; 0 if it does not.",
+        ("reason",),
+        {waiting.reason: waiting.since} if waiting else {"": 0.0},
+    )
+    yield GaugeMetricFamily(
+        "zk0d_run_wait_alert_seconds",
+        "How long a run may wait before an alert (superlink.wait-alert-minutes); 0: for ever.",
+        value=alert,
     )
 
 

@@ -44,15 +44,15 @@ def render(nodes: Iterable[Node], run: RunState | None, now: float | None = None
     now
         Seconds since 1970.
     """
-    at = time.gmtime(time.time() if now is None else now)
     parts = _parts(nodes, run)
     return pages.render(
         "federation",
         run=run,
         nodes=parts,
         most=MOST_NODES,
-        at=time.strftime("%Y-%m-%d %H:%M UTC", at),
+        at=_utc(time.time() if now is None else now),
         refresh=REFRESH_SECONDS,
+        waits_since=_utc(run.waiting.since) if run and run.waiting else "",
         figures=_figures(run, parts) if run else (),
         chart=_chart(run) if run else None,
     ).encode()
@@ -147,6 +147,10 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     if step <= 1:
         return list(points)
     return [*points[:-1:step], points[-1]]
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _number(value: float | None) -> str:

@@ -42,7 +42,14 @@ class Presence:
         """Take a new look."""
         self._nodes, self._uses = {node.key: node for node in nodes}, uses
         self._run = (
-            {"state": run.phase, "round": run.round, "rounds": run.wanted, "run": run.run}
+            {
+                "state": run.phase,
+                "round": run.round,
+                "rounds": run.wanted,
+                "run": run.run,
+                # Only what names no node.
+                "goes_on": run.waiting.until if run.waiting else "",
+            }
             if run
             else None
         )

@@ -16,12 +16,10 @@ log = logging.getLogger("zk0d")
 
 #: Seconds before the first and the longest wait; doubles from one to the other.
 FIRST_WAIT, LONGEST_WAIT = 5.0, 600.0
-#: Times that it is tried without a round being committed in between.
-MOST_TRIES = 8
 
 
 class Resume:
-    """Starts an interrupted run again, at its last committed round.
+    """Starts an interrupted run again, at its last committed round, for as long as it takes.
 
     Parameters
     ----------
@@ -51,16 +49,12 @@ class Resume:
         now = self._clock()
         if self._of != (run.run, run.round):
             self._of, self._tries, self._next = (run.run, run.round), 0, now + FIRST_WAIT
-        if self._tries >= MOST_TRIES:
-            return (
-                f"not resumed after {MOST_TRIES} tries: zk0bot run --resume {run.run} tries again"
-            )
         if now < self._next:
             return f"resuming it in {self._next - now:.0f} s"
         if any(state.status != FINISHED for state in self._runs.runs()):
             return "resuming it"
         self._tries += 1
-        self._next = now + min(FIRST_WAIT * 2.0**self._tries, LONGEST_WAIT)
+        self._next = now + min(FIRST_WAIT * 2.0 ** min(self._tries, 60), LONGEST_WAIT)
         try:
             number = self._runs.start_run(RunSettings(resume=run.run))
         except UnavailableError:

@@ -16,10 +16,13 @@ from zk0d.record.events import (
     NodeSitsOut,
     RoundCommitted,
     RoundFailed,
+    RunContinued,
     RunFailed,
     RunFinished,
     RunResumed,
     RunStarted,
+    RunStopped,
+    RunWaiting,
     UpdateRefused,
 )
 from zk0d.record.state import NewestRun, RunState
@@ -33,6 +36,7 @@ AUDITED = {
     "run.resumed",
     "run.finished",
     "run.failed",
+    "run.stopped",
     "update.refused",
     "node.left_out",
     "node.sits_out",
@@ -81,12 +85,12 @@ class RunWatch:
             return
         flowers = known.get(run.flower)
         if flowers is None:
-            run.end("failed", "the SuperLink does not know the run any more.")
+            run.interrupt("the SuperLink does not know the run any more")
         elif flowers.status == FINISHED and flowers.outcome == STOPPED:
-            run.end("stopped", "")
+            run.stop()
         elif flowers.status == FINISHED:
             why = flowers.details or "its ServerApp ended"
-            run.end("failed", f"{why}; every committed round is kept.")
+            run.interrupt(f"{why.rstrip('.')} (every committed round is kept)")
         if not run.goes_on:
             log.error("%s", run.sentence(), extra={"run": run.run, "round": run.round})
 
@@ -117,5 +121,9 @@ def log_event(event: Event) -> None:
                 event.until,
                 extra=where,
             )
-        case RunStarted() | RunResumed() | RunFinished():
+        case RunWaiting():
+            log.warning(
+                "the run waits: %s; it continues %s", event.message, event.until, extra=where
+            )
+        case RunStarted() | RunResumed() | RunFinished() | RunContinued() | RunStopped():
             log.info("%s", event.kind.replace(".", " "), extra=where)

@@ -55,6 +55,12 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
                 content["todo"].append(
                     f"run {content['run']['run']} failed: {content['run']['message']}"
                 )
+            waiting = (content["run"] or {}).get("waiting")
+            if waiting and waiting.get("too_long"):
+                content["todo"].append(
+                    f"run {content['run']['run']} waits for long: {waiting['for']}; it continues"
+                    f" {waiting['until']}"
+                )
         elif said:
             content["node"] = {key: value for key, value in said.items() if key != "version"}
             content["run"] = content["run"] or said["run"]

@@ -67,7 +67,8 @@ class SuperlinkService(Service):
         self._expiry = ExpiryCollector()
         self._node_figures = NodeCollector()
         disks = DiskCollector({"runs": settings.runs, "database": self._link.state})
-        for collector in (RunCollector(self._run), self._node_figures, disks, self._expiry):
+        waits = RunCollector(self._run, 60.0 * self._link.wait_alert_minutes)
+        for collector in (waits, self._node_figures, disks, self._expiry):
             self.metrics.collect(collector)
         self._state = StateFile(self._link.state)
         self._audit = AuditLog(self._link.state)
@@ -201,9 +202,13 @@ class SuperlinkService(Service):
     def _tell_state(self, nodes: list[Node], run: RunState | None, condition: Condition) -> None:
         """Tell what ``zk0bot status`` wants to know."""
         parts = {name: m.last for name, m in run.members.items() if m.last} if run else {}
+        told = run.status() if run else None
+        if told and told["waiting"]:
+            waits, most = time.time() - told["waiting"]["since"], self._link.wait_alert_minutes
+            told["waiting"]["too_long"] = bool(most) and waits > 60.0 * most
         self._state.tell(
             status=condition.status,
-            run=run.status() if run else None,
+            run=told,
             nodes=[
                 {
                     "name": node.name,

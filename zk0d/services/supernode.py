@@ -231,6 +231,8 @@ class SupernodeService(Service):
 
 def _online_sentence(answer: dict[str, Any]) -> str:
     run = answer.get("run")
+    if run and run["state"] == "waiting":
+        return f"online; the run waits after round {run['round']}: it continues {run['goes_on']}"
     if not run or run["state"] not in ("starting", "running"):
         return "online; no run is under way"
     return f"online; round {run['round']}/{run['rounds']} is done"

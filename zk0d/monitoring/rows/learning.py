@@ -26,11 +26,12 @@ def panels() -> list[Panel]:
 def run() -> Panel:
     return number(
         "Run",
-        "State of the newest run. For a failed run, zk0bot status gives the reason.",
+        "State of the newest run. zk0bot status says why it failed or waits.",
         "none",
         Query(
             'max(1 * zk0d_run_state{state="running"} or 2 * zk0d_run_state{state="finished"}'
             ' or 3 * zk0d_run_state{state="failed"} or 4 * zk0d_run_state{state="stopped"}'
+            ' or 5 * zk0d_run_state{state="waiting"}'
             " or 0 * zk0d_run_rounds)"
         ),
         words={
@@ -39,6 +40,7 @@ def run() -> Panel:
             "2": ("finished", BLUE),
             "3": ("failed", RED),
             "4": ("stopped", ORANGE),
+            "5": ("waiting", ORANGE),
         },
     )
 
