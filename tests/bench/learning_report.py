@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -25,9 +26,11 @@ YARDSTICKS = {
     "codecs": "fp32",
     "drift": f"{CENTRAL}, 4e-03",
     "choices": "today",
+    "shorter": f"{CENTRAL}, 4e-03",
     "peers": "",
     "poisoned-drift": "mean, clean",
     "calibration": "all alike, in one place, 4e-03",
+    "so101": CENTRAL,
 }
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
@@ -42,9 +45,11 @@ HEADINGS = {
     "codecs": "Codecs: two contributors by region",
     "drift": "Drift correction: unlike contributors against one place",
     "choices": "What the defaults of drift correction are worth: eight contributors by region",
+    "shorter": "Shorter rounds for many contributors, or for some that are often away",
     "peers": "Other rules, without drift correction",
     "poisoned-drift": "Drift correction with one poisoned of four, iid",
     "calibration": "Four arms, each calibrated otherwise by two standard deviations",
+    "so101": "SO-101 pick-and-place: long and short rounds, two contributors by region",
 }
 Key = tuple[str, str, int]
 
@@ -85,7 +90,7 @@ def draw_chart(kept: Mapping[Key, Outcome], names: Sequence[str], rates: Sequenc
     """Success by number of contributors by region: drift correction, other rules, one place.
 
     Every rule of ``names`` stands at that of ``rates`` where its mean over all counts is best.
-    Nothing is drawn before every point is there.
+    Nothing is drawn before every point is there. Of one or two seeds there is no interval.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -117,15 +122,26 @@ def draw_chart(kept: Mapping[Key, Outcome], names: Sequence[str], rates: Sequenc
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.axhline(fmean(place), color="gray", ls="--", label="all recordings in one place")
+    axes.axhline(
+        fmean(place), color="gray", ls="--", label=f"all recordings in one place{_of(place)}"
+    )
     for number, (name, rates_of) in enumerate(lines.items()):
         # Side by side, so that intervals can be told apart.
         places = [index + 0.05 * (number - len(lines) / 2) for index in range(len(counts))]
         means = [fmean(each) for each in rates_of]
-        errors = [difference(each, [0.0] * len(each)).half_width for each in rates_of]
+        errors = [
+            difference(each, [0.0] * len(each)).half_width if len(each) > 2 else nan
+            for each in rates_of
+        ]
         ours = name == "drift correction"
         axes.errorbar(
-            places, means, errors, marker="o", capsize=3, lw=2.4 if ours else 1.2, label=name
+            places,
+            means,
+            errors,
+            marker="o",
+            capsize=3,
+            lw=2.4 if ours else 1.2,
+            label=name + _of(*rates_of),
         )
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set(
@@ -133,6 +149,13 @@ def draw_chart(kept: Mapping[Key, Outcome], names: Sequence[str], rates: Sequenc
     )
     axes.legend(loc="lower left", fontsize=8)
     figure.savefig(CHART, dpi=130)
+
+
+def _of(*points: Sequence[float]) -> str:
+    """How many seeds stand behind a line's points."""
+    fewest, most = min(map(len, points)), max(map(len, points))
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return f" ({count} seed{'s' if most > 1 else ''})"
 
 
 def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: str) -> str:

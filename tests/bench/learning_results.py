@@ -1,7 +1,7 @@
 """``make results``: what helps a federation to learn and what does not, as tables.
 
-Every line is a simulation of the real apps on SoReach. Outcomes are kept in a file as they come, so
-that an interrupted call goes on, and ``--report`` writes the tables of what is there.
+Every line is a simulation of the real apps on SoReach or SO-101. Outcomes are kept in a file as
+they come, so that an interrupted call goes on, and ``--report`` writes the tables of what is there.
 
     python -m tests.bench.learning_results [EXPERIMENT...] [--minutes M] [--report]
 """
@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.learning_report import draw_chart, write_report
+from zk0d.config.machine import EvaluationDataset
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
+from zk0d.demo.budget import EPISODES, run_values
+from zk0d.demo.recordings import make_recordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics
 from zk0d.simulation.alone import ALONE
@@ -32,8 +35,15 @@ from zk0d.simulation.arms import Arm, Outcome, merged_statistics, run_arm, with_
 from zk0d.simulation.compare import CENTRAL, FEDERATED, in_one_place
 from zk0d.simulation.engine import Simulation
 from zk0d.simulation.main import SOREACH
-from zk0d.simulation.plan import Plan, with_faults
-from zk0d.simulation.sources import Source, of_calibrations, of_soreach
+from zk0d.simulation.plan import Plan, VirtualNode, with_faults
+from zk0d.simulation.sources import (
+    HELD_OUT_SEED,
+    SEEDS_PER_DATASET,
+    Source,
+    of_calibrations,
+    of_soreach,
+)
+from zk0d.simulators.task import Sector
 
 FOLDER = Path("results-runs")
 OUTCOMES = Path("docs/results/learning.jsonl")
@@ -59,6 +69,11 @@ TODAY: dict[str, Any] = {
 FEDAVG = {"server-momentum": 0.0}
 #: The same steps, shared out otherwise.
 SAME_STEPS = {"24 x 20": (24, 20), "6 x 80": (6, 80), "3 x 160": (3, 160)}
+
+
+def shared_out(rounds: int, steps: int) -> dict[str, Any]:
+    """So many rounds of so many steps, and an evaluation after the last one."""
+    return {"num-server-rounds": rounds, "local-steps": steps, "eval-frequency": rounds}
 
 
 Key = tuple[str, str, int]
@@ -335,6 +350,7 @@ SPLITS = {
     "8 by Dirichlet 0.3": ("dirichlet", 8, 0.3),
     "3 by task": ("task", 3, 0.5),
 }
+AWAY = "8 by region, each away in 30 % of the rounds"
 ONE_PLACE = {rate: f"{CENTRAL}, {rate:.0e}" for rate in (2e-3, 4e-3)}
 #: Other rules, which have no drift correction; at both rates, since each has its best one.
 PEERS: dict[str, dict[str, Any]] = {
@@ -361,11 +377,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "2e-3": {"initial-lr": 2e-3},
     "6e-3": {"initial-lr": 6e-3},
     **{
-        f"{rounds} x {steps} steps": {
-            "num-server-rounds": rounds,
-            "local-steps": steps,
-            "eval-frequency": rounds,
-        }
+        f"{rounds} x {steps} steps": shared_out(rounds, steps)
         for rounds, steps in ((48, 10), (24, 20), (8, 60))
     },
 }
@@ -395,11 +407,45 @@ def drift_lines(seeds: range) -> Iterator[Line]:
 
             yield Line("drift", title, seed, split)
 
-        def away(s: int = seed) -> Simulation:
-            made = base("region", 8, s, **TODAY, **{"min-fit-clients": 1})
-            return with_plan(made, drop=0.3)
+        yield Line("drift", AWAY, seed, lambda s=seed: away(s))  # type: ignore[misc]
 
-        yield Line("drift", "8 by region, each away in 30 % of the rounds", seed, away)
+
+def away(seed: int, **settings: Any) -> Simulation:
+    """Eight by region, each of them away by chance."""
+    made = base("region", 8, seed, **{**TODAY, "min-fit-clients": 1, **settings})
+    return with_plan(made, drop=0.3)
+
+
+def shorter_lines(seeds: range) -> Iterator[Line]:
+    """Rounds half as long, twice as many, where those of 40 steps stay behind one place."""
+    place = ONE_PLACE[4e-3]
+    short = shared_out(24, 20)
+    for seed in seeds:
+        yield Line(
+            "shorter",
+            place,
+            seed,
+            lambda s=seed: lone(base("iid", 2, s, **{"initial-lr": 4e-3})),  # type: ignore[misc]
+            like=("drift", place, seed),
+        )
+        makers: dict[str, Callable[..., Simulation]] = {
+            "16 by region": lambda s, **more: base("region", 16, s, **{**TODAY, **more}),
+            AWAY: away,
+        }
+        for title, make in makers.items():
+            yield Line(
+                "shorter",
+                f"{title}, 12 x 40 steps",
+                seed,
+                lambda m=make, s=seed: m(s),  # type: ignore[misc]
+                like=("drift", title, seed),
+            )
+            yield Line(
+                "shorter",
+                f"{title}, 24 x 20 steps",
+                seed,
+                lambda m=make, s=seed: m(s, **short),  # type: ignore[misc]
+            )
 
 
 def choice_lines(seeds: range) -> Iterator[Line]:
@@ -484,6 +530,62 @@ def calibration_lines(seeds: range) -> Iterator[Line]:
                 yield Line("calibration", f"{title}, {place}", seed, central)
 
 
+def of_so101(seed: int, **settings: Any) -> Simulation:
+    """What ``zk0bot demo --task so101`` trains and measures: two contributors, each on a half."""
+    folder = FOLDER.absolute() / f"so101-{seed}"
+    nodes, held_out = [], []
+    for index, name in enumerate("ab"):
+        first = (seed * 100 + index) * SEEDS_PER_DATASET
+        parts = {
+            name: (EPISODES["so101"].recorded, first),
+            f"held-{name}": (15, first + HELD_OUT_SEED),
+        }
+        for part, (episodes, start) in parts.items():
+            if not (folder / part).exists():
+                make_recordings(folder / part, Sector(index, 2), episodes, start, task="so101")
+        nodes.append(VirtualNode(name=f"contributor-{name}", dataset_uri=f"local:{folder / name}"))
+        held_out.append(
+            EvaluationDataset(
+                name=name,
+                dataset_uri=f"local:{folder / f'held-{name}'}",
+                simulator="so101",
+                sector=(index, 2),
+            )
+        )
+    values: dict[str, Any] = {
+        **run_values("so101"),
+        "seed": seed,
+        "min-fit-clients": len(nodes),
+        "eval-rollouts": EPISODES["so101"].driven,
+        "eval-frames": 0,
+        **settings,
+    }
+    run = RunSettings.parse(values, where="results")
+    plan = Plan(
+        nodes=nodes,
+        state=folder / "contributors",
+        model_name=run.model_name,
+        seed=seed,
+        device="cpu",
+        cpu_threads=1,
+    )
+    return Simulation(folder, plan, run, tuple(held_out))
+
+
+def so101_lines(seeds: range) -> Iterator[Line]:
+    """The task with physics: long and short rounds against one place, at the same steps."""
+    for seed in seeds:
+        long = shared_out(50, 60)
+        yield Line("so101", CENTRAL, seed, lambda s=seed, v=long: lone(of_so101(s, **v)))  # type: ignore[misc]
+        for rounds, steps in ((50, 60), (150, 20)):
+            yield Line(
+                "so101",
+                f"{FEDERATED}, {rounds} x {steps} steps",
+                seed,
+                lambda s=seed, v=shared_out(rounds, steps): of_so101(s, **v),  # type: ignore[misc]
+            )
+
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
@@ -499,10 +601,12 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
     # Chosen on seeds 0 to 3, confirmed on these.
     "drift": lambda: drift_lines(range(10, 18)),
-    "choices": lambda: choice_lines(range(10, 14)),
+    "choices": lambda: choice_lines(range(10, 18)),
+    "shorter": lambda: shorter_lines(range(10, 18)),
     "peers": lambda: peer_lines(range(10, 18)),
     "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
     "calibration": lambda: calibration_lines(range(10, 18)),
+    "so101": lambda: so101_lines(range(3)),
 }
 
 
@@ -546,7 +650,8 @@ def run(names: list[str], minutes: float, only: list[str], workers: int) -> None
     FOLDER.mkdir(exist_ok=True)
     under_way: dict[Future[Outcome], Line] = {}
     with worker_pool(workers, FOLDER / "log") as pool:
-        sets = {(line.experiment == "calibration", line.seed) for line in waiting}
+        sets = {(line.experiment, line.seed) for line in waiting}
+        sets = {(name if name in OWN_RECORDINGS else "", seed) for name, seed in sets}
         list(pool.map(_record, sorted(sets)))
         while under_way or (waiting and time.monotonic() < until):
             while waiting and len(under_way) <= workers and time.monotonic() < until:
@@ -563,12 +668,18 @@ def run(names: list[str], minutes: float, only: list[str], workers: int) -> None
     print(f"{len(waiting)} trainings are left")
 
 
-def _record(wanted: tuple[bool, int]) -> None:
+#: Experiments that do not use a seed's recordings of the whole table.
+OWN_RECORDINGS = ("calibration", "so101")
+
+
+def _record(wanted: tuple[str, int]) -> None:
     """Make a seed's recordings before its lines look for them side by side."""
-    calibration, seed = wanted
-    if calibration:
+    experiment, seed = wanted
+    if experiment == "calibration":
         for deviations in (0.0, APART):
             calibrated(deviations, seed)
+    elif experiment == "so101":
+        of_so101(seed)
     else:
         recorded(seed)
 

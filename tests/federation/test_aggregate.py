@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests.federation.fakes import raw_payload
-from zk0d.config.run import CodecName, EvaluationSettings, RuleName, TrainingSettings
+from zk0d.config.run import (
+    AggregationSettings,
+    CodecName,
+    EvaluationSettings,
+    RuleName,
+    TrainingSettings,
+)
 from zk0d.errors import Zk0dError
 from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
 from zk0d.federation.aggregate import (
@@ -16,6 +22,7 @@ from zk0d.federation.aggregate import (
     Weighted,
     aggregate,
     clip_scales,
+    clipped,
     norm,
     weighted_mean,
 )
@@ -340,6 +347,85 @@ def test_clipping_shortens_only_the_long(spool: Spool) -> None:
         fedavg(),
     )
     assert np.allclose(moved["a"], 2.0)
+
+
+def around(direction: np.ndarray, count: int, noise: float) -> list[np.ndarray]:
+    """Vectors of a few thousand values that have a direction in common."""
+    random = np.random.default_rng(1)
+    own = random.standard_normal((count, direction.size)).astype(np.float32)
+    return [direction + np.float32(noise) * each for each in own]
+
+
+def clip(
+    spool: Spool, vectors: list[np.ndarray], shares: list[float] | None = None, **settings: object
+) -> list[Weighted]:
+    """What norm clipping makes of updates of two tensors, one longer than a piece."""
+    cut = PIECE + 7
+    values = [{"b": each[:cut], "a": each[cut:]} for each in vectors]
+    updates = spooled(spool, values)
+    given = [Weighted(u, w) for u, w in zip(updates, shares or [1.0] * len(updates), strict=True)]
+    asked = AggregationSettings.model_validate({"norm-clip-factor": 1.0, **settings})
+    return clipped(values[0], given, asked)
+
+
+DIRECTION = np.random.default_rng(0).standard_normal(PIECE + 4099).astype(np.float32)
+
+
+def kept(updates: list[Weighted]) -> list[bool]:
+    return [each.kept for each in updates]
+
+
+def test_a_poisoner_whose_shortened_update_points_against_the_others_is_left_out(
+    spool: Spool,
+) -> None:
+    good = around(DIRECTION, 3, 1.0)
+    updates = clip(spool, [*good, -4.0 * good[0]])
+    assert kept(updates) == [True, True, True, False]
+    assert updates[3].scale < 0.3, "it is shortened, too"
+    cut = PIECE + 7
+    moved = {"b": np.zeros(cut, np.float32), "a": np.zeros(DIRECTION.size - cut, np.float32)}
+    found = aggregate(moved, updates, weighted_mean, fedavg())
+    scaled = [each * np.float32(u.scale) for each, u in zip(good, updates, strict=False)]
+    expected = np.mean(scaled, axis=0)
+    whole = np.concatenate([moved["b"], moved["a"]])
+    assert np.allclose(whole, expected, atol=1e-6), "the mean is the others'"
+    # It came, and it pulls the other way: agreement counts it, and so does its cosine.
+    lengths = [each.update.norm * each.scale for each in updates]
+    assert found.agreement == pytest.approx(np.linalg.norm(expected) / np.mean(lengths), rel=1e-4)
+    assert found.cosines[3] < -0.5 < 0.5 < min(found.cosines[:3])
+
+
+def test_nobody_is_left_out_where_all_agree_or_say_other_things(spool: Spool) -> None:
+    assert all(kept(clip(spool, around(DIRECTION, 4, 1.0))))
+    assert all(kept(clip(spool, around(0 * DIRECTION, 8, 1.0)))), "nothing in common"
+
+
+def test_who_is_left_out_goes_by_weight(spool: Spool) -> None:
+    vectors = [DIRECTION, DIRECTION, -DIRECTION]
+    assert kept(clip(spool, vectors)) == [True, True, False]
+    assert kept(clip(spool, vectors, [0.1, 0.1, 1.0])) == [False, False, True]
+
+
+@pytest.mark.parametrize("turned", [0, 1, 2, 3, 4])
+def test_not_everybody_is_left_out(spool: Spool, turned: int) -> None:
+    """Two against two cancel to the last bit or to rounding."""
+    signs = [-1.0] * turned + [1.0] * (4 - turned)
+    updates = clip(spool, [np.float32(sign) * DIRECTION for sign in signs])
+    assert any(kept(updates))
+    if turned == 2:
+        assert all(kept(updates))
+
+
+def test_of_two_nobody_is_left_out(spool: Spool) -> None:
+    assert kept(clip(spool, [DIRECTION, -1.5 * DIRECTION])) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm-clip-factor": 0.0}, {"aggregation": "median"}, {"aggregation": "trimmed-mean"}],
+)
+def test_only_norm_clipping_of_a_mean_leaves_out(spool: Spool, settings: dict[str, object]) -> None:
+    assert all(kept(clip(spool, [DIRECTION, DIRECTION, DIRECTION, -DIRECTION], **settings)))
 
 
 def test_no_update_has_no_mean() -> None:

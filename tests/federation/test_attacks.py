@@ -143,6 +143,7 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "x1000, norm clipping": lambda: Attack(
         scaled(1000.0), "", {"norm-outlier-factor": 0.0, "norm-clip-factor": 1.0}
     ),
+    "sign flipped x4, norm clipping": lambda: Attack(scaled(-4.0), "", {"norm-clip-factor": 1.0}),
     "wrong shapes": lambda: Attack(
         altered(lambda a: a.update(a=a["a"].T.copy())), "manifest_mismatch"
     ),

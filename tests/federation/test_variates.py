@@ -286,6 +286,12 @@ def test_a_poisoner_does_not_steer_the_mean_of_a_robust_rule(
     assert a.means[2] == pytest.approx(mean, abs=1e-5)
 
 
+def test_norm_clipping_leaves_out_a_variate_that_points_against_the_others(world: Make) -> None:
+    a, *_ = nodes = of(a=0.1, b=0.1, c=0.1, poisoner=-0.4)
+    world(nodes, **{"num-server-rounds": 2, "norm-clip-factor": 1.0}).run()
+    assert a.means[2] == pytest.approx(0.1, abs=1e-5), "0.05 if it were only shortened"
+
+
 # --- what is kept ---------------------------------------------------------------------------------
 
 

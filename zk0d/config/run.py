@@ -184,7 +184,9 @@ class AggregationSettings(Settings):
         0.25, description="Share of the nodes that trimmed-mean leaves out at each end."
     )
     norm_clip_factor: NonNegativeFloat = Field(
-        0.0, description="Shorten updates to this many times the round's median norm; 0: never."
+        0.0,
+        description="Shorten updates to this many times the round's median norm, and leave those"
+        " out of a mean that point against it; 0: neither.",
     )
     variate_max_age: PositiveInt = Field(
         20,

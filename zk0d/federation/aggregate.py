@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.config.run import RuleName
+from zk0d.config.run import AggregationSettings, RuleName
 from zk0d.errors import Zk0dError
 from zk0d.federation.codec import PIECE
 from zk0d.federation.spool import SpooledUpdate, SpoolReader
@@ -29,12 +29,13 @@ class Weighted:
     """One update of a round.
 
     ``weight`` is what it counts by in a mean, ``scale`` what its values are multiplied by first
-    (norm clipping; 1 leaves them as they are).
+    (norm clipping; 1 leaves them as they are). One that is not ``kept`` counts nothing in a mean.
     """
 
     update: SpooledUpdate
     weight: float
     scale: float = 1.0
+    kept: bool = True
 
 
 class ServerStep:
@@ -173,7 +174,7 @@ def combine(
     """
     if not updates:
         raise Zk0dError("no update was admitted, so there is no mean.", reason="no_updates")
-    shares = np.array([each.weight for each in updates], np.float32)
+    shares = np.array([each.weight * each.kept for each in updates], np.float32)
     stack = np.empty((len(updates), PIECE), np.float32)
     with ExitStack() as files:
         readers = [files.enter_context(SpoolReader(each.update)) for each in updates]
@@ -187,6 +188,45 @@ def combine(
                 yield Piece(name, start, pieces, rule(pieces, shares))
 
 
+#: Of two updates that point apart nobody can say which one is wrong.
+_LEAST_FOR_DIRECTION = 3
+
+
+def clipped(
+    like: Mapping[str, NDArray[np.float32]],
+    updates: Sequence[Weighted],
+    settings: AggregationSettings,
+) -> list[Weighted]:
+    """Norm clipping: the long are shortened, and those that point against the others left out.
+
+    Shortened, a poisoner still takes its share of every step back. So where the rule is the mean
+    and three or more came, an update is left out if its cosine with the mean of all, shortened, is
+    negative. To know it, they are read once more; memory is that of :func:`combine`. Other rules
+    outvote each coordinate by themselves.
+
+    Parameters
+    ----------
+    like
+        The tensors, for their names and sizes.
+    updates
+        In an order that never changes.
+    """
+    factor = settings.norm_clip_factor
+    scales = clip_scales([each.update.norm for each in updates], factor)
+    short = [replace(each, scale=scale) for each, scale in zip(updates, scales, strict=True)]
+    if not factor or settings.rule != "mean" or len(short) < _LEAST_FOR_DIRECTION:
+        return short
+    products = np.zeros(len(short))
+    for piece in combine(like, short, weighted_mean):
+        products += piece.values @ piece.combined
+    found = [
+        replace(each, kept=bool(product >= 0))
+        for each, product in zip(short, products, strict=True)
+    ]
+    # Somebody's cosine is positive, but for rounding where all of them cancel.
+    return found if any(each.kept and each.weight for each in found) else short
+
+
 @dataclass(frozen=True)
 class Combined:
     """How a round's updates go together.
@@ -194,7 +234,7 @@ class Combined:
     ``norm`` is the combined update's Euclidean norm before the server's momentum and rate,
     ``agreement`` that norm divided by the weighted mean of the updates' own: 1 if all say the same,
     near 0 if they cancel. ``cosines`` are those of each update with the combined one, in their
-    order.
+    order. Updates that were left out of the mean have their part in both.
     """
 
     norm: float

@@ -16,7 +16,7 @@ from zk0d.federation.aggregate import (
     ServerStep,
     Weighted,
     aggregate,
-    clip_scales,
+    clipped,
     norm,
 )
 from zk0d.federation.answers import Accepted
@@ -87,13 +87,10 @@ class GlobalModel:
     def advance(self, accepted: Sequence[Accepted], task: Train) -> Combined:
         """Move the weights by a round's updates, in their order; how those go together."""
         settings = self._settings
-        scales = clip_scales([each.update.norm for each in accepted], settings.norm_clip_factor)
         # Near 1, so that the sum keeps its precision.
         full = task.training.frames
-        updates = [
-            Weighted(each.update, each.reply.figures.samples / full, scale)
-            for each, scale in zip(accepted, scales, strict=True)
-        ]
+        came = [Weighted(each.update, each.reply.figures.samples / full) for each in accepted]
+        updates = clipped(self.weights, came, settings)
         rule = RULES[settings.rule](settings.trim_fraction, len(updates))
         combined = aggregate(self.weights, updates, rule, self._step)
         if self._variates is not None:

@@ -20,7 +20,7 @@ from pydantic import NonNegativeFloat, PositiveInt, RootModel
 
 from zk0d.config.base import Settings
 from zk0d.config.run import AggregationSettings, CodecName
-from zk0d.federation.aggregate import RULES, Arrays, Weighted, clip_scales, combine
+from zk0d.federation.aggregate import RULES, Arrays, Weighted, clipped, combine
 from zk0d.federation.answers import Accepted
 from zk0d.federation.spool import SpooledUpdate
 from zk0d.federation.update import Manifest, Payload, PayloadEncoder
@@ -106,8 +106,7 @@ class Variates:
 
     def _average(self, like: Arrays) -> None:
         settings, held = self._settings, [self._held[key] for key in sorted(self._held)]
-        scales = clip_scales([each.update.norm for each in held], settings.norm_clip_factor)
-        parts = [Weighted(h.update, h.weight, s) for h, s in zip(held, scales, strict=True)]
+        parts = clipped(like, [Weighted(each.update, each.weight) for each in held], settings)
         rule = RULES[settings.rule](settings.trim_fraction, len(parts))
         encoder = PayloadEncoder("variates", self._codec)
         tensor: NDArray[np.float32] = np.empty(0, np.float32)
