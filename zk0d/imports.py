@@ -16,10 +16,12 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 #: Packages whose ``__init__`` imports much more than the modules in them need.
 LATE = ("lerobot.policies", "lerobot.policies.evo1", "lerobot.policies.groot")
@@ -63,7 +65,7 @@ class Distributions(Mapping[str, list[str]]):
         return metadata.packages_distributions()
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -71,11 +73,11 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec and spec.loader:
-            spec.loader = (_Late if fullname in LATE else _Asking)(spec.loader)
+            spec.loader = (_Late if fullname in LATE else _Asking)(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Wrapped(Loader):
+class _Wrapped:
     """A loader that has all that the one beneath it has, such as the source."""
 
     def __init__(self, beneath: Loader) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.federation.fakes import SPEC
+from tests.forked import forks
 from tests.learning.damage import change_info, first_video, make_dataset
 from tests.learning.test_convert import write_v21
 from zk0d.config.families import NEW
@@ -31,15 +31,34 @@ ZK0BOT = Path(sys.executable).parent / "zk0bot"
 SETTINGS = "model-name=tiny num-server-rounds=1 local-steps=2 batch-size=2 eval-frames=4"
 
 
-def said(*words: object) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [ZK0BOT, *map(str, words)], capture_output=True, text=True, check=False, env={**os.environ}
-    )
+Said = Callable[..., tuple[int, str, str]]
+#: These share one process that forks.
+forked = pytest.mark.xdist_group("output")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
+    """How ``zk0bot`` ends and what it shows, without the seconds of its imports."""
+    with forks(tmp_path_factory.mktemp("said")) as programs:
+
+        def run(*words: object) -> tuple[int, str, str]:
+            done = programs.zk0bot(*words)
+            return done.returncode, done.stdout, done.stderr
+
+        yield run
+
+
+def said_by_itself(*words: object) -> tuple[int, str, str]:
+    """The same of the program as a person starts it: what its imports print is seen, too."""
+    done = subprocess.run([ZK0BOT, *map(str, words)], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.slow
-def test_a_refusal_in_a_run_appears_once(recordings_folder: Path, tmp_path: Path) -> None:
+@forked
+def test_a_refusal_in_a_run_appears_once(
+    said: Said, recordings_folder: Path, tmp_path: Path
+) -> None:
     """The evaluator refuses: its own log of it is no business of the terminal's."""
     file = tmp_path / "two.toml"
     file.write_text(
@@ -72,9 +91,10 @@ def make_torn(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@forked
 @pytest.mark.parametrize("command", [("train",), ("simulate", "-n", 2)])
 def test_recordings_that_cannot_be_used_are_told_once(
-    tmp_path: Path, command: tuple[object, ...]
+    said: Said, tmp_path: Path, command: tuple[object, ...]
 ) -> None:
     """Every contributor refuses, and the error gives their cause."""
     make_torn(tmp_path / "torn")
@@ -95,7 +115,7 @@ def test_a_simulation_that_continues_names_the_contributor_it_lacks(tmp_path: Pa
     make_torn(tmp_path / "torn")
     whole = tmp_path / "whole"
     make_dataset(whole, (16, 17, 18))
-    code, out, err = said(
+    code, out, err = said_by_itself(
         "simulate", whole, tmp_path / "torn", "--hold-out", 0.3, "-c",
         f"{SETTINGS} min-fit-clients=1", "--device", "cpu", "--folder", tmp_path / "s",
     )  # fmt: skip
@@ -135,16 +155,19 @@ def test_converting_shows_the_copys_folder_and_nothing_else(
 ) -> None:
     former = tmp_path / "former"
     write_v21(open_recordings(f"local:{recordings_folder}"), former, episodes=2)
-    assert said("data", "convert", former) == (0, f"{former}-v3.0\n", "")
+    assert said_by_itself("data", "convert", former) == (0, f"{former}-v3.0\n", "")
 
 
 @pytest.mark.slow
+@forked
 @pytest.mark.parametrize("policy", ["smolvla", "act"])
-def test_training_shows_no_library(tmp_path: Path, policy: str) -> None:
+def test_training_shows_no_library(said: Said, tmp_path: Path, policy: str) -> None:
     """A policy of a folder is loaded: bars and prints of LeRobot and transformers stay away."""
     make_dataset(tmp_path / "d", (16, 17, 18))
     settings, more = f"{SETTINGS} policy={policy}", ("--hold-out", 0.3, "--device", "cpu")
-    code, _, err = said("train", tmp_path / "d", "-c", settings, *more, "--folder", tmp_path / "a")
+    code, _, err = said_by_itself(
+        "train", tmp_path / "d", "-c", settings, *more, "--folder", tmp_path / "a"
+    )
     assert (code, err) == (0, "")
     settings = settings.replace("model-name=tiny", "model-name=mine")
     model = f"mine={tmp_path / 'a' / 'checkpoint'}"
@@ -196,7 +219,8 @@ def test_a_notice_names_splits_that_are_ignored(tmp_path: Path, splits: object, 
 
 
 @pytest.mark.slow
-def test_an_instruction_that_is_cut_is_counted(tmp_path: Path) -> None:
+@forked
+def test_an_instruction_that_is_cut_is_counted(said: Said, tmp_path: Path) -> None:
     """Two tasks, of which one is longer than the policy reads: it trains, and says so."""
     make_dataset(tmp_path / "d", (16, 17, 18), tasks=("touch it", "touch the red block " * 9))
     words = ("train", tmp_path / "d", "--hold-out", 0.3, "--device", "cpu")

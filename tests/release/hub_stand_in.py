@@ -37,7 +37,12 @@ class HubStandIn(ThreadingHTTPServer):
         self.fail_uploads = 0
         self.uploads: list[str] = []
         self.refuse = False
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def server_close(self) -> None:
+        """End the thread first: it would poll the closed socket without a pause, for good."""
+        self.shutdown()
+        super().server_close()
 
     @property
     def url(self) -> str:
