@@ -43,7 +43,7 @@ def test_flower_ends_at_a_newer_one_and_we_see_it_before(database: Path) -> None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database"])
-def test_what_is_no_database_is_flowers_to_judge(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_without_a_database_is_left_to_flower(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "superlink.db"
     if content is not None:
         path.write_bytes(content)
