@@ -202,11 +202,16 @@ def trained(folder: Path, attack: Attack | None) -> tuple[float, list[dict[str, 
     return distance(folder), list(read_lines(folder)), nodes[3]
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How far a run without an attack ends from the goal."""
+    return trained(tmp_path_factory.mktemp("clean"), None)[0]
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_changes_nothing(
-    tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+    tmp_path: Path, clean: float, name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    clean, _, _ = trained(tmp_path / "clean", None)
     attack = ATTACKS[name]()
     left, lines, node = trained(tmp_path / "attacked", attack)
     assert left < clean + 0.1, "the model is where it would have been"
@@ -235,10 +240,9 @@ def test_an_attack_changes_nothing(
     record_property("became", became)
 
 
-def test_a_plain_mean_would_have_followed(tmp_path: Path) -> None:
+def test_a_plain_mean_would_have_followed(tmp_path: Path, clean: float) -> None:
     """The yardstick of the rows that are outvoted: these attacks do harm where nothing is done."""
     unguarded = {"norm-outlier-factor": 0.0, "max-update-ratio": 0.0}
-    clean, _, _ = trained(tmp_path / "clean", None)
     flipped, _, _ = trained(tmp_path / "flipped", Attack(scaled(-4.0), "", unguarded))
     assert flipped > clean + 1.0
     huge, _, _ = trained(tmp_path / "huge", Attack(scaled(1000.0), "", unguarded))

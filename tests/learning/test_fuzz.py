@@ -1,6 +1,7 @@
 """Whatever happens to a dataset's files: a sentence, or exactly what LeRobot itself would read.
 
-``ZK0D_FUZZ=5000`` tries so many. Every input that ever failed is an example below.
+``make test`` tries each kind of damage and a few combinations, ``make test-long`` more of those,
+and ``ZK0D_FUZZ=5000`` so many. Every input that ever failed is an example below.
 """
 
 from __future__ import annotations
@@ -344,7 +345,7 @@ def fuzzed(usually: int) -> settings:
     )
 
 
-@fuzzed(60)
+@fuzzed(15)
 @given(what=st.lists(damages, min_size=1, max_size=2))
 @example(what=[Damage("data", "null", row=3, column=1)])
 @example(what=[Damage("data", "truncate", row=100)])
@@ -359,12 +360,28 @@ def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
     check(whole, what)
 
 
-@fuzzed(20)
+@fuzzed(6)
 @given(what=st.lists(former_damages, min_size=1, max_size=2), partial=st.booleans())
 @example(what=[Damage("info", "reorder", row=0, other=0, column=4)], partial=False)
 def test_a_damaged_former_dataset_gives_a_sentence_or_lerobots_frames(
     former: Path, what: list[Damage], partial: bool
 ) -> None:
+    check_converted(former, what, partial)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@fuzzed(60)
+@given(what=st.lists(damages, min_size=1, max_size=2))
+def test_many_damaged_datasets(whole: Path, what: list[Damage]) -> None:
+    check(whole, what)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@fuzzed(20)
+@given(what=st.lists(former_damages, min_size=1, max_size=2), partial=st.booleans())
+def test_many_damaged_former_datasets(former: Path, what: list[Damage], partial: bool) -> None:
     check_converted(former, what, partial)
 
 
