@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -113,18 +114,34 @@ class Payload:
     """A manifest with its bytes, as a list of chunks of at most 4 MiB.
 
     ``beside`` are other payloads of the same message, such as the variates beside an update.
+    ``files`` are named if the chunks are views of these files, one each, which are never written
+    to again.
     """
 
     def __init__(
-        self, manifest: Manifest, chunks: list[bytes], beside: tuple[Payload, ...] = ()
+        self,
+        manifest: Manifest,
+        chunks: list[bytes],
+        beside: tuple[Payload, ...] = (),
+        files: tuple[Path, ...] = (),
     ) -> None:
         self.manifest = manifest
         self.chunks = chunks
         self.beside = beside
+        self.files = files
 
     def with_beside(self, *others: Payload) -> Payload:
         """The same bytes, with these beside them."""
-        return Payload(self.manifest, self.chunks, others)
+        return Payload(self.manifest, self.chunks, others, self.files)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Length of each chunk in bytes."""
+        return [len(chunk) for chunk in self.chunks]
+
+    def stream(self) -> Iterator[bytes]:
+        """The bytes in order, in pieces of any length."""
+        yield from self.chunks
 
     def companion(self, kind: Kind) -> Payload | None:
         """The payload of this kind beside it."""
@@ -191,6 +208,53 @@ class Payload:
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All tensors, verified."""
         return dict(self.decode())
+
+
+class Streamed(Payload):
+    """A payload whose bytes come from elsewhere while they are read, once.
+
+    Parameters
+    ----------
+    source
+        Gives exactly the manifest's bytes, or raises.
+    """
+
+    def __init__(
+        self, manifest: Manifest, source: Iterator[bytes], beside: tuple[Payload, ...] = ()
+    ) -> None:
+        super().__init__(manifest, [], beside)
+        self._source = source
+
+    def with_beside(self, *others: Payload) -> Payload:
+        return Streamed(self.manifest, self._source, others)
+
+    @property
+    def sizes(self) -> list[int]:
+        whole, rest = divmod(self.manifest.size, CHUNK_BYTES)
+        return [CHUNK_BYTES] * whole + [rest] * bool(rest)
+
+    def stream(self) -> Iterator[bytes]:
+        return self._source
+
+    def loaded(self) -> Payload:
+        """The same in memory; those beside it stay as they are."""
+        return Payload(self.manifest, list(cut(self._source, CHUNK_BYTES)), self.beside)
+
+
+def cut(source: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in blocks of ``size``; the last may be shorter."""
+    block = bytearray()
+    for piece in source:
+        view = memoryview(piece)
+        while view:
+            take = min(size - len(block), len(view))
+            block += view[:take]
+            view = view[take:]
+            if len(block) == size:
+                yield bytes(block)
+                block.clear()
+    if block:
+        yield bytes(block)
 
 
 class PayloadEncoder:
