@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from flwr.app import RecordDict
 
 from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, refuse
+from tests.processes import run
 from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings, TransferSettings
 from zk0d.config.run import run_settings
@@ -74,11 +76,7 @@ class BesideNode(FakeNode):
         assert payload is not None
         self.trained.append(task)
         assert isinstance(payload, Streamed)
-        whole = payload.loaded()
-        whole.beside = tuple(
-            each.loaded() if isinstance(each, Streamed) else each for each in payload.beside
-        )
-        reply, update = from_record(self.update(task, whole), TrainReply)
+        reply, update = from_record(self.update(task, payload), TrainReply)
         assert update is not None
         assert route is not None
         self.held.append(len(self.carrier.depot.held(route.ticket)))
@@ -270,3 +268,21 @@ def test_an_altered_piece_is_refused_and_removed(tmp_path: Path) -> None:
     with pytest.raises(UpdateError, match="tensor 'a': its content is not what was sent"):
         Spool(tmp_path / "spool").take("x", Payload(payload.manifest, [bytes(data)], files=(path,)))
     assert not path.exists()
+
+
+def test_what_a_client_app_is_forked_from_has_nothing_of_a_transfer() -> None:
+    """No connection, no thread and no carrier comes with the imports."""
+    code = (
+        "import gc, os, threading\n"
+        "import zk0d.federation.client_app\n"
+        "from zk0d.federation.carrier import Carrier\n"
+        "import httpx\n"
+        "kinds = (Carrier, httpx.Client)\n"
+        "made = [each for each in gc.get_objects() if isinstance(each, kinds)]\n"
+        "links = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')\n"
+        "    if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "open_ = [each for each in links if each.startswith('socket:')]\n"
+        "print(made, open_, threading.active_count())\n"
+    )
+    done = run([sys.executable, "-c", code], text=True, check=True)
+    assert done.stdout.strip() == "[] [] 1"

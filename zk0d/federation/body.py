@@ -15,7 +15,7 @@ from typing import Any
 
 from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message
-from zk0d.federation.update import CHUNK_BYTES, Manifest, Payload, Streamed, UpdateError
+from zk0d.federation.update import CHUNK_BYTES, Manifest, Once, Payload, Streamed, UpdateError
 
 CONTENT_TYPE = "application/vnd.safetensors"
 MAX_HEADER_BYTES = 16 * 2**20
@@ -50,7 +50,9 @@ def write_body(message: Message, payload: Payload | None = None) -> Iterator[byt
 
 
 def open_body[M: Message](pieces: Iterator[bytes], expected: type[M]) -> tuple[M, Payload | None]:
-    """Read a body as far as its message; the payloads' bytes come while they are read, in order.
+    """Read a body as far as its message; the payloads' bytes come while they are read.
+
+    Who reads a later one first has the earlier ones in memory.
 
     Raises
     ------
@@ -61,7 +63,10 @@ def open_body[M: Message](pieces: Iterator[bytes], expected: type[M]) -> tuple[M
     rest = reader.begin(pieces)
     message, payloads = reader.header(expected)
     source = _Source(rest, pieces)
-    opened = [Streamed(manifest, source.take(manifest.size)) for manifest, _ in payloads]
+    opened, last = [], None
+    for manifest, _ in payloads:
+        last = Once(source.take(manifest.size), after=last)
+        opened.append(Streamed(manifest, last))
     if not opened:
         return message, None
     return message, opened[0].with_beside(*opened[1:])

@@ -114,7 +114,7 @@ def _answer(
 
 def _over_socket(context: Context) -> AbstractContextManager[NodeLearner]:
     configured = context.node_config.get(SOCKET_KEY) or os.environ.get(SOCKET_VARIABLE)
-    return LearnerClient(str(configured or DEFAULT_SOCKET))
+    return LearnerClient(str(configured or DEFAULT_SOCKET), streams=True)
 
 
 Reach = Callable[[Context], AbstractContextManager[NodeLearner]]

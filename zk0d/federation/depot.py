@@ -13,11 +13,13 @@ nothing is ever seen half-written. None of it outlives its round, so nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from zk0d.config.machine import TransferSettings
 from zk0d.federation.capability import Denied
 from zk0d.federation.messages import Piece
 from zk0d.federation.update import Manifest, Payload, UpdateError
+from zk0d.files import rename
 from zk0d.record.journal import disk
 
 #: Disk that transfers leave free.
@@ -82,7 +85,7 @@ class Depot:
                         size += file.write(chunk)
                     # The gateway reads it by the folder's group.
                     os.fchmod(file.fileno(), 0o640)
-                draft.rename(self.weights(run, sha256.hexdigest()))
+                rename(draft, self.weights(run, sha256.hexdigest()), durable=False)
             finally:
                 draft.unlink(missing_ok=True)
         return Piece(sha256=sha256.hexdigest(), size=size)
@@ -108,7 +111,7 @@ class Depot:
             for number, piece in enumerate(pieces):
                 path = folder / f"{secrets.token_hex(8)}.{number}"
                 try:
-                    os.replace(self.piece(ticket, piece.sha256), path)
+                    rename(self.piece(ticket, piece.sha256), path, durable=False)
                 except FileNotFoundError:
                     for each in taken:
                         each.unlink(missing_ok=True)
@@ -157,8 +160,8 @@ class Depot:
                 continue
             name = path.name.partition(".")[2]
             try:
-                stat = path.stat()
-                mark = stat.st_ino, stat.st_mtime_ns, stat.st_size
+                seen = path.stat()
+                mark = seen.st_ino, seen.st_mtime_ns, seen.st_size
                 if self._checked.get(path) != mark:
                     with path.open("rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() != name:
@@ -167,7 +170,7 @@ class Depot:
                     self._checked[path] = mark
             except FileNotFoundError:
                 continue
-            found.append(Piece(sha256=name, size=stat.st_size))
+            found.append(Piece(sha256=name, size=seen.st_size))
         return found
 
     def check_room(self, size: int) -> None:
@@ -181,7 +184,7 @@ class Depot:
         now, up = time.monotonic(), self._settings.up
         if now - self._used_at > _USED_SECONDS:
             self._used_at = now
-            self._used = sum(path.stat().st_size for path in up.rglob("*") if path.is_file())
+            self._used = sum(map(_size, (up, self._settings.taken)))
         if self._used + size > self._settings.limit_gib * 2**30:
             raise Denied(507, "the coordinator holds as many updates as transfer.limit-gib allows.")
         if shutil.disk_usage(up).free - size < KEPT_FREE:
@@ -195,7 +198,7 @@ class Depot:
         try:
             with draft.open("xb") as file:
                 yield file
-            draft.rename(self.piece(ticket, sha256))
+            rename(draft, self.piece(ticket, sha256), durable=False)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -245,6 +248,16 @@ def in_files(manifest: Manifest, files: tuple[Path, ...], pieces: Sequence[Piece
     """The payload whose bytes are these files."""
     chunks = FileChunks(files, [piece.size for piece in pieces])
     return Payload(manifest, chunks, files=files)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files beneath; what goes away meanwhile counts no more."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def _age(path: Path) -> float:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message, Piece, Refusal, Route
-from zk0d.federation.update import Manifest, Payload, Streamed, UpdateError
+from zk0d.federation.update import Manifest, Payload, UpdateError
 
 _KIND, _BODY, _MANIFEST, _PIECES, _ROUTE = "kind", "body", "manifest", "pieces", "route"
 #: The payload's record, and by number those beside it. A message has few of them.
@@ -55,8 +55,6 @@ def to_record(
         if pieces:
             header[f"{_PIECES}/{name}"] = _PIECES_TYPE.dump_json(pieces).decode()
             continue
-        if isinstance(each, Streamed):
-            each = each.loaded()
         record[name] = ArrayRecord(
             {
                 f"{number:06d}": Array("uint8", (len(chunk),), _STYPE, chunk)

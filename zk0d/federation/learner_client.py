@@ -79,10 +79,18 @@ def _no_progress(event: dict[str, Any]) -> None:
 
 
 class LearnerClient:
-    """One learner, by its socket. Its update is a stream, to be read before :meth:`close`."""
+    """One learner, by its socket.
 
-    def __init__(self, socket: Path | str) -> None:
+    Parameters
+    ----------
+    streams
+        Whether an update comes while it is read, once and before :meth:`close`, as whoever passes
+        it on wants it; else it is in memory.
+    """
+
+    def __init__(self, socket: Path | str, *, streams: bool = False) -> None:
         self._socket = Path(socket)
+        self._streams = streams
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket)),
             base_url="http://learner",
@@ -117,6 +125,9 @@ class LearnerClient:
         self, task: Train, weights: Payload, progress: Progress = _no_progress
     ) -> tuple[TrainReply, Payload]:
         """One round of local steps from ``weights``; returns the update."""
+        if not self._streams:
+            reply, update = self._run("train", task, weights, TrainReply, progress)
+            return reply, require_payload(update)
         with self._told():
             done = self._events("train", task, weights, progress)
             answer = self._open.enter_context(
