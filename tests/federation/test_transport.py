@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sys
@@ -18,7 +19,7 @@ from tests.processes import run
 from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings, TransferSettings
 from zk0d.config.run import run_settings
-from zk0d.federation.capability import OPEN_ROUND
+from zk0d.federation.capability import OPEN_ROUND, Capability
 from zk0d.federation.depot import Depot
 from zk0d.federation.envelope import from_record, route_of, to_record
 from zk0d.federation.messages import Piece, Route, Train, TrainReply
@@ -65,6 +66,7 @@ class BesideNode(FakeNode):
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **how)
         self.held: list[int] = []  #: pieces that were there when a round began
+        self.routes: list[Route] = []
 
     def answer_train(self, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
         raise NotImplementedError
@@ -79,6 +81,7 @@ class BesideNode(FakeNode):
         reply, update = from_record(self.update(task, payload), TrainReply)
         assert update is not None
         assert route is not None
+        self.routes.append(route)
         self.held.append(len(self.carrier.depot.held(route.ticket)))
         answer = end.answer(reply, update)
         if self.dies:
@@ -112,9 +115,11 @@ def _task_of(record: RecordDict) -> Train:
 class World:
     """A run whose payloads lie beside its messages."""
 
-    def __init__(self, folder: Path, nodes: list[BesideNode], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, nodes: list[BesideNode], *, mirrors: Any = (), **settings: Any
+    ) -> None:
         self.server = ServerSettings.parse(
-            {"state": str(folder), "transfer": {"message-kib": 0}}, where="test"
+            {"state": str(folder), "transfer": {"message-kib": 0, "mirrors": mirrors}}, where="test"
         )
         self.transfers = self.server.transfers
         self.carrier = FakeCarrier(self.transfers, 11)
@@ -165,6 +170,25 @@ def test_a_run_by_files_leaves_none(tmp_path: Path, drift: str) -> None:
     assert committed[1]["mean_update_norm"] == pytest.approx(2.0 * np.sqrt(10), rel=0.01)
     assert not world.left()
     assert not (world.journal.folder / OPEN_ROUND).exists()
+
+
+def test_a_rounds_mirrors_have_one_capability_for_all_nodes(tmp_path: Path) -> None:
+    nodes = [BesideNode("a", step=1.0), BesideNode("b", step=3.0)]
+    urls = ("http://one.example", "https://two.example/zk0d")
+    World(tmp_path, nodes, mirrors=urls).run()
+    for one, other in zip(nodes[0].routes, nodes[1].routes, strict=True):
+        assert [mirror.url for mirror in one.mirrors] == list(urls)
+        assert one.mirrors == other.mirrors, "or each node gave it a budget"
+        assert one.down != other.down
+        shown = [one.down, other.down, *(mirror.down for mirror in one.mirrors)]
+        held = [
+            Capability.model_validate_json(base64.urlsafe_b64decode(token.partition(".")[0]))
+            for token in shown
+        ]
+        assert [each.is_mirrors for each in held] == [False, False, True, True]
+        assert len({each.key for each in held}) == 4
+        assert {each.direction for each in held} == {"down"}
+    assert nodes[0].routes[0].mirrors != nodes[0].routes[1].mirrors, "it ends with the round"
 
 
 def _missing(pieces: Any, route: Route) -> Any:

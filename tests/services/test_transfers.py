@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import wait_until
+from tests.processes import started, wait_until
 from tests.services.lab import Lab, lab, nginx
 from zk0d.config.machine import ServerSettings
 from zk0d.errors import TryAgainError
-from zk0d.federation.capability import Capability, OpenRound, close_round, open_round, ticket
+from zk0d.federation.capability import Capability, OpenRound, OpenRounds, RoundFile, ticket
 from zk0d.federation.carrier import PIECE_BYTES, Carrier
 from zk0d.federation.depot import Depot
 from zk0d.federation.messages import Piece, Route
@@ -30,7 +30,8 @@ from zk0d.federation.update import Payload, Streamed
 from zk0d.machine.gateway import configuration
 from zk0d.services import transfers
 from zk0d.services.presence import Presence, PresencePage
-from zk0d.services.transfers import Transfers
+from zk0d.services.spent import Spent
+from zk0d.services.transfers import SPENT, Transfers
 
 RUN, ROUND = "7", 3
 ALICE, BOB = "a" * 64, "b" * 64
@@ -57,6 +58,7 @@ class Plane:
     by_nginx: bool
     carried: bool  #: by nginx; else the application carries the bytes
     opened: OpenRound
+    round_file: RoundFile
 
     @property
     def depot(self) -> Depot:
@@ -124,17 +126,29 @@ def plane(root: Path, *, by_nginx: bool, carries: bool = True) -> Iterator[Plane
                 url = f"https://127.0.0.1:{made.gateway}/zk0d/v1"
                 trust = ssl.create_default_context(cafile=str(made.certificates.ca))
             (settings.runs / RUN).mkdir(parents=True)
-            down = ours.depot.publish(RUN, payload(WEIGHTS))
-            opened = open_round(
-                settings.runs / RUN,
-                ROUND,
-                {down.sha256: down.size},
-                [ticket(RUN, ROUND, key) for key in (ALICE, BOB)],
-            )
+            ours.depot.publish(RUN, payload(WEIGHTS))
+            round_file = RoundFile(settings.runs / RUN)
             with httpx.Client(base_url=url, verify=trust, timeout=60) as http:
-                yield Plane(made, settings, ours, url, http, by_nginx, carries and by_nginx, opened)
+                opened = open_round(round_file)
+                yield Plane(
+                    made,
+                    settings,
+                    ours,
+                    url,
+                    http,
+                    by_nginx,
+                    carries and by_nginx,
+                    opened,
+                    round_file,
+                )
         finally:
             page.close()
+
+
+def open_round(file: RoundFile) -> OpenRound:
+    """The round of these tests."""
+    tickets = [ticket(RUN, ROUND, key) for key in (ALICE, BOB)]
+    return file.open(ROUND, {sha256(WEIGHTS): len(WEIGHTS)}, tickets)
 
 
 def payload(data: bytes) -> Payload:
@@ -337,18 +351,59 @@ def test_a_capability_of_another_node_round_or_run(
 
 def test_a_capability_counts_no_more_after_its_round(open_plane: Plane) -> None:
     up, down = open_plane.token("up"), open_plane.token("down")
-    file = open_plane.run_folder / "transfer.json"
     assert open_plane.put(DATA, up).status_code == 201
-    kept = file.read_bytes()
     try:
-        close_round(open_plane.run_folder)
+        open_plane.round_file.close()
         assert open_plane.put(DATA, up).status_code == 403
         assert open_plane.get(down).status_code == 403
         # The next one has another secret.
-        open_round(open_plane.run_folder, ROUND + 1, {}, [])
+        open_plane.round_file.open(ROUND + 1, {}, [])
         assert open_plane.put(DATA, up).status_code == 403
     finally:
-        file.write_bytes(kept)
+        open_plane.opened = open_round(open_plane.round_file)
+
+
+def test_a_capability_counts_no_more_when_the_server_app_was_killed(open_plane: Plane) -> None:
+    """Nobody has removed the round's file then; after a power cut it is there, too."""
+    up, down = open_plane.token("up"), open_plane.token("down", budget=10**9)
+    assert open_plane.get(down).status_code == 200
+    kept = (open_plane.run_folder / "transfer.json").read_bytes()
+    try:
+        open_plane.round_file.close()
+        (open_plane.run_folder / "transfer.json").write_bytes(kept)
+        assert open_plane.put(DATA, up).status_code == 403
+        assert open_plane.get(down).status_code == 403
+        assert not OpenRounds(open_plane.settings.runs).tickets(), "and nobody waits for its pieces"
+    finally:
+        open_plane.opened = open_round(open_plane.round_file)
+
+
+def test_what_was_spent_outlives_a_restart_of_the_service(open_plane: Plane) -> None:
+    up, down = open_plane.token("up"), open_plane.token("down", budget=len(WEIGHTS) + 10)
+    first = os.urandom(PIECE_BYTES)
+    for data in (first, os.urandom(PIECE_BYTES)):
+        assert open_plane.put(data, up).status_code == 201
+    assert open_plane.get(down).status_code == 200
+    book = open_plane.settings.superlink.state / SPENT
+    assert up not in book.read_text()
+    with book.open("a") as file:
+        file.write('{"of": "to')  # as a power cut may leave it
+    before = open_plane.transfers._spent
+    open_plane.transfers._spent = Spent(book)
+    try:
+        assert open_plane.put(os.urandom(1001), up).status_code == 413
+        assert open_plane.put(first, up).is_success, "the same piece again is no more"
+        assert open_plane.put(os.urandom(600), up).status_code == 201
+        open_plane.transfers._spent = Spent(book)
+        assert open_plane.put(os.urandom(600), up).status_code == 413
+        assert open_plane.get(down).status_code == 403
+        open_plane.transfers.sweep()
+        assert open_plane.get(down).status_code == 403, "the round is open"
+        open_plane.opened = open_round(open_plane.round_file)
+        open_plane.transfers.sweep()
+        assert book.read_text() == "", "of a round that is over nothing is kept"
+    finally:
+        open_plane.transfers._spent = before
 
 
 def test_more_bytes_than_agreed(open_plane: Plane) -> None:
@@ -504,6 +559,13 @@ def test_a_spool_that_is_full(open_plane: Plane, monkeypatch: pytest.MonkeyPatch
     assert open_plane.put(DATA).status_code == 201
     refused = open_plane.put(os.urandom(1000), key=BOB)
     assert (refused.status_code, "limit-gib" in refused.text) == (507, True)
+    # What the ServerApp has taken of it is still there.
+    open_plane.depot.take(RUN, ticket(RUN, ROUND, ALICE), [Piece(sha256=sha256(DATA), size=1000)])
+    monkeypatch.setattr(open_plane.depot, "_used_at", float("-inf"))
+    assert open_plane.put(os.urandom(1000), key=BOB).status_code == 507
+    open_plane.depot.clear(RUN, [])
+    monkeypatch.setattr(open_plane.depot, "_used_at", float("-inf"))
+    assert open_plane.put(DATA, key=BOB).status_code == 201
 
 
 def test_a_full_disk_is_a_507_and_nothing_is_torn(
@@ -577,7 +639,7 @@ def test_the_gateways_user_writes_what_the_apps_group_reads(tmp_path: Path) -> N
             (own.down, app, gateway, 0o2750),
             (own.up, gateway, app, 0o2770),
             (own.incoming, gateway, app, 0o2770),
-            (own.taken, app, app, 0o0700),
+            (own.taken, app, app, 0o0750),
         ):
             path.mkdir(parents=True, exist_ok=True)
             os.chown(path, owner, group)
@@ -608,21 +670,28 @@ def test_the_gateways_user_writes_what_the_apps_group_reads(tmp_path: Path) -> N
         as_gateway = ["setpriv", f"--reuid={gateway}", f"--regid={gateway}", "--clear-groups"]
         program = nginx()
         assert program
-        process = subprocess.Popen(
-            ["sh", "-c", 'umask 0077; exec "$@"', "sh", *as_gateway, "--pdeathsig=TERM", program]
-            + ["-e", "stderr", "-c", str(config)]
-        )
-        try:
+        command = [*as_gateway, "--pdeathsig=TERM", program, "-e", "stderr", "-c", str(config)]
+        running = started(["sh", "-c", 'umask 0077; exec "$@"', "sh", *command])
+        with running, contextlib.closing(page):
             wait_until(lambda: _listens(made.gateway), "nginx", 30)
             folder = settings.runs / RUN
             folder.mkdir(parents=True)
-            opened = open_round(
-                folder, ROUND, {weights.sha256: weights.size}, [ticket(RUN, ROUND, ALICE)]
-            )
+            round_file = RoundFile(folder)
+            opened = open_round(round_file)
             url = f"https://127.0.0.1:{made.gateway}/zk0d/v1"
             trust = ssl.create_default_context(cafile=str(made.certificates.ca))
             with httpx.Client(base_url=url, verify=trust) as http:
-                done = Plane(made, settings, Transfers(settings), url, http, True, True, opened)
+                done = Plane(
+                    made,
+                    settings,
+                    Transfers(settings),
+                    url,
+                    http,
+                    True,
+                    True,
+                    opened,
+                    round_file,
+                )
                 assert done.put(DATA).status_code == 201
                 assert done.get(done.token("down", budget=10**9)).content == WEIGHTS
                 piece = done.depot.piece(ticket(RUN, ROUND, ALICE), sha256(DATA))
@@ -634,10 +703,6 @@ def test_the_gateways_user_writes_what_the_apps_group_reads(tmp_path: Path) -> N
                 subprocess.run([*as_app, "mv", str(piece), str(moved)], check=True)
                 read = subprocess.run([*as_app, "cat", str(moved)], capture_output=True, check=True)
                 assert read.stdout == DATA
-        finally:
-            process.terminate()
-            process.wait(30)
-            page.close()
 
 
 def _listens(port: int) -> bool:

@@ -176,7 +176,7 @@ def test_each_may_write_its_part_of_what_is_on_its_way() -> None:
     assert made[str(own.down)] == ["2750", "zk0d-app", "zk0d-gateway"]
     assert made[str(own.up)] == ["2770", "zk0d-gateway", "zk0d-app"]
     assert made[str(own.incoming)] == made[str(own.up)]
-    assert made[str(own.taken)] == ["0700", "zk0d-app", "zk0d-app"]
+    assert made[str(own.taken)] == ["0750", "zk0d-app", "zk0d-app"]
 
 
 @pytest.mark.parametrize("name", [*SERVICES, GATEWAY])

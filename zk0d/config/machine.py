@@ -42,6 +42,9 @@ CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
 COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+MirrorUrl = Annotated[
+    str, Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*[^\s/?#@]$", max_length=200)
+]
 
 
 class CacheSettings(Settings):
@@ -396,6 +399,11 @@ class TransferSettings(Settings):
     )
     message_kib: NonNegativeInt = Field(
         256, description="Weights and updates up to this size stay inside Flower's messages."
+    )
+    mirrors: Annotated[tuple[MirrorUrl, ...], Field(max_length=8)] = Field(
+        (),
+        description="URLs of caches that nodes ask for a round's weights before they ask here, such"
+        " as https://cache.example/zk0d.",
     )
 
     @property

@@ -2,12 +2,14 @@
 
 A round's secret lies in a file of its run's folder, which the ServerApp writes and ``zk0d
 superlink`` reads. What was signed with it is worth nothing once the file is gone or has another
-secret, so no capability outlives its round.
+secret, so no capability outlives its round. The ServerApp holds the file locked: if it is killed
+or the machine loses its power, the kernel opens the lock, and the round is over as well.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import os
@@ -28,6 +30,8 @@ from zk0d.record.journal import disk
 OPEN_ROUND = "transfer.json"
 Direction = Literal["down", "up"]
 _RUN = re.compile(r"[0-9A-Za-z_-]{1,64}")
+#: In place of a node's key, with a number: a mirror's.
+MIRROR = "mirror "
 #: No token of ours is longer.
 LONGEST_TOKEN = 1024
 
@@ -56,6 +60,11 @@ class Capability(Settings):
     until: float
 
     @property
+    def is_mirrors(self) -> bool:
+        """Whether a mirror shows it."""
+        return self.key.startswith(MIRROR)
+
+    @property
     def ticket(self) -> str:
         """Names the pieces of this node's update in this round."""
         return ticket(self.run, self.round, self.key)
@@ -68,6 +77,11 @@ class OpenRound(Settings):
     secret: str
     files: dict[str, PositiveInt]  #: length of what goes down, by its SHA-256
     tickets: tuple[str, ...]  #: of the nodes that were asked
+
+    @property
+    def name(self) -> str:
+        """Names this opening of the round; the secret does not follow from it."""
+        return hashlib.sha256(f"name/{self.secret}".encode()).hexdigest()[:16]
 
     def sign(self, capability: Capability) -> str:
         """A token that stands for ``capability``."""
@@ -86,25 +100,46 @@ def ticket(run: str, round_: int, key: str) -> str:
     return hashlib.sha256(f"{run}/{round_}/{key}".encode()).hexdigest()[:32]
 
 
-def open_round(folder: Path, number: int, files: dict[str, int], tickets: list[str]) -> OpenRound:
-    """Open a run's round; what was signed for an earlier one counts no more.
+class RoundFile:
+    """What a run has open for transfer, in its folder; the ServerApp's end."""
 
-    Raises
-    ------
-    TryAgainError
-        If the disk is full.
-    """
-    opened = OpenRound(
-        round=number, secret=secrets.token_hex(32), files=files, tickets=tuple(tickets)
-    )
-    with disk(folder):
-        write_file(folder / OPEN_ROUND, opened.model_dump_json(), mode=0o640, durable=False)
-    return opened
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / OPEN_ROUND
+        self._held: int | None = None
+
+    def open(self, number: int, files: dict[str, int], tickets: list[str]) -> OpenRound:
+        """Open a round; what was signed for an earlier one counts no more.
+
+        Raises
+        ------
+        TryAgainError
+            If the disk is full.
+        """
+        opened = OpenRound(
+            round=number, secret=secrets.token_hex(32), files=files, tickets=tuple(tickets)
+        )
+        self.close()
+        with disk(self._path.parent):
+            write_file(self._path, opened.model_dump_json(), mode=0o640, durable=False)
+            self._held = os.open(self._path, os.O_RDONLY)
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+        return opened
+
+    def close(self) -> None:
+        """Let no capability of the run count any more."""
+        self._path.unlink(missing_ok=True)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
-def close_round(folder: Path) -> None:
-    """Let no capability of the run count any more."""
-    (folder / OPEN_ROUND).unlink(missing_ok=True)
+def _is_held(file: int) -> bool:
+    """Whether the ServerApp that wrote a file lives."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 class OpenRounds:
@@ -151,11 +186,14 @@ class OpenRounds:
             return None
         path = self._runs / run / OPEN_ROUND
         try:
-            found = os.stat(path)
-            mark = found.st_ino, found.st_mtime_ns
-            if run not in self._read or self._read[run][0] != mark:
-                opened = OpenRound.model_validate_json(path.read_bytes())
-                self._read[run] = mark, opened
+            with path.open("rb") as file:
+                if not _is_held(file.fileno()):
+                    raise FileNotFoundError(path)
+                found = os.fstat(file.fileno())
+                mark = found.st_ino, found.st_mtime_ns
+                if run not in self._read or self._read[run][0] != mark:
+                    opened = OpenRound.model_validate_json(file.read())
+                    self._read[run] = mark, opened
         except (OSError, ValueError):
             self._read.pop(run, None)
             return None

@@ -2,6 +2,9 @@
 
 A transfer that is cut goes on where it was: the rest of a file by a range, an update with the
 pieces that are missing. Both ends are streams; of an update one piece is in memory.
+
+Weights may also lie at mirrors, which nobody has to trust: each block is checked before it is
+given on, and a mirror that is slow or wrong is left for the coordinator.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import httpx
 from pydantic import TypeAdapter
 
 from zk0d.errors import TryAgainError, Zk0dError
-from zk0d.federation.messages import Piece, Route
+from zk0d.federation.messages import BLOCK_BYTES, Mirror, Piece, Route
 from zk0d.federation.update import cut
 
 log = logging.getLogger("flwr")
@@ -27,6 +30,8 @@ log = logging.getLogger("flwr")
 PIECE_BYTES = 8 * 2**20
 #: So long without a byte moved, and the transfer is given up.
 PATIENCE_SECONDS = 120.0
+#: Silence of a mirror, and time for a block of it, after which it is left.
+MIRROR_SILENCE, MIRROR_BLOCK_SECONDS = 10.0, 20.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
 _PASSES = {408, 425, 429, 500, 502, 503, 504, 507}
 _HELD = TypeAdapter(list[Piece])
@@ -65,14 +70,70 @@ class Carrier:
         self._http = httpx.Client(
             base_url=url, verify=trust, timeout=httpx.Timeout(30.0), trust_env=False
         )
+        #: Made when one is asked; none is asked again that was left.
+        self._mirrors_http: httpx.Client | None = None
+        self._left: set[str] = set()
 
     def close(self) -> None:
         self._http.close()
+        if self._mirrors_http is not None:
+            self._mirrors_http.close()
 
     def download(self, piece: Piece, route: Route) -> Iterator[bytes]:
         """A file's bytes, checked by its name before the last of them is given out."""
-        sha256, at, waits = hashlib.sha256(), 0, self._waits()
-        last = b""
+        sha256, size, last = hashlib.sha256(), 0, b""
+        for part in self._from_anywhere(piece, route):
+            if last:
+                yield last
+            last = part
+            size += len(part)
+            sha256.update(part)
+        if size != piece.size or sha256.hexdigest() != piece.sha256:
+            raise TryAgainError(
+                f"the weights that {self._url} sends are not those that the round names."
+            )
+        yield last
+
+    def _from_anywhere(self, piece: Piece, route: Route) -> Iterator[bytes]:
+        """A file's bytes: from mirrors, as far as they give them, and the rest from there."""
+        at = 0
+        # Nodes do not all ask the same one first.
+        for mirror in random.sample(route.mirrors, len(route.mirrors)):
+            if piece.blocks and at < piece.size and mirror.url not in self._left:
+                at = yield from self._from_mirror(mirror, piece, at)
+        yield from self._from_coordinator(piece, route, at)
+
+    def _from_mirror(self, mirror: Mirror, piece: Piece, at: int) -> Generator[bytes, None, int]:
+        """The blocks from ``at`` on, while they are what is named; where they ended."""
+        if self._mirrors_http is None:
+            self._mirrors_http = httpx.Client(timeout=MIRROR_SILENCE, trust_env=False)
+        headers = {"authorization": f"Bearer {mirror.down}", "accept-encoding": "identity"}
+        if at:
+            headers["range"] = f"bytes={at}-"
+        url = f"{mirror.url}/down/{piece.sha256}"
+        try:
+            with self._mirrors_http.stream("GET", url, headers=headers) as answer:
+                if answer.status_code != (206 if at else 200):
+                    raise _NoMirror(f"status {answer.status_code}")
+                # The time in which whoever reads takes a block is none of the mirror's.
+                parts = _Timed(answer.iter_raw())
+                blocks = cut(iter(parts), BLOCK_BYTES)
+                for name in piece.blocks[at // BLOCK_BYTES :]:
+                    parts.begin()
+                    block = next(blocks, b"")
+                    if hashlib.sha256(block).hexdigest() != name:
+                        raise _NoMirror("it sends other bytes than the round names")
+                    yield block
+                    at += len(block)
+        except (httpx.HTTPError, httpx.InvalidURL, _NoMirror) as error:
+            self._left.add(mirror.url)
+            said = f"{type(error).__name__} {error}".removeprefix("_NoMirror ")
+            log.warning("zk0d: mirror %s is left for this round (%s).", mirror.url, said)
+        return at
+
+    def _from_coordinator(self, piece: Piece, route: Route, at: int) -> Iterator[bytes]:
+        """A file's bytes from ``at`` on."""
+        waits = self._waits()
         while at < piece.size:
             headers = {"authorization": f"Bearer {route.down}", "accept-encoding": "identity"}
             if at:
@@ -84,19 +145,11 @@ class Carrier:
                         waits.refused(answer)
                         continue
                     for part in answer.iter_raw():
-                        if last:
-                            yield last
-                        last = part
                         at += len(part)
-                        sha256.update(part)
                         waits.moved()
+                        yield part
             except httpx.TransportError as error:
                 waits.cut(error)
-        if at != piece.size or sha256.hexdigest() != piece.sha256:
-            raise TryAgainError(
-                f"the weights that {self._url} sends are not those that the round names."
-            )
-        yield last
 
     def upload(self, source: Iterator[bytes], route: Route) -> tuple[Piece, ...]:
         """Send an update's bytes, but for pieces that are there; what names them."""
@@ -130,6 +183,28 @@ class Carrier:
 
     def _waits(self) -> _Waits:
         return _Waits(self._url, self._patience, self._sleep)
+
+
+class _NoMirror(Exception):
+    """Why a mirror is left."""
+
+
+class _Timed:
+    """What a mirror sends, as long as it does so in time."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._end = 0.0
+
+    def begin(self) -> None:
+        """A block is asked for."""
+        self._end = time.monotonic() + MIRROR_BLOCK_SECONDS
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._parts:
+            if time.monotonic() > self._end:
+                raise _NoMirror("it is slow")
+            yield part
 
 
 class _Waits:

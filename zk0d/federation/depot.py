@@ -28,8 +28,8 @@ from typing import BinaryIO
 
 from zk0d.config.machine import TransferSettings
 from zk0d.federation.capability import Denied
-from zk0d.federation.messages import Piece
-from zk0d.federation.update import Manifest, Payload, UpdateError
+from zk0d.federation.messages import BLOCK_BYTES, Piece
+from zk0d.federation.update import Manifest, Payload, UpdateError, cut
 from zk0d.files import rename
 from zk0d.record.journal import disk
 
@@ -76,11 +76,15 @@ class Depot:
             If the disk is full.
         """
         folder, sha256, size = self._settings.down, hashlib.sha256(), 0
+        blocks: list[str] = []
+        source = payload.stream()
+        if self._settings.mirrors:
+            source = _hashed(cut(source, BLOCK_BYTES), blocks)
         draft = folder / f".{secrets.token_hex(8)}"
         with disk(folder):
             try:
                 with draft.open("xb") as file:
-                    for chunk in payload.stream():
+                    for chunk in source:
                         sha256.update(chunk)
                         size += file.write(chunk)
                     # The gateway reads it by the folder's group.
@@ -88,7 +92,7 @@ class Depot:
                 rename(draft, self.weights(run, sha256.hexdigest()), durable=False)
             finally:
                 draft.unlink(missing_ok=True)
-        return Piece(sha256=sha256.hexdigest(), size=size)
+        return Piece(sha256=sha256.hexdigest(), size=size, blocks=tuple(blocks))
 
     def withdraw(self, run: str, sha256: str) -> None:
         """Remove what was published."""
@@ -248,6 +252,13 @@ def in_files(manifest: Manifest, files: tuple[Path, ...], pieces: Sequence[Piece
     """The payload whose bytes are these files."""
     chunks = FileChunks(files, [piece.size for piece in pieces])
     return Payload(manifest, chunks, files=files)
+
+
+def _hashed(blocks: Iterator[bytes], names: list[str]) -> Iterator[bytes]:
+    """The same blocks; the SHA-256 of each is appended to ``names``."""
+    for block in blocks:
+        names.append(hashlib.sha256(block).hexdigest())
+        yield block
 
 
 def _size(folder: Path) -> int:

@@ -18,12 +18,12 @@ from flwr.app import RecordDict
 
 from zk0d.config.machine import CA_VARIABLE, COORDINATOR_VARIABLE, TransferSettings
 from zk0d.errors import UnavailableError
-from zk0d.federation.capability import Capability, OpenRound, close_round, open_round, ticket
+from zk0d.federation.capability import MIRROR, Capability, OpenRound, RoundFile, ticket
 from zk0d.federation.carrier import Carrier
 from zk0d.federation.codec import encoded_size
 from zk0d.federation.depot import Depot, in_files
 from zk0d.federation.envelope import Pieces, from_record, route_of, to_record
-from zk0d.federation.messages import Message, Piece, Route, Train, TrainReply
+from zk0d.federation.messages import Message, Mirror, Piece, Route, Train, TrainReply
 from zk0d.federation.update import Manifest, Payload, Streamed
 
 #: A capability ends so long after its round's deadline.
@@ -96,7 +96,8 @@ class BesideMessages:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inside = settings.message_kib * 1024
-        self._folder = folder
+        self._mirrors = settings.mirrors
+        self._round_file = RoundFile(folder)
         self._run = run
         self._clock = clock
         self._depot = Depot(settings)
@@ -124,15 +125,22 @@ class BesideMessages:
         self._update = _update_bytes(task, payload.manifest)
         tickets = [ticket(self._run, task.round, key) for key in sorted(keys)]
         self._tickets.update(tickets)
-        self._open = open_round(self._folder, task.round, files, tickets)
+        # The same for all nodes: so is what a mirror shows, or each had a budget for it.
+        self._until = self._clock() + task.deadline_seconds + GRACE_SECONDS
+        self._open = self._round_file.open(task.round, files, tickets)
 
     def task(self, task: Train, key: str) -> RecordDict:
         assert self._open is not None
-        until = self._clock() + task.deadline_seconds + GRACE_SECONDS
+        until = self._until
         grant = partial(Capability, run=self._run, round=task.round, key=key, until=until)
         down = grant(direction="down", budget=FETCHES * sum(self._files.values()))
         up = grant(direction="up", budget=self._update)
+        mirrors = [
+            Mirror(url=url, down=self._open.sign(down.model_copy(update={"key": f"{MIRROR}{n}"})))
+            for n, url in enumerate(self._mirrors)
+        ]
         route = Route(
+            mirrors=tuple(mirrors) if self._files else (),
             down=self._open.sign(down) if self._files else "",
             up=self._open.sign(up) if self._update > self._inside else "",
             ticket=up.ticket,
@@ -151,7 +159,7 @@ class BesideMessages:
 
     def close(self) -> None:
         self._open = None
-        close_round(self._folder)
+        self._round_file.close()
         self._withdraw()
 
     def clear(self) -> None:

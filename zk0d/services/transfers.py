@@ -9,6 +9,7 @@ names (``X-Accel-Redirect``). Without a gateway, on loopback, the same applicati
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import re
@@ -22,10 +23,11 @@ from starlette.routing import Route
 
 from zk0d.config.machine import ServerSettings
 from zk0d.errors import disk_trouble
-from zk0d.federation.capability import Capability, Denied, Direction, OpenRounds
+from zk0d.federation.capability import Capability, Denied, OpenRound, OpenRounds
 from zk0d.federation.depot import Depot
 from zk0d.federation.messages import Piece
 from zk0d.machine.gateway import ACCEL_PREFIX, GATEWAY_HEADER, PIECE_HEADER, REFUSED
+from zk0d.services.spent import Spent
 
 log = logging.getLogger("zk0d")
 
@@ -33,6 +35,10 @@ log = logging.getLogger("zk0d")
 MOST_PIECE_BYTES = 16 * 2**20
 #: Silence after which a body is given up, as in the gateway, and what it has to move at least.
 BODY_SECONDS, LEAST_BYTES_PER_SECOND = 20.0, 4096
+#: A mirror may keep what it has fetched for so long.
+MIRROR_SECONDS = 3600
+#: In the SuperLink's state folder.
+SPENT = "transfers.jsonl"
 _PIECE = re.compile(r"/zk0d/v1/up/([0-9a-f]{32})/([0-9a-f]{64})")
 _HEX32, _HEX64 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
@@ -53,9 +59,7 @@ class Transfers:
         self.depot.make()
         self._rounds = OpenRounds(settings.runs)
         self._body_seconds = body_seconds
-        #: By capability, what was granted of its budget: bytes by name, or fetched in all.
-        self._sent: dict[str, dict[str, int]] = {}
-        self._fetched: dict[str, int] = {}
+        self._spent = Spent(settings.superlink.state / SPENT)
 
     def routes(self, prefix: str) -> list[Route]:
         """Where it answers."""
@@ -69,11 +73,13 @@ class Transfers:
     def sweep(self) -> None:
         """Remove what nobody waits for; from time to time."""
         self.depot.sweep(self._rounds.tickets())
-        # What a capability of a round that is over had is of no interest any more.
-        for book in (self._sent, self._fetched):
-            for token in list(book):
-                if not any(self._counts(token, way) for way in ("down", "up")):
-                    del book[token]
+
+        def is_open(run: str, name: str) -> bool:
+            opened = self._rounds.of(run)
+            return opened is not None and opened.name == name
+
+        with contextlib.suppress(OSError):  # a full disk; the book is only longer than it has to be
+            self._spent.keep(is_open)
 
     async def _down(self, request: Request) -> Response:
         """A round's weights, to a node that was asked."""
@@ -82,11 +88,12 @@ class Transfers:
         sha256 = request.path_params["sha256"]
         if sha256 not in opened.files:
             raise Denied(404, "the round has no such file.")
-        spent = self._fetched.get(token, 0) + _wanted(request, opened.files[sha256])
-        if spent > capability.budget:
+        wanted = _wanted(request, opened.files[sha256])
+        if self._spent.fetched(token) + wanted > capability.budget:
             raise Denied(403, "this capability's bytes are spent.")
-        self._fetched[token] = spent
-        about = {"Cache-Control": "private, immutable", "ETag": f'"{sha256}"'}
+        self._note(token, capability, opened, wanted)
+        kept = f"public, max-age={MIRROR_SECONDS}" if capability.is_mirrors else "private"
+        about = {"Cache-Control": f"{kept}, immutable", "ETag": f'"{sha256}"'}
         path = self.depot.weights(capability.run, sha256)
         if GATEWAY_HEADER in request.headers:
             return Response(headers={"X-Accel-Redirect": f"{ACCEL_PREFIX}{path.name}", **about})
@@ -118,29 +125,38 @@ class Transfers:
         try:
             await self._take(request, ticket, sha256, size)
         except OSError as error:
-            said = disk_trouble(error) or f"the disk fails ({error.strerror})"
-            raise Denied(507, f"the coordinator could not write the piece: {said}.") from None
+            raise Denied(507, _not_written(error)) from None
         return Response(status_code=HTTPStatus.CREATED)
 
     def _admit(self, request: Request, path: str) -> tuple[str, str, int]:
         """Ticket, name and length of a piece that may come."""
         token = _token(request)
-        capability, _ = self._rounds.check(token, "up")
+        capability, opened = self._rounds.check(token, "up")
         found = _PIECE.fullmatch(path)
         if found is None:
             raise Denied(404, "a piece's name is its SHA-256, under its ticket.")
         ticket, sha256 = found[1], found[2]
         _check_ticket(capability, ticket)
         size = _length(request)
-        granted = self._sent.setdefault(token, {})
+        granted = self._spent.pieces(token)
         new = sha256 not in granted
         if granted.get(sha256, size) != size:
             raise Denied(422, "a piece of that name came with another length.")
         if new and sum(granted.values()) + size > capability.budget:
             raise Denied(413, "that is more than an update of this round has.")
         self.depot.check_room(size)
-        granted[sha256] = size
+        if new:
+            self._note(token, capability, opened, size, sha256)
         return ticket, sha256, size
+
+    def _note(
+        self, token: str, capability: Capability, opened: OpenRound, size: int, piece: str = ""
+    ) -> None:
+        """Note bytes that will move; what cannot be noted does not move."""
+        try:
+            self._spent.grant(token, capability, opened, size, piece)
+        except OSError as error:
+            raise Denied(507, _not_written(error)) from None
 
     async def _take(self, request: Request, ticket: str, sha256: str, size: int) -> None:
         """Write a body into the depot; nothing of it stays if it is not what its name says."""
@@ -163,12 +179,10 @@ class Transfers:
             if digest.hexdigest() != sha256:
                 raise Denied(422, "the piece is not what its name says.")
 
-    def _counts(self, token: str, direction: Direction) -> bool:
-        try:
-            self._rounds.check(token, direction)
-        except Denied:
-            return False
-        return True
+
+def _not_written(error: OSError) -> str:
+    said = disk_trouble(error) or f"the disk fails ({error.strerror})"
+    return f"the coordinator could not write the piece: {said}."
 
 
 def _told(
