@@ -116,7 +116,7 @@ def test_a_stream_is_given_on_once_and_never_empty() -> None:
         read.beside[0].arrays()
 
 
-def test_a_stream_that_ends_early_is_no_payload() -> None:
+def test_a_stream_that_ends_early_is_refused() -> None:
     content = b"".join(write_body(TASK, beside()))
     _, read = open_body(iter([content[:-5]]), Start)
     with pytest.raises(UpdateError, match="ends too early"):
