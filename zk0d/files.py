@@ -101,8 +101,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def rename(draft: Path, path: Path) -> None:
-    """Give a file or folder that was written elsewhere on this disk its final name."""
+def rename(draft: Path, path: Path, *, durable: bool = True) -> None:
+    """Give a file or folder that was written elsewhere on this disk its final name.
+
+    Parameters
+    ----------
+    durable
+        ``False`` spares the fsyncs, for what can be made again.
+    """
+    if not durable:
+        os.replace(draft, path)
+        return
     if draft.is_dir():
         _sync_tree(draft)
     else:

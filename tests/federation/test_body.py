@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.federation import body
-from zk0d.federation.body import BodyReader, require_payload, write_body
+from zk0d.federation.body import BodyReader, open_body, require_payload, write_body
 from zk0d.federation.envelope import Refused, from_record, to_record
 from zk0d.federation.messages import PROTOCOL, Refusal, Start, TrainReply
 from zk0d.federation.update import Payload, UpdateError
@@ -77,6 +77,50 @@ def test_payloads_beside_a_payload_come_along() -> None:
     assert found is not None
     assert found.arrays()["v"] == pytest.approx(3.0), "the first of its kind"
     assert sent.companion("delta") is None
+
+
+def opened(size: int = 1000) -> Payload:
+    """The payloads of :func:`beside`, as they come."""
+    content = b"".join(write_body(TASK, beside()))
+    pieces = (content[at : at + size] for at in range(0, len(content), size))
+    task, payload = open_body(pieces, Start)
+    assert task == TASK
+    return require_payload(payload)
+
+
+def test_payloads_that_come_as_a_stream_are_read_like_others() -> None:
+    """In any order, and as often as one likes."""
+    read = opened()
+    last = read.beside[-1]
+    assert last.arrays()["v"] == pytest.approx(4.0), "what came before it is kept"
+    assert same(read, beside())
+    assert same(read, beside())
+    again = BodyReader()
+    for piece in write_body(TASK, read):
+        again.feed(piece)
+    assert same(again.finish(Start)[1], beside())
+    assert same(from_record(to_record(TASK, opened()), Start)[1], beside())
+    assert dict(opened().with_beside().decode())["w"].size == 2_000_000
+
+
+def test_a_stream_is_given_on_once_and_never_empty() -> None:
+    read = opened()
+    assert sum(map(len, read.stream())) == read.manifest.size
+    for again in (lambda: list(read.stream()), read.arrays, lambda: read.with_beside().chunks):
+        with pytest.raises(RuntimeError, match="given on"):
+            again()
+    assert read.beside[0].arrays()["v"] == pytest.approx(3.0), "what comes after it is there"
+    read = opened()
+    next(read.stream())
+    with pytest.raises(RuntimeError, match="under way"):
+        read.beside[0].arrays()
+
+
+def test_a_stream_that_ends_early_is_refused() -> None:
+    content = b"".join(write_body(TASK, beside()))
+    _, read = open_body(iter([content[:-5]]), Start)
+    with pytest.raises(UpdateError, match="ends too early"):
+        require_payload(read).beside[-1].arrays()
 
 
 def listing(change: Callable[[list[Any]], Any]) -> bytes:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,12 @@ from tests.federation.fakes import _copied, raw_payload
 from tests.learning.damage import change_rows, data_table
 from tests.record.lines import read_lines
 from tests.serving import served
-from zk0d.config.machine import CONFIG_VARIABLE, ClientSettings, ServerSettings
+from zk0d.config.machine import (
+    CONFIG_VARIABLE,
+    COORDINATOR_VARIABLE,
+    ClientSettings,
+    ServerSettings,
+)
 from zk0d.config.run import EvaluationSettings, run_settings
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app
@@ -35,6 +40,8 @@ from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics, merge_groups
 from zk0d.learning.step import Correction
 from zk0d.record.journal import committed_rounds
+from zk0d.services.presence import Presence, PresencePage
+from zk0d.services.transfers import Transfers
 
 SETTINGS: dict[str, Any] = {
     "policy": "smolvla",
@@ -133,6 +140,9 @@ class Lab:
         evaluator = CoordinatorEvaluator(self.server)
         evaluator.open()
         stack.enter_context(served(evaluator, self.server.evaluator.socket))
+        # Without a gateway the application carries the bytes itself.
+        page = stack.enter_context(closing(PresencePage(Presence(), 0, Transfers(self.server))))
+        self.pages = f"http://127.0.0.1:{page.port}/zk0d/v1"
 
     def contribute(self, name: str, **settings: Any) -> ClientSettings:
         client = ClientSettings.parse(
@@ -155,13 +165,17 @@ class Lab:
         settings: Mapping[str, Any] = {},
         *,
         fails: type[Exception] | None = None,
+        message_kib: int = 0,
     ) -> list[dict[str, Any]]:
         config = self.folder / "server.toml"
         config.write_text(
             f'state = "{self.folder}"\npoll-interval = 0.05\n'
             f'[evaluator]\nsocket = "{self.server.evaluator.socket}"\n'
+            # However small a policy is, nothing of it travels inside the messages.
+            f"[transfer]\nmessage-kib = {message_kib}\n"
         )
         monkeypatch.setenv(CONFIG_VARIABLE, str(config))
+        monkeypatch.setenv(COORDINATOR_VARIABLE, self.pages)
         flat = run_settings({**SETTINGS, **settings}).to_flat()
         alone = {server_app.CLOSED: True}  # nobody else can come
         context = Context(
@@ -203,6 +217,9 @@ def test_a_federation_learns(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         "transfer",
     }
     assert committed_rounds(lab.folder / "runs" / "1") == [0, 1, 2]
+    left = [path for path in (lab.folder / "transfer").rglob("*") if path.is_file()]
+    assert not left, "no byte of a round outlives it"
+    assert not list((lab.folder / "runs").rglob("transfer.json"))
 
 
 def test_a_run_repeats_bit_by_bit(
@@ -211,8 +228,9 @@ def test_a_run_repeats_bit_by_bit(
     lab.contribute("left")
     lab.contribute("right")
     weights = []
-    for _ in range(2):
-        lab.run(monkeypatch)
+    # Whichever way they travel.
+    for message_kib in (0, 2**20):
+        lab.run(monkeypatch, message_kib=message_kib)
         rounds = lab.folder / "runs" / "1" / "rounds"
         weights.append((rounds / "00002" / "global.safetensors").read_bytes())
     assert weights[0] == weights[1]

@@ -7,17 +7,15 @@ four).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Context
 
-from tests.federation import test_in_process
-from tests.federation.fakes import _copied
-from tests.federation.test_in_process import DirectGrid, Lab, lab  # noqa: F401 - a fixture
-from zk0d.federation.envelope import from_record, to_record
-from zk0d.federation.messages import TrainReply
+from tests.federation.test_in_process import Lab, lab  # noqa: F401 - a fixture
+from zk0d.federation import client_app
+from zk0d.federation.learner_client import LearnerClient, Progress
+from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.update import Payload
 
 NODES = 4
@@ -38,26 +36,29 @@ DEFENDED: dict[str, dict[str, Any]] = {
 }
 
 
-class PoisonedGrid(DirectGrid):
-    """Turns one node's updates and variates round and makes them four times as long."""
+class HostileLearner(LearnerClient):
+    """Turns one node's updates and variates round and makes them four times as long.
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        answers = super().pull_messages(message_ids)
-        for answer in answers:
-            poison(answer)
-        return answers
+    It stands where a hostile owner would: between the learner and the ClientApp, which sends what
+    it is given whichever way it travels.
+    """
+
+    turned = 0  #: updates
+
+    def train(
+        self, task: Train, weights: Payload, progress: Progress = lambda _: None
+    ) -> tuple[TrainReply, Payload]:
+        reply, payload = super().train(task, weights, progress)
+        if reply.name != POISONER:
+            return reply, payload
+        assert payload.companion("variates") is not None
+        update, *beside = map(turned, (payload, *payload.beside))
+        HostileLearner.turned += 1
+        return reply, update.with_beside(*beside)
 
 
-def poison(answer: Message) -> None:
-    if answer.has_error() or "payload" not in answer.content:
-        return
-    record = _copied(answer.content)
-    reply, payload = from_record(record, TrainReply)
-    if reply.name != POISONER or payload is None:
-        return
-    assert payload.companion("variates") is not None
-    update, *beside = map(turned, (payload, *payload.beside))
-    answer.content = to_record(reply, update.with_beside(*beside))
+def reach(context: Context) -> LearnerClient:
+    return HostileLearner(str(context.node_config[client_app.SOCKET_KEY]), streams=True)
 
 
 def turned(payload: Payload) -> Payload:
@@ -73,9 +74,13 @@ def losses(
     """On held-out recordings, before the first round and after the last one."""
     for number in range(NODES):
         lab.contribute(f"n{number}")
-    monkeypatch.setattr(test_in_process, "DirectGrid", PoisonedGrid)
-    lines = lab.run(monkeypatch, {**SETTINGS, **more})
+    monkeypatch.setattr(HostileLearner, "turned", 0)
+    with client_app.reached_by(reach):
+        lines = lab.run(monkeypatch, {**SETTINGS, **more})
     committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert HostileLearner.turned == SETTINGS["num-server-rounds"], "its every update is poison"
+    left = [path for path in (lab.folder / "transfer").rglob("*") if path.is_file()]
+    assert not left, "it came by files, as all updates here do"
     assert len(committed[-1]["nodes"]) == NODES, "the poisoner takes part in every round"
     return committed[0]["evaluation"]["loss"], committed[-1]["evaluation"]["loss"]
 

@@ -30,6 +30,8 @@ class Fleet:
         self.hub = self._machine("hub", "server")
         self.hub.write(
             "/etc/zk0d/server.toml",
+            # The tiny policy's weights would fit into messages.
+            "[transfer]\nmessage-kib = 0\n"
             "[[evaluation]]\nname = 'held-out'\ndataset-uri = 'local:/srv/recordings'\n",
         )
         self.hub.run([BOT, "server", "init", "--host", "hub"])
@@ -126,6 +128,16 @@ def test_three_rounds_from_units_alone(fleet: Fleet) -> None:
         assert not any(service["todo"] for service in services)
         names = [service["name"] for service in services]
         assert len(names) == (4 if guest is fleet.hub else 3)
+
+
+def test_weights_and_updates_travelled_by_the_gateway(fleet: Fleet) -> None:
+    said = fleet.hub.run("journalctl -t zk0d_gateway -o cat -q --no-pager").stdout
+    requests = [line.split('"') for line in said.splitlines() if "/zk0d/v1/" in line]
+    for words, status in (("GET /zk0d/v1/down/", "200"), ("PUT /zk0d/v1/up/", "201")):
+        answers = {end.split()[0] for _, asked, end, *_ in requests if asked.startswith(words)}
+        assert answers == {status}, words
+    left = fleet.hub.run("find /var/lib/zk0d/transfer -type f").stdout
+    assert left == "", "nothing stays after the run"
 
 
 def test_a_runs_results_are_reported_and_sent(fleet: Fleet) -> None:

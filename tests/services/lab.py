@@ -74,6 +74,8 @@ class Lab:
                     "state": self.root / "superlink",
                 },
                 "gateway": {"port": self.gateway},
+                # However small a policy is, nothing of it travels inside the messages.
+                "transfer": {"message-kib": 0},
                 "superexec": {"state": self.root / "server-exec"},
                 "evaluator": {"socket": self.root / "evaluator.sock", "cpu-threads": 1},
                 "evaluation": [{"name": "held-out", "dataset-uri": f"local:{self.recordings}"}],
@@ -125,16 +127,20 @@ class Lab:
         running = self.services[name] = Running(child, told)
         return running
 
-    def start_gateway(self) -> Child:
+    def start_gateway(self, *, carries: bool = True) -> Child:
         """The real nginx with the configuration that zk0bot writes."""
         config = self.root / "nginx.conf"
+        # As in the system's unit, its workers are the user who starts it.
+        user = "user root;\n" if os.geteuid() == 0 else ""
         config.write_text(
-            configuration(
+            user
+            + configuration(
                 ServerSettings.load(self.server_toml),
                 certificate=self.certificates.certificate,
                 key=self.certificates.key,
                 ca=self.certificates.ca,
                 runtime=self.root,
+                carries=carries,
                 log=str(self.root / "access.log"),
                 loopback=True,
             )

@@ -84,6 +84,11 @@ def test_a_federation_of_services_trains_by_itself(running: Lab) -> None:
         state = control.run(int(run.name))
     assert state.outcome == COMPLETED, state.details
     assert committed_rounds(run) == [0, 1, 2]
+    # nginx carried what was large, for each node in each round.
+    carried = (running.root / "access.log").read_text().splitlines()
+    assert sum('"GET /zk0d/v1/down/' in line and '" 200 ' in line for line in carried) >= 4
+    assert sum('"PUT /zk0d/v1/up/' in line and '" 201 ' in line for line in carried) >= 4
+    assert not [path for path in (running.root / "server/transfer").rglob("*") if path.is_file()]
     assert "STATUS=training step" in " ".join(running.services["left-learner"].told.sent)
     assert "WATCHDOG=1" in running.services["superlink"].told.sent
     assert "WATCHDOG=1" in running.services["left-node"].told.sent

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from zk0d.config.machine import ServerSettings
+
 FOLDER = Path(__file__).parents[2] / "systemd"
 #: What systemd adds to every unit whose name begins with zk0d-, after the unit's own lines.
 SHARED = FOLDER / "zk0d-.service.d/10-sandbox.conf"
@@ -26,7 +28,7 @@ UNITS = sorted(
     if path.suffix in (".service", ".socket", ".target", ".slice", ".timer")
 )
 SANDBOXED_MOST = ("zk0d-learner.service", "zk0d-evaluator.service")
-NETWORKED = ("zk0d-client.service", *ONESHOTS)
+NETWORKED = ("zk0d-client.service", "zk0d-client-superexec.service", *ONESHOTS)
 
 #: What every service has, without exception.
 ALWAYS = {
@@ -162,6 +164,21 @@ def test_renewing_may_write_the_certificates_and_nothing_else() -> None:
     assert directives("zk0d-renew.timer")["OnCalendar"] == ["daily"]
 
 
+def test_each_may_write_its_part_of_what_is_on_its_way() -> None:
+    """A rename between two of a unit's paths would be one between file systems."""
+    own = ServerSettings().transfers
+    assert directives(GATEWAY)["ReadWritePaths"] == [str(own.up)]
+    assert directives("zk0d-server.service")["ReadWritePaths"] == [str(own.up)]
+    assert directives("zk0d-server-superexec.service")["ReadWritePaths"] == [str(own.folder)]
+    lines = (FOLDER / "tmpfiles.d/zk0d.conf").read_text(encoding="utf-8").splitlines()
+    made = {words[1]: words[2:5] for line in lines if (words := line.split())[:1] == ["d"]}
+    assert made[str(own.folder)] == ["0755", "root", "root"]
+    assert made[str(own.down)] == ["2750", "zk0d-app", "zk0d-gateway"]
+    assert made[str(own.up)] == ["2770", "zk0d-gateway", "zk0d-app"]
+    assert made[str(own.incoming)] == made[str(own.up)]
+    assert made[str(own.taken)] == ["0750", "zk0d-app", "zk0d-app"]
+
+
 @pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
 def test_a_looser_directive_has_a_reason(name: str) -> None:
     has, reasons = directives(name), commented(name)
@@ -174,7 +191,7 @@ def test_a_looser_directive_has_a_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_only_three_have_a_network(name: str) -> None:
+def test_only_four_have_a_network(name: str) -> None:
     has = directives(name)
     if name in SANDBOXED_MOST:
         assert has["PrivateNetwork"] == ["yes"]

@@ -32,13 +32,19 @@ DEFAULT_CA = Path("/etc/zk0d/tls/ca.crt")
 DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
 DEFAULT_RELEASES = Path("/var/lib/zk0d/releases")
+DEFAULT_TRANSFER = Path("/var/lib/zk0d/transfer")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
 CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
+#: … and where they reach the coordinator, and by whose certificate they know it.
+COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+MirrorUrl = Annotated[
+    str, Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*[^\s/?#@]$", max_length=200)
+]
 
 
 class CacheSettings(Settings):
@@ -385,6 +391,51 @@ class GatewaySettings(Settings):
     )
 
 
+class TransferSettings(Settings):
+    """How weights and updates travel between the coordinator and its nodes."""
+
+    folder: Path | None = Field(
+        None,
+        description="Folder of what is on its way; by default /var/lib/zk0d/transfer, or transfer"
+        " in a state folder of your own.",
+    )
+    limit_gib: PositiveFloat = Field(
+        32.0, description="Updates on their way take no more disk; further ones wait."
+    )
+    message_kib: NonNegativeInt = Field(
+        256, description="Weights and updates up to this size stay inside Flower's messages."
+    )
+    mirrors: Annotated[tuple[MirrorUrl, ...], Field(max_length=8)] = Field(
+        (),
+        description="URLs of caches that nodes ask for a round's weights before they ask here, such"
+        " as https://cache.example/zk0d.",
+    )
+
+    @property
+    def down(self) -> Path:
+        """Where weights lie for the nodes."""
+        return self._there / "down"
+
+    @property
+    def up(self) -> Path:
+        """Where the nodes' pieces of updates arrive."""
+        return self._there / "up"
+
+    @property
+    def incoming(self) -> Path:
+        """Where those are that have not come whole."""
+        return self.up / ".incoming"
+
+    @property
+    def taken(self) -> Path:
+        """Where the ServerApp keeps the pieces of answers that came."""
+        return self._there / "taken"
+
+    @property
+    def _there(self) -> Path:
+        return self.folder or DEFAULT_TRANSFER
+
+
 class AutorunSettings(Settings):
     """Runs that begin by themselves; with this table in the file they do."""
 
@@ -446,6 +497,7 @@ class ServerSettings(Settings):
     evaluator: EvaluatorSettings = EvaluatorSettings()
     superlink: SuperlinkSettings = SuperlinkSettings()
     gateway: GatewaySettings = GatewaySettings()
+    transfer: TransferSettings = TransferSettings()
     superexec: ServerSuperexecSettings = ServerSuperexecSettings()
     publish: PublishSettings = PublishSettings()
     run: RunTable = Field(
@@ -464,6 +516,13 @@ class ServerSettings(Settings):
     def runs(self) -> Path:
         """The folder with one folder per run."""
         return self.state / "runs"
+
+    @property
+    def transfers(self) -> TransferSettings:
+        """The table ``transfer``, with its folder."""
+        usual = self.state == type(self).model_fields["state"].default
+        folder = DEFAULT_TRANSFER if usual else self.state / "transfer"
+        return self.transfer.model_copy(update={"folder": self.transfer.folder or folder})
 
     @field_validator("run")
     @classmethod

@@ -19,11 +19,12 @@ from zk0d.federation.admission import (
 )
 from zk0d.federation.aggregate import Combined
 from zk0d.federation.cohort import Cohort, content
-from zk0d.federation.envelope import Refused, from_record
+from zk0d.federation.envelope import Refused
 from zk0d.federation.messages import Train, TrainReply, UpdateRejected
 from zk0d.federation.nodes import Node
 from zk0d.federation.schedule import RoundPlan
 from zk0d.federation.spool import Spool, SpooledUpdate
+from zk0d.federation.transport import Transport
 from zk0d.federation.update import Payload
 from zk0d.record.events import (
     AnyEvent,
@@ -78,6 +79,7 @@ class RoundAnswers:
         settings: RunSettings,
         cohort: Cohort,
         spool: Spool,
+        transport: Transport,
         record: Callable[[AnyEvent], object],
         standing: Callable[[], Standing],
         clock: Callable[[], float],
@@ -93,6 +95,7 @@ class RoundAnswers:
         self._settings = settings
         self._cohort = cohort
         self._spool = spool
+        self._transport = transport
         self._record = record
         self._standing = standing
         self._clock = clock
@@ -111,7 +114,7 @@ class RoundAnswers:
         if key not in self.open:
             return
         try:
-            reply, payload = from_record(content(answer), TrainReply)
+            reply, payload = self._transport.answer(content(answer), key)
             del answer
             member = self._cohort.members.get(key)
             payload = check_reply(
@@ -126,7 +129,7 @@ class RoundAnswers:
                 )
                 variate = None
                 if given := payload.companion("variates"):
-                    variate = spooled(f"{key}.variate", given)
+                    variate = spooled(f"{key}.variate", given, one_file=True)
                     check_variate_norm(variate.norm, self.task.training.grad_clip_norm)
         except TryAgainError:
             raise  # our own disk, not the node
@@ -194,6 +197,7 @@ class RoundAnswers:
 
     def close(self) -> None:
         """Wait no longer, and leave out what is far longer than the rest."""
+        self._transport.close()
         for key in self.open:
             self._cohort.give_up([key])
             self.lose(key, Reason.DEADLINE)

@@ -5,6 +5,7 @@ Flower restarts it for every message. What stays between messages is the learner
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
@@ -25,10 +26,10 @@ from zk0d.federation.messages import (
     Noted,
     Query,
     Refusal,
-    Train,
     UpdateRejected,
 )
-from zk0d.federation.update import Payload, UpdateError
+from zk0d.federation.transport import NodeEnd, carrier_of
+from zk0d.federation.update import UpdateError
 from zk0d.learning.progress import CacheUse, told_by
 
 SOCKET_KEY = "learner-socket"
@@ -47,9 +48,9 @@ def query(message: Message, context: Context) -> Message:
     if kind == NodeRejected.__name__:
         return _note_rejected(message)
 
-    def ask(learner: NodeLearner) -> Any:
+    def ask(learner: NodeLearner) -> RecordDict:
         task, _ = from_record(message.content, Query)
-        return learner.query(task, _progress_log()), None
+        return to_record(learner.query(task, _progress_log()))
 
     return _answer(message, context, ask)
 
@@ -58,13 +59,15 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Let the learner take a round's steps and send its update."""
 
-    def ask(learner: NodeLearner) -> Any:
-        task, payload = from_record(message.content, Train)
+    def ask(learner: NodeLearner) -> RecordDict:
+        task, payload = way.task(message.content)
         if payload is None:
             raise UpdateError("the round has no weights.")
-        return learner.train(task, payload, _progress_log())
+        reply, update = learner.train(task, payload, _progress_log())
+        return way.answer(reply, update)
 
-    return _answer(message, context, ask)
+    with contextlib.closing(NodeEnd(carrier_of)) as way:
+        return _answer(message, context, ask)
 
 
 def _note(message: Message) -> Message:
@@ -96,13 +99,13 @@ def _note_rejected(message: Message) -> Message:
     return Message(to_record(Noted()), reply_to=message)
 
 
-def _answer(message: Message, context: Context, ask: Any) -> Message:
+def _answer(
+    message: Message, context: Context, ask: Callable[[NodeLearner], RecordDict]
+) -> Message:
     """The learner's answer, or a :class:`Refusal` with its reason: the round lacks this node."""
     try:
         with _reach.get()(context) as learner:
-            reply, update = ask(learner)
-        payload: Payload | None = update
-        record = to_record(reply, payload)
+            record = ask(learner)
     except Zk0dError as error:
         log.error("zk0d: %s", error.message)
         record = to_record(Refusal(reason=error.reason, message=error.message))
@@ -111,7 +114,7 @@ def _answer(message: Message, context: Context, ask: Any) -> Message:
 
 def _over_socket(context: Context) -> AbstractContextManager[NodeLearner]:
     configured = context.node_config.get(SOCKET_KEY) or os.environ.get(SOCKET_VARIABLE)
-    return LearnerClient(str(configured or DEFAULT_SOCKET))
+    return LearnerClient(str(configured or DEFAULT_SOCKET), streams=True)
 
 
 Reach = Callable[[Context], AbstractContextManager[NodeLearner]]

@@ -8,14 +8,15 @@ the lifeline: a learner whose caller goes away stops the task.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
 from zk0d.errors import Zk0dError
-from zk0d.federation.body import CONTENT_TYPE, BodyReader, require_payload, write_body
+from zk0d.federation.body import CONTENT_TYPE, BodyReader, open_body, require_payload, write_body
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
@@ -78,17 +79,27 @@ def _no_progress(event: dict[str, Any]) -> None:
 
 
 class LearnerClient:
-    """One learner, by its socket."""
+    """One learner, by its socket.
 
-    def __init__(self, socket: Path | str) -> None:
+    Parameters
+    ----------
+    streams
+        Whether an update comes while it is read, once and before :meth:`close`, as whoever passes
+        it on wants it; else it is in memory.
+    """
+
+    def __init__(self, socket: Path | str, *, streams: bool = False) -> None:
         self._socket = Path(socket)
+        self._streams = streams
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket)),
             base_url="http://learner",
             timeout=httpx.Timeout(SILENCE_SECONDS, connect=10.0),
         )
+        self._open = ExitStack()
 
     def close(self) -> None:
+        self._open.close()
         self._http.close()
 
     def __enter__(self) -> LearnerClient:
@@ -114,8 +125,21 @@ class LearnerClient:
         self, task: Train, weights: Payload, progress: Progress = _no_progress
     ) -> tuple[TrainReply, Payload]:
         """One round of local steps from ``weights``; returns the update."""
-        reply, payload = self._run("train", task, weights, TrainReply, progress)
+        if not self._streams:
+            reply, update = self._run("train", task, weights, TrainReply, progress)
+            return reply, require_payload(update)
+        with self._told():
+            done = self._events("train", task, weights, progress)
+            answer = self._open.enter_context(
+                self._http.stream("GET", f"/v1/results/{done['result']}")
+            )
+            answer.raise_for_status()
+            reply, payload = open_body(self._pieces(answer), TrainReply)
         return reply, require_payload(payload)
+
+    def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
+        with self._told():
+            yield from answer.iter_raw()
 
     def start(self, task: Start) -> tuple[StartReply, Payload]:
         """The run's policy and its first weights (evaluator only)."""
@@ -138,7 +162,7 @@ class LearnerClient:
         expected: type[M],
         progress: Progress,
     ) -> tuple[M, Payload | None]:
-        try:
+        with self._told():
             done = self._events(kind, task, payload, progress)
             reader = BodyReader()
             with self._http.stream("GET", f"/v1/results/{done['result']}") as answer:
@@ -146,6 +170,12 @@ class LearnerClient:
                 for piece in answer.iter_raw():
                     reader.feed(piece)
             return reader.finish(expected)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say as an error of ours what goes wrong with the socket."""
+        try:
+            yield
         except httpx.ReadTimeout:
             raise LearnerError(
                 f"the learner at {self._socket} said nothing for {SILENCE_SECONDS:.0f} s.",

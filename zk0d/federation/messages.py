@@ -24,7 +24,7 @@ from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[4] = 4
+PROTOCOL: Literal[5] = 5
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +41,41 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[4] = PROTOCOL
+    protocol: Literal[5] = PROTOCOL
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+#: A file that mirrors may have is checked by blocks of so many bytes.
+BLOCK_BYTES = 8 * 2**20
+
+
+class Piece(Settings):
+    """Bytes that do not travel in a message: a file of ``size`` bytes, named by its content."""
+
+    sha256: Sha256
+    size: PositiveInt
+    blocks: Annotated[tuple[Sha256, ...], Field(max_length=4096)] = Field(
+        (), description="The SHA-256 of each block, if mirrors may have it."
+    )
+
+
+class Mirror(Settings):
+    """A cache that may have what comes down, and may be anybody's."""
+
+    url: str
+    down: str = Field(description="Its own capability, for what it does not have yet.")
+
+
+class Route(Settings):
+    """How a round's payloads travel; each may also be in the message."""
+
+    mirrors: Annotated[tuple[Mirror, ...], Field(max_length=8)] = ()
+
+    down: str = Field("", description="Capability to fetch what comes down.")
+    up: str = Field("", description="Capability to send the update.")
+    ticket: str = Field("", description="The name that the update's pieces have in common.")
+    inside: NonNegativeInt = Field(description="Bytes that an update in a message has at most.")
 
 
 class Refusal(Message):

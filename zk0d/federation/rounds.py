@@ -20,13 +20,13 @@ from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
 from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
-from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Query, QueryReply, Train
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.nodes import Node
 from zk0d.federation.normalization import Normalization
 from zk0d.federation.schedule import RoundPlan
 from zk0d.federation.spool import Spool
+from zk0d.federation.transport import Transport
 from zk0d.federation.update import Manifest
 from zk0d.federation.waiting import SAY_AFTER, Waiting
 from zk0d.learning.spec import PolicySpec
@@ -74,6 +74,8 @@ class Rounds:
         What the run did so far; whoever takes ``record``'s events keeps it up to date.
     spool
         Where updates wait.
+    transport
+        The way that weights and updates travel.
     record
         Takes each event of the run.
     waiting
@@ -93,6 +95,7 @@ class Rounds:
         normalization: Normalization,
         state: RunState,
         spool: Spool,
+        transport: Transport,
         record: Callable[[AnyEvent], object],
         waiting: Waiting,
         *,
@@ -106,6 +109,7 @@ class Rounds:
         self._normalization = normalization
         self._state = state
         self._spool = spool
+        self._transport = transport
         self._record = record
         self._closed = closed
         self._clock = clock
@@ -333,6 +337,7 @@ class Rounds:
                 boosts={name: boost for name, boost in plan.boosts.items() if name in reach},
             )
         )
+        self._transport.begin(task, payload, [node.key for node in chosen])
         counted = model.variate_rounds
         records = []
         for name, node in reach.items():
@@ -343,7 +348,8 @@ class Rounds:
                 "statistics": normalized,
                 "statistics_sha256": normalized.sha256,
             }
-            records.append((node, to_record(task.model_copy(update=own), payload)))
+            message = self._transport.task(task.model_copy(update=own), node.key)
+            records.append((node, message))
         self._cohort.train(records)
         return RoundAnswers(
             task,
@@ -354,6 +360,7 @@ class Rounds:
             settings=self._settings,
             cohort=self._cohort,
             spool=self._spool,
+            transport=self._transport,
             record=self._record,
             standing=self._standing,
             clock=self._clock,

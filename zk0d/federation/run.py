@@ -22,6 +22,7 @@ from zk0d.federation.normalization import Normalization
 from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.schedule import RunSchedule
 from zk0d.federation.spool import Spool
+from zk0d.federation.transport import InMessages, Transport
 from zk0d.federation.waiting import Waiting, pause
 from zk0d.learning.spec import PolicySpec
 from zk0d.record.events import (
@@ -56,6 +57,8 @@ class Run:
         Flower's way to the nodes.
     evaluator
         The learner beside the server.
+    transport
+        The way that weights and updates travel; inside the messages, if none is given.
     resumed_by
         What Flower calls the run that resumes this one; empty if this one is new.
     closed
@@ -82,6 +85,7 @@ class Run:
         journal: Journal,
         evaluator: Evaluator,
         *,
+        transport: Transport | None = None,
         resumed_by: str = "",
         closed: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -103,6 +107,7 @@ class Run:
         self._normalization = Normalization(settings.normalize_by, journal, self._record)
         self._outputs = Outputs(journal.folder, journal.run, settings)
         self._spool = Spool(journal.folder / "spool")
+        self._transport = transport or InMessages()
         self._model: GlobalModel
         self._rounds: Rounds
 
@@ -135,8 +140,14 @@ class Run:
             self._record_end(RunFailed(reason="bug", message=f"{type(error).__name__}: {error}"))
             raise
         finally:
-            self._spool.clear()
+            self._transport.close()
+            self._clear()
         return None
+
+    def _clear(self) -> None:
+        """Throw the round's updates away."""
+        self._spool.clear()
+        self._transport.clear()
 
     def _record[E: AnyEvent](self, event: E) -> E:
         """Write an event, and let the run's state follow from it."""
@@ -214,6 +225,7 @@ class Run:
             self._normalization,
             self._state,
             self._spool,
+            self._transport,
             self._record,
             self._waiting,
             closed=self._closed,
@@ -275,7 +287,7 @@ class Run:
         try:
             combined = self._model.advance(answers.in_order(), answers.task)
         finally:
-            self._spool.clear()
+            self._clear()
         aggregated = self._clock()
         evaluation = self._evaluator.evaluate(self._model, number)
         event = answers.committed(combined).model_copy(

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from zk0d.config.machine import CONFIG_VARIABLE, DEFAULT_SERVER_CONFIG, ServerSettings
 from zk0d.federation.learner_client import LearnerClient
 from zk0d.federation.run import Run
+from zk0d.federation.transport import BesideMessages, InMessages, Transport
 from zk0d.record.journal import Journal, settings_of
 
 #: In the context of a simulation's ServerApp: no node can come that is not there at the start.
@@ -34,7 +35,17 @@ def main(grid: Grid, context: Context) -> None:
     journal = Journal(server.runs / run, run)
     with LearnerClient(server.evaluator.socket) as evaluator:
         closed = CLOSED in context.node_config
+        transport: Transport = InMessages()
+        if not closed:
+            transport = BesideMessages(server.transfers, journal.folder, run)
         run_of = Run(
-            grid, settings, server, journal, evaluator, resumed_by=resumed_by, closed=closed
+            grid,
+            settings,
+            server,
+            journal,
+            evaluator,
+            transport=transport,
+            resumed_by=resumed_by,
+            closed=closed,
         )
         run_of.run()

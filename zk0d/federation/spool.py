@@ -7,13 +7,16 @@ here encoded, so the server's memory does not grow with the number of nodes.
 
 from __future__ import annotations
 
+import bisect
+import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +37,20 @@ class NotAdmitted(Zk0dError):
 
 @dataclass(frozen=True)
 class SpooledUpdate:
-    """One verified update on disk. ``norm`` is its Euclidean norm."""
+    """One verified update on disk: its bytes are those of ``files``, one after the other.
 
-    path: Path
+    ``norm`` is its Euclidean norm.
+    """
+
+    files: tuple[Path, ...]
     manifest: Manifest
     norm: float
+
+    @property
+    def path(self) -> Path:
+        """Its file, if it is one."""
+        (path,) = self.files
+        return path
 
 
 class Spool:
@@ -52,19 +64,27 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._elsewhere: list[Path] = []
         self.clear()
 
     def clear(self) -> None:
         """Throw everything away."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        for path in self._elsewhere:
+            path.unlink(missing_ok=True)
+        self._elsewhere.clear()
 
-    def take(self, name: str, payload: Payload) -> SpooledUpdate:
+    def take(self, name: str, payload: Payload, *, one_file: bool = False) -> SpooledUpdate:
         """Verify an update and write it, freeing its chunks on the way.
+
+        One that lies in files stays in them, and is this spool's from then on.
 
         Parameters
         ----------
         name
             A file name, one for each node.
+        one_file
+            Write it in any case.
 
         Raises
         ------
@@ -73,31 +93,37 @@ class Spool:
         NotAdmitted
             With reason ``not_finite``.
         """
-        manifest = payload.manifest
-        path = self._folder / name
-        with disk(path):
-            make_folder(self._folder)
-            with whole_file(path) as draft, draft.open("wb") as file:
-                square = 0.0
-                for entry, data in payload.encoded(consume=True):
-                    square += _square(manifest.codec, entry, data)
-                    file.write(data)
-        return SpooledUpdate(path, manifest, float(np.sqrt(square)))
+        kept: tuple[Path, ...] = ()
+        try:
+            with disk(self._folder):
+                if payload.files and not one_file:
+                    norm = _norm(payload)
+                    kept = payload.files
+                    self._elsewhere += kept
+                    return SpooledUpdate(kept, payload.manifest, norm)
+                path = self._folder / name
+                make_folder(self._folder)
+                with whole_file(path) as draft, draft.open("wb") as file:
+                    norm = _norm(payload, file)
+            return SpooledUpdate((path,), payload.manifest, norm)
+        finally:
+            for each in set(payload.files) - set(kept):
+                each.unlink(missing_ok=True)
 
     @contextmanager
-    def undoing(self) -> Iterator[Callable[[str, Payload], SpooledUpdate]]:
+    def undoing(self) -> Iterator[Callable[..., SpooledUpdate]]:
         """:meth:`take`; what it took is thrown away again if the block fails."""
         taken: list[SpooledUpdate] = []
 
-        def take(name: str, payload: Payload) -> SpooledUpdate:
-            taken.append(self.take(name, payload))
+        def take(name: str, payload: Payload, *, one_file: bool = False) -> SpooledUpdate:
+            taken.append(self.take(name, payload, one_file=one_file))
             return taken[-1]
 
         try:
             yield take
         except BaseException:
-            for each in taken:
-                each.path.unlink(missing_ok=True)
+            for path in (path for each in taken for path in each.files):
+                path.unlink(missing_ok=True)
             raise
 
 
@@ -111,22 +137,49 @@ class SpoolReader:
         for entry in update.manifest.tensors:
             self._offsets[entry.name] = at, entry.count
             at += entry.size
-        self._file = os.open(update.path, os.O_RDONLY)
+        self._files = [os.open(path, os.O_RDONLY) for path in update.files]
+        #: Where each file's bytes begin, and where the last one's end.
+        self._starts = [0, *itertools.accumulate(os.fstat(file).st_size for file in self._files)]
 
     def read(self, name: str, start: int, out: NDArray[np.float32]) -> None:
         """Values of tensor ``name`` from ``start`` (a multiple of :data:`PIECE`) into ``out``."""
         offset, count = self._offsets[name]
         parts = [
-            memoryview(os.pread(self._file, length, offset + at))
+            memoryview(self._bytes(length, offset + at))
             for at, length in piece_range(self._codec, count, start, out.size)
         ]
         decode_piece(self._codec, parts, out)
+
+    def _bytes(self, length: int, at: int) -> bytes:
+        """So many bytes from place ``at``, which may lie in several files."""
+        number = bisect.bisect_right(self._starts, at) - 1
+        parts = []
+        while length:
+            start, end = self._starts[number], self._starts[number + 1]
+            part = os.pread(self._files[number], min(length, end - at), at - start)
+            if not part:
+                raise OSError(errno.EIO, "an update on disk is shorter than it was")
+            parts.append(part)
+            length, at = length - len(part), at + len(part)
+            number += at == end
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        for file in self._files:
+            os.close(file)
+
+
+def _norm(payload: Payload, file: BinaryIO | None = None) -> float:
+    """A payload's norm, verified; its bytes also go to ``file``. The payload is empty then."""
+    square = 0.0
+    for entry, data in payload.encoded(consume=True):
+        square += _square(payload.manifest.codec, entry, data)
+        if file is not None:
+            file.write(data)
+    return float(np.sqrt(square))
 
 
 def _square(codec: CodecName, entry: TensorEntry, data: memoryview) -> float:

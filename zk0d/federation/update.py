@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -113,18 +114,39 @@ class Payload:
     """A manifest with its bytes, as a list of chunks of at most 4 MiB.
 
     ``beside`` are other payloads of the same message, such as the variates beside an update.
+    ``files`` are named if the chunks are views of these files, one each, which are never written
+    to again.
     """
 
     def __init__(
-        self, manifest: Manifest, chunks: list[bytes], beside: tuple[Payload, ...] = ()
+        self,
+        manifest: Manifest,
+        chunks: list[bytes],
+        beside: tuple[Payload, ...] = (),
+        files: tuple[Path, ...] = (),
     ) -> None:
         self.manifest = manifest
-        self.chunks = chunks
+        self._chunks = chunks
         self.beside = beside
+        self.files = files
+
+    @property
+    def chunks(self) -> list[bytes]:
+        """The bytes in order; who takes a chunk out of the list frees it."""
+        return self._chunks
 
     def with_beside(self, *others: Payload) -> Payload:
         """The same bytes, with these beside them."""
-        return Payload(self.manifest, self.chunks, others)
+        return Payload(self.manifest, self.chunks, others, self.files)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Length of each chunk in bytes."""
+        return [len(chunk) for chunk in self.chunks]
+
+    def stream(self) -> Iterator[bytes]:
+        """The bytes in order, in pieces of any length."""
+        yield from self.chunks
 
     def companion(self, kind: Kind) -> Payload | None:
         """The payload of this kind beside it."""
@@ -153,29 +175,30 @@ class Payload:
         UpdateError
             Naming the tensor whose bytes are missing, too many or altered.
         """
+        chunks = self.chunks
         number = at = 0
         for entry in self.manifest.tensors:
             parts: list[memoryview] = []
             missing = entry.size
             while missing:
-                if number >= len(self.chunks):
+                if number >= len(chunks):
                     raise UpdateError(f"tensor '{entry.name}': the payload ends before it does.")
-                part = memoryview(self.chunks[number])[at : at + missing]
+                part = memoryview(chunks[number])[at : at + missing]
                 parts.append(part)
                 missing -= len(part)
                 at += len(part)
-                if at == len(self.chunks[number]):
+                if at == len(chunks[number]):
                     if consume:
-                        self.chunks[number] = b""
+                        chunks[number] = b""
                     number, at = number + 1, 0
             whole = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
             if hashlib.sha256(whole).hexdigest() != entry.sha256:
                 raise UpdateError(f"tensor '{entry.name}': its content is not what was sent.")
             yield entry, whole
-        if number != len(self.chunks):
+        if number != len(chunks):
             raise UpdateError("the payload has bytes after its last tensor.")
         if consume:
-            self.chunks.clear()
+            chunks.clear()
 
     def decode(self, *, consume: bool = False) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """The tensors as float32, verified, in order; read-only views where no copy is needed."""
@@ -191,6 +214,108 @@ class Payload:
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All tensors, verified."""
         return dict(self.decode())
+
+
+class Once:
+    """Bytes that come once: they are given on as they come, or kept.
+
+    Parameters
+    ----------
+    pieces
+        The bytes in order, in pieces of any length.
+    after
+        What comes before them on the same way. It is kept if nobody has read it when these are
+        wanted.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], after: Once | None = None) -> None:
+        self._pieces = pieces
+        self._after = after
+        self._state: Literal["not begun", "under way", "given on"] = "not begun"
+        self._kept: list[bytes] | None = None
+
+    def stream(self) -> Iterator[bytes]:
+        """The bytes as they come; nothing of them stays here.
+
+        Raises
+        ------
+        RuntimeError
+            If they were given on already: whoever reads them twice has to keep them first.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        if self._state != "not begun":
+            raise RuntimeError(f"these bytes are {self._state}; keep them to read them twice")
+        if self._after is not None:
+            self._after.pass_by()
+        self._state = "under way"
+        yield from self._pieces
+        self._state = "given on"
+
+    def keep(self) -> list[bytes]:
+        """The bytes in memory, in chunks; the same list each time."""
+        if self._kept is None:
+            self._kept = list(cut(self.stream(), CHUNK_BYTES))
+        return self._kept
+
+    def pass_by(self) -> None:
+        """Make way for what comes after them."""
+        if self._state != "given on":
+            self.keep()
+
+
+class Streamed(Payload):
+    """A payload whose bytes come from elsewhere while they are read.
+
+    :meth:`stream` gives them on once and keeps none. Everything else that reads them, such as
+    :meth:`decode`, has them in memory from then on.
+
+    Parameters
+    ----------
+    source
+        Gives exactly the manifest's bytes, or raises.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        source: Iterator[bytes] | Once,
+        beside: tuple[Payload, ...] = (),
+    ) -> None:
+        super().__init__(manifest, [], beside)
+        self._source = source if isinstance(source, Once) else Once(source)
+
+    @property
+    def chunks(self) -> list[bytes]:
+        return self._source.keep()
+
+    def with_beside(self, *others: Payload) -> Payload:
+        return Streamed(self.manifest, self._source, others)
+
+    @property
+    def sizes(self) -> list[int]:
+        whole, rest = divmod(self.manifest.size, CHUNK_BYTES)
+        return [CHUNK_BYTES] * whole + [rest] * bool(rest)
+
+    def stream(self) -> Iterator[bytes]:
+        return self._source.stream()
+
+
+def cut(source: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in blocks of ``size``; the last may be shorter."""
+    block = bytearray()
+    for piece in source:
+        view = memoryview(piece)
+        while view:
+            take = min(size - len(block), len(view))
+            block += view[:take]
+            view = view[take:]
+            if len(block) == size:
+                yield bytes(block)
+                block.clear()
+    if block:
+        yield bytes(block)
 
 
 class PayloadEncoder:

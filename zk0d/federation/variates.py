@@ -99,7 +99,7 @@ class Variates:
                 make_folder(self._folder)
                 rename(each.variate.path, path)
             weight = each.reply.figures.samples / full
-            self._held[each.key] = Held(number, weight, replace(each.variate, path=path))
+            self._held[each.key] = Held(number, weight, replace(each.variate, files=(path,)))
         oldest = number - self._settings.variate_max_age
         self._held = {key: held for key, held in self._held.items() if held.round > oldest}
         self._average(like)
@@ -140,7 +140,7 @@ class Variates:
     def moved(self, folder: Path) -> None:
         """They lie in a committed round's folder now."""
         for key, held in self._held.items():
-            update = replace(held.update, path=folder / _FILE.format(key))
+            update = replace(held.update, files=(folder / _FILE.format(key),))
             self._held[key] = replace(held, update=update)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -154,7 +154,7 @@ class Variates:
             key: Held(
                 line.round,
                 line.weight,
-                SpooledUpdate(folder / _FILE.format(key), line.manifest, line.norm),
+                SpooledUpdate((folder / _FILE.format(key),), line.manifest, line.norm),
             )
             for key, line in lines.items()
         }

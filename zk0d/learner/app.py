@@ -110,6 +110,8 @@ class LearnerApp:
             async for piece in request.stream():
                 reader.feed(piece)
                 self._metrics.received(len(piece))
+                # A home's line may need an hour for it.
+                self._doing = {**self._doing, "seen": time.monotonic()}
             task, payload = reader.finish(expected)
         except Zk0dError as error:
             self._over(kind, error.reason)

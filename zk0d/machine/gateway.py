@@ -1,5 +1,8 @@
 """The gateway: an nginx that shows nodes the Fleet API and the presence page, and no more.
 
+It also carries the rounds' files: it asks ``zk0d superlink`` who may fetch and send which, and
+moves the bytes itself (:mod:`zk0d.services.transfers`).
+
 People see the status page, where ``gateway.status-page`` switches it on.
 """
 
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from zk0d.config.machine import GatewaySettings, ServerSettings
+from zk0d.config.machine import GatewaySettings, ServerSettings, TransferSettings
 from zk0d.errors import ConfigError
 from zk0d.files import write_file
 from zk0d.machine import units
@@ -28,6 +31,14 @@ UNIT = f"{service('gateway').unit}.service"
 #: Where systemd puts the gateway's credentials.
 CREDENTIALS = Path("/run/credentials") / UNIT
 RUNTIME = Path("/run/zk0d-gateway")
+
+#: Says to the application that nginx carries the bytes, or has a refusal to be said.
+GATEWAY_HEADER = "x-zk0d-gateway"
+CARRIES, REFUSED = "carries", "refused"
+#: The piece that nginx asks for.
+PIECE_HEADER = "x-zk0d-piece"
+#: Where nginx finds the files that it is told to send.
+ACCEL_PREFIX = "/zk0d/v1/files/"
 
 _TEXT = """\
 # Written by zk0bot server init from server.toml ([gateway]); changes are lost.
@@ -94,11 +105,81 @@ http {{
             proxy_pass http://127.0.0.1:{presence};
         }}
 
-{page}        location / {{ return 403; }}
+{files}{page}        location / {{ return 403; }}
     }}
 }}
 """
 
+
+_CARRIES = """\
+        # A round's weights: whether, says the application; the bytes are sent from the file.
+        location ~ ^/zk0d/v1/(down/[0-9a-f]+|up/[0-9a-f]+)$ {{
+            limit_except GET {{ deny all; }}
+            limit_req zone=fleet burst={burst} nodelay;
+            proxy_pass http://127.0.0.1:{presence};
+            proxy_set_header {gateway_header} {carries};
+        }}
+        location {accel} {{
+            internal;
+            sendfile on;
+            default_type application/octet-stream;
+            alias "{down}/";
+        }}
+
+        # A piece of an update: the application says whether before a byte of it is taken.
+        location ~ ^/zk0d/v1/up/(?<ticket>[0-9a-f]+)/(?<piece>[0-9a-f]+)$ {{
+            limit_req zone=fleet burst={burst} nodelay;
+            auth_request /zk0d/v1/may;
+            error_page 401 403 = @refused;
+            error_page 500 = @full;
+            client_max_body_size 16m;
+            client_body_temp_path "{incoming}";
+            dav_methods PUT;
+            dav_access user:rw group:rw;
+            alias "{up}/$ticket.$piece";
+        }}
+        location = /zk0d/v1/may {{
+            internal;
+            proxy_pass http://127.0.0.1:{presence};
+            proxy_pass_request_body off;
+            proxy_set_header Content-Length "";
+            proxy_set_header x-content-length $http_content_length;
+            proxy_set_header {gateway_header} {carries};
+            proxy_set_header {piece_header} $request_uri;
+            client_max_body_size 16m;
+        }}
+        # It says why before the body has come, so that nothing of it is kept.
+        location @refused {{
+            proxy_pass http://127.0.0.1:{presence};
+            proxy_http_version 1.1;
+            proxy_request_buffering off;
+            proxy_set_header x-content-length $http_content_length;
+            proxy_set_header {gateway_header} {refused};
+        }}
+        location @full {{
+            default_type text/plain;
+            return 507 "the coordinator could not write the piece; its disk may be full.\\n";
+        }}
+
+"""
+
+#: Where nginx may not touch the files, the application has the bytes pass through it.
+_PASSES_ON = """\
+        location ~ ^/zk0d/v1/(down|up)/[0-9a-f/]+$ {{
+            limit_req zone=fleet burst={burst} nodelay;
+            # A short body without a length would get one from nginx.
+            default_type text/plain;
+            if ($http_transfer_encoding) {{
+                return 411 "a piece needs a Content-Length.\\n";
+            }}
+            client_max_body_size 16m;
+            proxy_pass http://127.0.0.1:{presence};
+            proxy_http_version 1.1;
+            proxy_request_buffering off;
+            proxy_buffering off;
+        }}
+
+"""
 
 _PAGE = """\
         location = /zk0d/v1/ {{
@@ -117,6 +198,8 @@ def configuration(
     key: Path = CREDENTIALS / "server.key",
     ca: Path = CREDENTIALS / "ca.crt",
     runtime: Path = RUNTIME,
+    transfer: Path | None = None,
+    carries: bool = True,
     log: str = "syslog:server=unix:/dev/log,nohostname,tag=zk0d_gateway",
     loopback: bool = False,
 ) -> str:
@@ -130,12 +213,29 @@ def configuration(
         What the SuperLink's own certificate is checked against.
     runtime
         A folder for the pid and for temporary files.
+    transfer
+        The folder of what is on its way, if not that of the settings.
+    carries
+        Whether nginx's workers may write and read there; else the application carries the bytes.
     log
         Where each request is written to, or ``off``.
     loopback
         Listen on loopback alone, for tests and demos.
     """
     gateway, link = settings.gateway, settings.superlink
+    files = settings.transfers if transfer is None else TransferSettings(folder=transfer)
+    carried = (_CARRIES if carries else _PASSES_ON).format(
+        presence=link.presence_port,
+        burst=2 * gateway.requests_per_second,
+        down=files.down,
+        up=files.up,
+        incoming=files.incoming,
+        accel=ACCEL_PREFIX,
+        gateway_header=GATEWAY_HEADER,
+        carries=CARRIES,
+        refused=REFUSED,
+        piece_header=PIECE_HEADER,
+    )
     return _TEXT.format(
         runtime=runtime,
         log=log if log == "off" else f"{log} zk0d",
@@ -151,6 +251,7 @@ def configuration(
         body=gateway.body_limit_mib,
         link=link.port,
         presence=link.presence_port,
+        files=carried,
         page=_PAGE.format(presence=link.presence_port) if gateway.status_page else "",
     )
 
@@ -180,10 +281,18 @@ def configure(folder: Path, settings: ServerSettings) -> bool:
         If it cannot be written.
     """
 
-    def here(runtime: Path) -> str:
+    def here(runtime: Path, transfer: Path | None = None) -> str:
         own, ca = settings.gateway, settings.superlink.ca
         return configuration(
-            settings, certificate=own.certificate, key=own.key, ca=ca, runtime=runtime, log="off"
+            settings,
+            certificate=own.certificate,
+            key=own.key,
+            ca=ca,
+            runtime=runtime,
+            transfer=transfer,
+            # Workers of an nginx that root starts are another user's.
+            carries=os.geteuid() != 0,
+            log="off",
         )
 
     path, program = folder / FILE, nginx()
@@ -192,10 +301,14 @@ def configure(folder: Path, settings: ServerSettings) -> bool:
             text = configuration(settings)
         else:
             own_files(settings).mkdir(parents=True, exist_ok=True)
+            settings.transfers.incoming.mkdir(parents=True, exist_ok=True)
             text = here(own_files(settings))
         if program:
             with tempfile.TemporaryDirectory() as draft:
-                (Path(draft) / "nginx.conf").write_text(here(Path(draft)), encoding="utf-8")
+                # nginx makes its folders even if it only looks.
+                (Path(draft) / "up").mkdir()
+                text_here = here(Path(draft), Path(draft))
+                (Path(draft) / "nginx.conf").write_text(text_here, encoding="utf-8")
                 said = subprocess.run(
                     [program, "-t", "-q", "-e", "stderr", "-c", f"{draft}/nginx.conf"],
                     capture_output=True,

@@ -60,6 +60,8 @@ def set_up_server(
     kept = [path for path in (authority, *secrets, file) if path.exists()]
     with writing(folder):
         (folder / "roster.d").mkdir(parents=True, exist_ok=True)
+        if folder.absolute() != SYSTEM_FOLDER:  # systemd-tmpfiles makes it there
+            given.transfers.incoming.mkdir(parents=True, exist_ok=True)
         if authority not in kept:
             make_certificates(authority.parent, [*hosts, *LOOPBACK])
         for path in secrets:

@@ -6,25 +6,34 @@ SuperNode can stop its heartbeats and look healthy. So the node asks here.
 
 from __future__ import annotations
 
-import json
 import re
+import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from socketserver import ThreadingMixIn
+from http import HTTPStatus
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
 
 from zk0d.errors import UnavailableError
 from zk0d.federation.nodes import Node
 from zk0d.flower.sessions import KeyUse
 from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
+from zk0d.services.transfers import Transfers
 
 PREFIX = "/zk0d/v1"
 VERSION = 1
-_FINGERPRINT = re.compile(rf"{PREFIX}/nodes/([0-9a-f]{{64}})")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_READING = ("GET", "HEAD")
+_METHODS = [*_READING, "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_NOT_KEPT = {"Cache-Control": "no-store"}
 
 
 class Presence:
@@ -71,7 +80,7 @@ class Presence:
 
 
 class PresencePage:
-    """The page, on loopback; a gateway shows it to nodes.
+    """The page, on loopback, and what nodes fetch and send beside it; a gateway shows both.
 
     Raises
     ------
@@ -79,61 +88,58 @@ class PresencePage:
         If the port is taken.
     """
 
-    def __init__(self, presence: Presence, port: int) -> None:
+    def __init__(self, presence: Presence, port: int, transfers: Transfers | None = None) -> None:
         self._presence = presence
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._server = make_server(
-                "127.0.0.1", port, self._answer, _ThreadingServer, _SilentHandler
-            )
+            listening.bind(("127.0.0.1", port))
+            listening.listen(128)
         except OSError as error:
+            listening.close()
             raise UnavailableError(
                 f"superlink.presence-port: 127.0.0.1:{port} cannot be opened ({error.strerror});"
                 " end the program that listens there, or set another port."
             ) from None
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.port = int(listening.getsockname()[1])
+        # Any method comes to these, which know of reading alone.
+        routes: list[BaseRoute] = [
+            Route(f"{PREFIX}/", self._show, methods=_METHODS),
+            Route(f"{PREFIX}/nodes/{{key}}", self._node, methods=_METHODS),
+            *(transfers.routes(PREFIX) if transfers else ()),
+            Route("/{path:path}", self._other, methods=_METHODS),
+        ]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                Starlette(routes=routes),
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listening]}, daemon=True
+        )
         self._thread.start()
 
-    @property
-    def port(self) -> int:
-        return self._server.server_port
-
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.should_exit = True
         self._thread.join()
 
-    def _answer(
-        self, request: dict[str, Any], start: Callable[[str, list[tuple[str, str]]], Any]
-    ) -> list[bytes]:
-        status, content = "404 Not Found", {"version": VERSION, "error": "there is no such page"}
-        path, page = request.get("PATH_INFO", ""), self._presence.page
-        if request["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            status, content = "405 Method Not Allowed", {"version": VERSION, "error": "read only"}
-        elif page and path == f"{PREFIX}/":
-            return self._send("200 OK", page, HEADERS, start)
-        elif found := _FINGERPRINT.fullmatch(path):
-            status, content = "200 OK", self._presence.of(found[1])
-        body = json.dumps(content).encode()
-        return self._send(status, body, [("Content-Type", "application/json")], start)
+    async def _show(self, request: Request) -> Response:
+        if not self._presence.page or request.method not in _READING:
+            return await self._other(request)
+        return Response(self._presence.page, headers={**dict(HEADERS), **_NOT_KEPT})
 
-    @staticmethod
-    def _send(
-        status: str,
-        body: bytes,
-        headers: list[tuple[str, str]],
-        start: Callable[[str, list[tuple[str, str]]], Any],
-    ) -> list[bytes]:
-        length = ("Content-Length", str(len(body)))
-        start(status, [*headers, length, ("Cache-Control", "no-store")])
-        return [body]
+    async def _node(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        if not _FINGERPRINT.fullmatch(key) or request.method not in _READING:
+            return await self._other(request)
+        return JSONResponse(self._presence.of(key), headers=_NOT_KEPT)
 
-
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _SilentHandler(WSGIRequestHandler):
-    timeout = 10  # a caller that says nothing does not hold a thread
-
-    def log_message(self, *_: object) -> None:
-        return None
+    async def _other(self, request: Request) -> Response:
+        reads = request.method in _READING
+        content = {"version": VERSION, "error": "there is no such page" if reads else "read only"}
+        status = HTTPStatus.NOT_FOUND if reads else HTTPStatus.METHOD_NOT_ALLOWED
+        return JSONResponse(content, status, _NOT_KEPT)

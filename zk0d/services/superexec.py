@@ -13,7 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 
 from zk0d.config.machine import (
+    CA_VARIABLE,
     CONFIG_VARIABLE,
+    COORDINATOR_VARIABLE,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
@@ -218,7 +220,11 @@ def run(config: Path, role: str) -> None:
             client.superexec.state / "flower",
             ca=None,
             poll_seconds=client.superexec.poll_interval,
-            env={SOCKET_VARIABLE: str(client.learner.socket)},
+            env={
+                SOCKET_VARIABLE: str(client.learner.socket),
+                COORDINATOR_VARIABLE: client.coordinator.presence_page,
+                CA_VARIABLE: str(credential("ca.crt", client.coordinator.ca, "coordinator.ca")),
+            },
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
         learner = client.learner.socket

@@ -1,4 +1,4 @@
-"""``zk0d superlink``: Flower's SuperLink, the roster, and the presence page."""
+"""``zk0d superlink``: Flower's SuperLink, the roster, the presence page, the rounds' files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ from zk0d.services.members import Members
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.resume import Resume
 from zk0d.services.run_watch import RunWatch
+from zk0d.services.transfers import Transfers
 
 log = logging.getLogger("zk0d")
 
 STUCK_SECONDS = 20.0
+SWEEP_SECONDS = 60.0
 
 
 class SuperlinkService(Service):
@@ -75,6 +77,7 @@ class SuperlinkService(Service):
         self._audit = AuditLog(self._link.state)
         self._sessions = self._link.state / "sessions.json"
         self._last_good = time.monotonic()
+        self._last_sweep = float("-inf")
         self._autorun: Autorun | None = None
         self._resume: Resume | None = None
 
@@ -98,7 +101,8 @@ class SuperlinkService(Service):
         self._control = Control(f"127.0.0.1:{link.port}", certificates.ca, control_secret)
         self._members = Members(self._control, link.roster, self._note)
         self._runs = RunWatch(self._run, self._control, self._note)
-        self._page = PresencePage(self._presence, link.presence_port)
+        self._transfers = Transfers(self._settings)
+        self._page = PresencePage(self._presence, link.presence_port, self._transfers)
         if link.auto_resume:
             self._resume = Resume(self._control)
         if self._settings.autorun is not None:
@@ -133,6 +137,9 @@ class SuperlinkService(Service):
         self._child.start()
 
     def look(self) -> Condition:
+        if time.monotonic() - self._last_sweep > SWEEP_SECONDS:
+            self._last_sweep = time.monotonic()
+            self._transfers.sweep()
         self._child.look()
         if self._child.waits:
             end = self._child.last_end

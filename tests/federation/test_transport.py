@@ -1,0 +1,312 @@
+"""Payloads beside messages: what each end makes of them, and what is left of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, refuse
+from tests.processes import run
+from tests.record.lines import read_lines
+from zk0d.config.machine import ServerSettings, TransferSettings
+from zk0d.config.run import run_settings
+from zk0d.federation.capability import OPEN_ROUND, Capability
+from zk0d.federation.depot import Depot
+from zk0d.federation.envelope import from_record, route_of, to_record
+from zk0d.federation.messages import Piece, Route, Train, TrainReply
+from zk0d.federation.run import Run
+from zk0d.federation.spool import Spool, SpoolReader
+from zk0d.federation.transport import BesideMessages, NodeEnd
+from zk0d.federation.update import Payload, Streamed, UpdateError, cut
+from zk0d.record.journal import Journal
+
+
+class FakeCarrier:
+    """Stands for HTTP: it reads and writes the coordinator's folder."""
+
+    def __init__(self, settings: TransferSettings, piece_bytes: int) -> None:
+        self.depot = Depot(settings)
+        self._piece_bytes = piece_bytes
+
+    def download(self, piece: Piece, route: Route) -> Iterator[bytes]:
+        assert route.down
+        data = self.depot.weights("1", piece.sha256).read_bytes()
+        assert len(data) == piece.size
+        yield from cut(iter([data]), 7)
+
+    def upload(self, source: Iterator[bytes], route: Route) -> tuple[Piece, ...]:
+        assert route.up
+        pieces = []
+        for block in cut(source, self._piece_bytes):
+            name = hashlib.sha256(block).hexdigest()
+            with self.depot.writing(route.ticket, name) as file:
+                file.write(block)
+            pieces.append(Piece(sha256=name, size=len(block)))
+        return tuple(pieces)
+
+    def close(self) -> None: ...
+
+
+class BesideNode(FakeNode):
+    """A node whose update comes in pieces; ``change`` alters what it says of them."""
+
+    change: Any = staticmethod(lambda pieces, route: pieces)
+    carrier: FakeCarrier
+    dies = False  #: once, before it answers
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self.held: list[int] = []  #: pieces that were there when a round began
+        self.routes: list[Route] = []
+
+    def answer_train(self, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        raise NotImplementedError
+
+    def answer(self, record: RecordDict) -> tuple[RecordDict | None, float]:
+        end = NodeEnd(lambda: self.carrier)  # type: ignore[arg-type,return-value]
+        route = route_of(record)
+        task, payload = end.task(record)
+        assert payload is not None
+        self.trained.append(task)
+        assert isinstance(payload, Streamed)
+        reply, update = from_record(self.update(task, payload), TrainReply)
+        assert update is not None
+        assert route is not None
+        self.routes.append(route)
+        self.held.append(len(self.carrier.depot.held(route.ticket)))
+        answer = end.answer(reply, update)
+        if self.dies:
+            self.dies = False
+            return refuse("flower_error")()
+        header: Any = answer["message"]
+        key = "pieces/payload"
+        header[key] = json.dumps(self.change(json.loads(str(header[key])), route))
+        return answer, self.seconds
+
+
+class BesideGrid(FakeGrid):
+    """Hands a train message over as it is."""
+
+    def push_messages(self, messages: Any) -> list[str]:
+        for message in messages:
+            node = self.nodes[message.metadata.dst_node_id]
+            if message.metadata.message_type == "train":
+                record = message.content
+                node.train = lambda n, *_, record=record: n.answer(record)
+                node.answer_train = lambda *_, n=node: n.train(n)  # type: ignore[method-assign]
+                inner = to_record(_task_of(record), Payload.of({}, "weights"))
+                message.content = inner
+        return super().push_messages(messages)
+
+
+def _task_of(record: RecordDict) -> Train:
+    return from_record(record, Train, lambda manifest, pieces: Payload(manifest, []))[0]
+
+
+class World:
+    """A run whose payloads lie beside its messages."""
+
+    def __init__(
+        self, folder: Path, nodes: list[BesideNode], *, mirrors: Any = (), **settings: Any
+    ) -> None:
+        self.server = ServerSettings.parse(
+            {"state": str(folder), "transfer": {"message-kib": 0, "mirrors": mirrors}}, where="test"
+        )
+        self.transfers = self.server.transfers
+        self.carrier = FakeCarrier(self.transfers, 11)
+        for node in nodes:
+            node.carrier = self.carrier
+        self.grid = BesideGrid(nodes)
+        self.journal = Journal(self.server.runs / "1", "1")
+        self.settings = run_settings(
+            {
+                "policy": "act",
+                "model-name": "tiny",
+                "num-server-rounds": 2,
+                "min-fit-clients": 1,
+                "max-update-ratio": 0.0,
+                **settings,
+            }
+        )
+        self.transport = BesideMessages(self.transfers, self.journal.folder, "1", self.grid.clock)
+
+    def run(self) -> list[dict[str, Any]]:
+        Run(
+            self.grid,
+            self.settings,
+            self.server,
+            self.journal,
+            FakeEvaluator(),
+            transport=self.transport,
+            clock=self.grid.clock,
+            sleep=self.grid.sleep,
+        ).run()
+        return list(read_lines(self.journal.folder))
+
+    def left(self) -> list[Path]:
+        """Bytes that outlived the run."""
+        assert self.transfers.folder is not None
+        files = [path for path in self.transfers.folder.rglob("*") if path.is_file()]
+        return files + list(self.journal.folder.glob("spool/*"))
+
+
+@pytest.mark.parametrize("drift", ["none", "control-variates"])
+def test_a_run_by_files_leaves_none(tmp_path: Path, drift: str) -> None:
+    nodes = [BesideNode("a", step=1.0), BesideNode("b", step=3.0)]
+    world = World(tmp_path, nodes, **{"drift-correction": drift, "server-momentum": 0.0})
+    lines = world.run()
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [line["round"] for line in committed] == [0, 1, 2]
+    assert all(line["bytes_up"] for line in committed[1:])
+    assert committed[1]["mean_update_norm"] == pytest.approx(2.0 * np.sqrt(10), rel=0.01)
+    assert not world.left()
+    assert not (world.journal.folder / OPEN_ROUND).exists()
+
+
+def test_a_rounds_mirrors_have_one_capability_for_all_nodes(tmp_path: Path) -> None:
+    nodes = [BesideNode("a", step=1.0), BesideNode("b", step=3.0)]
+    urls = ("http://one.example", "https://two.example/zk0d")
+    World(tmp_path, nodes, mirrors=urls).run()
+    for one, other in zip(nodes[0].routes, nodes[1].routes, strict=True):
+        assert [mirror.url for mirror in one.mirrors] == list(urls)
+        assert one.mirrors == other.mirrors, "or each node gave it a budget"
+        assert one.down != other.down
+        shown = [one.down, other.down, *(mirror.down for mirror in one.mirrors)]
+        held = [
+            Capability.model_validate_json(base64.urlsafe_b64decode(token.partition(".")[0]))
+            for token in shown
+        ]
+        assert [each.is_mirrors for each in held] == [False, False, True, True]
+        assert len({each.key for each in held}) == 4
+        assert {each.direction for each in held} == {"down"}
+    assert nodes[0].routes[0].mirrors != nodes[0].routes[1].mirrors, "it ends with the round"
+
+
+def _missing(pieces: Any, route: Route) -> Any:
+    del route
+    return [{**pieces[0], "sha256": "0" * 64}, *pieces[1:]]
+
+
+def _shorter(pieces: Any, route: Route) -> Any:
+    del route
+    return pieces[:-1]
+
+
+def _swapped(pieces: Any, route: Route) -> Any:
+    del route
+    return [pieces[1], pieces[0], *pieces[2:]]
+
+
+def _elsewhere(pieces: Any, route: Route) -> Any:
+    del route
+    return [{**pieces[0], "sha256": "../" * 21 + "x"}, *pieces[1:]]
+
+
+@pytest.mark.parametrize("change", [_missing, _shorter, _swapped, _elsewhere])
+def test_an_answer_whose_pieces_are_not_its_update_is_a_strike(tmp_path: Path, change: Any) -> None:
+    bad = BesideNode("bad")
+    bad.change = change
+    world = World(tmp_path, [BesideNode("good"), bad])
+    lines = world.run()
+    refused = [line for line in lines if line["kind"] == "update.refused"]
+    assert {(line["node"], line["reason"], line["strike"]) for line in refused} == {
+        ("bad", "manifest_mismatch", True)
+    }
+    assert len(bad.notices) == len(refused) == 2, "it is told"
+    assert not world.left(), "and its bytes are gone"
+
+
+def test_a_node_cannot_name_the_pieces_of_another(tmp_path: Path) -> None:
+    honest, thief = BesideNode("honest", seconds=9.0), BesideNode("thief", seconds=10.0)
+    told: list[Any] = []
+
+    def note(pieces: Any, route: Route) -> Any:
+        del route
+        told[:] = pieces
+        return pieces
+
+    honest.change = note
+    # Its own bytes are others, so that only the honest node's file has the name.
+    thief.step = 5.0
+    thief.change = lambda pieces, route: told or pieces
+    world = World(tmp_path, [honest, thief], **{"num-server-rounds": 1})
+    lines = world.run()
+    refused = [line for line in lines if line["kind"] == "update.refused"]
+    assert [line["node"] for line in refused] == ["thief"]
+    assert "has not arrived" in refused[0]["message"]
+
+
+def test_a_round_that_is_sent_again_finds_what_came(tmp_path: Path) -> None:
+    """Its first ClientApp died after it had sent all pieces, and before it answered."""
+    node = BesideNode("a")
+    node.dies = True
+    world = World(tmp_path, [node])
+    lines = world.run()
+    assert [line["kind"] for line in lines].count("round.failed") == 1
+    assert node.held[0] == 0
+    assert node.held[1] > 0, "of the same round, so none of it has to come again"
+    assert node.held[2] == 0, "of the next round"
+    assert not world.left()
+
+
+def test_a_spooled_update_is_read_across_its_files(tmp_path: Path) -> None:
+    values = {
+        "a": np.arange(300_000, dtype=np.float32),
+        "b": np.linspace(-1, 1, 70_001, dtype=np.float32),
+    }
+    payload = Payload.of(values, "delta", "int8")
+    pieces = list(cut(payload.stream(), 100_003))
+    files = []
+    for number, data in enumerate(pieces):
+        files.append(tmp_path / f"piece{number}")
+        files[-1].write_bytes(data)
+    spool = Spool(tmp_path / "spool")
+    update = spool.take("one", Payload(payload.manifest, list(pieces), files=tuple(files)))
+    assert update.files == tuple(files), "not copied"
+    whole = {name: array.reshape(-1) for name, array in payload.decode()}
+    with SpoolReader(update) as reader:
+        for name, array in whole.items():
+            for start in range(0, array.size, 131072):
+                out = np.empty(min(131072, array.size - start), np.float32)
+                reader.read(name, start, out)
+                assert np.array_equal(out, array[start : start + out.size])
+    spool.clear()
+    assert not any(path.exists() for path in files)
+
+
+def test_an_altered_piece_is_refused_and_removed(tmp_path: Path) -> None:
+    payload = Payload.of({"a": np.arange(1000, dtype=np.float32)}, "delta")
+    path = tmp_path / "piece"
+    data = bytearray(b"".join(payload.stream()))
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UpdateError, match="tensor 'a': its content is not what was sent"):
+        Spool(tmp_path / "spool").take("x", Payload(payload.manifest, [bytes(data)], files=(path,)))
+    assert not path.exists()
+
+
+def test_what_a_client_app_is_forked_from_has_nothing_of_a_transfer() -> None:
+    """No connection, no thread and no carrier comes with the imports."""
+    code = (
+        "import gc, os, threading\n"
+        "import zk0d.federation.client_app\n"
+        "from zk0d.federation.carrier import Carrier\n"
+        "import httpx\n"
+        "kinds = (Carrier, httpx.Client)\n"
+        "made = [each for each in gc.get_objects() if isinstance(each, kinds)]\n"
+        "links = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')\n"
+        "    if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "open_ = [each for each in links if each.startswith('socket:')]\n"
+        "print(made, open_, threading.active_count())\n"
+    )
+    done = run([sys.executable, "-c", code], text=True, check=True)
+    assert done.stdout.strip() == "[] [] 1"

@@ -1,0 +1,244 @@
+"""Which way weights and updates travel: inside Flower's messages, or as files beside them.
+
+Flower carries every 4 MiB of a message as a request, a protobuf copy, a hash and several
+transactions on each of four hops. So what is large lies in files that nginx carries, and the
+message names it. Rounds, cohort and ClientApp do not know which way it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from zk0d.config.machine import CA_VARIABLE, COORDINATOR_VARIABLE, TransferSettings
+from zk0d.errors import UnavailableError
+from zk0d.federation.capability import MIRROR, Capability, OpenRound, RoundFile, ticket
+from zk0d.federation.carrier import Carrier
+from zk0d.federation.codec import encoded_size
+from zk0d.federation.depot import Depot, in_files
+from zk0d.federation.envelope import Pieces, from_record, route_of, to_record
+from zk0d.federation.messages import Message, Mirror, Piece, Route, Train, TrainReply
+from zk0d.federation.update import Manifest, Payload, Streamed
+
+#: A capability ends so long after its round's deadline.
+GRACE_SECONDS = 60.0
+#: A node may fetch a file so many times: transfers are cut and begun again.
+FETCHES = 4
+
+
+class Transport(Protocol):
+    """The coordinator's end. A round is begun, closed and cleared, in this order."""
+
+    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+        """A round's weights, and what is beside them, for the nodes with these keys."""
+
+    def task(self, task: Train, key: str) -> RecordDict:
+        """The round's message to a node."""
+
+    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
+        """A node's answer; raises as :func:`~zk0d.federation.envelope.from_record` does."""
+
+    def close(self) -> None:
+        """No answer is waited for any more."""
+
+    def clear(self) -> None:
+        """No answer's bytes are needed any more."""
+
+
+class InMessages:
+    """Everything travels inside the messages, as in a simulation."""
+
+    def __init__(self) -> None:
+        self._payload: Payload | None = None
+
+    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+        del task, keys
+        self._payload = payload
+
+    def task(self, task: Train, key: str) -> RecordDict:
+        del key
+        return to_record(task, self._payload)
+
+    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
+        del key
+        return from_record(record, TrainReply)
+
+    def close(self) -> None:
+        self._payload = None
+
+    def clear(self) -> None: ...
+
+
+class BesideMessages:
+    """What is large lies in files beside the messages.
+
+    Parameters
+    ----------
+    folder
+        The run's own, which ``zk0d superlink`` reads.
+    run
+        The run's name, in every capability.
+    clock
+        That of the capabilities; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        settings: TransferSettings,
+        folder: Path,
+        run: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inside = settings.message_kib * 1024
+        self._mirrors = settings.mirrors
+        self._round_file = RoundFile(folder)
+        self._run = run
+        self._clock = clock
+        self._depot = Depot(settings)
+        self._depot.make()
+        self._depot.forget(run)
+        self._open: OpenRound | None = None
+        self._files: dict[str, int] = {}
+        self._tickets: set[str] = set()
+
+    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+        payloads = (payload, *payload.beside)
+        self._away: list[Pieces] = [
+            (self._depot.publish(self._run, each),) if each.manifest.size > self._inside else ()
+            for each in payloads
+        ]
+        # What lies in a file need not be in memory.
+        first, *beside = (
+            Payload(each.manifest, []) if away else each
+            for each, away in zip(payloads, self._away, strict=True)
+        )
+        self._payload = first.with_beside(*beside)
+        files = {piece.sha256: piece.size for pieces in self._away for piece in pieces}
+        self._withdraw(keep=files)
+        self._files = files
+        self._update = _update_bytes(task, payload.manifest)
+        tickets = [ticket(self._run, task.round, key) for key in sorted(keys)]
+        self._tickets.update(tickets)
+        # The same for all nodes: so is what a mirror shows, or each had a budget for it.
+        self._until = self._clock() + task.deadline_seconds + GRACE_SECONDS
+        self._open = self._round_file.open(task.round, files, tickets)
+
+    def task(self, task: Train, key: str) -> RecordDict:
+        assert self._open is not None
+        until = self._until
+        grant = partial(Capability, run=self._run, round=task.round, key=key, until=until)
+        down = grant(direction="down", budget=FETCHES * sum(self._files.values()))
+        up = grant(direction="up", budget=self._update)
+        mirrors = [
+            Mirror(url=url, down=self._open.sign(down.model_copy(update={"key": f"{MIRROR}{n}"})))
+            for n, url in enumerate(self._mirrors)
+        ]
+        route = Route(
+            mirrors=tuple(mirrors) if self._files else (),
+            down=self._open.sign(down) if self._files else "",
+            up=self._open.sign(up) if self._update > self._inside else "",
+            ticket=up.ticket,
+            inside=self._inside,
+        )
+        return to_record(task, self._payload, away=self._away, route=route)
+
+    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
+        assert self._open is not None
+        of = ticket(self._run, self._open.round, key)
+
+        def fetch(manifest: Manifest, pieces: Pieces) -> Payload:
+            return in_files(manifest, self._depot.take(self._run, of, pieces), pieces)
+
+        return from_record(record, TrainReply, fetch)
+
+    def close(self) -> None:
+        self._open = None
+        self._round_file.close()
+        self._withdraw()
+
+    def clear(self) -> None:
+        self._depot.clear(self._run, self._tickets)
+        self._tickets.clear()
+
+    def _withdraw(self, keep: Collection[str] = ()) -> None:
+        for sha256 in self._files.keys() - set(keep):
+            self._depot.withdraw(self._run, sha256)
+        self._files = {}
+
+
+class NodeEnd:
+    """A node's end, for one round's message.
+
+    Parameters
+    ----------
+    carrier
+        Makes the way to the coordinator's files, if it is needed.
+    """
+
+    def __init__(self, carrier: Callable[[], Carrier]) -> None:
+        self._make = carrier
+        self._carrier: Carrier | None = None
+        self._route: Route | None = None
+
+    def task(self, record: RecordDict) -> tuple[Train, Payload | None]:
+        """The round's message; weights that lie elsewhere come while they are read."""
+        self._route = route_of(record)
+        return from_record(record, Train, self._fetch)
+
+    def answer(self, reply: Message, update: Payload | None) -> RecordDict:
+        """The answer's message; a large update has been sent then."""
+        route = self._route
+        if update is None or route is None or not route.up:
+            return to_record(reply, update)
+        # One after the other: they may be one stream.
+        away = [self._send(each, route) for each in (update, *update.beside)]
+        return to_record(reply, update, away=away)
+
+    def close(self) -> None:
+        if self._carrier is not None:
+            self._carrier.close()
+
+    def _fetch(self, manifest: Manifest, pieces: Pieces) -> Payload:
+        def stream() -> Iterator[bytes]:
+            assert self._route is not None
+            for piece in pieces:
+                yield from self._way().download(piece, self._route)
+
+        return Streamed(manifest, stream())
+
+    def _send(self, payload: Payload, route: Route) -> tuple[Piece, ...]:
+        return self._way().upload(payload.stream(), route)
+
+    def _way(self) -> Carrier:
+        if self._carrier is None:
+            self._carrier = self._make()
+        return self._carrier
+
+
+def carrier_of(environment: os._Environ[str] | dict[str, str] = os.environ) -> Carrier:
+    """The way that the SuperExec told its ClientApps.
+
+    Raises
+    ------
+    UnavailableError
+        If it told none.
+    """
+    url, ca = environment.get(COORDINATOR_VARIABLE), environment.get(CA_VARIABLE)
+    if not url:
+        raise UnavailableError("the ClientApp was not told where the coordinator's files are.")
+    return Carrier(url, Path(ca) if ca else None)
+
+
+def _update_bytes(task: Train, model: Manifest) -> int:
+    """Length of a node's update, with its variate if there is one."""
+    training, counts = task.training, [entry.count for entry in model.tensors]
+    codecs = [training.uplink_codec]
+    if training.drift_correction != "none":
+        codecs.append(training.variate_codec)
+    return sum(encoded_size(codec, count) for codec in codecs for count in counts)
