@@ -91,6 +91,14 @@ FILES: dict[str, tuple[type[Settings], dict[str, Any]]] = {
 }
 
 
+def nginx(block: Block) -> None:
+    """It is started in tests/services/test_mirrors.py."""
+    assert block.where.startswith("docs/coordinator.md")
+    lines = [line.strip() for line in block.code.splitlines()]
+    assert [line for line in lines if line and line[-1] not in ";{}"] == []
+    assert block.code.count("{") == block.code.count("}")
+
+
 def sh(block: Block) -> None:
     done = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -128,6 +136,7 @@ def python(block: Block) -> None:
 
 LANGUAGES: dict[str, Callable[[Block], None]] = {
     "toml": toml,
+    "nginx": nginx,
     "sh": sh,
     "yaml": yaml_,
     "json": lambda block: json.loads(block.code),
