@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from zk0d.errors import Zk0dError
 from zk0d.federation.admission import Standing, check_norm, check_reply, outliers
 from zk0d.federation.aggregate import (
     RULES,
+    Arrays,
     ServerStep,
     Weighted,
     aggregate,
@@ -357,7 +358,7 @@ def around(direction: np.ndarray, count: int, noise: float) -> list[np.ndarray]:
 
 
 def clip(
-    spool: Spool, vectors: list[np.ndarray], shares: list[float] | None = None, **settings: object
+    spool: Spool, vectors: list[np.ndarray], shares: list[float] | None = None, **settings: Any
 ) -> list[Weighted]:
     """What norm clipping makes of updates of two tensors, one longer than a piece."""
     cut = PIECE + 7
@@ -383,7 +384,8 @@ def test_a_poisoner_whose_shortened_update_points_against_the_others_is_left_out
     assert kept(updates) == [True, True, True, False]
     assert updates[3].scale < 0.3, "it is shortened, too"
     cut = PIECE + 7
-    moved = {"b": np.zeros(cut, np.float32), "a": np.zeros(DIRECTION.size - cut, np.float32)}
+    sizes = {"b": cut, "a": DIRECTION.size - cut}
+    moved: Arrays = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
     found = aggregate(moved, updates, weighted_mean, fedavg())
     scaled = [each * np.float32(u.scale) for each, u in zip(good, updates, strict=False)]
     expected = np.mean(scaled, axis=0)
@@ -424,7 +426,7 @@ def test_of_two_nobody_is_left_out(spool: Spool) -> None:
     "settings",
     [{"norm-clip-factor": 0.0}, {"aggregation": "median"}, {"aggregation": "trimmed-mean"}],
 )
-def test_only_norm_clipping_of_a_mean_leaves_out(spool: Spool, settings: dict[str, object]) -> None:
+def test_only_norm_clipping_of_a_mean_leaves_out(spool: Spool, settings: dict[str, Any]) -> None:
     assert all(kept(clip(spool, [DIRECTION, DIRECTION, DIRECTION, -DIRECTION], **settings)))
 
 
