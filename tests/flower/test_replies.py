@@ -41,8 +41,8 @@ class Link:
         return self.state.get_message_res({m.metadata.message_id for m in messages}, self.run)
 
 
-@pytest.fixture
-def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+def made(monkeypatch: pytest.MonkeyPatch) -> Link:
+    """One with a run of which this process is the ServerApp."""
     state = LinkStateFactory(":memory:", NoOpFederationManager(), ObjectStoreFactory()).state()
     node = state.create_node("owner", "owner", b"key", 30.0)
     assert state.activate_node(node, 30.0)
@@ -52,6 +52,11 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Link:
     for name, value in (("run", run), ("node", SUPERLINK_NODE_ID), ("task", 1)):
         monkeypatch.setattr(TaskIdentity, f"_{name}_id", value)
     return Link(state, run, node)
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+    return made(monkeypatch)
 
 
 @pytest.fixture

@@ -176,7 +176,9 @@ class SupernodeSettings(Settings):
         Path("/var/lib/zk0d/supernode"), description="Folder of Flower's own files."
     )
     presence_interval: Annotated[float, Field(ge=1.0, le=300.0)] = Field(
-        10.0, description="Seconds between two requests to the coordinator's presence page."
+        10.0,
+        description="Seconds between two requests to the coordinator's presence page; up to three"
+        " times as long while the node is online and no run is under way.",
     )
     zombie_seconds: Annotated[float, Field(ge=5.0)] = Field(
         15.0, description="Restart the SuperNode if the coordinator counts it offline for so long."
