@@ -18,7 +18,7 @@ from tests.learner.test_metrics import FakeNvml
 from tests.monitoring.server import Prometheus, prometheus
 from tests.monitoring.tools import program
 from tests.processes import wait_until
-from tests.running.lab import finished, layout, zk0bot_run
+from tests.running.lab import LOOK_SECONDS, finished, layout, zk0bot_run
 from zk0d.config.run import RunSettings
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
@@ -29,6 +29,8 @@ from zk0d.machine.roles import METRICS_PORTS
 SERVER, CLIENT = ("superlink", "server-superexec"), ("supernode", "client-superexec")
 FAKE_GPU_PORT = 9479
 ROUNDS = 3
+#: The demo's SuperExecs look for work every 0.1 s, from which a test gains nothing.
+SLOW_POLL = {"poll-interval": 0.5}
 #: ``[run]`` in server.toml.
 OWN_RUN = {"max-strikes": 7, "strike-cooldown": 4}
 #: The first run's own settings; one is the default, which is not what server.toml says.
@@ -51,7 +53,10 @@ def running(
     recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory, hosts: list[str]
 ) -> Iterator[Federation]:
     made = layout(tmp_path_factory.mktemp("running") / "lab", recordings_folder)
-    with federation(made, cpu_threads=1, metrics_hosts=hosts, server={"run": OWN_RUN}) as started:
+    server, client = {"run": OWN_RUN, "superexec": SLOW_POLL}, {"superexec": SLOW_POLL}
+    with federation(
+        made, cpu_threads=1, metrics_hosts=hosts, server=server, client=client
+    ) as started:
         yield started
 
 
@@ -78,7 +83,7 @@ def first_run(running: Federation) -> Ran:
                     continue
         return bool(running.state(run_id).status == FINISHED)
 
-    wait_until(over, "the run's end", 180, running.children, interval=0.5)
+    wait_until(over, "the run's end", 180, running.children, interval=LOOK_SECONDS)
     state = finished(running, run_id)
     assert state.outcome == COMPLETED, state.details
     return Ran(state, running.layout.runs / str(run_id), commands)

@@ -18,6 +18,8 @@ from zk0d.flower.control import FINISHED
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+#: Each look at a run is a request to the SuperLink, and costs it as much as a node's.
+LOOK_SECONDS = 0.5
 TINY: dict[str, Any] = {
     "model-name": "tiny",
     "num-server-rounds": 2,
@@ -39,7 +41,11 @@ def layout(folder: Path, recordings: Path, count: int = 2) -> Layout:
 def finished(running: Federation, run_id: int) -> Any:
     """Wait for a run's end; its state."""
     wait_until(
-        lambda: running.state(run_id).status == FINISHED, "the run's end", 180, running.children
+        lambda: running.state(run_id).status == FINISHED,
+        "the run's end",
+        180,
+        running.children,
+        interval=LOOK_SECONDS,
     )
     return running.state(run_id)
 

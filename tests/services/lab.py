@@ -25,6 +25,9 @@ from zk0d.machine.certificates import Certificates
 from zk0d.machine.gateway import configuration
 from zk0d.machine.setup import set_up_client, set_up_server
 
+#: A test gains nothing from SuperExecs that look for work more often.
+SLOW_POLL = {"poll-interval": 0.5}
+
 
 def nginx() -> str | None:
     """nginx's program; installed if this is Debian and we are root."""
@@ -76,7 +79,7 @@ class Lab:
                 "gateway": {"port": self.gateway},
                 # However small a policy is, nothing of it travels inside the messages.
                 "transfer": {"message-kib": 0},
-                "superexec": {"state": self.root / "server-exec"},
+                "superexec": {"state": self.root / "server-exec", **SLOW_POLL},
                 "evaluator": {"socket": self.root / "evaluator.sock", "cpu-threads": 1},
                 "evaluation": [{"name": "held-out", "dataset-uri": f"local:{self.recordings}"}],
             },
@@ -103,7 +106,7 @@ class Lab:
                     "state": home / "supernode",
                     "presence-interval": 1.0,
                 },
-                "superexec": {"state": home / "exec"},
+                "superexec": {"state": home / "exec", **SLOW_POLL},
                 "learner": {"socket": home / "learner.sock", "cpu-threads": 1},
             },
         )

@@ -16,10 +16,10 @@ import pytest
 
 from tests.processes import wait_until, words_of
 from tests.record.lines import read_lines
-from tests.running.lab import flwr_run
+from tests.running.lab import LOOK_SECONDS, flwr_run
 from tests.services.lab import Lab, lab, nginx, zk0bot
 from zk0d.config.run import RunSettings
-from zk0d.flower.control import COMPLETED, FINISHED
+from zk0d.flower.control import COMPLETED, FINISHED, Control
 from zk0d.record.journal import committed_rounds
 
 pytestmark = [
@@ -70,6 +70,16 @@ def running(recordings_folder: Path) -> Iterator[Lab]:
         for name in NAMES:
             made.wait_for_status(f"{name}-node", "online", 90)
         yield made
+
+
+def finished(control: Control, run_id: int) -> None:
+    """Wait for a run's end."""
+    wait_until(
+        lambda: control.run(run_id).status == FINISHED,
+        "the run's end",
+        180,
+        interval=LOOK_SECONDS,
+    )
 
 
 def test_a_federation_of_services_trains_by_itself(running: Lab) -> None:
@@ -135,7 +145,7 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
             drained = zk0bot("client", "drain", "--folder", left)
             assert drained.returncode == 0, drained.stderr
             running.wait_for_status("left-node", "drained: zk0bot client resume", 10)
-            wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
+            finished(control, run_id)
             assert control.run(run_id).outcome == COMPLETED
         state = json.loads((running.root / "left" / "supernode" / "state.json").read_text())
         assert (state["held"], state["left"], state["online"]) == ("drain", True, False)
@@ -160,7 +170,7 @@ def test_flwr_run_from_a_checkout_means_the_same(running: Lab, tmp_path: Path) -
     assert said.returncode == 0, said.stdout + said.stderr
     run_id = int(json.loads(said.stdout)["run-id"])
     with running.control() as control:
-        wait_until(lambda: control.run(run_id).status == FINISHED, "the run's end", 180)
+        finished(control, run_id)
         assert control.run(run_id).outcome == COMPLETED
     assert committed_rounds(running.root / "server" / "runs" / str(run_id)) == [0, 1, 2]
 
