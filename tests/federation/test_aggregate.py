@@ -396,7 +396,7 @@ def test_a_poisoner_whose_shortened_update_points_against_the_others_is_left_out
     assert found.cosines[3] < -0.5 < 0.5 < min(found.cosines[:3])
 
 
-def test_nobody_is_left_out_where_all_agree_or_say_other_things(spool: Spool) -> None:
+def test_no_update_is_left_out_where_all_agree_or_say_other_things(spool: Spool) -> None:
     assert all(kept(clip(spool, around(DIRECTION, 4, 1.0))))
     assert all(kept(clip(spool, around(0 * DIRECTION, 8, 1.0)))), "nothing in common"
 
@@ -417,7 +417,7 @@ def test_not_everybody_is_left_out(spool: Spool, turned: int) -> None:
         assert all(kept(updates))
 
 
-def test_of_two_nobody_is_left_out(spool: Spool) -> None:
+def test_of_two_no_update_is_left_out(spool: Spool) -> None:
     assert kept(clip(spool, [DIRECTION, -1.5 * DIRECTION])) == [True, True]
 
 

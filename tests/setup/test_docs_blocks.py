@@ -203,7 +203,7 @@ def check_command(words: list[str]) -> None:
 
 OTHERS = {
     *("apt", "cd", "cp", "curl", "pip", "printf", "rm", "setfacl", "tar", "umask"),
-    *("lerobot-rollout", "systemctl"),
+    *(".venv/bin/python", "lerobot-rollout", "systemctl"),
 }
 
 
