@@ -36,7 +36,7 @@ print(json.dumps([loaded, later]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["act", "smolvla"])
+@pytest.mark.parametrize("policy", ["smolvla", pytest.param("act", marks=pytest.mark.long)])
 def test_a_policy_is_loaded_without_other_families(policy: str) -> None:
     command = [sys.executable, "-c", CODE, policy]
     said = subprocess.run(command, capture_output=True, text=True)

@@ -172,6 +172,7 @@ def started(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     os.path.isdir("/run/systemd/system"), reason="systemd runs here: start would enable units"
 )

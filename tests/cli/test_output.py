@@ -160,7 +160,7 @@ def test_converting_shows_the_copys_folder_and_nothing_else(
 
 @pytest.mark.slow
 @forked
-@pytest.mark.parametrize("policy", ["smolvla", "act"])
+@pytest.mark.parametrize("policy", ["smolvla", pytest.param("act", marks=pytest.mark.long)])
 def test_training_shows_no_library(said: Said, tmp_path: Path, policy: str) -> None:
     """A policy of a folder is loaded: bars and prints of LeRobot and transformers stay away."""
     make_dataset(tmp_path / "d", (16, 17, 18))

@@ -133,6 +133,7 @@ def test_an_interrupted_demo_says_so_and_leaves_no_process(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "demo"

@@ -97,6 +97,7 @@ def test_scenario(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ansible_lint_finds_nothing() -> None:
     done = run_ansible(
         ["ansible-lint", "--offline", "--profile", "production", "--nocolor"], ANSIBLE, check=False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -390,39 +391,49 @@ DATA = "data/chunk-000/episode_000000.parquet"
 PICTURES = "videos/chunk-000/observation.images.top/episode_000000.mp4"
 
 
+#: What cannot be read, what is named for it, and whether parts may be left out.
+FORBIDDEN = [
+    ("..", "meta/info.json", False),
+    ("meta/tasks.jsonl", "meta/tasks.jsonl", False),
+    ("meta/episodes_stats.jsonl", "meta/episodes_stats.jsonl", False),
+    ("data", DATA, False),
+    ("data/chunk-000", DATA, True),
+    ("videos/chunk-000", PICTURES, True),
+    (PICTURES, PICTURES, False),
+    ("README.md", "README.md", False),
+]
+CONVERT = """\
+import json, sys
+from pathlib import Path
+from zk0d.daemon.program import guarded
+from zk0d.learning.convert import convert
+ends = []
+for former, output, partial in json.loads(sys.argv[1]):
+    work = lambda: convert(Path(former), Path(output), partial=partial) and None
+    ends.append(guarded("zk0d", work))
+print(json.dumps(ends))
+"""
+
+
 @needs_setpriv
-@pytest.mark.parametrize(
-    ("place", "named", "more"),
-    [
-        ("..", "meta/info.json", []),
-        ("meta/tasks.jsonl", "meta/tasks.jsonl", []),
-        ("meta/episodes_stats.jsonl", "meta/episodes_stats.jsonl", []),
-        ("data", DATA, []),
-        ("data/chunk-000", DATA, ["partial"]),
-        ("videos/chunk-000", PICTURES, ["partial"]),
-        (PICTURES, PICTURES, []),
-        ("README.md", "README.md", []),
-    ],
-)
-def test_convert_says_which_folder_is_forbidden(
-    tmp_path: Path, place: str, named: str, more: list[str]
-) -> None:
-    former, output = tmp_path / "parent/former", tmp_path / "new/copy"
-    shapes.write(former, shapes.so101("top"), version="v2.1", lengths=(6, 7))
-    output.parent.mkdir()
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom zk0d.daemon.program import guarded\n"
-        "from zk0d.learning.convert import convert\n"
-        "work = lambda: convert(*map(Path, sys.argv[1:3]), partial=bool(sys.argv[3:])) and None\n"
-        "sys.exit(guarded('zk0d', work))\n"
-    )
-    with without_rights((former / place).resolve()):
-        done = as_a_user(program, str(former), str(output), *more)
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("zk0d: ")]
-    assert may_not_read(former / named) in said
+def test_convert_says_which_folder_is_forbidden(tmp_path: Path) -> None:
+    """In one process, which is a user without rights to a part of each dataset."""
+    (tmp_path / "new").mkdir()
+    work = []
+    with ExitStack() as forbidden:
+        for number, (place, _, partial) in enumerate(FORBIDDEN):
+            former = tmp_path / f"parent-{number}/former"
+            shapes.write(former, shapes.so101("top"), version="v2.1", lengths=(6, 7))
+            forbidden.enter_context(without_rights((former / place).resolve()))
+            work.append((str(former), str(tmp_path / f"new/{number}"), partial))
+        done = as_a_user(CONVERT, json.dumps(work))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [ExitCode.UNAVAILABLE] * len(FORBIDDEN)
     assert "Traceback" not in done.stderr
-    assert done.returncode == ExitCode.UNAVAILABLE
-    assert not output.exists()
+    said = [line for line in done.stderr.splitlines() if line.startswith("zk0d: ")]
+    for line, (_, named, _), (former, _, _) in zip(said, FORBIDDEN, work, strict=True):
+        assert may_not_read(Path(former) / named) in line
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_task_that_is_not_listed(copied_recordings: Path) -> None:

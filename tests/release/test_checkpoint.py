@@ -83,6 +83,7 @@ def release(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_lerobot_alone_gives_the_same_actions(
     evaluator: CoordinatorEvaluator, tmp_path: Path
 ) -> None:

@@ -151,8 +151,8 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env
         ("smolvla", "tiny"),
         pytest.param("smolvla", "tiny-wide", marks=pytest.mark.long),
         ("act", "tiny"),
-        ("diffusion", "tiny"),
-        ("smolvla", "anns-base"),
+        pytest.param("diffusion", "tiny", marks=pytest.mark.long),
+        pytest.param("smolvla", "anns-base", marks=pytest.mark.long),
     ],
 )
 def test_a_checkpoint_is_at_home_anywhere(

@@ -112,6 +112,7 @@ def test_a_failed_run_says_why(running: Federation) -> None:
     assert last["reason"] == "model_unavailable"
 
 
+@pytest.mark.long
 def test_a_run_waits_while_the_disk_is_full_and_keeps_committed_rounds(
     running: Federation,
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_run_waits_while_the_disk_is_full_and_keeps_committed_rounds(
         subprocess.run(["umount", str(runs)], check=True)
 
 
+@pytest.mark.long
 def test_the_nodes_work_after_all_that(running: Federation) -> None:
     run_id = zk0bot_run(running, **{"num-server-rounds": 1})
     assert finished(running, run_id).outcome == COMPLETED

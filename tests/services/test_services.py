@@ -124,6 +124,7 @@ def test_the_run_of_a_killed_server_app_is_resumed(running: Lab) -> None:
     assert numbers == [0, 1, 2, 3], "each once"
 
 
+@pytest.mark.long
 def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_back(
     running: Lab,
 ) -> None:

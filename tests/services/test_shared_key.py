@@ -69,6 +69,7 @@ def with_children(service: Running) -> list[psutil.Process]:
     return [own, *own.children(recursive=True)]
 
 
+@pytest.mark.long
 def test_the_copy_of_a_machine_is_named_on_both_sides(running: Lab) -> None:
     copy = start_copy(running)
     running.wait_for_status("copy", KEY_SHARED, 500)

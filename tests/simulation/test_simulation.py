@@ -135,6 +135,7 @@ def test_contributors_have_their_own_episodes_only(tmp_path: Path, uri: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not has_ray(), reason="the extra 'simulation' is not installed")
 def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
     made = [
