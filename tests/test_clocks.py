@@ -56,6 +56,7 @@ ALLOWED = {
     ("machine/certificates.py", "renew"): "a certificate's end is a date",
     ("machine/roster.py", "approve"): "kept: the day",
     ("learner/contributor.py", "_check_hours"): "hours of the day",
+    ("daemon/line.py", "local_time"): "days and hours of the owner",
     ("learner/metrics.py", "began"): "a figure in seconds since 1970",
     ("learner/metrics.py", "ended"): "a figure in seconds since 1970",
     ("learner/metrics.py", "progress"): "a figure in seconds since 1970",

@@ -15,6 +15,7 @@ import pytest
 from tests import hostile, processes
 from tests.cli.test_cli import BIN, typed
 from zk0d.config.machine import ClientSettings
+from zk0d.daemon.line import LineBook
 from zk0d.errors import ConfigError, UsageError
 from zk0d.machine import recordings, units
 from zk0d.machine.certificates import make_certificates
@@ -122,7 +123,7 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     assert content["schema_version"] == 1
     assert content["todo"] == ["no service of this client runs: start it with zk0bot client start"]
     assert set(content) == {
-        *("schema_version", "host", "ok", "services", "run", "nodes", "node", "todo")
+        *("schema_version", "host", "ok", "services", "run", "nodes", "node", "line", "todo")
     }
     (folder / "client.toml").write_text('name = "a"\n[cordinator]\n')
     said = typed("zk0bot", "status", "--json", "--folder", str(folder))
@@ -131,6 +132,26 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     empty = typed("zk0bot", "status", "--folder", "/nothing")
     assert empty.returncode == 69
     assert "no zk0d runs on this host" in empty.stderr
+
+
+def test_status_shows_what_the_line_moved_and_that_it_rests(folder: Path) -> None:
+    lent = (
+        f'[superexec]\nstate = "{folder / "app"}"\n'
+        '[limits]\nbytes-per-day = "2 GB"\nmetered = true\n'
+    )
+    with (folder / "client.toml").open("a") as toml:
+        toml.write(lent)
+    LineBook(folder / "app").add(down=1_500_000_000, up=500_000_000)
+    said = typed("zk0bot", "status", "--folder", str(folder)).stdout.splitlines()
+    assert "line: 1.5 GB down, 500 MB up today, of 2 GB a day" in said
+    spent = "until midnight (2 GB of the day's 2 GB are spent; limits.bytes-per-day)"
+    assert f"  rests {spent}" in said
+    line = json.loads(typed("zk0bot", "status", "--json", "--folder", str(folder)).stdout)["line"]
+    assert list(line["days"].values()) == [{"down": 1_500_000_000, "up": 500_000_000}]
+    assert (line["bytes_per_day"], line["rests"]) == (2_000_000_000, spent)
+    (folder / "client.toml").write_text("name = ")
+    broken = typed("zk0bot", "status", "--json", "--folder", str(folder))
+    assert json.loads(broken.stdout)["line"] is None
 
 
 def test_status_shows_how_much_the_nodes_agree(folder: Path) -> None:

@@ -502,6 +502,31 @@ def test_a_learner_that_died_is_asked_again_next_round(world: Make) -> None:
     assert len(dead.trained) == 2
 
 
+def test_a_node_whose_line_rests_gets_no_strike_and_comes_back(world: Make) -> None:
+    node, opens = FakeNode("b"), 40_000.0
+
+    def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        if made.grid.now < opens:
+            return refuse("line_rests")()
+        return node.update(task, payload), 1.0
+
+    def query(node: FakeNode, task: Any) -> tuple[RecordDict | None, float]:
+        if node.trained and made.grid.now < opens:
+            return refuse("line_rests")()
+        return to_record(node.query_reply()), 1.0
+
+    node.train, node.query = train, query
+    made = world([FakeNode("a"), node], **{"max-strikes": 1})
+    made.run()
+    assert len(made.of("round.committed")) == 3, "the start, and two rounds"
+    assert len(made.of("round.failed")) == 1, "sent once, and then asked first"
+    assert [line["strike"] for line in made.of("update.refused")] == [False]
+    assert made.of("node.left_out") == []
+    assert made.of("node.sits_out") == []
+    assert "b cannot train (line_rests)" in made.of("run.waiting")[0]["message"]
+    assert made.grid.now >= opens
+
+
 def test_a_failed_round_waits_for_learners_that_restart(world: Make) -> None:
     """Sent again at once, it would fail three times before any learner is back."""
     node = FakeNode("b")

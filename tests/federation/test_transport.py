@@ -17,12 +17,16 @@ from flwr.app import RecordDict
 from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, refuse
 from tests.processes import run
 from tests.record.lines import read_lines
+from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import ServerSettings, TransferSettings
 from zk0d.config.run import run_settings
+from zk0d.daemon.line import LineBook
+from zk0d.errors import Zk0dError
 from zk0d.federation.capability import OPEN_ROUND, Capability
 from zk0d.federation.depot import Depot
 from zk0d.federation.envelope import from_record, route_of, to_record
-from zk0d.federation.messages import Piece, Route, Train, TrainReply
+from zk0d.federation.line import Line
+from zk0d.federation.messages import Piece, Refusal, Route, Train, TrainReply
 from zk0d.federation.run import Run
 from zk0d.federation.spool import Spool, SpoolReader
 from zk0d.federation.transport import BesideMessages, NodeEnd
@@ -36,9 +40,11 @@ class FakeCarrier:
     def __init__(self, settings: TransferSettings, piece_bytes: int) -> None:
         self.depot = Depot(settings)
         self._piece_bytes = piece_bytes
+        self.downloads = 0
 
     def download(self, piece: Piece, route: Route) -> Iterator[bytes]:
         assert route.down
+        self.downloads += 1
         data = self.depot.weights("1", piece.sha256).read_bytes()
         assert len(data) == piece.size
         yield from cut(iter([data]), 7)
@@ -62,6 +68,7 @@ class BesideNode(FakeNode):
     change: Any = staticmethod(lambda pieces, route: pieces)
     carrier: FakeCarrier
     dies = False  #: once, before it answers
+    line: Line | None = None
 
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **how)
@@ -72,9 +79,13 @@ class BesideNode(FakeNode):
         raise NotImplementedError
 
     def answer(self, record: RecordDict) -> tuple[RecordDict | None, float]:
-        end = NodeEnd(lambda: self.carrier)  # type: ignore[arg-type,return-value]
+        end = NodeEnd(lambda line: self.carrier, self.line)  # type: ignore[arg-type,return-value]
         route = route_of(record)
-        task, payload = end.task(record)
+        try:
+            task, payload = end.task(record)
+        except Zk0dError as error:
+            refusal = Refusal(reason=error.reason, message=error.message)
+            return to_record(refusal), self.seconds
         assert payload is not None
         self.trained.append(task)
         assert isinstance(payload, Streamed)
@@ -189,6 +200,31 @@ def test_a_rounds_mirrors_have_one_capability_for_all_nodes(tmp_path: Path) -> N
         assert len({each.key for each in held}) == 4
         assert {each.direction for each in held} == {"down"}
     assert nodes[0].routes[0].mirrors != nodes[0].routes[1].mirrors, "it ends with the round"
+
+
+def test_a_round_that_a_line_does_not_hold_moves_no_byte(tmp_path: Path) -> None:
+    """The message names what goes down, and what the update will have."""
+    node = BesideNode("b")
+    fresh: list[tuple[int, int]] = []
+
+    class Told(Line):
+        def begin_round(self, run: str, *, down: int, up: int, seconds: float) -> None:
+            fresh.append((down, up))
+            if len(fresh) == 1:
+                LineBook(tmp_path / "line").add(up=2_000_000)
+                super().begin_round(run, down=down, up=up, seconds=seconds)
+
+    node.line = Told(LimitsSettings(bytes_per_day=2_000_000), LineBook(tmp_path / "line"))
+    world = World(tmp_path / "server", [node], **{"drift-correction": "none"})
+    lines = world.run()
+    refused = [line for line in lines if line["kind"] == "update.refused"]
+    assert [(line["reason"], line["strike"]) for line in refused] == [("line_rests", False)]
+    assert "2 MB of the day's 2 MB are spent" in refused[0]["message"]
+    assert len(node.trained) == world.carrier.downloads == 2, "none of the refused round's"
+    # Ten bf16 weights, and ten int8 differences with their two scales.
+    assert fresh == [(20, 18)] * 3
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert {line["bytes_up"] for line in committed[1:]} == {18}
 
 
 def _missing(pieces: Any, route: Route) -> Any:

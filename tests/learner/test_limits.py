@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zk0d.config.machine import ClientSettings, LimitsSettings
+from zk0d.config.limits import LimitsSettings
+from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError
 from zk0d.learner.contributor import Contributor
 from zk0d.learning.spec import PolicySpec
@@ -68,3 +70,30 @@ def test_hours(hours: str, may: tuple[int, ...], may_not: tuple[int, ...]) -> No
 def test_wrong_hours_are_an_error(hours: str) -> None:
     with pytest.raises(ConfigError, match="are not hours; write them as"):
         ClientSettings.parse({"name": "left", "limits": {"hours": hours}}, where="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [(0, 0), (2_000_000, 2_000_000), ("2 MB", 2_000_000), ("1.5GiB", 1_610_612_736), ("9k", 9000)],
+)
+def test_bytes_are_numbers_or_texts(text: Any, count: int) -> None:
+    values = {"name": "left", "limits": {"download-rate": text}}
+    assert ClientSettings.parse(values, where="x").limits.download_rate == count
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("upload-rate", "fast", "'fast' is not a number of bytes; write it as 2000000, '2 MB' or"),
+        ("upload-rate", "900 B", "at 900 bytes a second no round is finished; give it 8 kB or"),
+        ("download-rate", 7999, "at 7999 bytes a second no round is finished; give it 8 kB or"),
+        ("bytes-per-day", 20, "20 bytes hold no round; give it 1 MB or more, or 0 for no limit"),
+        ("bytes-per-day", -1, "should be greater than or equal to 0"),
+        ("bytes-per-day", True, "should be a valid integer"),
+        ("transfer-hours", "nights", "'nights' are not hours; write them as '22:00-07:00'"),
+    ],
+)
+def test_limits_of_the_line_that_make_no_sense(key: str, value: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
+        ClientSettings.parse({"name": "left", "limits": {key: value}}, where="x")
+    assert caught.value.message.startswith(f"x: 'limits.{key}' is wrong: ")

@@ -43,6 +43,7 @@ def test_an_invented_reason_counts_as_other_and_leaves() -> None:
         Reason.LEARNER_GONE,
         Reason.LEARNER_SILENT,
         Reason.OUTSIDE_HOURS,
+        Reason.LINE_RESTS,
     }
 
 

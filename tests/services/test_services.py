@@ -19,6 +19,7 @@ from tests.record.lines import read_lines
 from tests.running.lab import LOOK_SECONDS, flwr_run
 from tests.services.lab import Lab, lab, nginx, zk0bot
 from zk0d.config.run import RunSettings
+from zk0d.daemon.line import LineBook
 from zk0d.flower.control import COMPLETED, FINISHED, Control
 from zk0d.record.journal import committed_rounds
 
@@ -99,6 +100,15 @@ def test_a_federation_of_services_trains_by_itself(running: Lab) -> None:
     assert sum('"GET /zk0d/v1/down/' in line and '" 200 ' in line for line in carried) >= 4
     assert sum('"PUT /zk0d/v1/up/' in line and '" 201 ' in line for line in carried) >= 4
     assert not [path for path in (running.root / "server/transfer").rglob("*") if path.is_file()]
+    # Each ClientApp counted what it moved, and the last one did not begin anew.
+    rounds = [line for line in read_lines(run) if line["kind"] == "round.committed"]
+    for name in NAMES:
+        days = LineBook(running.root / name / "exec").read().days.values()
+        told = [node for line in rounds for node in line.get("nodes", ()) if node["node"] == name]
+        assert len(told) == 2
+        for way in ("down", "up"):
+            moved = sum(getattr(day, way) for day in days)
+            assert moved == sum(node[f"bytes_{way}"] for node in told), (name, way)
     assert "STATUS=training step" in " ".join(running.services["left-learner"].told.sent)
     assert "WATCHDOG=1" in running.services["superlink"].told.sent
     assert "WATCHDOG=1" in running.services["left-node"].told.sent

@@ -20,11 +20,14 @@ import pytest
 
 from tests.processes import started, wait_until
 from tests.services.lab import Lab, lab, nginx
+from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import ServerSettings
+from zk0d.daemon.line import LineBook
 from zk0d.errors import TryAgainError
 from zk0d.federation.capability import Capability, OpenRound, OpenRounds, RoundFile, ticket
 from zk0d.federation.carrier import PIECE_BYTES, Carrier
 from zk0d.federation.depot import Depot
+from zk0d.federation.line import CATCH_UP_SECONDS, Line
 from zk0d.federation.messages import Piece, Route
 from zk0d.federation.update import Payload, Streamed
 from zk0d.machine.gateway import configuration
@@ -212,6 +215,44 @@ def test_an_update_and_weights_through_the_carrier(open_plane: Plane) -> None:
         taken = open_plane.depot.take(RUN, route.ticket, pieces)
         assert b"".join(path.read_bytes() for path in taken) == update
         assert not open_plane.arrived()
+
+
+def test_a_nodes_rates_hold_both_ways(
+    open_plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only the rests move, so the bytes cannot have been faster."""
+    now, rate = [1000.0], 300_000
+
+    def rest(seconds: float) -> None:
+        now[0] += seconds
+
+    book = LineBook(tmp_path)
+    limits = LimitsSettings(upload_rate=2 * rate, download_rate=rate)
+    line = Line(limits, book, clock=lambda: now[0], sleep=rest)
+    carrier, route = open_plane.carrier(line=line), open_plane.route()
+    asked: list[str] = []
+    real = carrier._http.stream
+
+    def noting(method: str, url: str, **how: Any) -> Any:
+        asked.append(how["headers"]["range"])
+        return real(method, url, **how)
+
+    monkeypatch.setattr(carrier._http, "stream", noting)
+    update = os.urandom(PIECE_BYTES + 1000)
+    with contextlib.closing(carrier):
+        down = carrier.download(Piece(sha256=sha256(WEIGHTS), size=len(WEIGHTS)), route)
+        assert b"".join(down) == WEIGHTS
+        took = now[0] - 1000.0
+        assert took == pytest.approx(len(WEIGHTS) / rate)
+        assert asked[:2] == ["bytes=0-1199999", "bytes=1200000-2399999"], "no long answer waits"
+        pieces = carrier.upload(iter([update]), route)
+        # It rested while weights came, and may catch up a second of that.
+        caught_up = now[0] - 1000.0 - took
+        assert caught_up == pytest.approx(len(update) / (2 * rate) - CATCH_UP_SECONDS)
+    taken = open_plane.depot.take(RUN, route.ticket, pieces)
+    assert b"".join(path.read_bytes() for path in taken) == update
+    line.close()
+    assert (book.today().down, book.today().up) == (len(WEIGHTS), len(update))
 
 
 def test_what_is_there_is_not_sent_again(

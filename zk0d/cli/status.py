@@ -71,7 +71,19 @@ def _print(content: dict[str, Any]) -> None:
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")
         if node.get("left_out"):
             typer.echo(f"  has no part in the run: {node['left_out']}")
-    for line in content["todo"]:
-        typer.echo(f"what to do: {line}")
+    if line := content["line"]:
+        _print_line(line)
+    for todo in content["todo"]:
+        typer.echo(f"what to do: {todo}")
     if os.geteuid() != 0:
         typer.echo("(root also sees the run and the nodes)", err=True)
+
+
+def _print_line(line: dict[str, Any]) -> None:
+    from zk0d.config.amounts import say_bytes
+
+    today, limit = line["today"], line["bytes_per_day"]
+    of = f", of {say_bytes(limit)} a day" if limit else ""
+    typer.echo(f"line: {say_bytes(today['down'])} down, {say_bytes(today['up'])} up today{of}")
+    if line["rests"]:
+        typer.echo(f"  rests {line['rests']}")

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from zk0d.config.base import Scalar, Settings, wrong
-from zk0d.config.families import BUILT, FAMILIES
-from zk0d.config.names import Alias, Cameras, DatasetUriText, PolicyName
+from zk0d.config.limits import LimitsSettings
+from zk0d.config.names import Alias, Cameras, DatasetUriText
 from zk0d.config.run import LATEST_OR_BASE, RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
 
@@ -40,6 +40,8 @@ LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
 CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
 #: … and where they reach the coordinator, and by whose certificate they know it.
 COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA"
+#: … and what the owner lends (a :class:`LimitsSettings`), and the folder where bytes are counted.
+LIMITS_VARIABLE, LINE_FOLDER_VARIABLE = "ZK0D_LIMITS", "ZK0D_LINE_FOLDER"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 MirrorUrl = Annotated[
@@ -136,6 +138,11 @@ class LearnerSettings(EvaluatorSettings):
     )
 
 
+def is_this_machine(url: str) -> bool:
+    """Whether a URL stays on this machine."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
 class CoordinatorSettings(Settings):
     """The coordinator that this node belongs to."""
 
@@ -148,10 +155,9 @@ class CoordinatorSettings(Settings):
     @field_validator("presence")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        host = urlsplit(value).hostname or ""
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"{value!r} does not begin with http:// or https://")
-        if value.startswith("http://") and host not in ("127.0.0.1", "localhost", "::1"):
+        if value.startswith("http://") and not is_this_machine(value):
             raise ValueError(
                 f"{value!r} has no TLS, so anybody could answer in its place; use https, or"
                 " loopback"
@@ -198,62 +204,6 @@ class SuperexecSettings(Settings):
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
         0.2, description="Seconds between two polls for work."
     )
-
-
-class LimitsSettings(Settings):
-    """Limits of a run on this machine; no run can widen them."""
-
-    max_steps: PositiveInt = Field(
-        10_000,
-        description="Optimizer steps per round; the node refuses a round that asks for more.",
-    )
-    max_batch_size: PositiveInt = Field(1024, description="Frames per optimizer step.")
-    policies: list[PolicyName] = Field(
-        default=list(FAMILIES), description="Policies that may be trained here."
-    )
-    models: list[str] = Field(
-        default_factory=list,
-        description="Base models that may be trained here; empty: those under models and"
-        f" fetch-models, and those that are built ({', '.join(BUILT)}).",
-    )
-    hours: str = Field(
-        "", description="Local time in which it may train, such as '22:00-07:00'; empty: always."
-    )
-    gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="Share of the GPU's memory that the learner may take."
-    )
-    power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
-        1.0,
-        description="Share of the time that it computes. It rests between steps, so the mean power"
-        " is about that share. Only root can set a cap in the driver (nvidia-smi -pl).",
-    )
-
-    @field_validator("hours")
-    @classmethod
-    def _are_hours(cls, value: str) -> str:
-        if value:
-            _parse_hours(value)
-        return value
-
-    def may_train_at(self, minute: int) -> bool:
-        """Whether it may train at this minute of the day, local time."""
-        if not self.hours:
-            return True
-        begin, end = _parse_hours(self.hours)
-        if begin <= end:
-            return begin <= minute < end
-        return minute >= begin or minute < end
-
-
-_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
-
-
-def _parse_hours(text: str) -> tuple[int, int]:
-    found = _HOURS.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} are not hours; write them as '22:00-07:00'")
-    a, b, c, d = (int(part) for part in found.groups())
-    return 60 * a + b, 60 * c + d
 
 
 class ClientSettings(Settings):

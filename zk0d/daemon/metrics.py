@@ -120,12 +120,7 @@ class Metrics:
         """Every metric that this service can show."""
         yield from self._definitions
         for collector in self._collectors:
-            for family in getattr(collector, "describe", collector.collect)():
-                suffix = "_total" if family.type == "counter" else ""
-                labels = tuple(getattr(family, "_labelnames", ()))
-                yield Definition(
-                    f"{family.name}{suffix}", family.type, family.documentation, labels
-                )
+            yield from definitions_of(collector)
 
     def serve(self) -> None:
         """Open the port.
@@ -152,3 +147,11 @@ class Metrics:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+
+
+def definitions_of(collector: Collector) -> Iterator[Definition]:
+    """Every metric that a collector can show."""
+    for family in getattr(collector, "describe", collector.collect)():
+        suffix = "_total" if family.type == "counter" else ""
+        labels = tuple(getattr(family, "_labelnames", ()))
+        yield Definition(f"{family.name}{suffix}", family.type, family.documentation, labels)

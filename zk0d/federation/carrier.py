@@ -20,7 +20,9 @@ from pathlib import Path
 import httpx
 from pydantic import TypeAdapter
 
+from zk0d.config.limits import LimitsSettings
 from zk0d.errors import TryAgainError, Zk0dError
+from zk0d.federation.line import Line
 from zk0d.federation.messages import BLOCK_BYTES, Mirror, Piece, Route
 from zk0d.federation.update import cut
 
@@ -47,6 +49,8 @@ class Carrier:
         Seconds.
     sleep
         Replaced in tests.
+    line
+        What the owner lends; by default all of it, and nothing is counted.
 
     Raises
     ------
@@ -62,8 +66,10 @@ class Carrier:
         *,
         patience: float = PATIENCE_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
+        line: Line | None = None,
     ) -> None:
         self._url = url
+        self._line = line or Line(LimitsSettings())
         self._patience = patience
         self._sleep = sleep
         trust = ssl.create_default_context(cafile=str(ca)) if ca else True
@@ -116,7 +122,7 @@ class Carrier:
                 if answer.status_code != (206 if at else 200):
                     raise _NoMirror(f"status {answer.status_code}")
                 # The time in which whoever reads takes a block is none of the mirror's.
-                parts = _Timed(answer.iter_raw())
+                parts = _Timed(answer.iter_raw(), self._line)
                 blocks = cut(iter(parts), BLOCK_BYTES)
                 for name in piece.blocks[at // BLOCK_BYTES :]:
                     parts.begin()
@@ -136,16 +142,19 @@ class Carrier:
         waits = self._waits()
         while at < piece.size:
             headers = {"authorization": f"Bearer {route.down}", "accept-encoding": "identity"}
-            if at:
-                headers["range"] = f"bytes={at}-"
+            end = min(piece.size, at + (self._line.part or piece.size))
+            whole = not at and end == piece.size
+            if not whole:
+                headers["range"] = f"bytes={at}-{end - 1}"
             try:
                 with self._http.stream("GET", f"/down/{piece.sha256}", headers=headers) as answer:
-                    if answer.status_code != (206 if at else 200):
+                    if answer.status_code != (200 if whole else 206):
                         answer.read()
                         waits.refused(answer)
                         continue
                     for part in answer.iter_raw():
                         at += len(part)
+                        self._line.received(len(part))
                         waits.moved()
                         yield part
             except httpx.TransportError as error:
@@ -170,9 +179,12 @@ class Carrier:
     def _request(
         self, method: str, path: str, headers: dict[str, str], content: bytes | None, waits: _Waits
     ) -> httpx.Response:
+        if content is not None:  # a stream, whose length only we know
+            headers = {**headers, "content-length": str(len(content))}
         while True:
+            body = None if content is None else self._line.send(content)
             try:
-                answer = self._http.request(method, path, headers=headers, content=content)
+                answer = self._http.request(method, path, headers=headers, content=body)
             except httpx.TransportError as error:
                 waits.cut(error)
                 continue
@@ -190,10 +202,11 @@ class _NoMirror(Exception):
 
 
 class _Timed:
-    """What a mirror sends, as long as it does so in time."""
+    """What a mirror sends, as long as it does so in time; the owner's rate is no fault of it."""
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
+    def __init__(self, parts: Iterator[bytes], line: Line) -> None:
         self._parts = parts
+        self._line = line
         self._end = 0.0
 
     def begin(self) -> None:
@@ -204,6 +217,7 @@ class _Timed:
         for part in self._parts:
             if time.monotonic() > self._end:
                 raise _NoMirror("it is slow")
+            self._end += self._line.received(len(part))
             yield part
 
 

@@ -21,6 +21,7 @@ from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.learner_client import LearnerClient, NodeLearner
+from zk0d.federation.line import line_of
 from zk0d.federation.messages import (
     NodeRejected,
     Noted,
@@ -50,6 +51,7 @@ def query(message: Message, context: Context) -> Message:
 
     def ask(learner: NodeLearner) -> RecordDict:
         task, _ = from_record(message.content, Query)
+        line_of().check(task.run)
         return to_record(learner.query(task, _progress_log()))
 
     return _answer(message, context, ask)
@@ -66,7 +68,7 @@ def train(message: Message, context: Context) -> Message:
         reply, update = learner.train(task, payload, _progress_log())
         return way.answer(reply, update)
 
-    with contextlib.closing(NodeEnd(carrier_of)) as way:
+    with contextlib.closing(NodeEnd(carrier_of, line_of())) as way:
         return _answer(message, context, ask)
 
 

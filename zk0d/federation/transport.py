@@ -16,6 +16,7 @@ from typing import Protocol
 
 from flwr.app import RecordDict
 
+from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import CA_VARIABLE, COORDINATOR_VARIABLE, TransferSettings
 from zk0d.errors import UnavailableError
 from zk0d.federation.capability import MIRROR, Capability, OpenRound, RoundFile, ticket
@@ -23,6 +24,7 @@ from zk0d.federation.carrier import Carrier
 from zk0d.federation.codec import encoded_size
 from zk0d.federation.depot import Depot, in_files
 from zk0d.federation.envelope import Pieces, from_record, route_of, to_record
+from zk0d.federation.line import Line
 from zk0d.federation.messages import Message, Mirror, Piece, Route, Train, TrainReply
 from zk0d.federation.update import Manifest, Payload, Streamed
 
@@ -178,24 +180,44 @@ class NodeEnd:
     Parameters
     ----------
     carrier
-        Makes the way to the coordinator's files, if it is needed.
+        Makes the way to the coordinator's files over a line, if it is needed.
+    line
+        What the owner lends; by default all of it, and nothing is counted.
     """
 
-    def __init__(self, carrier: Callable[[], Carrier]) -> None:
+    def __init__(self, carrier: Callable[[Line], Carrier], line: Line | None = None) -> None:
         self._make = carrier
+        self._line = line or Line(LimitsSettings())
         self._carrier: Carrier | None = None
         self._route: Route | None = None
 
     def task(self, record: RecordDict) -> tuple[Train, Payload | None]:
-        """The round's message; weights that lie elsewhere come while they are read."""
+        """The round's message; weights that lie elsewhere come while they are read.
+
+        Raises
+        ------
+        Zk0dError
+            If the owner's line does not hold the round, before any of those has moved.
+        """
         self._route = route_of(record)
-        return from_record(record, Train, self._fetch)
+        task, payload = from_record(record, Train, self._fetch)
+        if payload is not None:
+            down = {True: 0, False: 0}  #: by whether they are still to come
+            for each in (payload, *payload.beside):
+                down[isinstance(each, Streamed)] += each.manifest.size
+            self._line.count(down=down[False])
+            up = _update_bytes(task, payload.manifest)
+            self._line.begin_round(task.run, down=down[True], up=up, seconds=task.deadline_seconds)
+        return task, payload
 
     def answer(self, reply: Message, update: Payload | None) -> RecordDict:
         """The answer's message; a large update has been sent then."""
         route = self._route
         if update is None or route is None or not route.up:
+            if update is not None:
+                self._line.count(up=sum(e.manifest.size for e in (update, *update.beside)))
             return to_record(reply, update)
+        self._line.begin_upload()
         # One after the other: they may be one stream.
         away = [self._send(each, route) for each in (update, *update.beside)]
         return to_record(reply, update, away=away)
@@ -203,6 +225,7 @@ class NodeEnd:
     def close(self) -> None:
         if self._carrier is not None:
             self._carrier.close()
+        self._line.close()
 
     def _fetch(self, manifest: Manifest, pieces: Pieces) -> Payload:
         def stream() -> Iterator[bytes]:
@@ -217,11 +240,11 @@ class NodeEnd:
 
     def _way(self) -> Carrier:
         if self._carrier is None:
-            self._carrier = self._make()
+            self._carrier = self._make(self._line)
         return self._carrier
 
 
-def carrier_of(environment: os._Environ[str] | dict[str, str] = os.environ) -> Carrier:
+def carrier_of(line: Line, environment: os._Environ[str] | dict[str, str] = os.environ) -> Carrier:
     """The way that the SuperExec told its ClientApps.
 
     Raises
@@ -232,7 +255,7 @@ def carrier_of(environment: os._Environ[str] | dict[str, str] = os.environ) -> C
     url, ca = environment.get(COORDINATOR_VARIABLE), environment.get(CA_VARIABLE)
     if not url:
         raise UnavailableError("the ClientApp was not told where the coordinator's files are.")
-    return Carrier(url, Path(ca) if ca else None)
+    return Carrier(url, Path(ca) if ca else None, line=line)
 
 
 def _update_bytes(task: Train, model: Manifest) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from zk0d.config.machine import CacheSettings, ClientSettings, ServerSettings
-from zk0d.daemon.metrics import Definition, Metrics
+from zk0d.daemon.line import LineWatch
+from zk0d.daemon.metrics import Definition, Metrics, definitions_of
 from zk0d.daemon.supervised import child_counters
 from zk0d.flower.commands import Command
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.machine.roles import METRICS_PORTS
 from zk0d.services.learner import LearnerService
-from zk0d.services.superexec import SuperexecService
+from zk0d.services.superexec import LineCollector, SuperexecService
 from zk0d.services.superlink import SuperlinkService
 from zk0d.services.supernode import SupernodeService
 
@@ -79,7 +80,9 @@ def definitions() -> dict[str, list[Definition]]:
         "superexecs": superexec,
         LEARNER: learner,
     }
-    return {name: list(service.metrics.definitions()) for name, service in services.items()}
+    found = {name: list(service.metrics.definitions()) for name, service in services.items()}
+    line = LineCollector(LineWatch.of(client))
+    return {**found, "client-superexec": list(definitions_of(line))}
 
 
 def metric_names() -> set[str]:

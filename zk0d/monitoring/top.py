@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zk0d.config.amounts import say_bytes
 from zk0d.errors import UnavailableError
 from zk0d.monitoring.samples import Samples, Source
 
@@ -240,13 +241,7 @@ def _count(value: float | None) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    if value is None:
-        return NONE
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+    return NONE if value is None else say_bytes(value)
 
 
 def _span(seconds: float | None) -> str:

@@ -59,7 +59,11 @@ class Reason(StrEnum):
     )
 
     # Passing conditions of a machine.
-    DEADLINE = "deadline", Effect.PASSES, "the round's deadline has passed"
+    DEADLINE = (
+        "deadline",
+        Effect.PASSES,
+        "the round's deadline has passed, or would before the node is done",
+    )
     DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", "when there is room"
     DROPPED = "dropped", Effect.PASSES, "the coordinator does not wait for the task any more"
     FLOWER_ERROR = "flower_error", Effect.PASSES, "Flower reports an error instead of an answer"
@@ -101,6 +105,12 @@ class Reason(StrEnum):
         "when the evaluator is back",
     )
     OUTSIDE_HOURS = "outside_hours", Effect.AWAY, "the owner allows other hours"
+    LINE_RESTS = (
+        "line_rests",
+        Effect.AWAY,
+        "the owner's line rests: the day's bytes are spent, it is another hour, or the connection"
+        " is metered",
+    )
 
     # What admission refuses.
     MANIFEST_MISMATCH = (

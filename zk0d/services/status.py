@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zk0d.config.machine import ClientSettings
+from zk0d.daemon.line import LineWatch
 from zk0d.errors import ConfigError
 from zk0d.machine import units
 from zk0d.machine.state import STATE, read_json
@@ -27,11 +29,15 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         "run": None,
         "nodes": [],
         "node": None,
+        "line": None,
         "todo": [],
     }
     for role in roles:
         try:
             state = standalone.state_folder(role, folder)
+            if role == "client":
+                client = ClientSettings.load(folder / "client.toml")
+                content["line"] = LineWatch.of(client).facts()
         except ConfigError as error:
             # The services are looked at all the same.
             content["todo"].append(error.message)

@@ -16,12 +16,15 @@ from zk0d.config.machine import (
     CA_VARIABLE,
     CONFIG_VARIABLE,
     COORDINATOR_VARIABLE,
+    LIMITS_VARIABLE,
+    LINE_FOLDER_VARIABLE,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
     SuperexecSettings,
 )
 from zk0d.daemon.clock import Stillness
+from zk0d.daemon.line import LineWatch
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
@@ -50,6 +53,8 @@ class SuperexecService(Service):
         Socket of the learner beside it, which has no network: its metrics are shown here.
     reports
         Of a coordinator, whose runs' folders are this service's.
+    line
+        Of a contributor, whose ClientApps count what moves over it.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class SuperexecService(Service):
         peer: int,
         learner: Path,
         reports: Reports | None = None,
+        line: LineWatch | None = None,
     ) -> None:
         self.stuck_reasons = ("no_poll",)
         super().__init__(metrics)
@@ -68,10 +74,13 @@ class SuperexecService(Service):
         self._settings = settings
         self._peer = peer
         self._reports = reports
+        self._line = line
         self._pulse = settings.state / "pulse"
         self._still = Stillness()
         metrics.collect(AppCollector(self._pulse))
         metrics.collect(LearnerCollector(learner))
+        if line is not None:
+            metrics.collect(LineCollector(line))
         self._child = Supervised(
             "flower-superexec",
             command.argv,
@@ -102,7 +111,8 @@ class SuperexecService(Service):
             if silent < START_LIMIT:
                 return Condition("starting", ready=False)
         if silent < PULSE_LIMIT:
-            return Condition("ready for work")
+            rests = self._line.rests() if self._line is not None else ""
+            return Condition(f"the line rests {rests}" if rests else "ready for work")
         if not answers(self._peer):
             # Flower's client retries for ever; that is no fault of this process.
             return Condition(f"waiting for the service at 127.0.0.1:{self._peer}")
@@ -172,6 +182,36 @@ class LearnerCollector:
         )
 
 
+class LineCollector:
+    """What moved over a contributor's line, and what its owner lends."""
+
+    def __init__(self, line: LineWatch) -> None:
+        self._line = line
+
+    def collect(self) -> Iterator[Metric]:
+        """As the ClientApps noted it; they may be five seconds behind."""
+        today = self._line.book.today()
+        moved = GaugeMetricFamily(
+            "zk0d_line_today_bytes",
+            "Weights and updates that moved since midnight: down to this node, up from it.",
+            labels=("direction",),
+        )
+        moved.add_metric(("down",), today.down)
+        moved.add_metric(("up",), today.up)
+        yield moved
+        yield GaugeMetricFamily(
+            "zk0d_line_day_limit_bytes",
+            "What its owner lends of the line a day (limits.bytes-per-day); 0: any number.",
+            value=self._line.limits.bytes_per_day,
+        )
+        yield GaugeMetricFamily(
+            "zk0d_line_rests",
+            "1 while no round's transfer may begin here, for limits.bytes-per-day, transfer-hours"
+            " or a metered connection.",
+            value=bool(self._line.resting),
+        )
+
+
 def _page(path: Path) -> str:
     """A learner's metrics. By the standard library: httpx alone takes 6 MB."""
     connection = HTTPConnection("learner", timeout=LEARNER_SECONDS)
@@ -224,13 +264,16 @@ def run(config: Path, role: str) -> None:
                 SOCKET_VARIABLE: str(client.learner.socket),
                 COORDINATOR_VARIABLE: client.coordinator.presence_page,
                 CA_VARIABLE: str(credential("ca.crt", client.coordinator.ca, "coordinator.ca")),
+                LIMITS_VARIABLE: client.limits.model_dump_json(by_alias=True),
+                LINE_FOLDER_VARIABLE: str(client.superexec.state),
             },
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
         learner = client.learner.socket
     reports = Reports(server.runs) if role == "server" else None
+    line = LineWatch.of(client) if role == "client" else None
     name = f"{role}-superexec"
     metrics = Metrics(
         name, metrics_settings.host, METRICS_PORTS[name] if metrics_settings.enabled else 0
     )
-    SuperexecService(role, settings, metrics, command, port, learner, reports).run()
+    SuperexecService(role, settings, metrics, command, port, learner, reports, line).run()

@@ -9,7 +9,7 @@ TITLE = "Work and cost in the time shown"
 
 def panels() -> list[Panel]:
     """Top left to bottom right."""
-    return [rounds(), steps(), hours(), received(), sent(), energy(), tasks(), step_time()]
+    return [rounds(), steps(), hours(), received(), sent(), energy(), tasks(), step_time(), line()]
 
 
 def _total(title: str, text: str, unit: str, expr: str) -> Panel:
@@ -92,4 +92,14 @@ def step_time() -> Panel:
             f"zk0d:train_step_seconds:mean5m{{{MINE}}}",
             "{{node}} {{instance}}",
         ),
+    )
+
+
+def line() -> Panel:
+    return graph(
+        "Line since midnight",
+        "Weights and updates that moved since the owner's midnight, and what is lent a day.",
+        "bytes",
+        Query(f"sum by (direction) (zk0d_line_today_bytes{{{MINE}}})", "{{direction}}"),
+        Query(f"max(zk0d_line_day_limit_bytes{{{MINE}}}) > 0", "lent a day"),
     )
