@@ -37,8 +37,13 @@ PYTEST := $(BIN)/python -m pytest --durations=10
 # so there are more of them than cores.
 PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
+# Lint takes one core for a minute, which the tests do not always use.
 .PHONY: test
-test: lint ## Lint and run the tests
+test: venv ## Lint and run the tests
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+.PHONY: tests
+tests: venv
 	$(PYTEST) $(PARALLEL) -m "(smoke or not guest) and not long" $(ARGS)
 	@echo "Left to make test-fleet: test-long $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
 
@@ -98,7 +103,7 @@ test-processors: venv ## Run computing tests with the kernels of other processor
 	export ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1; $(COMPUTES)
 	export ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2; $(COMPUTES)
 
-COMPUTES = $(PYTEST) -n 2 -m "not slow and not guest" \
+COMPUTES = $(PYTEST) -n 2 -m "not long and not guest" \
   tests/learning tests/learner tests/simulation tests/federation tests/release tests/simulators $(ARGS)
 
 .PHONY: test-newest-flower

@@ -13,6 +13,8 @@ from zk0d.cli.main import app
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.machine.keys import fingerprint
 
+pytestmark = pytest.mark.slow
+
 INIT = ("server", "init", "--host", "hub.example", "--folder")
 JOIN = ("--name", "left", "--contact", "ann@example.org", "--folder")
 

@@ -34,7 +34,8 @@ def look(name: str) -> tuple[str | None, int, list[str]]:
     import torch
 
     os.write(1, b"an encoder's word\n")
-    loaded = [module for module in ("lerobot", "zk0d.learning.policy") if module in sys.modules]
+    wanted: list[str] = ["lerobot", "zk0d.learning.policy"]
+    loaded = [module for module in wanted if module in sys.modules]
     return os.environ.get(name), torch.get_num_threads(), loaded
 
 

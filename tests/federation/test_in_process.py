@@ -43,6 +43,8 @@ from zk0d.record.journal import committed_rounds
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.transfers import Transfers
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {
     "policy": "smolvla",
     "model-name": "tiny",

@@ -18,6 +18,8 @@ from zk0d.federation.learner_client import LearnerClient, Progress
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.update import Payload
 
+pytestmark = pytest.mark.slow
+
 NODES = 4
 POISONER = "n3"
 SETTINGS: dict[str, Any] = {

@@ -431,8 +431,8 @@ def test_convert_says_which_folder_is_forbidden(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == [ExitCode.UNAVAILABLE] * len(FORBIDDEN)
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("zk0d: ")]
-    for line, (_, named, _), (former, _, _) in zip(said, FORBIDDEN, work, strict=True):
-        assert may_not_read(Path(former) / named) in line
+    for line, (_, named, _), (folder, _, _) in zip(said, FORBIDDEN, work, strict=True):
+        assert may_not_read(Path(folder) / named) in line
     assert not list((tmp_path / "new").iterdir())
 
 

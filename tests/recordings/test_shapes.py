@@ -24,6 +24,8 @@ from zk0d.learning.merge import merge_datasets
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.split import split_dataset
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_page_has_each_shape_and_each_published_dataset_and_no_more() -> None:
     text = PAGE.read_text(encoding="utf-8")

@@ -23,6 +23,8 @@ from zk0d.record.journal import CONFIG, read_journal
 from zk0d.record.outputs import run_config
 from zk0d.release.wandb import figures
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = "lab/arm"
 
 

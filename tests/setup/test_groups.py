@@ -8,6 +8,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 MANY = '@pytest.mark.parametrize("number", range(8))\ndef test_it(number): pass\n'
 GROUPED = 'pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]'

@@ -15,6 +15,8 @@ import pytest
 from tests import processes
 from tests.setup.releases import REPOSITORY, find_uv, make_key
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("make-release")]
+
 type Built = tuple[Path, Path]
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests import processes
 from tests.setup.releases import PROGRAM, make_release, served, write_sums
 
+pytestmark = pytest.mark.slow
+
 type Release = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -38,6 +38,8 @@ from zk0d.simulation.main import _missing, read_plan, write_plan
 from zk0d.simulation.plan import Plan, VirtualNode, with_faults
 from zk0d.simulation.worker import VirtualLearner
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {**SETTINGS, "local-steps": 4, "eval-rollouts": 0, "eval-frames": 20}
 
 

@@ -16,6 +16,8 @@ from zk0d.config.families import FAMILIES
 from zk0d.errors import ExitCode, Zk0dError
 from zk0d.simulation.main import Options, run_simulation
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"local-steps": 2, "batch-size": 4, "eval-frames": 8, "model-name": "tiny"}
 
 
