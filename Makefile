@@ -62,7 +62,7 @@ GUEST_SUITES := test-federation test-faults test-attacks test-monitoring test-in
 test-fleet: test-long $(GUEST_SUITES) ## Run the long tests and every suite with guests but test-air-gap (root, podman)
 
 .PHONY: test-long
-test-long: venv ## What takes minutes each and whose parts make test covers
+test-long: venv ## Tests whose parts make test covers, too
 	$(PYTEST) $(PARALLEL) -m "long and not guest" $(ARGS)
 
 .PHONY: test-federation

@@ -30,3 +30,15 @@ def test_each_file_with_guests_is_in_one_suite() -> None:
 def test_all_guest_suites_but_the_air_gap_run_together() -> None:
     (together,) = re.findall(r"^GUEST_SUITES := (.*)$", MAKEFILE, re.M)
     assert sorted(together.split()) == sorted(set(suites()) - {"test-air-gap"})
+
+
+def test_the_docs_name_each_file_with_long_tests() -> None:
+    tests = REPOSITORY / "tests"
+    long = {
+        str(path.relative_to(tests))
+        for path in tests.rglob("test_*.py")
+        if "pytest.mark.long" in path.read_text() and path.name != "test_suites.py"
+    }
+    text = (REPOSITORY / "docs/contributing.md").read_text()
+    table = text.partition("`make test-long` has these tests")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z0-9_/]+\.py)`", table)) == long
