@@ -111,11 +111,14 @@ def test_recordings_that_cannot_be_used_are_told_once(
 
 
 @pytest.mark.slow
-def test_a_simulation_that_continues_names_the_contributor_it_lacks(tmp_path: Path) -> None:
+@forked
+def test_a_simulation_that_continues_names_the_contributor_it_lacks(
+    said: Said, tmp_path: Path
+) -> None:
     make_torn(tmp_path / "torn")
     whole = tmp_path / "whole"
     make_dataset(whole, (16, 17, 18))
-    code, out, err = said_by_itself(
+    code, out, err = said(
         "simulate", whole, tmp_path / "torn", "--hold-out", 0.3, "-c",
         f"{SETTINGS} min-fit-clients=1", "--device", "cpu", "--folder", tmp_path / "s",
     )  # fmt: skip

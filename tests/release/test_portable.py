@@ -150,7 +150,7 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env
     [
         ("smolvla", "tiny"),
         pytest.param("smolvla", "tiny-wide", marks=pytest.mark.long),
-        ("act", "tiny"),
+        pytest.param("act", "tiny", marks=pytest.mark.long),
         pytest.param("diffusion", "tiny", marks=pytest.mark.long),
         pytest.param("smolvla", "anns-base", marks=pytest.mark.long),
     ],

@@ -148,6 +148,7 @@ def test_a_database_that_is_too_large_is_rebuilt_from_the_roster(running: Lab) -
         running.wait_for_status(f"{name}-node", "online;", 120)
 
 
+@pytest.mark.long
 def test_a_newer_flowers_database_is_rebuilt_from_the_roster(running: Lab) -> None:
     """As after ``zk0d-release rollback``: Flower has no way back to an older schema."""
     database = running.root / "superlink" / "superlink.db"
