@@ -25,6 +25,7 @@ from zk0d.record.journal import committed_rounds
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),
     pytest.mark.xdist_group("services"),
     pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light) as the gateway"),
@@ -114,7 +115,6 @@ def test_a_federation_of_services_trains_by_itself(running: Lab) -> None:
     assert "WATCHDOG=1" in running.services["left-node"].told.sent
 
 
-@pytest.mark.long
 def test_the_run_of_a_killed_server_app_is_resumed(running: Lab) -> None:
     settings = {**TINY, "num-server-rounds": 3, "eval-frequency": 0, "keep-rounds": 9}
     with running.control() as control:
@@ -135,7 +135,6 @@ def test_the_run_of_a_killed_server_app_is_resumed(running: Lab) -> None:
     assert numbers == [0, 1, 2, 3], "each once"
 
 
-@pytest.mark.long
 def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_back(
     running: Lab,
 ) -> None:
@@ -174,7 +173,6 @@ def test_a_drain_lets_the_fit_and_its_reply_out_and_a_resume_brings_the_node_bac
     assert lost == [], "it left between two messages"
 
 
-@pytest.mark.long
 def test_flwr_run_from_a_checkout_means_the_same(running: Lab, tmp_path: Path) -> None:
     """For development: with a Control API that asks for no secret."""
     running.restart_superlink(("[superlink]\n", "[superlink]\nopen-control = true\n"))
