@@ -1,7 +1,7 @@
 # What people type. Each target sets up .venv first (.ci/setup-venv); nothing else is needed.
 #
 #   make demo ARGS='--seed 1'   a federation of real processes on this machine
-#   make test                   everything but the guests' suites; what CI runs: ten minutes on two cores
+#   make test                   what one machine can show; what CI runs: ten minutes on two cores
 #   make test-fast              unit tests: two minutes
 #   make coverage               the same tests but the guests', traced
 #   make test-fleet             the long tests; federations, faults, attacks and playbooks in systemd guests
@@ -44,7 +44,7 @@ test: venv ## Lint and run the tests
 
 .PHONY: tests
 tests: venv
-	$(PYTEST) $(PARALLEL) -m "(smoke or not guest) and not long" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not guest and not long" $(ARGS)
 	@echo "Left to make test-fleet: test-long $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
 
 .PHONY: test-fast

@@ -153,6 +153,7 @@ def test_a_training_that_is_compared_keeps_its_models_notice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_converting_shows_the_copys_folder_and_nothing_else(
     recordings_folder: Path, tmp_path: Path
 ) -> None:

@@ -113,7 +113,6 @@ def kill_process(guest: Guest, words: str, signal: str = "KILL") -> None:
     guest.wait_until(f"pkill -{signal} -n -f -- {pattern}", 60)
 
 
-@pytest.mark.smoke
 def test_three_rounds_from_units_alone(fleet: Fleet) -> None:
     fleet.wait_online()
     run = fleet.start_run()

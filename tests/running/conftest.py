@@ -53,7 +53,8 @@ def running(
     recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory, hosts: list[str]
 ) -> Iterator[Federation]:
     made = layout(tmp_path_factory.mktemp("running") / "lab", recordings_folder)
-    server, client = {"run": OWN_RUN, "superexec": SLOW_POLL}, {"superexec": SLOW_POLL}
+    server = {"run": OWN_RUN, "superexec": SLOW_POLL}
+    client = {"superexec": SLOW_POLL, "limits": {"bytes-per-day": "10 GB"}}
     with federation(
         made, cpu_threads=1, metrics_hosts=hosts, server=server, client=client
     ) as started:

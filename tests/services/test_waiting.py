@@ -59,7 +59,7 @@ def test_every_place_says_for_what_a_run_waits(capsys: pytest.CaptureFixture[str
         "until": WAITS["until"],
         "next_try": None,
     }
-    _print({"services": [], "run": status, "nodes": [], "todo": []})
+    _print({"services": [], "run": status, "nodes": [], "line": None, "todo": []})
     shown = capsys.readouterr().out
     assert f": {WAITS['message']}\n  continues when 1 more node can train" in shown
     html = page.render([], run, 100.0).decode()

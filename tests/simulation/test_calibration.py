@@ -103,6 +103,7 @@ def folder_of(source: Source, index: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_arm_trains_and_is_evaluated_with_its_own(
     tmp_path: Path, source: Source, seen: dict[str, list[Statistics]]
 ) -> None:

@@ -39,10 +39,7 @@ def federated(folder: Path, *owners: Path, policy: str = "act") -> Path:
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        pytest.param(name, marks=pytest.mark.long if name == "diffusion" else ())
-        for name in FAMILIES
-    ],
+    [pytest.param(name, marks=() if name == "smolvla" else pytest.mark.long) for name in FAMILIES],
 )
 def test_owners_with_unlike_resolutions_federate(tmp_path: Path, policy: str) -> None:
     for owner, shape in (("left", (48, 64, 3)), ("right", (72, 120, 3))):
