@@ -13,7 +13,7 @@ from zk0d.simulation.compare import CENTRAL, FEDERATED, differences, markdown, s
 
 PAGE, CHART = Path("docs/results.md"), Path("docs/images/unlike.png")
 BEGIN, END = "<!-- learning: made by make results -->", "<!-- learning: end -->"
-#: What each experiment's lines are compared with, and what its table is called.
+#: What each experiment's lines are compared with (with nothing if empty).
 YARDSTICKS = {
     "normalization": "merged (default)",
     "iid": CENTRAL,
@@ -28,7 +28,10 @@ YARDSTICKS = {
     "choices": "today",
     "shorter": f"{CENTRAL}, 4e-03",
     "peers": "",
+    "length": "",
     "poisoned-drift": "mean, clean",
+    "unlike-poisoned": "mean, clean",
+    "unlike-rules": "mean, clean",
     "calibration": "all alike, in one place, 4e-03",
     "so101": CENTRAL,
 }
@@ -47,7 +50,10 @@ HEADINGS = {
     "choices": "What the defaults of drift correction are worth: eight contributors by region",
     "shorter": "Shorter rounds for many contributors, or for some that are often away",
     "peers": "Other rules, without drift correction",
+    "length": "How long a round should be, at the same steps in all",
     "poisoned-drift": "Drift correction with one poisoned of four, iid",
+    "unlike-poisoned": "Drift correction with one poisoned of four, by region",
+    "unlike-rules": "Robust rules without an attacker: eight contributors by region",
     "calibration": "Four arms, each calibrated otherwise by two standard deviations",
     "so101": "SO-101 pick-and-place: long and short rounds, two contributors by region",
 }
@@ -168,13 +174,17 @@ def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: st
             by_loss, by_success = differences([a for a, _ in pairs], [b for _, b in pairs])
             loss = by_loss.sentence() if len(pairs) > 1 else f"{by_loss.mean:+.3f} (one seed)"
             success = by_success.sentence() if by_success else ""
-        row = [title, _seeds(outcomes), *_means(outcomes), loss, success]
+        row = [title, _seeds(outcomes), *_means(outcomes)]
+        if yardstick:
+            row += [loss, success]
         if name == "codecs":
             row.insert(2, f"{outcomes[0].bytes_up / 1e6:.1f} MB")
         if name == "participation":
             row.insert(2, str(sum(outcome.refused for outcome in outcomes)))
         rows.append(row)
-    headers = ["", "seeds", "loss", "success", f"loss − {yardstick}", f"success − {yardstick}"]
+    headers = ["", "seeds", "loss", "success"]
+    if yardstick:
+        headers += [f"loss − {yardstick}", f"success − {yardstick}"]
     if name == "codecs":
         headers.insert(2, "up, a run")
     if name == "participation":

@@ -352,7 +352,8 @@ SPLITS = {
 }
 AWAY = "8 by region, each away in 30 % of the rounds"
 ONE_PLACE = {rate: f"{CENTRAL}, {rate:.0e}" for rate in (2e-3, 4e-3)}
-#: Other rules, which have no drift correction; at both rates, since each has its best one.
+#: Other rules, which have no drift correction; at both rates, since each has its best one. That
+#: was the higher one wherever both ran.
 PEERS: dict[str, dict[str, Any]] = {
     "FedAvg": FEDAVG,
     "FedAvgM 0.5": {},
@@ -471,7 +472,7 @@ def peer_lines(seeds: range) -> Iterator[Line]:
     for seed in seeds:
         for name, settings in PEERS.items():
             for rate in ONE_PLACE:
-                for count in (2, 4, 8, 16):
+                for count in (2, 4, 8, 16) if rate == max(ONE_PLACE) else (2, 4):
 
                     def peer(
                         v: dict[str, Any] = settings, r: float = rate, n: int = count, s: int = seed
@@ -481,20 +482,69 @@ def peer_lines(seeds: range) -> Iterator[Line]:
                     yield Line("peers", f"{count} by region, {name}, {rate:.0e}", seed, peer)
 
 
-def poisoned_drift_lines(seeds: range) -> Iterator[Line]:
-    """One of four poisons its update and its variate in every round, under each rule."""
+def poisoned_drift_lines(
+    experiment: str, scheme: str, count: int, seeds: range, *, poison: bool = True
+) -> Iterator[Line]:
+    """Each rule while nobody poisons, and while one poisons update and variate in every round."""
     for seed in seeds:
-        for title, settings in RULES.items():
-            for poisoned in (False, True):
+        for title, settings in (RULES if scheme == "iid" else UNLIKE_RULES).items():
+            for poisoned in (False, True) if poison else (False,):
 
                 def attacked(
                     v: dict[str, Any] = settings, p: bool = poisoned, s: int = seed
                 ) -> Simulation:
-                    made = base("iid", 4, s, **TODAY, **UNGUARDED, **v)
+                    made = base(scheme, count, s, **TODAY, **UNGUARDED, **v)
                     return with_plan(made, nodes=with_faults(made.plan.nodes, [], int(p)))
 
                 name = f"{title}, {'one poisons' if poisoned else 'clean'}"
-                yield Line("poisoned-drift", name, seed, attacked)
+                # The guards refuse nobody where nobody poisons.
+                same = name == "mean, clean" and scheme == "region"
+                like = ("drift", f"{count} by region", seed) if same else None
+                yield Line(experiment, name, seed, attacked, like)
+        if poison and scheme == "region":
+            yield Line(experiment, OTHERS, seed, lambda n=count, s=seed: without_last(n, s))  # type: ignore[misc]
+
+
+#: Unlike updates differ in length, too.
+UNLIKE_RULES = {**RULES, "norm clipping at twice the median": {"norm-clip-factor": 2.0}}
+#: What those who do not poison can reach: nobody else has the poisoner's part of the table.
+OTHERS = "mean, without the one who poisons"
+
+
+def without_last(count: int, seed: int) -> Simulation:
+    """By region, the last contributor absent, with the statistics of all."""
+    made = base("region", count, seed, **TODAY, **UNGUARDED)
+    nodes = made.plan.nodes
+    return with_plan(made, nodes=nodes[:-1], forced_statistics=merged_statistics(nodes))
+
+
+#: Who trains together in the table of a round's length, and in rounds of how many steps.
+LENGTHS = {
+    "2 by region": ("region", 2, (20, 40, 60)),
+    "4 by region": ("region", 4, (20, 40, 60)),
+    "8 by region": ("region", 8, (10, 20, 30, 40, 60)),
+    "4 iid": ("iid", 4, (20, 40, 60)),
+}
+
+
+def length_lines(seeds: range) -> Iterator[Line]:
+    """How long a round should be, at the same steps in all."""
+    for seed in seeds:
+        for title, (scheme, count, lengths) in LENGTHS.items():
+            for steps in lengths:
+                rounds = 480 // steps
+                like = None
+                if steps == 40:
+                    like = ("drift", title, seed)
+                elif (scheme, count) == ("region", 8) and steps != 30:
+                    like = ("choices", f"{rounds} x {steps} steps", seed)
+
+                def timed(
+                    a: str = scheme, n: int = count, r: int = rounds, k: int = steps, s: int = seed
+                ) -> Simulation:
+                    return base(a, n, s, **{**TODAY, **shared_out(r, k)})
+
+                yield Line("length", f"{title}, {rounds} x {steps} steps", seed, timed, like)
 
 
 #: Standard deviations by which four arms' joints read otherwise.
@@ -604,7 +654,12 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "choices": lambda: choice_lines(range(10, 18)),
     "shorter": lambda: shorter_lines(range(10, 18)),
     "peers": lambda: peer_lines(range(10, 18)),
-    "poisoned-drift": lambda: poisoned_drift_lines(range(10, 18)),
+    "length": lambda: length_lines(range(10, 18)),
+    "poisoned-drift": lambda: poisoned_drift_lines("poisoned-drift", "iid", 4, range(10, 18)),
+    "unlike-poisoned": lambda: poisoned_drift_lines("unlike-poisoned", "region", 4, range(10, 18)),
+    "unlike-rules": lambda: poisoned_drift_lines(
+        "unlike-rules", "region", 8, range(10, 18), poison=False
+    ),
     "calibration": lambda: calibration_lines(range(10, 18)),
     "so101": lambda: so101_lines(range(3)),
 }

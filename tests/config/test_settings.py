@@ -259,7 +259,7 @@ def test_impossible_values_are_refused(values: dict[str, object]) -> None:
 def test_settings_survive_flowers_flat_form() -> None:
     settings = run_settings({"num-server-rounds": 3, "policy": "act", "initial-lr": 2e-3})
     assert RunSettings.parse(settings.to_flat(), where="flower") == settings
-    assert settings.total_steps == 180
+    assert settings.total_steps == 120
 
 
 def test_a_partly_given_evaluator_keeps_its_own_socket(write: Write) -> None:

@@ -189,11 +189,13 @@ def test_a_whole_demo(tmp_path: Path) -> None:
     assert set(summary["success"]) == {
         "A alone",
         "B alone",
+        "plain averaging",
         "federated",
         "everything in one place",
         "everything, double steps",
     }
     assert summary["success"]["federated"]["optimizer_steps"] == 20
+    assert summary["success"]["plain averaging"]["optimizer_steps"] == 20
     assert summary["success"]["everything, double steps"]["optimizer_steps"] == 40
     for row in summary["success"].values():
         assert 0.0 <= row["region_a"] <= 1.0

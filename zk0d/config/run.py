@@ -71,7 +71,7 @@ class ByFamily:
 class RoundsSettings(Settings):
     """Rounds, nodes and deadlines."""
 
-    num_server_rounds: PositiveInt = Field(20, description="Rounds to train.")
+    num_server_rounds: PositiveInt = Field(30, description="Rounds to train.")
     fraction_fit: Fraction = Field(1.0, description="Share of the online nodes asked each round.")
     min_fit_clients: PositiveInt = Field(
         2, description="Nodes that must be online to start a round and must answer to complete it."
@@ -92,7 +92,7 @@ class RoundsSettings(Settings):
 class TrainingSettings(Settings):
     """A node's work in a round; nodes receive this table unchanged."""
 
-    local_steps: PositiveInt = Field(60, description="Optimizer steps of a node per round.")
+    local_steps: PositiveInt = Field(40, description="Optimizer steps of a node per round.")
     batch_size: Annotated[PositiveInt, ByFamily(lambda family: family.usual.batch_size)] = Field(
         32, description="Frames per optimizer step."
     )

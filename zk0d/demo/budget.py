@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 _STEPS: dict[str, dict[str, Any]] = {
     "soreach": {
-        "num-server-rounds": 16,
-        "local-steps": 60,
+        "num-server-rounds": 12,
+        "local-steps": 40,
         "initial-lr": 4e-3,
         "eval-rollouts": 20,
     },

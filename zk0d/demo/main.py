@@ -218,13 +218,13 @@ def _compare(
     cores: int,
 ) -> list[Any]:
     from zk0d.demo.comparison import Job, measure
-    from zk0d.demo.results import FEDERATED
+    from zk0d.demo.results import FEDERATED, PLAIN
     from zk0d.learning.merge import merge_datasets
 
     steps = settings.total_steps
     contributors = layout.contributors
     sectors = tuple(contributor.sector for contributor in contributors)
-    gathered = contributors[0]
+    folders = tuple(layout.recordings(contributor) for contributor in contributors)
 
     def job(title: str, **how: Any) -> Job:
         return Job(
@@ -240,19 +240,20 @@ def _compare(
     with progress.stage(COMPARISON) as stage:
         pool = worker_pool(min(cores, 4), layout.logs / "comparison.log")
         with _closed(pool):
-            everything = layout.recordings(gathered)
+            everything, averaged = folders, []
             if len(contributors) > 1:
-                folders = [layout.recordings(contributor) for contributor in contributors]
-                pool.submit(merge_datasets, folders, layout.everything).result()
-                everything = layout.everything
+                pool.submit(merge_datasets, list(folders), layout.everything).result()
+                everything = (layout.everything,)
+                averaged = [job(PLAIN, recordings=folders, steps=steps)]
             jobs = [
                 *(
-                    job(f"{c.title} alone", recordings=layout.recordings(c), steps=steps)
+                    job(f"{c.title} alone", recordings=(layout.recordings(c),), steps=steps)
                     for c in contributors
                 ),
+                *averaged,
                 job(
                     FEDERATED,
-                    recordings=layout.recordings(gathered),
+                    recordings=folders[:1],
                     steps=steps,
                     weights=federated,
                     statistics=run / "statistics.json",
@@ -261,9 +262,10 @@ def _compare(
                 job("everything, double steps", recordings=everything, steps=2 * steps),
             ]
             # The longest begins first, so that the cores end together.
-            futures = {j.title: pool.submit(measure, j) for j in reversed(jobs)}
+            longest = sorted(jobs, key=lambda each: -each.work)
+            futures = {each.title: pool.submit(measure, each) for each in longest}
             _results(list(futures.values()), layout, stage, progress, "policies")
-            outcomes = [futures[j.title].result() for j in jobs]
+            outcomes = [futures[each.title].result() for each in jobs]
         stage.note = f"{len(jobs)} policies, {options.episodes} episodes in each region"
     return outcomes
 

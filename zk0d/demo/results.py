@@ -16,6 +16,8 @@ from zk0d.record.events import RoundCommitted
 from zk0d.record.journal import read_journal
 
 FEDERATED = "federated"
+#: Without drift correction and without the server's momentum.
+PLAIN = "plain averaging"
 SCHEMA_VERSION = 1
 
 
