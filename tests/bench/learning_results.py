@@ -636,6 +636,11 @@ def so101_lines(seeds: range) -> Iterator[Line]:
             )
 
 
+#: How the weights go down, with today's defaults otherwise.
+DOWN: dict[str, dict[str, Any]] = {
+    codec: {**TODAY, "downlink-codec": codec} for codec in ("bf16", "int8-delta")
+}
+
 CODECS = {codec: {"uplink-codec": codec} for codec in ("fp32", "bf16", "int8", "int4")}
 
 EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
@@ -649,6 +654,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
     "participation": lambda: participation_lines(range(3)),
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
+    "downlink": lambda: lines_of("downlink", DOWN, "region", 2, range(10, 18)),
     # Chosen on seeds 0 to 3, confirmed on these.
     "drift": lambda: drift_lines(range(10, 18)),
     "choices": lambda: choice_lines(range(10, 18)),

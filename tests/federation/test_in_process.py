@@ -33,13 +33,14 @@ from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
 from zk0d.federation.rounds import RunFailedError
+from zk0d.federation.transport import BesideMessages
 from zk0d.federation.update import Payload
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics, merge_groups
 from zk0d.learning.step import Correction
-from zk0d.record.journal import committed_rounds
+from zk0d.record.journal import Journal, committed_rounds
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.transfers import Transfers
 
@@ -123,6 +124,7 @@ class Lab:
         self.recordings = recordings
         self._stack = stack
         self.sockets: dict[str, Path] = {}
+        self.contributors: dict[str, Contributor] = {}
         self.server = ServerSettings.parse(
             {
                 "state": str(folder),
@@ -156,7 +158,7 @@ class Lab:
             },
             where="test",
         )
-        contributor = Contributor(client)
+        contributor = self.contributors[name] = Contributor(client)
         contributor.open()
         self.sockets[name] = self._stack.enter_context(served(contributor, client.learner.socket))
         return client
@@ -178,6 +180,8 @@ class Lab:
         )
         monkeypatch.setenv(CONFIG_VARIABLE, str(config))
         monkeypatch.setenv(COORDINATOR_VARIABLE, self.pages)
+        # Nobody else can come, but it is no simulation.
+        monkeypatch.setattr(server_app, "InMessages", lambda: self.by_files(config))
         flat = run_settings({**SETTINGS, **settings}).to_flat()
         alone = {server_app.CLOSED: True}  # nobody else can come
         context = Context(
@@ -189,6 +193,12 @@ class Lab:
         finally:
             self.lines = list(read_lines(self.folder / "runs" / "1"))
         return self.lines
+
+    def by_files(self, config: Path) -> BesideMessages:
+        """The way of weights and updates where there is a coordinator."""
+        return BesideMessages(
+            ServerSettings.load(config).transfers, self.folder / "runs" / "1", "1"
+        )
 
     def client(self, name: str) -> LearnerClient:
         return LearnerClient(self.sockets[name])
@@ -264,11 +274,17 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     """The learners live on and keep moments and residuals for the round that is repeated."""
     lab.contribute("left")
     lab.contribute("right")
-    settings = {"num-server-rounds": 3, "local-steps": 6, "eval-rollouts": 0, "keep-rounds": 9}
+    settings: dict[str, Any] = {
+        "num-server-rounds": 3,
+        "local-steps": 6,
+        "eval-rollouts": 0,
+        "keep-rounds": 9,
+        "downlink-codec": "int8-delta",
+    }
     runs = lab.folder / "runs"
 
     def weights() -> list[bytes]:
-        """And momentum, and variates."""
+        """And momentum, variates, and what the nodes hold."""
         return [path.read_bytes() for path in sorted(runs.glob("1/rounds/*/*[ts]"))]
 
     lab.run(monkeypatch, settings)
@@ -298,6 +314,64 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     lab.run(monkeypatch, {"resume": "1"})
     assert [line["round"] for line in lab.lines if line["kind"] == "run.resumed"] == [1]
     assert weights() == whole
+    assert how_weights_came(lab.lines) == [{"whole"}, {"held"}, {"difference"}]
+
+
+def how_weights_came(lines: list[dict[str, Any]]) -> list[set[str]]:
+    """By round, from all nodes."""
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    return [{node["weights"] for node in line["nodes"]} for line in committed[1:]]
+
+
+def test_a_learner_that_lost_its_weights_gets_all_of_them_in_the_same_round(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it is known before the transfer or after it."""
+    lab.contribute("left")
+    lab.contribute("right")
+    settings = {
+        "num-server-rounds": 4,
+        "local-steps": 1,
+        "eval-frequency": 0,
+        "drift-correction": "none",
+        "downlink-codec": "int8-delta",
+    }
+    real_write, real_held = Journal.write, LearnerClient.held
+    asked: list[str] = []
+
+    def restarts(name: str) -> None:
+        """Forget what a new process does not have."""
+        lab.contributors[name]._prepared = None
+
+    def write(journal: Journal, event: Any) -> Any:
+        if event.kind == "round.committed" and event.round == 2:
+            restarts("right")
+        return real_write(journal, event)
+
+    def held(client: LearnerClient) -> str:
+        found = real_held(client)
+        asked.append(found)
+        if len(asked) == 7:  # left's, of round 4
+            restarts("left")
+        return found
+
+    monkeypatch.setattr(Journal, "write", write)
+    monkeypatch.setattr(LearnerClient, "held", held)
+    lines = lab.run(monkeypatch, settings)
+    assert not [line for line in lines if line["kind"] in ("update.refused", "round.failed")]
+    committed = [line for line in lines if line["kind"] == "round.committed"][1:]
+    came = [{n["node"]: n["weights"] for n in line["nodes"]} for line in committed]
+    assert came == [
+        {"left": "whole", "right": "whole"},
+        {"left": "difference", "right": "difference"},
+        {"left": "difference", "right": "whole"},
+        {"left": "whole", "right": "difference"},
+    ]
+    whole, difference = (line["bytes_down"] / 2 for line in committed[:2])
+    assert 0.5 * whole < difference < 0.51 * whole
+    assert committed[2]["bytes_down"] == whole + difference
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("The whole weights are fetched." in text for text in said) == 1
 
 
 def test_nodes_evaluate_on_their_own_held_out_episodes(

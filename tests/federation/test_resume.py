@@ -38,6 +38,8 @@ SETTINGS = {
     "scheduler-type": "reduce-on-plateau",
     "dynamic-training-decay": True,
     "keep-rounds": 9,
+    # What nodes hold is kept, too.
+    "downlink-codec": "int8-delta",
 }
 
 

@@ -31,6 +31,7 @@ from zk0d.federation.run import Run
 from zk0d.federation.spool import Spool, SpoolReader
 from zk0d.federation.transport import BesideMessages, NodeEnd
 from zk0d.federation.update import Payload, Streamed, UpdateError, cut
+from zk0d.learner.held import HeldWeights
 from zk0d.record.journal import Journal
 
 
@@ -67,12 +68,15 @@ class BesideNode(FakeNode):
 
     change: Any = staticmethod(lambda pieces, route: pieces)
     carrier: FakeCarrier
+    away: tuple[int, ...] = ()  #: rounds in which it refuses before anything moves
     dies = False  #: once, before it answers
     line: Line | None = None
 
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **how)
         self.held: list[int] = []  #: pieces that were there when a round began
+        self.weights = HeldWeights()
+        self.came: list[str] = []  #: how each round's weights came
         self.routes: list[Route] = []
 
     def answer_train(self, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
@@ -81,15 +85,20 @@ class BesideNode(FakeNode):
     def answer(self, record: RecordDict) -> tuple[RecordDict | None, float]:
         end = NodeEnd(lambda line: self.carrier, self.line)  # type: ignore[arg-type,return-value]
         route = route_of(record)
+        if _task_of(record).round in self.away:
+            return refuse("dropped")()
         try:
-            task, payload = end.task(record)
+            task, payload = end.task(record, lambda: self.weights.sha256)
         except Zk0dError as error:
             refusal = Refusal(reason=error.reason, message=error.message)
             return to_record(refusal), self.seconds
         assert payload is not None
         self.trained.append(task)
-        assert isinstance(payload, Streamed)
-        reply, update = from_record(self.update(task, payload), TrainReply)
+        came, weights = self.weights.take(task, payload)
+        self.came.append(came)
+        assert isinstance(payload, Streamed) == (came != "held")
+        weights = weights.with_beside(*payload.beside)
+        reply, update = from_record(self.update(task, weights, weights=came), TrainReply)
         assert update is not None
         assert route is not None
         self.routes.append(route)
@@ -127,10 +136,17 @@ class World:
     """A run whose payloads lie beside its messages."""
 
     def __init__(
-        self, folder: Path, nodes: list[BesideNode], *, mirrors: Any = (), **settings: Any
+        self,
+        folder: Path,
+        nodes: list[BesideNode],
+        *,
+        mirrors: Any = (),
+        message_kib: Any = 0,
+        **settings: Any,
     ) -> None:
+        transfer = {"message-kib": message_kib, "mirrors": mirrors}
         self.server = ServerSettings.parse(
-            {"state": str(folder), "transfer": {"message-kib": 0, "mirrors": mirrors}}, where="test"
+            {"state": str(folder), "transfer": transfer}, where="test"
         )
         self.transfers = self.server.transfers
         self.carrier = FakeCarrier(self.transfers, 11)
@@ -225,6 +241,87 @@ def test_a_round_that_a_line_does_not_hold_moves_no_byte(tmp_path: Path) -> None
     assert fresh == [(20, 18)] * 3
     committed = [line for line in lines if line["kind"] == "round.committed"]
     assert {line["bytes_up"] for line in committed[1:]} == {18}
+
+
+#: A difference to what nodes hold. Ten weights: 20 bytes as bf16, as int8 with two scales 18.
+DELTA: dict[str, Any] = {"downlink-codec": "int8-delta", "drift-correction": "none"}
+
+
+def test_a_node_that_holds_the_last_rounds_weights_gets_a_difference(tmp_path: Path) -> None:
+    """Who was away gets all of them, which have the same bits."""
+    steady, away = BesideNode("a"), BesideNode("b", step=3.0)
+    away.away = (3,)
+    asked: list[tuple[int, int]] = []
+
+    class Told(Line):
+        def begin_round(self, run: str, *, down: int, up: int, seconds: float) -> None:
+            asked.append((down, up))
+
+    steady.line = Told(LimitsSettings())
+    world = World(tmp_path, [steady, away], **DELTA, **{"num-server-rounds": 4})
+    lines = world.run()
+    assert steady.came == ["whole", "difference", "difference", "difference"]
+    assert asked == [(20, 18)] + [(18, 18)] * 3, "the line is asked for what comes"
+    assert away.came == ["whole", "difference", "whole"]
+    assert world.carrier.downloads == 7, "nobody fetches what it does not need"
+    assert steady.weights.sha256 == away.weights.sha256 == steady.trained[-1].base
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [node["weights"] for node in committed[4]["nodes"]] == ["difference", "whole"]
+    assert [node["bytes_down"] for node in committed[4]["nodes"]] == [18, 20]
+    # Of a node that did not answer nobody knows how far it came.
+    assert [line["bytes_down"] for line in committed] == [0, 40, 36, 18 + 20, 18 + 20]
+    for route in (*steady.routes, *away.routes):
+        token = base64.urlsafe_b64decode(route.down.partition(".")[0])
+        assert Capability.model_validate_json(token).budget == 4 * 20, "of all or the difference"
+    assert not world.left()
+
+
+def test_a_round_that_is_sent_again_brings_no_weights_that_are_held(tmp_path: Path) -> None:
+    node = BesideNode("a")
+    node.dies = True
+    world = World(tmp_path, [node], **DELTA)
+    lines = world.run()
+    assert node.came == ["whole", "held", "difference"]
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [line["bytes_down"] for line in committed] == [0, 0, 18]
+    assert world.carrier.downloads == 2
+
+
+def test_the_whole_weights_come_in_the_same_round_if_the_difference_is_of_no_use(
+    tmp_path: Path,
+) -> None:
+    """With what is beside them, which comes once more, too."""
+
+    class Forgets(BesideNode):
+        def answer(self, record: RecordDict) -> tuple[RecordDict | None, float]:
+            end = NodeEnd(lambda line: self.carrier)  # type: ignore[arg-type,return-value]
+            task, payload = end.task(record, lambda: self.weights.sha256)
+            assert payload is not None
+            if task.round == 2:
+                assert payload.manifest.kind == "delta"
+                before = [list(each.stream()) for each in (payload, *payload.beside)]
+                payload = end.whole()
+                assert list(payload.beside[0].chunks) == [b"".join(before[1])]
+            came, weights = self.weights.take(task, payload)
+            self.came.append(came)
+            own = weights.with_beside(*payload.beside)
+            reply, update = from_record(self.update(task, own, weights=came), TrainReply)
+            return end.answer(reply, update), self.seconds
+
+    node = Forgets("a")
+    world = World(tmp_path, [node], **{**DELTA, "drift-correction": "control-variates"})
+    world.run()
+    assert node.came == ["whole", "whole"]
+
+
+def test_weights_inside_the_message_come_whole(tmp_path: Path) -> None:
+    node = FakeNode("a")
+    world = World(tmp_path, [], message_kib=256, **DELTA)
+    world.grid = FakeGrid([node])
+    lines = world.run()
+    assert [(task.hold, task.difference_to) for task in node.trained] == [(False, "")] * 2
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [line["bytes_down"] for line in committed] == [0, 20, 20]
 
 
 def _missing(pieces: Any, route: Route) -> Any:

@@ -24,6 +24,7 @@ from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.federation import variates
+from zk0d.federation.downlink import HELD
 from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.run import Run
@@ -297,7 +298,8 @@ def test_norm_clipping_leaves_out_a_variate_that_points_against_the_others(world
 
 def test_a_rollback_begins_with_none(world: Make) -> None:
     a, b = nodes = of(a=0.1, b=0.3)
-    made = world(nodes, **{"num-server-rounds": 6, "rollback-factor": 2.0})
+    delta = {"downlink-codec": "int8-delta"}
+    made = world(nodes, **{"num-server-rounds": 6, "rollback-factor": 2.0, **delta})
     losses = iter([1.0, 0.5, 0.4, 1.0, 1.1, 0.39, 0.38])
     made.evaluator.loss = lambda weights: next(losses)
     made.run()
@@ -306,6 +308,16 @@ def test_a_rollback_begins_with_none(world: Make) -> None:
     assert a.counted == {1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 5}
     assert [line["variates"] for line in made.of("round.committed")] == [0, 2, 2, 2, 0, 2, 2]
     assert not (made.folder / "rounds" / "00004" / variates.INDEX).exists()
+    # Nor with what the nodes hold.
+    assert [bool(task.difference_to) for task in a.trained] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert not (made.folder / "rounds" / "00004" / HELD).exists()
 
 
 class Died(BaseException):

@@ -151,8 +151,9 @@ def test_ray_does_the_same(tmp_path: Path, uri: str) -> None:
 def test_an_interrupted_simulation_ends_as_one_that_was_not(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = simulate(make(tmp_path / "whole", uri, {"num-server-rounds": 3}))
-    broken = make(tmp_path / "broken", uri, {"num-server-rounds": 3})
+    settings = {"num-server-rounds": 3, "downlink-codec": "int8-delta"}
+    whole = simulate(make(tmp_path / "whole", uri, settings))
+    broken = make(tmp_path / "broken", uri, settings)
     write_plan(broken)
     real, calls = aggregate, []
 
@@ -171,8 +172,10 @@ def test_an_interrupted_simulation_ends_as_one_that_was_not(
     assert committed_rounds(broken.run_folder) == [0, 1]
     run = simulate(read_plan(tmp_path / "broken"))
     assert weights(run) == weights(whole)
-    last = lines_of(run, "round.committed")[-1]
+    again, last = lines_of(run, "round.committed")[-2:]
     assert {node["variate"] for node in last["nodes"]} == {"kept"}, "by a file, not by a process"
+    assert {node["weights"] for node in again["nodes"]} == {"held"}, "its round was sent again"
+    assert {node["weights"] for node in last["nodes"]} == {"difference"}
 
 
 ENGINES = pytest.mark.parametrize(

@@ -40,6 +40,9 @@ from zk0d.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 CodecName = Literal["fp32", "bf16", "int8", "int4"]
+#: Encodings of the weights on their way down; :data:`DELTA` is a difference where it can be.
+DownlinkName = Literal["fp32", "bf16", "int8-delta"]
+DELTA: Literal["int8-delta"] = "int8-delta"
 RuleName = Literal["mean", "trimmed-mean", "median"]
 NormalizeBy = Literal["cohort", "robot-type", "node"]
 #: Updates that a rule needs, where one is not enough.
@@ -197,8 +200,11 @@ class AggregationSettings(Settings):
     )
     server_nesterov: bool = Field(True, description="Nesterov's momentum in place of FedAvgM's.")
     server_learning_rate: PositiveFloat = Field(1.0, description="Scale of the server's step.")
-    downlink_codec: Literal["fp32", "bf16"] = Field(
-        "bf16", description="Encoding of the weights for the nodes; the server keeps float32."
+    downlink_codec: DownlinkName = Field(
+        "bf16",
+        description="Encoding of the weights for the nodes; the server keeps float32. With"
+        " int8-delta a node that holds the last round's weights gets an int8 difference to them,"
+        " any other all of them as bf16.",
     )
 
 

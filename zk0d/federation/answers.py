@@ -87,7 +87,7 @@ class RoundAnswers:
         self.task = task
         self.plan = plan
         self._model = model.manifest
-        self._bytes_down = sum(each.manifest.size for each in (model, *model.beside))
+        self._bytes_down = bytes_down(model)
         self.sent = clock()
         self._weights_norm = weights_norm
         self._nodes = nodes
@@ -251,9 +251,15 @@ class RoundAnswers:
             weights_norm=self._weights_norm,
             mean_update_norm=combined.norm,
             agreement=combined.agreement,
-            bytes_down=self._bytes_down * len(self._nodes),
+            # Of the others nobody knows how far they came.
+            bytes_down=sum(self._down(each) for each in self.accepted.values())
+            + self._bytes_down["whole"] * (len(self._nodes) - len(self.accepted)),
             bytes_up=sum(each.bytes for each in self.accepted.values()),
         )
+
+    def _down(self, each: Accepted) -> int:
+        """Bytes that came down to a node."""
+        return self._bytes_down[each.reply.figures.weights or "whole"]
 
     def _node(self, each: Accepted, cosine: float) -> NodeRound:
         key, member = each.key, self._cohort.members.get(each.key)
@@ -269,11 +275,20 @@ class RoundAnswers:
             agreement=cosine,
             dataset_frames=member.usable_frames if member else None,
             bytes_up=each.bytes,
-            bytes_down=self._bytes_down,
+            bytes_down=self._down(each),
             sha256=each.sha256,
             answer_seconds=each.seconds,
             seconds=figures.seconds | {"transfer": transfer},
         )
+
+
+def bytes_down(model: Payload) -> dict[str, int]:
+    """A node's bytes by the way that its weights come, as its figures name that."""
+    difference = model.companion("delta")
+    beside = sum(each.manifest.size for each in model.beside if each is not difference)
+    whole = model.manifest.size + beside
+    changed = whole if difference is None else difference.manifest.size + beside
+    return {"whole": whole, "difference": changed, "held": beside}
 
 
 def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:

@@ -32,6 +32,7 @@ from zk0d.federation.messages import (
 from zk0d.federation.transport import NodeEnd, carrier_of
 from zk0d.federation.update import UpdateError
 from zk0d.learning.progress import CacheUse, told_by
+from zk0d.record.reasons import Reason
 
 SOCKET_KEY = "learner-socket"
 
@@ -62,10 +63,16 @@ def train(message: Message, context: Context) -> Message:
     """Let the learner take a round's steps and send its update."""
 
     def ask(learner: NodeLearner) -> RecordDict:
-        task, payload = way.task(message.content)
+        task, payload = way.task(message.content, learner.held)
         if payload is None:
             raise UpdateError("the round has no weights.")
-        reply, update = learner.train(task, payload, _progress_log())
+        try:
+            reply, update = learner.train(task, payload, _progress_log())
+        except Zk0dError as error:
+            if error.reason != Reason.BASE_LOST or payload.manifest.kind == "weights":
+                raise
+            log.warning("zk0d: %s The whole weights are fetched.", error.message)
+            reply, update = learner.train(task, way.whole(), _progress_log())
         return way.answer(reply, update)
 
     with contextlib.closing(NodeEnd(carrier_of, line_of())) as way:

@@ -38,6 +38,9 @@ HEARTBEAT_SECONDS = 2.0
 #: Longer silence than this means it hangs.
 SILENCE_SECONDS = 60.0
 
+#: In a learner's status: what :meth:`NodeLearner.held` says.
+HOLDS = "holds"
+
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -68,6 +71,9 @@ class NodeLearner(Protocol):
     """What a node's ClientApp needs of the learner beside it."""
 
     def query(self, task: Query, progress: Progress = ...) -> QueryReply: ...
+
+    def held(self) -> str:
+        """Manifest hash of the weights that it holds; empty if none."""
 
     def train(
         self, task: Train, weights: Payload, progress: Progress = ...
@@ -116,6 +122,13 @@ class LearnerClient:
             return dict(answer.json())
         except httpx.HTTPError as error:
             raise self._gone(error) from None
+
+    def held(self) -> str:
+        """Manifest hash of the weights that it holds; empty if none, or if it does not answer."""
+        try:
+            return str(self.status().get(HOLDS, ""))
+        except LearnerError:  # the task itself says what is wrong
+            return ""
 
     def query(self, task: Query, progress: Progress = _no_progress) -> QueryReply:
         """Ask whether it can train a policy."""

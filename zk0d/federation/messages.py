@@ -24,7 +24,7 @@ from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[5] = 5
+PROTOCOL: Literal[6] = 6
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +41,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[5] = PROTOCOL
+    protocol: Literal[6] = PROTOCOL
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -133,6 +133,9 @@ class Noted(Message):
 class Train(Message):
     """One round of local steps. The weights come as the payload, the mean variate beside them.
 
+    Between the two may be a difference, for a node that holds the weights that it is to. Its
+    learner gets that as the payload, and one without tensors if it holds the round's own weights.
+
     The same for every node but for ``boost`` and ``variate_round``.
     """
 
@@ -140,6 +143,10 @@ class Train(Message):
     round: PositiveInt
     spec: PolicySpec
     base: str = Field(description="Manifest hash of the global weights that come with it.")
+    hold: bool = Field(False, description="Keep these weights: a difference to them may follow.")
+    difference_to: str = Field(
+        "", description="Manifest hash of the weights that the difference is to; empty: of none."
+    )
     statistics: Statistics
     statistics_sha256: str
     training: TrainingSettings

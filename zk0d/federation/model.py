@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from zk0d.config.run import CodecName, RunSettings
+from zk0d.config.run import RunSettings
 from zk0d.federation.aggregate import (
     RULES,
     Arrays,
@@ -20,6 +20,7 @@ from zk0d.federation.aggregate import (
     norm,
 )
 from zk0d.federation.answers import Accepted
+from zk0d.federation.downlink import Downlink
 from zk0d.federation.messages import Train
 from zk0d.federation.normalization import Normalization
 from zk0d.federation.update import Payload
@@ -57,6 +58,7 @@ class GlobalModel:
             self._settings.server_learning_rate,
             nesterov=self._settings.server_nesterov,
         )
+        self.downlink = Downlink(folder / "down", self._settings.downlink_codec)
         training = settings.training
         self._variates: Variates | None = None
         if training.drift_correction == "control-variates":
@@ -77,12 +79,22 @@ class GlobalModel:
         """By key, the round of each node's variate that counts."""
         return self._variates.rounds if self._variates is not None else {}
 
-    def payload(self, codec: CodecName = "fp32") -> Payload:
-        """The weights as they are sent, and the mean variate beside them once there is one."""
-        weights = Payload.of(self.weights, "weights", codec)
+    def payload(self) -> Payload:
+        """The weights as they are."""
+        return Payload.of(self.weights, "weights")
+
+    def for_nodes(self) -> Payload:
+        """The weights as nodes get them, and the mean variate beside them once there is one.
+
+        Raises
+        ------
+        TryAgainError
+            If the disk is full.
+        """
+        weights = self.downlink.payload(self.weights)
         if self._variates is None or self._variates.mean is None:
             return weights
-        return weights.with_beside(self._variates.mean)
+        return weights.with_beside(*weights.beside, self._variates.mean)
 
     def advance(self, accepted: Sequence[Accepted], task: Train) -> Combined:
         """Move the weights by a round's updates, in their order; how those go together."""
@@ -103,25 +115,30 @@ class GlobalModel:
         if self._step.velocity is not None:
             velocity = self._step.velocity
             files[MOMENTUM] = lambda path: _save(velocity, path)
-        if self._variates is None:
-            journal.commit(number, files)
-        else:
-            self._variates.moved(journal.commit(number, files | self._variates.files()))
+        files |= self.downlink.files()
+        if self._variates is not None:
+            files |= self._variates.files()
+        folder = journal.commit(number, files)
+        self.downlink.moved(folder)
+        if self._variates is not None:
+            self._variates.moved(folder)
 
     def load(self, journal: Journal, number: int) -> None:
-        """Take the weights and the momentum of a committed round."""
+        """Take the weights of a committed round, and all that lies beside them."""
         folder = journal.round_folder(number)
         self.weights = safetensors.numpy.load_file(folder / WEIGHTS)
         self._step.velocity = None
         if self._settings.server_momentum and (folder / MOMENTUM).exists():
             self._step.velocity = safetensors.numpy.load_file(folder / MOMENTUM)
+        self.downlink.load(folder)
         if self._variates is not None:
             self._variates.load(folder, self.weights)
 
     def roll_back(self, journal: Journal, number: int) -> None:
-        """Take the weights of a committed round, and begin with no momentum and no variates."""
+        """Take the weights of a committed round, and begin with nothing else."""
         self.load(journal, number)
         self._step.velocity = None
+        self.downlink.clear()
         if self._variates is not None:
             self._variates.clear()
 

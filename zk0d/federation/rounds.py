@@ -323,7 +323,7 @@ class Rounds:
         self, number: int, plan: RoundPlan, model: GlobalModel, chosen: list[Node]
     ) -> RoundAnswers:
         """Send a round's message: weights once, and what each node is told for itself."""
-        payload = model.payload(self._settings.aggregation.downlink_codec)
+        payload = model.for_nodes()
         task = self._task(number, plan, model, payload.manifest)
         reach = {self._cohort.name(node.key): node for node in chosen}
         self._record(
@@ -374,6 +374,8 @@ class Rounds:
             round=number,
             spec=model.spec,
             base=manifest.sha256,
+            hold=model.downlink.is_held,
+            difference_to=model.downlink.held,
             statistics=whole,
             statistics_sha256=whole.sha256,
             training=settings.training,

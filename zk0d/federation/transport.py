@@ -23,6 +23,7 @@ from zk0d.federation.capability import MIRROR, Capability, OpenRound, RoundFile,
 from zk0d.federation.carrier import Carrier
 from zk0d.federation.codec import encoded_size
 from zk0d.federation.depot import Depot, in_files
+from zk0d.federation.downlink import DELTA_CODEC
 from zk0d.federation.envelope import Pieces, from_record, route_of, to_record
 from zk0d.federation.line import Line
 from zk0d.federation.messages import Message, Mirror, Piece, Route, Train, TrainReply
@@ -110,9 +111,13 @@ class BesideMessages:
         self._tickets: set[str] = set()
 
     def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+        if payload.manifest.size <= self._inside:
+            # They are in the message in any case.
+            whole = (each for each in payload.beside if each.manifest.kind != "delta")
+            payload = payload.with_beside(*whole)
         payloads = (payload, *payload.beside)
         self._away: list[Pieces] = [
-            (self._depot.publish(self._run, each),) if each.manifest.size > self._inside else ()
+            (self._depot.publish(self._run, each),) if self._is_away(each) else ()
             for each in payloads
         ]
         # What lies in a file need not be in memory.
@@ -124,6 +129,12 @@ class BesideMessages:
         files = {piece.sha256: piece.size for pieces in self._away for piece in pieces}
         self._withdraw(keep=files)
         self._files = files
+        # Who fetches the difference does not fetch the whole, which is larger.
+        self._down = sum(
+            each.manifest.size
+            for each, away in zip(payloads, self._away, strict=True)
+            if away and each.manifest.kind != "delta"
+        )
         self._update = _update_bytes(task, payload.manifest)
         tickets = [ticket(self._run, task.round, key) for key in sorted(keys)]
         self._tickets.update(tickets)
@@ -135,10 +146,12 @@ class BesideMessages:
         assert self._open is not None
         until = self._until
         grant = partial(Capability, run=self._run, round=task.round, key=key, until=until)
-        down = grant(direction="down", budget=FETCHES * sum(self._files.values()))
+        down = grant(direction="down", budget=FETCHES * self._down)
         up = grant(direction="up", budget=self._update)
+        # A mirror has nodes that want the difference, and nodes that want the whole.
+        every = grant(direction="down", budget=FETCHES * sum(self._files.values()))
         mirrors = [
-            Mirror(url=url, down=self._open.sign(down.model_copy(update={"key": f"{MIRROR}{n}"})))
+            Mirror(url=url, down=self._open.sign(every.model_copy(update={"key": f"{MIRROR}{n}"})))
             for n, url in enumerate(self._mirrors)
         ]
         route = Route(
@@ -148,6 +161,8 @@ class BesideMessages:
             ticket=up.ticket,
             inside=self._inside,
         )
+        if not self._away[0]:
+            task = task.model_copy(update={"hold": False, "difference_to": ""})
         return to_record(task, self._payload, away=self._away, route=route)
 
     def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
@@ -167,6 +182,10 @@ class BesideMessages:
     def clear(self) -> None:
         self._depot.clear(self._run, self._tickets)
         self._tickets.clear()
+
+    def _is_away(self, payload: Payload) -> bool:
+        """Whether a payload lies in a file; a difference does, because not all nodes want it."""
+        return payload.manifest.size > self._inside or payload.manifest.kind == "delta"
 
     def _withdraw(self, keep: Collection[str] = ()) -> None:
         for sha256 in self._files.keys() - set(keep):
@@ -190,9 +209,20 @@ class NodeEnd:
         self._line = line or Line(LimitsSettings())
         self._carrier: Carrier | None = None
         self._route: Route | None = None
+        self._task: Train
+        self._offered: Payload  #: all that the message names
+        self._pieces: dict[str, Pieces] = {}  #: by their manifest's hash
 
-    def task(self, record: RecordDict) -> tuple[Train, Payload | None]:
+    def task(
+        self, record: RecordDict, held: Callable[[], str] = lambda: ""
+    ) -> tuple[Train, Payload | None]:
         """The round's message; weights that lie elsewhere come while they are read.
+
+        Parameters
+        ----------
+        held
+            Manifest hash of the weights that the learner holds. A difference to them is taken in
+            place of the whole, and a payload without tensors if they are the round's own.
 
         Raises
         ------
@@ -200,15 +230,41 @@ class NodeEnd:
             If the owner's line does not hold the round, before any of those has moved.
         """
         self._route = route_of(record)
-        task, payload = from_record(record, Train, self._fetch)
-        if payload is not None:
-            down = {True: 0, False: 0}  #: by whether they are still to come
-            for each in (payload, *payload.beside):
-                down[isinstance(each, Streamed)] += each.manifest.size
-            self._line.count(down=down[False])
-            up = _update_bytes(task, payload.manifest)
-            self._line.begin_round(task.run, down=down[True], up=up, seconds=task.deadline_seconds)
-        return task, payload
+        self._task, offered = from_record(record, Train, self._fetch)
+        if offered is None:
+            return self._task, None
+        self._offered = offered
+        return self._task, self._begin(offered, _needed(self._task, offered, held))
+
+    def whole(self) -> Payload:
+        """The whole weights, for a learner that could not use what :meth:`task` gave.
+
+        Raises
+        ------
+        Zk0dError
+            As :meth:`task`.
+        """
+        first, *beside = (
+            # What was given on comes once more.
+            self._fetch(each.manifest, self._pieces[each.manifest.sha256])
+            if isinstance(each, Streamed)
+            else each
+            for each in (self._offered, *self._offered.beside)
+        )
+        offered = first.with_beside(*beside)
+        return self._begin(offered, offered)
+
+    def _begin(self, offered: Payload, weights: Payload) -> Payload:
+        """What comes, with ``weights`` as these are needed; the line has room for it."""
+        beside = (each for each in offered.beside if each.manifest.kind != "delta")
+        payload = weights.with_beside(*beside)
+        down = {True: 0, False: 0}  #: by whether they are still to come
+        for each in (payload, *payload.beside):
+            down[isinstance(each, Streamed)] += each.manifest.size
+        self._line.count(down=down[False])
+        task, up = self._task, _update_bytes(self._task, offered.manifest)
+        self._line.begin_round(task.run, down=down[True], up=up, seconds=task.deadline_seconds)
+        return payload
 
     def answer(self, reply: Message, update: Payload | None) -> RecordDict:
         """The answer's message; a large update has been sent then."""
@@ -228,6 +284,8 @@ class NodeEnd:
         self._line.close()
 
     def _fetch(self, manifest: Manifest, pieces: Pieces) -> Payload:
+        self._pieces[manifest.sha256] = pieces
+
         def stream() -> Iterator[bytes]:
             assert self._route is not None
             for piece in pieces:
@@ -256,6 +314,16 @@ def carrier_of(line: Line, environment: os._Environ[str] | dict[str, str] = os.e
     if not url:
         raise UnavailableError("the ClientApp was not told where the coordinator's files are.")
     return Carrier(url, Path(ca) if ca else None, line=line)
+
+
+def _needed(task: Train, offered: Payload, held: Callable[[], str]) -> Payload:
+    """What a learner that holds these weights needs of the round's."""
+    difference, own = offered.companion("delta"), held() if task.hold else ""
+    if own and own == task.base:
+        return Payload.of({}, "delta", DELTA_CODEC)
+    if own and own == task.difference_to and difference is not None:
+        return difference
+    return offered
 
 
 def _update_bytes(task: Train, model: Manifest) -> int:

@@ -21,9 +21,11 @@ from zk0d.config.run import CodecName
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import NotFinite
+from zk0d.federation.learner_client import HOLDS
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.duty_cycle import DutyCycle
+from zk0d.learner.held import HeldWeights
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learner.variates import OwnVariates
@@ -58,6 +60,7 @@ class Prepared:
     moments: Moments
     residual: Residual
     variates: OwnVariates
+    held: HeldWeights
 
 
 class Contributor(Learner):
@@ -95,6 +98,7 @@ class Contributor(Learner):
                 for uri, each in recordings.items()
             },
             "policy": prepared.policy.spec.model_name if prepared else None,
+            HOLDS: prepared.held.sha256 if prepared else "",
         }
 
     def run(
@@ -139,12 +143,12 @@ class Contributor(Learner):
                 "the run's statistics are not those that were announced.",
                 reason="statistics_mismatch",
             )
-        if payload.manifest.sha256 != task.base:
-            raise UpdateError("the weights are not those that the round names.")
         prepared = self._prepare(task.spec, self._uri(task.dataset_uri), control)
         policy, data = prepared.policy, prepared.data
-        _check_model(policy, payload)
-        base = payload.arrays()
+        came, weights = prepared.held.take(task, payload)
+        _check_model(policy, weights)
+        base = weights.arrays()
+        del weights
         policy.load_weights(base)
         optimizer = prepared.moments.begin(
             task.run,
@@ -194,6 +198,7 @@ class Contributor(Learner):
             holdout_loss=holdout_loss,
             holdout_frames=holdout_frames,
             variate=drift.began_with if drift else "",
+            weights=came,
             seconds={
                 "load": ready - began,
                 "evaluate": evaluated - ready,
@@ -299,7 +304,9 @@ class Contributor(Learner):
                 precision=learner.precision,
             )
             data = self._read(recordings, policy, control)
-            self._prepared = Prepared(key, policy, data, Moments(policy), Residual(), OwnVariates())
+            self._prepared = Prepared(
+                key, policy, data, Moments(policy), Residual(), OwnVariates(), HeldWeights()
+            )
         elif self._prepared.data.recordings is not recordings:
             # They changed. What the run left here stays; frames of both do not fit in memory.
             kept, self._prepared = self._prepared, None

@@ -240,6 +240,11 @@ class NodeFigures(_Content):
         description="The variate that drift correction began with: the node's own (kept), none yet"
         " (new), or none any more because its learner restarted (lost).",
     )
+    weights: Literal["", "whole", "difference", "held"] = Field(
+        "",
+        description="How the round's weights came: whole, as a difference to those that the node"
+        " held, or not at all, because it held them (a round that was sent again).",
+    )
     seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")
 
 

@@ -104,6 +104,11 @@ class Reason(StrEnum):
         "the learner says nothing",
         "when the evaluator is back",
     )
+    BASE_LOST = (
+        "base_lost",
+        Effect.PASSES,
+        "the learner has lost the weights that a difference is to",
+    )
     OUTSIDE_HOURS = "outside_hours", Effect.AWAY, "the owner allows other hours"
     LINE_RESTS = (
         "line_rests",

@@ -28,6 +28,7 @@ from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Manifest, Payload
 from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
+from zk0d.learner.held import HeldWeights
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Stopped, TaskControl
 from zk0d.learner.variates import OwnVariates
@@ -44,6 +45,8 @@ from zk0d.simulation.sources import open_at_command
 
 #: Flower's engine numbers its virtual nodes so.
 PARTITION = "partition-id"
+#: Among what a contributor keeps: the weights that it holds.
+_HELD = "held/weights"
 #: What a poisoned update is multiplied by.
 POISON = -4.0
 
@@ -111,7 +114,9 @@ class Worker:
         data = self._prepared[where]
         if node.episodes:
             data = data.share(node.episodes)
-        return Prepared(("", ""), policy, data, self._moments, Residual(), OwnVariates())
+        return Prepared(
+            ("", ""), policy, data, self._moments, Residual(), OwnVariates(), HeldWeights()
+        )
 
     def _episodes_of(self, address: tuple[str, ...]) -> set[int]:
         """What any contributor has of these recordings; empty for all of them."""
@@ -140,6 +145,7 @@ class VirtualLearner:
 
     def __init__(self, worker: Worker, node: VirtualNode) -> None:
         self._plan, self._node = worker.plan, node
+        self._path = worker.plan.state / f"{node.name}.safetensors"
         self._contributor = _Contributor(worker, node)
         self._progress = ProgressFile(worker.plan.state)
 
@@ -150,6 +156,9 @@ class VirtualLearner:
             reply = reply.model_copy(update={"statistics": self._plan.forced_statistics})
         return reply
 
+    def held(self) -> str:
+        return _held_in(self._path)
+
     def train(
         self, task: Train, weights: Payload, progress: Progress = lambda event: None
     ) -> tuple[TrainReply, Payload]:
@@ -159,12 +168,11 @@ class VirtualLearner:
             own = self._contributor.statistics(task.spec)
             changed = {"statistics": own, "statistics_sha256": own.sha256}
             task = task.model_copy(update=changed)
-        path = self._plan.state / f"{self._node.name}.safetensors"
-        prepared = self._contributor.take(task.spec, path)
+        prepared = self._contributor.take(task.spec, self._path)
         reply, update = self._contributor.run(task, weights, TaskControl(self._told(progress)))
         assert isinstance(reply, TrainReply)
         assert update is not None
-        _keep(prepared, path)
+        _keep(prepared, self._path)
         self._lag(task, began)
         if self._node.poisoned:
             update = _poisoned(update).with_beside(*map(_poisoned, update.beside))
@@ -261,10 +269,13 @@ def _keep(prepared: Prepared, path: Path) -> None:
     content = {f"moments/{name}": tensor.contiguous() for name, tensor in tensors.items()}
     content |= {f"residual/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     variates = prepared.variates.kept()
-    for made_in, variate in variates.items():
-        data = bytearray(b"".join(variate.chunks))
-        content[f"variates/{made_in}"] = torch.frombuffer(data, dtype=torch.uint8)
-    manifests = {f"variates/{n}": each.manifest.to_json() for n, each in variates.items()}
+    payloads = {f"variates/{made_in}": variate for made_in, variate in variates.items()}
+    if held := prepared.held.kept():
+        payloads[_HELD] = held
+    for key, payload in payloads.items():
+        data = bytearray(b"".join(payload.chunks))
+        content[key] = torch.frombuffer(data, dtype=torch.uint8)
+    manifests = {key: payload.manifest.to_json() for key, payload in payloads.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False) as draft:
         save_file(content, draft, {"run": run, "round": str(round_), **manifests})
@@ -272,7 +283,7 @@ def _keep(prepared: Prepared, path: Path) -> None:
 
 def _recall(prepared: Prepared, path: Path) -> None:
     run, round_ = "", 0
-    moments, residual, variates = {}, {}, {}
+    moments, residual, variates, held = {}, {}, {}, None
     if path.exists():
         with safe_open(path, "pt") as file:
             facts = file.metadata()
@@ -285,7 +296,21 @@ def _recall(prepared: Prepared, path: Path) -> None:
                     residual[name] = file.get_tensor(key).numpy()
                 else:
                     data = file.get_tensor(key).numpy().tobytes()
-                    variates[int(name)] = Payload(Manifest.from_json(facts[key]), [data])
+                    payload = Payload(Manifest.from_json(facts[key]), [data])
+                    if key == _HELD:
+                        held = payload
+                    else:
+                        variates[int(name)] = payload
     prepared.moments.restore(run, round_, moments)
     prepared.residual.restore(run, round_, residual)
     prepared.variates.restore(run, variates)
+    prepared.held.restore(held)
+
+
+def _held_in(path: Path) -> str:
+    """Manifest hash of the weights that a contributor holds; empty if none."""
+    if not path.exists():
+        return ""
+    with safe_open(path, "pt") as file:
+        text = file.metadata().get(_HELD)
+    return Manifest.from_json(text).sha256 if text else ""
