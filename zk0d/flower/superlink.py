@@ -106,12 +106,25 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     waiting.install(room)
 
 
+def keep_no_access_log() -> None:
+    """Have the web server write no line for each request; :mod:`zk0d.flower.logs` drops those."""
+    import uvicorn
+
+    serve = uvicorn.run
+
+    def run(*args: Any, **named: Any) -> None:
+        serve(*args, **{**named, "access_log": False})
+
+    uvicorn.run = run
+
+
 def main() -> None:
     """Run ``flower-superlink``; its Control API is open if the variable with the secret's file is
     empty.
     """
     path, sessions = os.environ.pop(SECRET_VARIABLE, ""), os.environ.pop(FILE_VARIABLE, "")
     install(read_secret(Path(path)) if path else None, Path(sessions) if sessions else None)
+    keep_no_access_log()
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     flower_superlink()

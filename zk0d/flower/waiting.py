@@ -27,7 +27,7 @@ PATH = "/v1/fleet/zk0d-wait"
 #: A request is held for at most so long; the gateway gives up after 60 s of silence.
 HOLD_SECONDS = 30.0
 #: And for at least this part of it, so that nodes that came together do not stay together.
-LEAST_HELD = 0.8
+LEAST_HELD = 0.9
 #: From a message to the word of it. Flower pushes a message's content after it, and a node that
 #: looks before the content is there asks for it again only after a second.
 TELL_SECONDS = 0.2
@@ -44,6 +44,7 @@ class Waiter:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._told = asyncio.Event()
+        self.node = 0  #: whose it is, once that is known
         self.status = NOTHING_CAME
 
     def tell(self, status: int, after: float = 0.0) -> None:
@@ -73,21 +74,21 @@ class Room:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def enter(self, node: int, waiter: Waiter) -> bool:
+    def enter(self, waiter: Waiter) -> bool:
         """Whether there is room. A request of the node that was held before is answered."""
         with self._lock:
-            before = self._waiters.pop(node, None)
+            before = self._waiters.pop(waiter.node, None)
             fits = not self._closed and len(self._waiters) < self._most
             if fits:
-                self._waiters[node] = waiter
+                self._waiters[waiter.node] = waiter
         if before is not None:
             before.tell(REPLACED)
         return fits
 
-    def leave(self, node: int, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
         with self._lock:
-            if self._waiters.get(node) is waiter:
-                del self._waiters[node]
+            if self._waiters.get(waiter.node) is waiter:
+                del self._waiters[waiter.node]
 
     def tell(self, node: int) -> None:
         """There is a message for this node."""
@@ -135,29 +136,35 @@ class WaitingRoom:
 
         if scope["method"] != "POST" or await _has_body(receive):
             return REFUSED
+        waiter = Waiter(asyncio.get_running_loop())
         try:
-            node = await run_in_threadpool(node_of, scope)
-            return REFUSED if node is None else await self._hold_for(node, scope, receive)
+            status = await run_in_threadpool(self._enter, scope, waiter)
+            if status != REFUSED:
+                scope.get(LET_IN, _nothing)()
+            return await self._hold_for(waiter, receive) if status == NOTHING_CAME else status
         except OperationalError as error:  # the database is locked, or its disk is full
             log.warning("a node that wants to wait is not held: %s", error.orig)
             return NO_ROOM
+        finally:
+            self._room.leave(waiter)
 
-    async def _hold_for(self, node: int, scope: Scope, receive: Receive) -> int:
-        from starlette.concurrency import run_in_threadpool
-
-        waiter = Waiter(asyncio.get_running_loop())
-        if not self._room.enter(node, waiter):
+    def _enter(self, scope: Scope, waiter: Waiter) -> int:
+        """The answer to a request that is not to be held; else :data:`NOTHING_CAME`."""
+        node = node_of(scope)
+        if node is None:
+            return REFUSED
+        waiter.node = node
+        if not self._room.enter(waiter):
             return NO_ROOM
-        scope.get(LET_IN, _nothing)()
+        # After it has entered, so that a message is either found here or told.
+        return LOOK_NOW if greet(scope, node) else NOTHING_CAME
+
+    async def _hold_for(self, waiter: Waiter, receive: Receive) -> int:
         waits = [asyncio.ensure_future(waiter.wait()), asyncio.ensure_future(receive())]
+        seconds = self._hold * random.uniform(LEAST_HELD, 1.0)
         try:
-            # After it has entered, so that a message is either found here or told.
-            if await run_in_threadpool(greet, scope, node):
-                return LOOK_NOW
-            seconds = self._hold * random.uniform(LEAST_HELD, 1.0)
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._room.leave(node, waiter)
             for each in waits:
                 each.cancel()
         return waiter.status
