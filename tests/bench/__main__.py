@@ -15,6 +15,7 @@ BENCHES = (
     "memory",
     "learning",
     "idle",
+    "waiting",
     "scrape",
     "report",
     "site",

@@ -36,6 +36,7 @@ from zk0d.federation.messages import (
     UpdateRejected,
 )
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
+from zk0d.flower.replies import PAGE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
@@ -168,7 +169,7 @@ class FakeGrid(Grid):
     def __init__(self, nodes: Iterable[FakeNode]) -> None:
         self.nodes = dict(enumerate(nodes, 1))
         self.now = 1000.0
-        self.pulled_at_once = 0
+        self.asked: list[int] = []  #: for how many answers, each time
         self.events: list[tuple[float, Callable[[], None]]] = []
         self._ids = itertools.count(1)
         self._answers: dict[str, tuple[float, Message]] = {}
@@ -248,12 +249,15 @@ class FakeGrid(Grid):
     def fail(self, name: str, reason: str) -> None:
         """Let Flower answer with an error in place of the node."""
         due, answer = self._answers[name]
-        self._answers[name] = (due, Message(Error(code=2, reason=reason), reply_to=answer))
+        failed = Message(Error(code=2, reason=reason), reply_to=answer)
+        failed.metadata.__dict__["_reply_to_message_id"] = name
+        self._answers[name] = (due, failed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        ready = [i for i in message_ids if i in self._answers and self._answers[i][0] <= self.now]
-        self.pulled_at_once = max(self.pulled_at_once, len(ready))
-        return [self._answers.pop(i)[1] for i in ready]
+        asked = list(message_ids)
+        self.asked.append(len(asked))
+        ready = [i for i in asked if i in self._answers and self._answers[i][0] <= self.now]
+        return [self._answers.pop(i)[1] for i in ready[:PAGE]]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: Any = None

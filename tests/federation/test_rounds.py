@@ -30,6 +30,7 @@ from zk0d.federation.messages import Query, Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
+from zk0d.flower.replies import PAGE
 from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.spec import Components, RobotDescription
 from zk0d.record.journal import Journal, committed_rounds
@@ -166,10 +167,17 @@ def test_a_run_without_shared_statistics_fails(world: Make) -> None:
     assert made.lines[-1]["reason"] == "no_statistics"
 
 
-def test_updates_are_taken_one_at_a_time(world: Make) -> None:
-    made = world([FakeNode(str(i)) for i in range(8)])
-    made.run()
-    assert made.grid.pulled_at_once == 1
+def test_flower_is_asked_for_all_answers_at_once(tmp_path: Path) -> None:
+    few, many = (
+        World(tmp_path / str(number), [FakeNode(str(i)) for i in range(number)])
+        for number in (2, 5 * PAGE)
+    )
+    for made in (few, many):
+        made.run()
+    assert max(many.grid.asked) == 5 * PAGE
+    # Each of the two rounds, and the queries before them, come in five pages in place of one.
+    assert len(many.grid.asked) - len(few.grid.asked) <= 3 * 4
+    assert len(many.of("round.committed")[-1]["nodes"]) == 5 * PAGE
 
 
 def test_momentum_is_kept_with_the_round(world: Make) -> None:

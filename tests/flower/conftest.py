@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import uvicorn
 from flwr.server.superlink.linkstate import sql_linkstate
 from flwr.superlink import extensions
 
@@ -11,6 +12,8 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in (
         (extensions, "get_middleware"),
         (sql_linkstate.SqlLinkState, "get_message_res"),
+        (sql_linkstate.SqlLinkState, "store_message_and_object_tree"),
+        (uvicorn.Server, "handle_exit"),
         (sql_linkstate, "check_node_availability_for_in_message"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))

@@ -77,6 +77,21 @@ def test_a_reply_of_a_removed_node_is_not_delivered(link: Link, installed: None)
     assert all(each.has_error() for each in link.fetch(answered))
 
 
+def test_replies_come_in_pages(link: Link, installed: None) -> None:
+    asked = [link.ask() for _ in range(replies.PAGE + 3)]
+    assert link.fetch(*asked) == []
+    for message in asked[1:]:
+        link.answer(message)
+    left = {each.metadata.message_id: each for each in asked}
+    pages = []
+    while page := link.fetch(*left.values()):
+        for answer in page:
+            del left[answer.metadata.reply_to_message_id]
+        pages.append(len(page))
+    assert pages == [replies.PAGE, 2]
+    assert list(left) == [asked[0].metadata.message_id], "it was not answered"
+
+
 def test_flower_alone_throws_such_a_reply_away(link: Link) -> None:
     """Where this fails, Flower has mended it and ours can go."""
     answered = link.ask()

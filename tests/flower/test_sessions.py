@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from zk0d.flower.line import Signer
 from zk0d.flower.sessions import (
     KEPT_SECONDS,
     MOST_SESSIONS,
@@ -176,7 +178,8 @@ def test_flowers_supernode_names_itself_in_each_request(monkeypatch: pytest.Monk
 
     plain = fleet_http_connection.NodeAuthHttpInterceptor
     monkeypatch.setattr(fleet_http_connection, "NodeAuthHttpInterceptor", plain)
-    name_requests(session_name("service", 7))
+    line: Any = SimpleNamespace(tells_alive=False)
+    name_requests(session_name("service", 7), Signer(), line)
     made = fleet_http_connection.NodeAuthHttpInterceptor(*generate_key_pairs())
 
     class Context:

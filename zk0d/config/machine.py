@@ -188,7 +188,9 @@ class SupernodeSettings(Settings):
         Path("/var/lib/zk0d/supernode"), description="Folder of Flower's own files."
     )
     presence_interval: Annotated[float, Field(ge=1.0, le=300.0)] = Field(
-        10.0, description="Seconds between two requests to the coordinator's presence page."
+        10.0,
+        description="Seconds between two requests to the coordinator's presence page; up to three"
+        " times as long while the node is online and no run is under way.",
     )
     zombie_seconds: Annotated[float, Field(ge=5.0)] = Field(
         15.0, description="Restart the SuperNode if the coordinator counts it offline for so long."
@@ -334,7 +336,11 @@ class GatewaySettings(Settings):
     requests_per_second: PositiveInt = Field(
         200, description="From one address; more are delayed, then refused (429)."
     )
-    connections: PositiveInt = Field(64, description="At once from one address; more are refused.")
+    connections: PositiveInt = Field(
+        64,
+        description="At once from one address, besides as many of nodes that wait; more are"
+        " refused, and such a node polls.",
+    )
     status_page: bool = Field(
         False,
         description="Show run, losses and participation by node at /zk0d/v1/ to every visitor.",

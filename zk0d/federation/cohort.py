@@ -192,20 +192,26 @@ class Cohort:
                 self._pending[message_id] = _Pending(node, waits_for)
 
     def collect(self) -> bool:
-        """Take the answers that are there, one at a time; whether there was any."""
+        """Take the answers that are there; whether there was any.
+
+        Flower is asked once for all messages, and again while it has more: it gives some at a time
+        (:mod:`zk0d.flower.replies`), so that few are in memory.
+        """
         any_came = False
-        for message_id in list(self._pending):
-            any_came |= self._pull(message_id)
+        while self._pull(self._pending):
+            any_came = True
         self._give_up_lost()
         return any_came
 
-    def _pull(self, message_id: str) -> bool:
-        """Take a message's answer if it is there; whether it was."""
-        came = False
-        for answer in self._grid.pull_messages([message_id]):
-            came = True
+    def _pull(self, message_ids: Iterable[str]) -> bool:
+        """Take answers to some of these messages; whether there was any."""
+        asked = list(message_ids)
+        answers = list(self._grid.pull_messages(asked)) if asked else []
+        came = bool(answers)
+        while answers:
+            answer = answers.pop(0)  # and out of memory
             # Losing a node may have dropped it meanwhile.
-            pending = self._pending.pop(message_id, None)
+            pending = self._pending.pop(answer.metadata.reply_to_message_id, None)
             if pending is None or pending.kind == _TOLD:
                 continue
             if pending.kind == MessageType.QUERY:
@@ -304,16 +310,23 @@ class Cohort:
             return
         self._last_presence = self._clock()
         nodes = nodes_of(self._grid)
-        for message_id, pending in list(self._pending.items()):
-            now = nodes.get(pending.node.key)
-            gone = now is None or not now.online or now.id != pending.node.id
-            # Another session than the one it was sent to has never seen the message.
-            if gone or (now is not None and now.activated != pending.node.activated):
-                # It may have answered and left since the look for its answer.
-                if self._pull(message_id) or self._pending.pop(message_id, None) is None:
-                    continue
-                if pending.kind == MessageType.TRAIN:
-                    self._on_lost(pending.node.key, "offline")
+        lost = [each for each, pending in self._pending.items() if _is_lost(pending.node, nodes)]
+        # They may have answered and left since the look for their answers.
+        while self._pull(each for each in lost if each in self._pending):
+            pass
+        for message_id in lost:
+            pending = self._pending.pop(message_id, None)
+            if pending is not None and pending.kind == MessageType.TRAIN:
+                self._on_lost(pending.node.key, "offline")
+
+
+def _is_lost(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """Whether a node, by the SuperLink's view, cannot answer a message that it was sent."""
+    now = nodes.get(node.key)
+    if now is None or not now.online or now.id != node.id:
+        return True
+    # Another session than the one it was sent to has never seen the message.
+    return now.activated != node.activated
 
 
 def content(answer: Message) -> RecordDict:

@@ -37,6 +37,8 @@ ONLINE_SECONDS = 60.0
 #: that is refused.
 KEPT_SECONDS = 180.0
 LOOK_SECONDS = 1.0
+#: What an inner middleware calls, in the scope, that lets a request in long before it is answered.
+LET_IN = "zk0d.let-in"
 MOST_SESSIONS, LONGEST_NAME = 32, 64
 _ACTIVATE, _OK, _REFUSED = "/v1/fleet/activate-node", 200, 412
 
@@ -94,7 +96,10 @@ class SessionWatch:
                     self._note(key, name, came, let_in=status == _OK)
             await send(message)
 
-        await self._app(scope, receive, answered)
+        def let_in() -> None:
+            self._note(key, name, came, let_in=True)
+
+        await self._app({**scope, LET_IN: let_in}, receive, answered)
 
     def _note(self, key: bytes, name: str, came: float, *, let_in: bool) -> None:
         of_key = self._keys.setdefault(key, {})

@@ -72,8 +72,8 @@ def read_secret(path: Path) -> bytes:
 
 
 def install(secret: bytes | None, sessions: Path | None = None) -> None:
-    """Have the SuperLink ask for ``secret``, note in ``sessions`` who uses which key, and deliver
-    every reply that it has.
+    """Have the SuperLink ask for ``secret``, note in ``sessions`` who uses which key, deliver every
+    reply that it has, and tell nodes that wait.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
-    from zk0d.flower import replies
+    from zk0d.flower import replies, waiting
     from zk0d.flower.replay import ReplayGuard
     from zk0d.flower.sessions import SessionWatch
 
@@ -95,12 +95,27 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     ours.append(Middleware(ReplayGuard))
     if sessions is not None:
         ours.append(Middleware(SessionWatch, file=sessions))
+    room = waiting.Room()
+    ours.append(Middleware(waiting.WaitingRoom, room=room))
 
     def guarded() -> tuple[Any, ...]:
         return (*ours, *before())
 
     extensions.get_middleware = guarded
     replies.install()
+    waiting.install(room)
+
+
+def keep_no_access_log() -> None:
+    """Have the web server write no line for each request; :mod:`zk0d.flower.logs` drops those."""
+    import uvicorn
+
+    serve = uvicorn.run
+
+    def run(*args: Any, **named: Any) -> None:
+        serve(*args, **{**named, "access_log": False})
+
+    uvicorn.run = run
 
 
 def main() -> None:
@@ -109,6 +124,7 @@ def main() -> None:
     """
     path, sessions = os.environ.pop(SECRET_VARIABLE, ""), os.environ.pop(FILE_VARIABLE, "")
     install(read_secret(Path(path)) if path else None, Path(sessions) if sessions else None)
+    keep_no_access_log()
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     flower_superlink()

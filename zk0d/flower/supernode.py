@@ -1,23 +1,25 @@
-"""Flower's SuperNode: a shorter wait between its looks for work, a way to leave in between, a name.
+"""Flower's SuperNode: other waits between its looks for work, a way to leave in between, a name.
 
 Flower looks every 3 s, and every 0.5 s for an answer that is ready; both are numbers in its
 loop. A trivial round spends most of its time there. Here the wait is short while a run is under way
-and grows to Flower's 3 s while nothing happens, so an idle node costs the coordinator no more than
-before. That wait is also the moment when no message is in work and no reply is left to send: a
-SuperNode that got SIGUSR1 leaves there. This is the only place that reaches into Flower's loop and
-into its requests, each of which names this process (:mod:`zk0d.flower.sessions`); ``tests/flower``
-fails when Flower changes either.
+and grows while nothing happens. At Flower's 3 s the node stops asking and has the coordinator tell
+it of the next message (:mod:`zk0d.flower.line`). That wait is also the moment when no message is
+in work and no reply is left to send: a SuperNode that got SIGUSR1 leaves there. This is the only
+place that reaches into Flower's loop and into its requests, each of which names this process
+(:mod:`zk0d.flower.sessions`); ``tests/flower`` fails when Flower changes either.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time as real_time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.flower.line import HEARTBEAT_PATH, Line, Signer, Told, answer_heartbeat, line_of
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
 
@@ -27,6 +29,10 @@ FIRST_WAIT = 0.2
 LEAVE_SIGNAL = signal.SIGUSR1
 GROWTH = 1.2
 SHORT_REPLY_WAIT = 0.05
+#: A node that is told of nothing looks this often, whatever was lost on the way.
+LOOK_ANYWAY_SECONDS = 300.0
+#: A coordinator that does not hold the request, such as an older one, is asked again after this.
+TRY_AGAIN_SECONDS = 60.0
 #: Why a SuperNode ended, as :func:`reason_of` says it, and what that means.
 ENDS = {
     "refused": "the coordinator still holds this node's old session (up to 60 s)",
@@ -40,33 +46,67 @@ def _end() -> None:
 
 
 class Pacing:
-    """Stands for the ``time`` module inside Flower's loop."""
+    """Stands for the ``time`` module inside Flower's loop.
+
+    Parameters
+    ----------
+    line
+        To be told of messages by; without it a node asks every :data:`IDLE_WAIT`.
+    """
 
     def __init__(
-        self, sleep: Callable[[float], None] = real_time.sleep, end: Callable[[], None] = _end
+        self,
+        sleep: Callable[[float], None] = real_time.sleep,
+        end: Callable[[], None] = _end,
+        line: Line | None = None,
+        clock: Callable[[], float] = real_time.monotonic,
     ) -> None:
         self._sleep = sleep
         self._end = end
+        self._line = line
+        self._clock = clock
         self._wait = FIRST_WAIT
         self._leaving = False
+        self._try_again = float("-inf")
 
     def leave(self, *_: object) -> None:
         """End as soon as no message is in work."""
         self._leaving = True
+        if self._line is not None:
+            self._line.hang_up()
 
     def sleep(self, seconds: float) -> None:
         """Wait as long as makes sense where Flower says ``seconds``."""
         if seconds == IDLE_WAIT:
             if self._leaving:
                 self._end()
-            self._sleep(self._wait)
-            self._wait = min(self._wait * GROWTH, IDLE_WAIT)
+            if self._wait < IDLE_WAIT or not self._is_told():
+                self._sleep(self._wait)
+                self._wait = min(self._wait * GROWTH, IDLE_WAIT)
         elif seconds == REPLY_WAIT:
             # A message is being worked on: the run's next one will come soon after.
             self._wait = FIRST_WAIT
             self._sleep(SHORT_REPLY_WAIT)
         else:
             self._sleep(seconds)
+
+    def _is_told(self) -> bool:
+        """Wait for the coordinator's word; whether it gives one."""
+        if self._line is None or self._clock() < self._try_again:
+            return False
+        look_anyway = self._clock() + LOOK_ANYWAY_SECONDS
+        while self._clock() < look_anyway:
+            told = Told.FAILED if self._leaving else self._line.wait()
+            if self._leaving:
+                self._end()
+                return True
+            if told is Told.LOOK_NOW:
+                self._wait = FIRST_WAIT
+                break
+            if told is Told.FAILED:
+                self._try_again = self._clock() + TRY_AGAIN_SECONDS
+                return False
+        return True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_time, name)
@@ -77,12 +117,21 @@ def session_name(service: str, pid: int) -> str:
     return f"{service}-{pid}"
 
 
-def name_requests(session: str) -> None:
-    """Have every request of this process carry its name."""
+def name_requests(session: str, signer: Signer, line: Line) -> None:
+    """Have every request of this process carry its name, and give ``signer`` Flower's way to sign.
+
+    A heartbeat that ``line`` makes superfluous is not sent.
+    """
     from flwr.supernode import fleet_http_connection
 
     class Named(fleet_http_connection.NodeAuthHttpInterceptor):  # type: ignore[misc]
+        def __init__(self, *keys: Any) -> None:
+            super().__init__(*keys)
+            signer.by = self
+
         def intercept(self, context: Any, call_next: Any) -> Any:
+            if line.tells_alive and context.request.url.path == HEARTBEAT_PATH:
+                return answer_heartbeat(context.request)
             context.request.headers[SESSION_HEADER] = session
             return super().intercept(context, call_next)
 
@@ -112,11 +161,14 @@ def reason_of(status: int, lines: Sequence[str]) -> str:
 def main() -> None:
     """Run ``flower-supernode`` with :class:`Pacing` and a name."""
     check_version()
-    name_requests(session_name(os.environ.pop(SESSION_VARIABLE, ""), os.getpid()))
+    signer = Signer()
+    line = line_of(sys.argv[1:], signer)
+    session = session_name(os.environ.pop(SESSION_VARIABLE, ""), os.getpid())
+    name_requests(session, signer, line)
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    start_client_internal.time = pacing = Pacing()
+    start_client_internal.time = pacing = Pacing(line=line)
     signal.signal(LEAVE_SIGNAL, pacing.leave)
     flower_supernode()
 

@@ -63,6 +63,7 @@ http {{
     limit_req_zone $binary_remote_addr zone=fleet:2m rate={rate}r/s;
     limit_req_zone $binary_remote_addr zone=presence:1m rate=5r/s;
     limit_conn_zone $binary_remote_addr zone=held:2m;
+    limit_conn_zone $binary_remote_addr zone=waiting:2m;
     limit_req_status 429;
     limit_conn_status 429;
 
@@ -74,6 +75,13 @@ http {{
     reset_timedout_connection on;
     large_client_header_buffers 4 8k;
 
+    # A new connection would be a handshake for each request. The SuperLink closes one after 5 s.
+    upstream zk0d_link {{
+        server 127.0.0.1:{link};
+        keepalive 64;
+        keepalive_timeout 3s;
+    }}
+
     server {{
         listen {listen}{port} ssl;{ipv6}
         ssl_certificate "{certificate}";
@@ -84,12 +92,13 @@ http {{
 
         location /v1/fleet/ {{
             limit_req zone=fleet burst={burst} nodelay;
-            proxy_pass https://127.0.0.1:{link};
+            proxy_pass https://zk0d_link;
             proxy_ssl_verify on;
             proxy_ssl_trusted_certificate "{ca}";
             proxy_ssl_name localhost;
             proxy_ssl_session_reuse on;
             proxy_http_version 1.1;
+            proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             proxy_set_header x-zk0d-control-secret "";
             # A message's pieces are 4 MiB; they go through without being kept on disk.
@@ -97,6 +106,12 @@ http {{
             proxy_request_buffering off;
             proxy_buffering off;
             proxy_read_timeout 60s;
+
+            # A node that waits holds a connection; the other requests of its address have theirs.
+            location = /v1/fleet/zk0d-wait {{
+                limit_conn waiting {connections};
+                proxy_pass https://zk0d_link;
+            }}
         }}
 
         location /zk0d/v1/nodes/ {{

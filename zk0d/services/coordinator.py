@@ -16,6 +16,9 @@ from urllib.request import urlopen
 
 #: How far a node's clock may be off before the coordinator refuses its signatures.
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
+#: A node that is online while nothing happens asks so many times more rarely.
+QUIET_FACTOR = 3.0
+_GROWTH = 1.5
 UNTRUSTED = "its certificate is not signed by our CA"
 PRESENCE_SECONDS = 5.0
 KEY_SHARED = "another machine uses this node's key"
@@ -52,9 +55,11 @@ class PresenceWatch:
         self._thread.join(6.0)
 
     def _watch(self) -> None:
+        wait = 0.0
         while True:
             self.word = self._ask()
-            if self._end.wait(self._interval):
+            wait = next_wait(self.word, self._interval, wait)
+            if self._end.wait(wait):
                 return
 
     def _ask(self) -> Word:
@@ -62,6 +67,18 @@ class PresenceWatch:
         if word.failure and before is not None and before.failure:
             return replace(word, since=before.since)
         return word
+
+
+def next_wait(word: Word, interval: float, before: float) -> float:
+    """Seconds until the next look, after one that had to wait ``before``.
+
+    It grows while nothing is known to happen: the node is online and no run is under way.
+    """
+    run = word.answer.get("run") or {}
+    under_way = run.get("state") in ("starting", "running")
+    if word.failure or not word.answer.get("online") or under_way:
+        return interval
+    return max(interval, min(before * _GROWTH, QUIET_FACTOR * interval))
 
 
 def ask_presence(url: str, trust: ssl.SSLContext) -> Word:
