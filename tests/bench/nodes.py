@@ -31,8 +31,8 @@ from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from zk0d.flower.line import HEARTBEAT_SECONDS
 from zk0d.flower.supernode import IDLE_WAIT
+from zk0d.flower.wait_line import HEARTBEAT_SECONDS
 from zk0d.flower.waiting import LOOK_NOW, NOTHING_CAME, PATH
 from zk0d.services.coordinator import QUIET_FACTOR
 
@@ -183,7 +183,7 @@ class WaitingNode:
             status = 0
             if self._seen.protocol is Protocol.IS_TOLD:
                 status, _ = await self._signed(line, PATH.rpartition("/")[2], b"")
-                self._alive = time.monotonic() if status == NOTHING_CAME else float("-inf")
+            self._alive = time.monotonic() if status == NOTHING_CAME else float("-inf")
             if status != NOTHING_CAME:
                 await self._signed(line, "pull-messages", body)
                 await asyncio.sleep(IDLE_WAIT)

@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from zk0d.flower.line import Signer
 from zk0d.flower.sessions import (
     KEPT_SECONDS,
     MOST_SESSIONS,
@@ -29,6 +28,7 @@ from zk0d.flower.sessions import (
     read_uses,
 )
 from zk0d.flower.supernode import name_requests, session_name
+from zk0d.flower.wait_line import Signer
 
 KEY = b"-----BEGIN PUBLIC KEY-----\nleft\n"
 OWN = hashlib.sha256(KEY).hexdigest()

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 
-from tests.flower.test_line import PlainContext
+from tests.flower.test_wait_line import PlainContext
 from tests.flower.test_waiting import Made, Node, SuperLink, installed
 from tests.processes import wait_until
-from zk0d.flower.line import Line
 from zk0d.flower.supernode import IDLE_WAIT, Pacing
+from zk0d.flower.wait_line import WaitLine
 
 __all__ = ["installed"]  # a fixture
 
@@ -29,7 +29,7 @@ class Idle:
     server: uvicorn.Server
     serving: threading.Thread
     node: Node
-    line: Line
+    line: WaitLine
     slept: list[float] = field(default_factory=list)
     looked: threading.Event = field(default_factory=threading.Event)
 
@@ -55,7 +55,7 @@ def idle(installed: Made) -> Iterator[Idle]:
     node = link.enrolled()
     address = f"127.0.0.1:{listening.getsockname()[1]}"
     context: ssl.SSLContext = PlainContext(ssl.PROTOCOL_TLS_CLIENT)
-    line = Line(address, context, lambda _: node.headers())
+    line = WaitLine(address, context, lambda _: node.headers())
     yield Idle(link, server, serving, node, line)
     link.room.close()
     server.should_exit = True

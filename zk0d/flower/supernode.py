@@ -3,8 +3,8 @@
 Flower looks every 3 s, and every 0.5 s for an answer that is ready; both are numbers in its
 loop. A trivial round spends most of its time there. Here the wait is short while a run is under way
 and grows while nothing happens. At Flower's 3 s the node stops asking and has the coordinator tell
-it of the next message (:mod:`zk0d.flower.line`). That wait is also the moment when no message is
-in work and no reply is left to send: a SuperNode that got SIGUSR1 leaves there. This is the only
+it of the next message (:mod:`zk0d.flower.wait_line`). That wait is also the moment when no message
+is in work and no reply is left to send: a SuperNode that got SIGUSR1 leaves there. This is the only
 place that reaches into Flower's loop and into its requests, each of which names this process
 (:mod:`zk0d.flower.sessions`); ``tests/flower`` fails when Flower changes either.
 """
@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zk0d.errors import ConfigError
-from zk0d.flower.line import HEARTBEAT_PATH, Line, Signer, Told, answer_heartbeat, line_of
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
+from zk0d.flower.wait_line import HEARTBEAT_PATH, Signer, Told, WaitLine, answer_heartbeat, line_of
 
 IDLE_WAIT = 3.0  #: the constant in Flower's loop after a look that found nothing
 REPLY_WAIT = 0.5  #: the constant in Flower's loops that wait for an answer
@@ -58,7 +58,7 @@ class Pacing:
         self,
         sleep: Callable[[float], None] = real_time.sleep,
         end: Callable[[], None] = _end,
-        line: Line | None = None,
+        line: WaitLine | None = None,
         clock: Callable[[], float] = real_time.monotonic,
     ) -> None:
         self._sleep = sleep
@@ -117,7 +117,7 @@ def session_name(service: str, pid: int) -> str:
     return f"{service}-{pid}"
 
 
-def name_requests(session: str, signer: Signer, line: Line) -> None:
+def name_requests(session: str, signer: Signer, line: WaitLine) -> None:
     """Have every request of this process carry its name, and give ``signer`` Flower's way to sign.
 
     A heartbeat that ``line`` makes superfluous is not sent.

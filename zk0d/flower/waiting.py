@@ -4,7 +4,7 @@ A node without work asks the SuperLink to hold its request until there is a mess
 request is signed and checked as all of a node's are, and its answer says only whether to look now:
 the message itself comes by Flower's own way. It counts as a heartbeat, so a node that waits sends
 no others. A SuperLink that does not know the request costs a node nothing; it asks as before. The
-node's side is :mod:`zk0d.flower.line`.
+node's side is :mod:`zk0d.flower.wait_line`.
 """
 
 from __future__ import annotations

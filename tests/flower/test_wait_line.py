@@ -15,7 +15,6 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.supernode import fleet_http_connection
 
-from zk0d.flower.line import HEARTBEAT_PATH, HEARTBEAT_SECONDS, Line, Signer, Told
 from zk0d.flower.supernode import (
     FIRST_WAIT,
     GROWTH,
@@ -25,6 +24,7 @@ from zk0d.flower.supernode import (
     Pacing,
     name_requests,
 )
+from zk0d.flower.wait_line import HEARTBEAT_PATH, HEARTBEAT_SECONDS, Signer, Told, WaitLine
 from zk0d.flower.waiting import HOLD_SECONDS
 
 
@@ -143,9 +143,9 @@ def coordinator() -> Any:
     made.close()
 
 
-def line_to(coordinator: Coordinator, clock: Callable[[], float] = lambda: 0.0) -> Line:
+def line_to(coordinator: Coordinator, clock: Callable[[], float] = lambda: 0.0) -> WaitLine:
     context = PlainContext(ssl.PROTOCOL_TLS_CLIENT)
-    return Line(coordinator.address, context, lambda _: {}, clock)
+    return WaitLine(coordinator.address, context, lambda _: {}, clock)
 
 
 def test_a_line_says_what_the_coordinator_answered(coordinator: Coordinator) -> None:
@@ -195,7 +195,7 @@ def test_hanging_up_ends_a_wait(coordinator: Coordinator) -> None:
 
 
 def test_a_line_without_a_coordinator_says_so() -> None:
-    line = Line("127.0.0.1:1", ssl.create_default_context(), lambda _: {})
+    line = WaitLine("127.0.0.1:1", ssl.create_default_context(), lambda _: {})
     line.hang_up()
     assert line.wait() is Told.FAILED
 

@@ -33,7 +33,7 @@ class Told(Enum):
     FAILED = 3
 
 
-class Line:
+class WaitLine:
     """To a SuperLink that holds a request until there is a message for this node.
 
     Parameters
@@ -132,11 +132,11 @@ class Signer:
         return dict(context.request.headers)
 
 
-def line_of(arguments: Sequence[str], signer: Signer) -> Line:
+def line_of(arguments: Sequence[str], signer: Signer) -> WaitLine:
     """The line to the SuperLink that ``flower-supernode``'s arguments name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--superlink", required=True)
     parser.add_argument("--root-certificates", required=True)
     known, _ = parser.parse_known_args(arguments)
     trust = ssl.create_default_context(cafile=known.root_certificates)
-    return Line(known.superlink, trust, signer.headers)
+    return WaitLine(known.superlink, trust, signer.headers)
