@@ -417,6 +417,7 @@ def test_a_license(copied_recordings: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_values(copied_recordings: Path) -> None:
     uri = f"local:{copied_recordings}"
     is_right(recordings.dataset_values(BARE, uri, {}), "in 6 episodes, 0 not finite")

@@ -18,7 +18,7 @@ from zk0d.federation.learner_client import LearnerClient, Progress
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.update import Payload
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NODES = 4
 POISONER = "n3"

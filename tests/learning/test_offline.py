@@ -202,12 +202,13 @@ def test_a_hubs_dataset_is_opened_where_lerobot_keeps_it(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [
         ["split", "HERE", "PARTS"],
-        pytest.param(["check", "HERE", "--videos"], marks=pytest.mark.long),
-        pytest.param(["stats", "HERE"], marks=pytest.mark.long),
+        ["check", "HERE", "--videos"],
+        ["stats", "HERE"],
     ],
     ids=lambda words: words[0],
 )

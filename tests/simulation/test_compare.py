@@ -68,6 +68,7 @@ def test_several_datasets_are_put_in_one_place(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compare(tmp_path: Path, recordings_folder: Path) -> None:
     options = Options(
         datasets=(str(recordings_folder),),

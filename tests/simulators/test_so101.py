@@ -17,6 +17,7 @@ needs_sim = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_sim
 def test_the_expert_hardly_ever_fails() -> None:
