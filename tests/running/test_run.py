@@ -119,6 +119,7 @@ def test_a_run_waits_while_the_disk_is_full_and_keeps_committed_rounds(
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     runs = running.layout.runs
+    runs.mkdir(exist_ok=True)  # it comes with the first run, which may be this one
     size = 1_400_000  # two committed rounds of the tiny policy and not three
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(runs)], capture_output=True
