@@ -24,7 +24,7 @@ from tests.bench.nodes import Protocol, WaitingNodes
 from tests.bench.table import show
 from tests.services.lab import Lab, lab
 from zk0d.daemon.child import wait_until
-from zk0d.flower.waiting import HOLD_SECONDS, PATH
+from zk0d.flower.waiting_room import HOLD_SECONDS, PATH
 from zk0d.machine.keys import load_private_key, make_node_key
 
 NUMBERS = (10, 100, 1000)

@@ -33,7 +33,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from zk0d.flower.supernode import IDLE_WAIT
 from zk0d.flower.wait_line import HEARTBEAT_SECONDS
-from zk0d.flower.waiting import LOOK_NOW, NOTHING_CAME, PATH
+from zk0d.flower.waiting_room import LOOK_NOW, NOTHING_CAME, PATH
 from zk0d.services.coordinator import QUIET_FACTOR
 
 BETWEEN_HEARTBEATS = (17.5, 22.5)  #: Flower's

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from tests.flower.test_wait_line import PlainContext
-from tests.flower.test_waiting import Made, Node, SuperLink, installed
+from tests.flower.test_waiting_room import Made, Node, SuperLink, installed
 from tests.processes import wait_until
 from zk0d.flower.supernode import IDLE_WAIT, Pacing
 from zk0d.flower.wait_line import WaitLine

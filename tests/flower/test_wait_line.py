@@ -25,7 +25,7 @@ from zk0d.flower.supernode import (
     name_requests,
 )
 from zk0d.flower.wait_line import HEARTBEAT_PATH, HEARTBEAT_SECONDS, Signer, Told, WaitLine
-from zk0d.flower.waiting import HOLD_SECONDS
+from zk0d.flower.waiting_room import HOLD_SECONDS
 
 
 class FakeLine:

@@ -91,6 +91,8 @@ def test_bytes_are_numbers_or_texts(text: Any, count: int) -> None:
         ("bytes-per-day", -1, "should be greater than or equal to 0"),
         ("bytes-per-day", True, "should be a valid integer"),
         ("transfer-hours", "nights", "'nights' are not hours; write them as '22:00-07:00'"),
+        ("transfer-hours", "22:00-22:00", "begin when they end, so never; leave it empty for"),
+        ("hours", "00:00-00:00", "begin when they end, so never; leave it empty for always"),
     ],
 )
 def test_limits_of_the_line_that_make_no_sense(key: str, value: Any, sentence: str) -> None:

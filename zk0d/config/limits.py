@@ -122,4 +122,7 @@ def _parse_hours(text: str) -> tuple[int, int]:
     if found is None:
         raise ValueError(f"{text!r} are not hours; write them as '22:00-07:00'")
     a, b, c, d = (int(part) for part in found.groups())
-    return 60 * a + b, 60 * c + d
+    begin, end = 60 * a + b, 60 * c + d
+    if begin == end:
+        raise ValueError(f"{text!r} begin when they end, so never; leave it empty for always")
+    return begin, end

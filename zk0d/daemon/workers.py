@@ -28,6 +28,7 @@ THREADS = {"OMP_NUM_THREADS": "1"}
 
 def worker_pool(workers: int, log: Path) -> ProcessPoolExecutor:
     """Worker processes whose output goes to ``log`` and that end when this process does."""
+    log.touch()  # whoever cannot write there is told so here, and not by workers that break
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
     with _environment(**THREADS, **{LOG: str(log)}):

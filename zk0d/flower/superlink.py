@@ -84,7 +84,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
-    from zk0d.flower import replies, waiting
+    from zk0d.flower import replies, waiting_room
     from zk0d.flower.replay import ReplayGuard
     from zk0d.flower.sessions import SessionWatch
 
@@ -95,15 +95,15 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     ours.append(Middleware(ReplayGuard))
     if sessions is not None:
         ours.append(Middleware(SessionWatch, file=sessions))
-    room = waiting.Room()
-    ours.append(Middleware(waiting.WaitingRoom, room=room))
+    room = waiting_room.Room()
+    ours.append(Middleware(waiting_room.WaitingRoom, room=room))
 
     def guarded() -> tuple[Any, ...]:
         return (*ours, *before())
 
     extensions.get_middleware = guarded
     replies.install()
-    waiting.install(room)
+    waiting_room.install(room)
 
 
 def keep_no_access_log() -> None:

@@ -1,4 +1,4 @@
-"""A node's line to a SuperLink that tells it of its next message (:mod:`zk0d.flower.waiting`)."""
+"""A node's line to a SuperLink that tells it of its next message (``waiting_room.py``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPSConnection
 from types import SimpleNamespace
 from typing import Any
 
-from zk0d.flower.waiting import HOLD_SECONDS, LOOK_NOW, NOTHING_CAME, PATH
+from zk0d.flower.waiting_room import HOLD_SECONDS, LOOK_NOW, NOTHING_CAME, PATH
 
 #: A coordinator that cannot be reached at once is asked by Flower's own requests.
 CONNECT_SECONDS = 5.0

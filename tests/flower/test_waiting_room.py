@@ -26,10 +26,10 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from zk0d.config.machine import ServerSettings
-from zk0d.flower import waiting
+from zk0d.flower import waiting_room
 from zk0d.flower.replay import ReplayGuard
 from zk0d.flower.sessions import SESSION_HEADER, SessionWatch, read_uses
-from zk0d.flower.waiting import (
+from zk0d.flower.waiting_room import (
     LOOK_NOW,
     MOST_HELD,
     NO_ROOM,
@@ -118,7 +118,7 @@ def installed(
         link = SuperLink(tmp_path / "link.db", *outer, **more)
         for name, value in (("run", link.run), ("node", SUPERLINK_NODE_ID), ("task", 1)):
             monkeypatch.setattr(TaskIdentity, f"_{name}_id", value)
-        waiting.install(link.room)
+        waiting_room.install(link.room)
         return link
 
     return make
