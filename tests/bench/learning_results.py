@@ -261,7 +261,7 @@ def lines_of(
 
 RULES: dict[str, dict[str, Any]] = {
     "mean": {},
-    "trimmed mean": {"aggregation": "trimmed-mean", "trim-fraction": 0.25},
+    "trimmed mean": {"aggregation": "trimmed-mean"},
     "median": {"aggregation": "median"},
     "norm clipping": {"norm-clip-factor": 1.0},
 }

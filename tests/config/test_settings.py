@@ -151,6 +151,7 @@ def test_a_bare_word_is_a_text() -> None:
         ("eval_batches", "is now 'eval-frames'"),
         ("local-epochs", "is now 'local-steps'"),
         ("eval-mode", "was removed \\(eval-frames = 0 evaluates every frame\\); leave it out"),
+        ("trim-fraction", "leaves out a quarter at each end\\); leave it out"),
         ("zzz", "unknown run setting 'zzz'."),
     ],
 )

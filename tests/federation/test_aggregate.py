@@ -24,6 +24,7 @@ from zk0d.federation.aggregate import (
     clip_scales,
     clipped,
     norm,
+    trimmed_mean,
     weighted_mean,
 )
 from zk0d.federation.codec import PIECE
@@ -264,7 +265,7 @@ def test_agreement_is_how_much_updates_pull_the_same_way(spool: Spool, name: Rul
     ]
     updates = [Weighted(each, 1.0, 0.5) for each in spooled(spool, values)]
     moved = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
-    found = aggregate(moved, updates, RULES[name](0.25, 5), ServerStep(0.0, 1.0))
+    found = aggregate(moved, updates, RULES[name](5), ServerStep(0.0, 1.0))
     flat = [np.concatenate([0.5 * each[n].ravel() for n in shapes]) for each in values]
     whole = np.concatenate([moved[n].ravel() for n in shapes]).astype(np.float64)
     lengths = [float(np.linalg.norm(each)) for each in flat]
@@ -295,7 +296,7 @@ def test_rules_against_numpy(spool: Spool, codec: CodecName, name: RuleName) -> 
     shares = [1.0, 2.0, 1.0, 0.5, 1.0]
     moved = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
     updates = [Weighted(u, w) for u, w in zip(spooled(spool, values, codec), shares, strict=True)]
-    aggregate(moved, updates, RULES[name](0.25, 5), ServerStep(0.0, 1.0))
+    aggregate(moved, updates, RULES[name](5), ServerStep(0.0, 1.0))
     for tensor in shapes:
         stack = np.stack([each[tensor] for each in arrived]).astype(np.float64)
         if name == "mean":
@@ -310,7 +311,7 @@ def test_rules_against_numpy(spool: Spool, codec: CodecName, name: RuleName) -> 
 def test_the_median_of_an_even_number(spool: Spool) -> None:
     moved = weights(0.0)
     updates = spooled(spool, [weights(v) for v in (1.0, 2.0, 4.0, 100.0)])
-    aggregate(moved, [Weighted(u, 1.0) for u in updates], RULES["median"](0.25, 4), fedavg())
+    aggregate(moved, [Weighted(u, 1.0) for u in updates], RULES["median"](4), fedavg())
     assert np.allclose(moved["a"], 3.0)
 
 
@@ -324,7 +325,7 @@ def test_the_number_of_trimmed_updates(
 ) -> None:
     updates = spooled(spool, [weights(float(v)) for v in range(nodes)])
     moved = weights(0.0)
-    rule = RULES["trimmed-mean"](fraction, nodes)
+    rule = trimmed_mean(nodes, fraction)
     aggregate(moved, [Weighted(u, 1.0) for u in updates], rule, fedavg())
     cut = (nodes - left) // 2
     assert np.allclose(moved["a"], np.mean(range(cut, nodes - cut)))
@@ -332,7 +333,7 @@ def test_the_number_of_trimmed_updates(
 
 def test_two_updates_cannot_be_trimmed() -> None:
     with pytest.raises(Zk0dError, match="at least 3 updates, 2 came"):
-        RULES["trimmed-mean"](0.25, 2)
+        RULES["trimmed-mean"](2)
 
 
 def test_clipping_shortens_only_the_long(spool: Spool) -> None:

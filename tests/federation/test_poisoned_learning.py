@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 }
 #: What the plain mean is replaced by.
 DEFENDED: dict[str, dict[str, Any]] = {
-    "trimmed mean": {"aggregation": "trimmed-mean", "trim-fraction": 0.25},
+    "trimmed mean": {"aggregation": "trimmed-mean"},
     "norm clipping": {"norm-clip-factor": 1.0},
 }
 

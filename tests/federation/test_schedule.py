@@ -115,9 +115,9 @@ def test_a_plateau_halves() -> None:
     assert [number for number, (_, reasons) in enumerate(rates) if reasons] == [6, 13]
 
 
-@given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=100))
+@given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=100))  # no rise of them is a spike
 def test_plateaus_are_torchs(losses: list[float]) -> None:
-    made = schedule(**{"scheduler-type": "reduce-on-plateau", "spike-threshold": 0.0})
+    made = schedule(**{"scheduler-type": "reduce-on-plateau"})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.5, patience=5, threshold=1e-4, min_lr=5e-7, eps=0.0
@@ -208,23 +208,22 @@ def test_a_spike_halves_one_round_and_suspends_boosts() -> None:
     made.evaluated(3, 1.2)  # 1.2 - 1.1
     assert made.plan(4).schedule.rate(0) == pytest.approx(1e-3)
     assert made.plan(4).boosts == {"c": 1.15}
-    assert feed(schedule(**{"spike-threshold": 0.0}), [1.0, 1.1, 9.0]).plan(3).reasons == ()
 
 
 def test_going_back() -> None:
-    made = schedule(**{"rollback-factor": 2.0, "spike-threshold": 0.0})
-    feed(made, [1.0, 0.5, 1.1])
-    assert made.best == (1, 0.5)
+    made = schedule(**{"rollback-factor": 2.0})
+    feed(made, [0.5, 0.25, 0.55])
+    assert made.best == (1, 0.25)
     assert made.wants_rollback() is None, "one bad evaluation may be noise"
-    made.evaluated(3, 1.01)
+    made.evaluated(3, 0.51)
     assert made.wants_rollback() == 1
     made.rolled_back(1)
     assert made.wants_rollback() is None
     assert made.plan(4).schedule.rate(0) == pytest.approx(5e-4)
     assert made.plan(4).reasons == ("rollback",)
-    made.evaluated(4, 1.2)
+    made.evaluated(4, 0.6)
     assert made.wants_rollback() is None
-    made.evaluated(5, 1.2)
+    made.evaluated(5, 0.6)
     assert made.wants_rollback() == 1
     made.rolled_back(1)
     assert made.plan(6).schedule.rate(0) == pytest.approx(2.5e-4)
@@ -264,11 +263,11 @@ def test_the_floor_of_decay_holds_to_the_end_of_the_cosine() -> None:
 
 
 def test_a_plateau_keeps_its_best_over_a_rollback() -> None:
-    made = schedule(**{"scheduler-type": "reduce-on-plateau", "spike-threshold": 0.0})
-    feed(made, [0.5] + [1.2] * 5)  # five bad ones, within patience
+    made = schedule(**{"scheduler-type": "reduce-on-plateau"})
+    feed(made, [0.5] + [0.9] * 5)  # five bad ones, within patience
     made.rolled_back(0)  # 1e-3 / 2, and the count is 0
     rates = []
-    for number, loss in enumerate([0.95, 0.9, 0.85, 0.8, 0.75, 0.7], 6):
+    for number, loss in enumerate([0.8, 0.78, 0.76, 0.74, 0.72, 0.7], 6):
         made.trained(number, {})
         made.evaluated(number, loss)
         rates.append(rate(made, number + 1))

@@ -162,10 +162,13 @@ def test_a_node_that_is_away_keeps_its_variate(world: Make) -> None:
     assert [line["variates"] for line in made.of("round.committed")] == [0, 3, 3, 3, 3]
 
 
-def test_a_node_that_is_away_for_long_is_taken_out(world: Make) -> None:
+def test_a_node_that_is_away_for_long_is_taken_out(
+    world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variates, "MAX_AGE", 2)
     a, b, c = nodes = of(a=0.1, b=0.2, c=0.6)
     c.train = away_in(2, 3)
-    made = world(nodes, **{"variate-max-age": 2, "num-server-rounds": 5})
+    made = world(nodes, **{"num-server-rounds": 5})
     made.run()
     assert a.means == b.means == {1: None, 2: 0.3, 3: 0.3, 4: 0.15, 5: 0.3}
     assert c.counted == {1: 0, 2: 1, 3: 1, 4: 0, 5: 4}, "it begins anew"

@@ -80,11 +80,6 @@ class RoundsSettings(Settings):
         2, description="Nodes that must be online to start a round and must answer to complete it."
     )
     round_deadline: PositiveFloat = Field(3600.0, description="Seconds a round may take.")
-    round_deadline_factor: NonNegativeFloat = Field(
-        0.0,
-        description="End a round after this many times the last round's median answer time, but not"
-        " before 10 s; 0: never.",
-    )
     node_wait: PositiveFloat = Field(
         600.0,
         description="Seconds that a simulation waits for min-fit-clients nodes before it fails; a"
@@ -154,11 +149,6 @@ class ScheduleSettings(Settings):
     adaptive_mu_enabled: bool = Field(
         False, description="Raise mu when the nodes' losses lie far apart."
     )
-    spike_threshold: NonNegativeFloat = Field(
-        0.5,
-        description="If the evaluated loss rises by more than this over two evaluations, halve the"
-        " learning rate for the round and suspend boosts; 0: off.",
-    )
     rollback_factor: NonNegativeFloat = Field(
         0.0,
         description="Return to the best round's weights after two evaluations in a row with a loss"
@@ -183,17 +173,10 @@ class AggregationSettings(Settings):
         alias="aggregation",
         description="Rule that combines updates: by samples, or robustly by coordinate.",
     )
-    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
-        0.25, description="Share of the nodes that trimmed-mean leaves out at each end."
-    )
     norm_clip_factor: NonNegativeFloat = Field(
         0.0,
         description="Shorten updates to this many times the round's median norm, and leave those"
         " out of a mean that point against it; 0: neither.",
-    )
-    variate_max_age: PositiveInt = Field(
-        20,
-        description="Rounds for which the mean gradient of a node that is away counts.",
     )
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.5, description="Momentum of the server; 0: plain FedAvg."
@@ -237,9 +220,6 @@ class EvaluationSettings(Settings):
     eval_frames: NonNegativeInt = Field(
         256, description="Frames of each dataset to evaluate, stratified by episode; 0: all."
     )
-    eval_episodes: NonNegativeInt = Field(
-        0, description="Use only the first held-out episodes, this many; 0: all."
-    )
     eval_rollouts: NonNegativeInt = Field(
         0, description="Closed-loop episodes per evaluation, if there is a simulator; 0: none."
     )
@@ -251,7 +231,7 @@ class EvaluationSettings(Settings):
 
 
 class ReleaseSettings(Settings):
-    """Files that stay, and files that leave this machine."""
+    """What the coordinator keeps and sends; usual in its ``[run]``, and a run may set it, too."""
 
     keep_rounds: PositiveInt = Field(
         3, description="Committed round folders kept on disk, besides the best."
@@ -506,6 +486,11 @@ REMOVED = {
     "cosine-warm-restarts-t-mult": "scheduler-type = cosine-warm-restarts fixes it",
     "stall-patience": "scheduler-type = reduce-on-plateau fixes it",
     "eta-min": "scheduler-type fixes it",
+    "eval-episodes": "eval-frames limits an evaluation, learner.holdout-episodes names episodes",
+    "round-deadline-factor": "round-deadline ends a round",
+    "spike-threshold": "a rise of the loss by 0.5 is a spike",
+    "trim-fraction": "trimmed-mean leaves out a quarter at each end",
+    "variate-max-age": "a node's mean gradient counts for 20 rounds",
 }
 
 

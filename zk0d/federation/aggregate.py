@@ -23,6 +23,9 @@ Arrays = dict[str, NDArray[np.float32]]
 #: Makes one piece out of the nodes' pieces, shape ``(nodes, values)``, by their weights.
 Rule = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
+#: Share of the nodes that trimmed-mean leaves out at each end.
+TRIMMED = 0.25
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -90,7 +93,7 @@ def weighted_mean(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> 
     return np.asarray((pieces * (weights / weights.sum())[:, None]).sum(axis=0))
 
 
-def trimmed_mean(fraction: float, nodes: int) -> Rule:
+def trimmed_mean(nodes: int, fraction: float = TRIMMED) -> Rule:
     """The mean without the ``fraction`` largest and smallest of each coordinate.
 
     Yin et al. 2018. Nodes count the same: a weight is the node's own word. At least one is cut off
@@ -126,11 +129,11 @@ def median(pieces: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray
     return np.asarray((pieces[middle - 1] + pieces[middle]) * np.float32(0.5))
 
 
-#: By the name in a run's settings: makes a rule from the share to trim and the number of updates.
-RULES: Mapping[RuleName, Callable[[float, int], Rule]] = {
-    "mean": lambda _fraction, _nodes: weighted_mean,
+#: By the name in a run's settings: makes a rule from the number of updates.
+RULES: Mapping[RuleName, Callable[[int], Rule]] = {
+    "mean": lambda _nodes: weighted_mean,
     "trimmed-mean": trimmed_mean,
-    "median": lambda _fraction, _nodes: median,
+    "median": lambda _nodes: median,
 }
 
 

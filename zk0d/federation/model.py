@@ -103,7 +103,7 @@ class GlobalModel:
         full = task.training.frames
         came = [Weighted(each.update, each.reply.figures.samples / full) for each in accepted]
         updates = clipped(self.weights, came, settings)
-        rule = RULES[settings.rule](settings.trim_fraction, len(updates))
+        rule = RULES[settings.rule](len(updates))
         combined = aggregate(self.weights, updates, rule, self._step)
         if self._variates is not None:
             self._variates.advance(accepted, task.round, full, self.weights)

@@ -7,7 +7,6 @@ came.
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Collection
 
@@ -38,8 +37,6 @@ from zk0d.record.state import RunState
 QUERY_GRACE = 60.0
 #: Nodes that a sentence names.
 MOST_NAMED = 8
-#: A deadline that follows the nodes' pace is never shorter.
-SHORTEST_DEADLINE = 10.0
 
 
 class RunFailedError(Zk0dError):
@@ -385,18 +382,9 @@ class Rounds:
             proximal_mu=plan.proximal_mu,
             fresh=last is not None and last.rolled_back_to is not None,
             evaluation=settings.evaluation,
-            deadline_seconds=self._deadline(),
+            deadline_seconds=settings.rounds.round_deadline,
             dataset_uri=settings.dataset_uri,
         )
-
-    def _deadline(self) -> float:
-        """Seconds that this round may take."""
-        rounds, last = self._settings.rounds, self._state.last
-        paces = [node.answer_seconds for node in last.nodes] if last else []
-        if not rounds.round_deadline_factor or not paces:
-            return rounds.round_deadline
-        pace = rounds.round_deadline_factor * float(statistics.median(paces))
-        return min(rounds.round_deadline, max(pace, SHORTEST_DEADLINE))
 
     def _take_update(self, key: str, answer: Message) -> None:
         if self._answers is not None:

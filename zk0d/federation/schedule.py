@@ -19,6 +19,8 @@ STALL, DIVERGENCE = 0.8, 1.1
 STALL_BELOW, DIVERGENCE_BELOW = 0.01, 0.05
 #: dynamic-training-decay lowers no learning rate below this.
 DECAY_FLOOR = 1e-5
+#: A loss that rises by more than this over two evaluations is a spike.
+SPIKE = 0.5
 #: What a spike or a rollback multiplies the learning rate by.
 HALF = 0.5
 PLATEAU_FACTOR, PLATEAU_THRESHOLD = 0.5, 1e-4
@@ -198,10 +200,9 @@ class RunSchedule:
 
     @property
     def _spike(self) -> bool:
-        threshold = self._settings.spike_threshold
-        if not threshold or not self._fresh or len(self._seen) < 3:
+        if not self._fresh or len(self._seen) < 3:
             return False
-        return self._seen[-1][1] - self._seen[-3][1] > threshold
+        return self._seen[-1][1] - self._seen[-3][1] > SPIKE
 
     def _decay(self) -> None:
         """After an evaluation: zk0's joint adjustment of learning rate and mu, once."""

@@ -28,6 +28,8 @@ from zk0d.files import link_file, make_folder, rename
 from zk0d.record.journal import disk
 
 INDEX = "variates.json"
+#: Rounds for which the variate of a node that is away counts.
+MAX_AGE = 20
 _FILE = "{}.variates"
 
 
@@ -100,14 +102,14 @@ class Variates:
                 rename(each.variate.path, path)
             weight = each.reply.figures.samples / full
             self._held[each.key] = Held(number, weight, replace(each.variate, files=(path,)))
-        oldest = number - self._settings.variate_max_age
+        oldest = number - MAX_AGE
         self._held = {key: held for key, held in self._held.items() if held.round > oldest}
         self._average(like)
 
     def _average(self, like: Arrays) -> None:
         settings, held = self._settings, [self._held[key] for key in sorted(self._held)]
         parts = clipped(like, [Weighted(each.update, each.weight) for each in held], settings)
-        rule = RULES[settings.rule](settings.trim_fraction, len(parts))
+        rule = RULES[settings.rule](len(parts))
         encoder = PayloadEncoder("variates", self._codec)
         tensor: NDArray[np.float32] = np.empty(0, np.float32)
         for piece in combine(like, parts, rule):

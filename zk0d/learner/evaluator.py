@@ -251,10 +251,6 @@ class CoordinatorEvaluator(Learner):
         batches = data.prepared.batches(statistics)
         rows, episode = data.prepared.usable, data.recordings.columns["episode_index"]
         asked = task.evaluation
-        if asked.eval_episodes:
-            listed = data.settings.episodes or data.recordings.episodes
-            allowed = torch.tensor(sorted(listed)[: asked.eval_episodes])
-            rows = rows[torch.isin(episode[rows], allowed)]
         rows = stratified_rows(rows, episode, asked.eval_frames)
         loss = seeded_loss(policy, batches, rows, task.seed)
         rollouts = None

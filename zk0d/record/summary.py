@@ -66,7 +66,7 @@ class RunSummary(Settings):
     def comparable(self) -> dict[str, object]:
         """What two evaluations must share to be compared."""
         settings = stored_settings(self.settings)
-        keys = ("seed", "eval-frames", "eval-episodes", "normalize-by")
+        keys = ("seed", "eval-frames", "normalize-by")
         datasets = sorted(self.evaluations[-1].losses) if self.evaluations else []
         return {"datasets": datasets, **{key: settings[key] for key in keys}}
 

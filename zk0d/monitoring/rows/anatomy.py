@@ -65,7 +65,7 @@ def spread() -> Panel:
     return number(
         "Slowest against median",
         "The slowest node's time as a multiple of the median. Above 2 one machine slows the run:"
-        " round-deadline-factor ends rounds without it.",
+        " a shorter round-deadline ends rounds without it.",
         "short",
         Query("max(zk0d_node_answer_seconds) / quantile(0.5, zk0d_node_answer_seconds)"),
         limits=((2, ORANGE), (4, RED)),
