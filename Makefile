@@ -2,7 +2,7 @@
 #
 #   make demo ARGS='--seed 1'   a federation of real processes on this machine
 #   make test                   what one machine can show; what CI runs: ten minutes on two cores
-#   make test-fast              unit tests: four minutes
+#   make test-fast              unit tests: two minutes
 #   make coverage               the same tests but the guests', traced
 #   make test-fleet             the long tests; federations, faults, attacks and playbooks in systemd guests
 #   make test-recordings        shapes of published recordings, from check to checkpoint

@@ -114,6 +114,7 @@ def uses(text: str) -> Iterator[str]:
     yield from walk(ast.parse(text), "<module>")
 
 
+@pytest.mark.slow
 def test_the_time_of_day_is_asked_for_only_where_it_is_meant() -> None:
     """Durations and deadlines are of time.monotonic, or of zk0d.daemon.clock."""
     found = {

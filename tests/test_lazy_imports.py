@@ -55,6 +55,7 @@ def test_a_policy_is_loaded_without_other_families(policy: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_is_waited_for_is_there() -> None:
     """Otherwise LeRobot has changed, and the list does nothing."""
     for name in LATE:
@@ -63,6 +64,7 @@ def test_what_is_waited_for_is_there() -> None:
         assert isinstance(package.__spec__.loader, imports._Late), name
 
 
+@pytest.mark.slow
 def test_distributions_are_those_that_python_finds() -> None:
     asked, usual = Distributions(), metadata.packages_distributions()
     for package in ("torch", "numpy", "huggingface_hub", "yaml", "PIL", "_pytest"):

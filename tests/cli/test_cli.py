@@ -41,6 +41,7 @@ def test_help_loads_nothing_heavy(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_every_verb_has_help() -> None:
     for verb in ("demo", "run", "version"):
         said = typed("zk0bot", verb, "--help")
@@ -49,6 +50,7 @@ def test_every_verb_has_help() -> None:
     assert "--seed" in typed("zk0bot", "demo", "--help").stdout
 
 
+@pytest.mark.slow
 def test_a_proxy_does_not_come_between_programs_of_one_machine(tmp_path: Path) -> None:
     tls = make_certificates(tmp_path / "tls", ["127.0.0.1"])
     make_secret(tmp_path / "secret")
@@ -87,6 +89,7 @@ def test_a_wrong_command_line_ends_with_64(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in said.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -115,12 +118,14 @@ def test_a_demo_folder_that_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_demo_folder_that_cannot_be_made() -> None:
     said = typed("zk0bot", "demo", "--folder", "/proc/demo")
     assert said.returncode == 75
     assert "cannot be written" in said.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "status", "sentence"),
     [
@@ -141,6 +146,7 @@ def test_a_learner_names_its_fault(
     assert "Traceback" not in said.stderr
 
 
+@pytest.mark.slow
 def test_a_machine_is_set_up_without_an_invite(tmp_path: Path) -> None:
     server, client = tmp_path / "server", tmp_path / "client"
     made = typed("zk0bot", "server", "init", "--folder", str(server), "--host", "hub")

@@ -88,6 +88,7 @@ def test_a_path_for_systemd_is_quoted() -> None:
     assert recordings._quoted(Path('/home/a b/100%:"x"')) == '"/home/a b/100%%\\:\\"x\\""'
 
 
+@pytest.mark.slow
 def test_pause_and_resume(folder: Path) -> None:
     said = typed("zk0bot", "client", "pause", "--for", "2h", "--folder", str(folder))
     assert said.returncode == 0, said.stderr
@@ -107,6 +108,7 @@ def test_a_wrong_duration_is_refused(folder: Path, text: str) -> None:
     assert "is not a duration" in said.stderr
 
 
+@pytest.mark.slow
 def test_waiting_gives_up_with_the_nodes_own_status(folder: Path) -> None:
     state = {"online": False, "left": False, "status": "waiting for the coordinator"}
     write_json(folder / "state" / STATE, state)
@@ -116,6 +118,7 @@ def test_waiting_gives_up_with_the_nodes_own_status(folder: Path) -> None:
         assert "after 1s (waiting for the coordinator)" in said.stderr
 
 
+@pytest.mark.slow
 def test_status_of_a_host_without_services(folder: Path) -> None:
     said = typed("zk0bot", "status", "--json", "--folder", str(folder))
     assert said.returncode == 1
@@ -134,6 +137,7 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     assert "no zk0d runs on this host" in empty.stderr
 
 
+@pytest.mark.slow
 def test_status_shows_what_the_line_moved_and_that_it_rests(folder: Path) -> None:
     lent = (
         f'[superexec]\nstate = "{folder / "app"}"\n'

@@ -19,6 +19,7 @@ from zk0d.simulation.sources import simulator_of
 runner = CliRunner()
 
 
+@pytest.mark.slow
 def test_check_a_good_dataset(recordings_folder: Path) -> None:
     done = runner.invoke(app, ["data", "check", str(recordings_folder)])
     assert done.exit_code == 0, done.output

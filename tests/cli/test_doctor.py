@@ -516,6 +516,7 @@ def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
     is_wrong(evaluator, "evaluator.device is 'cuda'", "set evaluator.device to 'auto'")
 
 
+@pytest.mark.slow
 def test_the_visible_gpus_are_those_of_torch() -> None:
     import torch
 
@@ -899,6 +900,7 @@ def test_a_secret_is_never_printed(bare: Path) -> None:
         assert "Traceback" not in said.stdout + said.stderr
 
 
+@pytest.mark.slow
 def test_before_anything_is_set_up(tmp_path: Path) -> None:
     said = typed("zk0bot", "doctor", "--json", "--folder", str(tmp_path))
     assert said.returncode == 1
@@ -912,6 +914,7 @@ def test_before_anything_is_set_up(tmp_path: Path) -> None:
     assert typed("zk0bot", "doctor", "nobody").returncode == 64
 
 
+@pytest.mark.slow
 def test_the_package_works_without_torch(bare: Path) -> None:
     code = (
         "import sys\n"

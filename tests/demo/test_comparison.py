@@ -17,6 +17,7 @@ from zk0d.learning.recordings import open_recordings
 from zk0d.simulators.task import Sector
 
 
+@pytest.mark.slow
 def test_plain_averaging_is_the_mean_of_what_each_made(recordings_folder: Path) -> None:
     recordings = open_recordings(f"local:{recordings_folder}")
     settings = RunSettings.parse(

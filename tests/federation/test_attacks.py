@@ -208,6 +208,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> float:
     return trained(tmp_path_factory.mktemp("clean"), None)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_changes_nothing(
     tmp_path: Path, clean: float, name: str, record_property: Callable[[str, object], None]

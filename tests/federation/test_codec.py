@@ -41,6 +41,7 @@ def largest_of_block(given_values: np.ndarray, block: int) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 @given(given_values=values)
 @settings(max_examples=60)

@@ -236,6 +236,7 @@ PHASES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_at_any_phase_the_run_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: World, phase: str

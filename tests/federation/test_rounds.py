@@ -510,6 +510,7 @@ def test_a_learner_that_died_is_asked_again_next_round(world: Make) -> None:
     assert len(dead.trained) == 2
 
 
+@pytest.mark.slow
 def test_a_node_whose_line_rests_gets_no_strike_and_comes_back(world: Make) -> None:
     node, opens = FakeNode("b"), 40_000.0
 
@@ -729,6 +730,7 @@ def test_who_does_not_tell_its_robot_joins_with_a_notice(world: Make) -> None:
     assert "does not say which robot" in joined["b"]["notices"][0]
 
 
+@pytest.mark.slow
 def test_a_hostile_description_is_refused_as_any_reply(world: Make) -> None:
     def hostile(node: FakeNode, task: Query) -> tuple[RecordDict, float]:
         record = to_record(node.query_reply())

@@ -311,6 +311,7 @@ events = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cosine", "cosine-warm-restarts", "reduce-on-plateau"])
 @given(seen=events)
 def test_a_replay_plans_the_same_and_rates_stay_in_bounds(kind: str, seen: Any) -> None:

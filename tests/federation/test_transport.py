@@ -427,6 +427,7 @@ def test_an_altered_piece_is_refused_and_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_what_a_client_app_is_forked_from_has_nothing_of_a_transfer() -> None:
     """No connection, no thread and no carrier comes with the imports."""
     code = (

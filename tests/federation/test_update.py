@@ -35,6 +35,7 @@ def example() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @given(tensors)
 def test_an_encoded_update_is_decoded(given_tensors: dict[str, np.ndarray]) -> None:
     payload = Payload.of(given_tensors, "weights")
@@ -84,6 +85,7 @@ def test_the_manifest_survives_json() -> None:
     assert Manifest.from_json(manifest.to_json()).sha256 == manifest.sha256
 
 
+@pytest.mark.slow
 @given(tensors, tensors)
 def test_the_hash_names_the_content(
     first: dict[str, np.ndarray], second: dict[str, np.ndarray]

@@ -50,6 +50,7 @@ def end_at(made: World, seconds: float) -> None:
     made.grid.at(seconds, end)
 
 
+@pytest.mark.slow
 def test_too_few_nodes_end_no_run(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b", online=False)])
     at(made, DAY, online=True)
@@ -109,6 +110,7 @@ def test_a_node_that_was_left_out_is_asked_again_once_it_restarts(world: Make) -
     assert made.lines[-1]["kind"] == "run.finished"
 
 
+@pytest.mark.slow
 def test_rounds_that_fail_are_tried_again_ever_more_rarely(world: Make) -> None:
     node = FakeNode("b", train=refuse("out_of_memory"))
     made = world([FakeNode("a"), node], **{"num-server-rounds": 1})
@@ -188,6 +190,7 @@ def full(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> list[int
     return tries
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_for(
     world: Make,
     tmp_path: Path,
@@ -223,6 +226,7 @@ def test_a_wait_outlives_the_serverapp(world: Make) -> None:
     assert (after.phase, after.waiting) == ("finished", None)
 
 
+@pytest.mark.slow
 def test_a_waiting_run_that_lost_a_node_between_rounds(world: Make) -> None:
     b = FakeNode("b")
     made = world([FakeNode("a"), b])

@@ -105,6 +105,7 @@ def test_ansible_lint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_collection_can_be_built(tmp_path: Path) -> None:
     run_ansible(["ansible-galaxy", "collection", "build", "--output-path", str(tmp_path)], ANSIBLE)
     (archive,) = tmp_path.iterdir()
@@ -127,6 +128,7 @@ def test_the_specs_are_the_defaults(role: str) -> None:
         assert option["description"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("playbook", ["site", "upgrade", "drain", "uninstall"])
 @pytest.mark.parametrize("inventory", ["lab", "fleet"])
 def test_the_examples_are_understood(playbook: str, inventory: str) -> None:
@@ -138,6 +140,7 @@ def ask_inventory(name: str, *command: str) -> str:
     return run_ansible([command[0], "-i", f"inventory/{name}", *command[1:]], ANSIBLE).stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_a_lab_has_three_hosts() -> None:
     listed = json.loads(ask_inventory("lab", "ansible-inventory", "--list"))
     assert listed["coordinator"]["hosts"] == ["hub"]
@@ -151,6 +154,7 @@ def test_the_example_of_a_lab_has_three_hosts() -> None:
     assert "192.0.2.10:9443" in said
 
 
+@pytest.mark.slow
 def test_the_example_of_a_fleet_has_fifty_nodes_in_groups() -> None:
     listed = json.loads(ask_inventory("fleet", "ansible-inventory", "--list"))
     groups = listed["contributors"]["children"]

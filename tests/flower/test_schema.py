@@ -35,6 +35,7 @@ def test_flowers_own_database_is_known(database: Path) -> None:
     assert not is_of_newer_flower(database)
 
 
+@pytest.mark.slow
 def test_flower_ends_at_a_newer_one_and_we_see_it_before(database: Path) -> None:
     set_revision(database, "0123456789ab")
     assert is_of_newer_flower(database)

@@ -95,6 +95,7 @@ def test_every_task_type_is_taken(client: InstalledApps) -> None:
     assert client.get_eligible_capacity(set(TaskType), insecure=True) == (set(TaskType), set())
 
 
+@pytest.mark.slow
 def test_a_killed_app_is_reaped_and_counted(either: InstalledApps, silent_runtime: str) -> None:
     either.launch(spec(OWN[either._verb], silent_runtime))
     app = psutil.Process(either._running[0].pid)
@@ -111,6 +112,7 @@ def test_a_killed_app_is_reaped_and_counted(either: InstalledApps, silent_runtim
     assert not app.is_running(), "it was reaped"
 
 
+@pytest.mark.slow
 def test_closing_ends_the_apps(either: InstalledApps, silent_runtime: str) -> None:
     either.launch(spec(OWN[either._verb], silent_runtime))
     app = psutil.Process(either._running[0].pid)
@@ -142,6 +144,7 @@ def test_an_unknown_role_is_a_usage_error(module: Any, monkeypatch: pytest.Monke
         module.main()
 
 
+@pytest.mark.slow
 def test_a_clientapp_imports_no_torch() -> None:
     code = (
         "import sys; from zk0d.flower import apps; apps._installed_clientapp();"

@@ -62,6 +62,7 @@ def idle(installed: Made) -> Iterator[Idle]:
     serving.join(60)
 
 
+@pytest.mark.slow
 def test_an_idle_node_looks_as_soon_as_its_message_is_stored(idle: Idle) -> None:
     idle.wait()
     assert not idle.looked.is_set()

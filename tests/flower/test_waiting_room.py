@@ -134,6 +134,7 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
+@pytest.mark.slow
 def test_a_node_that_waits_is_told_of_its_message_and_not_of_others(installed: Made) -> None:
     link = installed()
     left, right = link.enrolled(), link.enrolled()
@@ -166,6 +167,7 @@ def test_a_message_that_came_before_the_wait_is_not_missed(installed: Made) -> N
     run(story)
 
 
+@pytest.mark.slow
 def test_many_nodes_are_told_at_once(installed: Made) -> None:
     link = installed()
     nodes = [link.enrolled() for _ in range(20)]
@@ -207,6 +209,7 @@ def test_only_an_enrolled_node_may_wait(installed: Made) -> None:
     run(story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["flwr-signature", "flwr-public-key", "flwr-timestamp"])
 def test_an_unsigned_request_does_not_wait(installed: Made, missing: str) -> None:
     link = installed()
@@ -263,6 +266,7 @@ def test_a_node_waits_once(installed: Made) -> None:
     run(story)
 
 
+@pytest.mark.slow
 def test_no_more_requests_are_held_than_there_is_room_for(installed: Made) -> None:
     link = installed(most=1)
     first, second = link.enrolled(), link.enrolled()

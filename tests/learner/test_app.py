@@ -288,6 +288,7 @@ sys.exit(guarded("zk0d", service.run))
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_a_failed_gpu_ends_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "learner.sock"
     command = [sys.executable, "-c", ENDS, str(path)]

@@ -109,6 +109,7 @@ def frames_from(recordings: Recordings, budget: FrameBudget) -> CacheUse:
     return use
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk_rows", [0, 30, 10_000])
 @pytest.mark.parametrize("memory_rows", [0, 20])
 def test_frames_without_room_are_decoded_for_each_batch(
@@ -121,6 +122,7 @@ def test_frames_without_room_are_decoded_for_each_batch(
     assert use.disk == min(disk_rows, len(recordings) - memory_rows) * row
 
 
+@pytest.mark.slow
 def test_frames_leave_a_part_of_the_disk_free(
     recordings: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ SMALL = io.BytesIO()
 Image.new("RGB", (32, 24)).save(SMALL, "PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", [True, False], ids=["own", "computed"])
 @pytest.mark.parametrize(
     ("damaged", "file"),
@@ -243,6 +244,7 @@ def test_pictures_without_statistics_are_refused_with_the_tables_name(
         convert(folder, tmp_path / "new")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -344,6 +346,7 @@ def test_a_dataset_that_cannot_be_converted_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_into_recordings(
     former: Path, recordings_folder: Path, copied_recordings: Path, tmp_path: Path
 ) -> None:
@@ -414,6 +417,7 @@ def test_a_full_and_a_forbidden_disk_are_named(
         assert said.value.reason == reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", ["video", "image"])
 def test_short_episodes_are_split_and_merged_again(tmp_path: Path, pictures: str) -> None:
     damage.make_dataset(tmp_path / "whole", [6, 1, 7, 2], pictures)

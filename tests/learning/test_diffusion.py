@@ -38,6 +38,7 @@ def prepared(loaded: LoadedPolicy, recordings: Recordings) -> PreparedRecordings
     return PreparedRecordings(recordings, loaded, CacheSettings())
 
 
+@pytest.mark.slow
 def test_the_seeded_loss_is_lerobots_with_that_noise(
     prepared: PreparedRecordings, loaded: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

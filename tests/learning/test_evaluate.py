@@ -18,6 +18,7 @@ def loss(prepared: PreparedRecordings, policy: LoadedPolicy, seed: int = 0) -> f
     return seeded_loss(policy, batches, prepared.usable[:80], seed).mean
 
 
+@pytest.mark.slow
 def test_the_loss_repeats_exactly(with_features: PreparedRecordings, smolvla: LoadedPolicy) -> None:
     torch.manual_seed(1)
     first = loss(with_features, smolvla)
@@ -26,6 +27,7 @@ def test_the_loss_repeats_exactly(with_features: PreparedRecordings, smolvla: Lo
     assert loss(with_features, smolvla, seed=1) != first
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_depend_on_the_batch_size(
     with_features: PreparedRecordings, smolvla: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +37,7 @@ def test_the_loss_does_not_depend_on_the_batch_size(
     assert loss(with_features, smolvla) == pytest.approx(first, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pixels_and_features_give_the_same_loss(
     with_features: PreparedRecordings, with_pixels: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
@@ -97,6 +100,7 @@ def test_short_episodes_give_all_their_frames() -> None:
     assert torch.bincount(episodes[rows]).tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_rollouts_repeat_and_do_not_depend_on_their_neighbours(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:

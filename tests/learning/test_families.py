@@ -153,6 +153,7 @@ USUAL_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.base == NEW])
 def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
     name: str, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -196,6 +197,7 @@ def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if known.backbone])
 def test_a_new_policy_begins_with_imagenets_backbone_where_it_is(
     name: str, recordings: Recordings, backbone: Path, tmp_path: Path
@@ -251,6 +253,7 @@ def test_adam_remembers_as_long_as_in_lerobots_preset(loaded: LoadedPolicy) -> N
         assert (group["betas"], group["eps"]) == (tuple(preset.betas), preset.eps)
 
 
+@pytest.mark.slow
 def test_a_family_trains(prepared: PreparedRecordings) -> None:
     before = prepared.policy.weights()
     result = trained(prepared)
@@ -259,6 +262,7 @@ def test_a_family_trains(prepared: PreparedRecordings) -> None:
     assert any((after[name] != weights).any() for name, weights in before.items())
 
 
+@pytest.mark.slow
 def test_an_evaluation_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
     torch.manual_seed(1)
     first = evaluated(prepared)
@@ -311,6 +315,7 @@ def observations(prepared: PreparedRecordings) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_plain_lerobot_loads_the_checkpoint_and_plans_the_same(
     prepared: PreparedRecordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +339,7 @@ def test_plain_lerobot_loads_the_checkpoint_and_plans_the_same(
     assert planned[0].std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, known in FAMILIES.items() if not known.widest])
 def test_a_family_without_a_limit_trains_on_states_of_any_width(name: str, tmp_path: Path) -> None:
     make_dataset(tmp_path / "wide", [9, 8], state=40, action=33)
@@ -370,6 +376,7 @@ def test_a_branch_on_a_family_is_found(text: str) -> None:
     assert list(branches(ast.parse(text)))
 
 
+@pytest.mark.slow
 def test_nothing_else_asks_which_family_it_has() -> None:
     source = Path(zk0d.__file__).parent
     own = source / "learning" / "policies"

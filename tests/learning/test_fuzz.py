@@ -345,6 +345,7 @@ def fuzzed(usually: int) -> settings:
     )
 
 
+@pytest.mark.slow
 @fuzzed(15)
 @given(what=st.lists(damages, min_size=1, max_size=2))
 @example(what=[Damage("data", "null", row=3, column=1)])
@@ -360,6 +361,7 @@ def test_a_damaged_dataset_gives_a_sentence_or_lerobots_frames(
     check(whole, what)
 
 
+@pytest.mark.slow
 @fuzzed(6)
 @given(what=st.lists(former_damages, min_size=1, max_size=2), partial=st.booleans())
 @example(what=[Damage("info", "reorder", row=0, other=0, column=4)], partial=False)
@@ -385,6 +387,7 @@ def test_many_damaged_former_datasets(former: Path, what: list[Damage], partial:
     check_converted(former, what, partial)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partial", [False, True])
 def test_the_undamaged_former_dataset_is_converted(former: Path, partial: bool) -> None:
     assert check_converted(former, [], partial) == "read"
@@ -398,11 +401,13 @@ def _each_kind(files: Sequence[str]) -> list[Damage]:
     return [Damage(file, kind, 4, 2, 1) for file in files for kind in KINDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", _each_kind(FORMER_FILES), ids=str)
 def test_each_kind_once_in_a_former_format(damaged: Damage) -> None:
     check_converted(_made_former("v2.1 video"), [damaged], partial=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", _each_kind(FILES), ids=str)
 def test_each_kind_once(damaged: Damage) -> None:
     check(_made("video"), [damaged])

@@ -110,6 +110,7 @@ def smooth(own: Recordings, generator: np.random.Generator, span: float) -> NDAr
     return way + generator.normal(0, generator.choice([0.0, 0.05, 0.3]), len(time))
 
 
+@pytest.mark.slow
 @given(seed=seeds, unit=units, span=st.floats(5, 250), at=st.floats(0, 360))
 @by_seed
 def test_every_seam_and_nothing_else_is_named(
@@ -124,6 +125,7 @@ def test_every_seam_and_nothing_else_is_named(
     assert sum(each.wild for each in found.episodes) == len(crossed)
 
 
+@pytest.mark.slow
 @given(seed=seeds, unit=units, by=st.floats(45, 150), length=st.integers(1, 4))
 @by_seed
 def test_a_jump_beside_a_seam_is_judged_without_it(
@@ -156,6 +158,7 @@ def test_a_joint_that_rests_on_its_seam(own: Recordings) -> None:
     assert sum(each.wild for each in found.episodes) == len(crossed)
 
 
+@pytest.mark.slow
 @given(seed=seeds, unit=units, by=st.floats(40, 250), frames=st.integers(2, 8))
 @by_seed
 def test_a_fast_but_honest_motion_is_not_named(

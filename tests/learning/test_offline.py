@@ -152,6 +152,7 @@ def test_every_verb(
     assert [path.name for path in copied_recordings.parent.iterdir()] == ["dataset"]
 
 
+@pytest.mark.slow
 def test_every_service(hub: FakeHub, copied_recordings: Path) -> None:
     two_episodes_away(copied_recordings)
     before = fingerprint(copied_recordings)
@@ -230,6 +231,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
         assert sorted(path.name for path in parts.iterdir()) == ["part-0", "part-1"]
 
 
+@pytest.mark.slow
 def test_a_mistyped_folder_is_not_a_name_of_the_hub(
     hub: FakeHub, copied_recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

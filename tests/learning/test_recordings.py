@@ -308,6 +308,7 @@ def may_not_read(path: Path) -> str:
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
 
 
+@pytest.mark.slow
 @needs_setpriv
 @pytest.mark.parametrize(
     ("place", "named"),
@@ -336,6 +337,7 @@ def test_a_forbidden_folder_is_not_called_missing(
     assert done.returncode == ExitCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 @needs_setpriv
 @pytest.mark.parametrize(
     ("place", "named"),
@@ -362,6 +364,7 @@ def test_forbidden_downloads_are_not_called_missing(
     assert done.returncode == ExitCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 @needs_setpriv
 @pytest.mark.parametrize(
     ("place", "words", "named"),
@@ -415,6 +418,7 @@ print(json.dumps(ends))
 """
 
 
+@pytest.mark.slow
 @needs_setpriv
 def test_convert_says_which_folder_is_forbidden(tmp_path: Path) -> None:
     """In one process, which is a user without rights to a part of each dataset."""

@@ -48,6 +48,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(with_features: PreparedRecordings, smolvla: LoadedPolicy) -> None:
     losses: list[float] = []
     result = run(
@@ -78,6 +79,7 @@ def test_only_trainable_weights_move(
     assert moved <= set(smolvla.trainable())
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
@@ -92,6 +94,7 @@ def test_the_same_seed_trains_the_same(
     assert not all(np.array_equal(first[n], w) for n, w in smolvla.weights().items())
 
 
+@pytest.mark.slow
 def test_a_repeated_round_starts_from_the_same_moments(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:
@@ -204,6 +207,7 @@ def test_fedprox_counts_after_one_step(
     assert result.loss == pytest.approx(result.policy_loss + result.proximal_loss)
 
 
+@pytest.mark.slow
 def test_fedprox_holds_the_weights_back(
     with_features: PreparedRecordings, smolvla: LoadedPolicy
 ) -> None:

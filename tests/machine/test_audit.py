@@ -97,6 +97,7 @@ def test_a_line_that_broke_off_is_cut_off(tmp_path: Path) -> None:
     assert verify(tmp_path).lines == LINES + 1
 
 
+@pytest.mark.slow
 def test_writers_do_not_break_each_others_chain(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from zk0d.machine.audit import AuditLog\n"

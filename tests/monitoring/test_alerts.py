@@ -636,6 +636,7 @@ def test_an_alerts_texts_are_filled_in(tmp_path: Path) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
 
 
+@pytest.mark.slow
 def test_without_targets_only_the_absence_alert_fires(tmp_path: Path, bare_rules: Path) -> None:
     """A Prometheus that scrapes no zk0d, and one whose targets are all gone."""
     cases = []

@@ -55,6 +55,7 @@ def api(server: HubStandIn) -> HfApi:
     return HfApi(endpoint=server.url, token=TOKEN)
 
 
+@pytest.mark.slow
 def test_one_commit_with_everything_private_and_tagged(
     stand_in: HubStandIn, checkpoint: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_tag_that_is_there_keeps_its_weights(stand_in: HubStandIn, tmp_path: P
     assert there.commits == before, "nothing of it is there"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repository", "tag", "says"),
     [

@@ -216,6 +216,7 @@ def test_runs_are_compared_only_if_evaluated_alike(tmp_path: Path) -> None:
         compare([one, other])
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
     _refused_by = "update.refused"
@@ -236,6 +237,7 @@ def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
         assert link not in text
 
 
+@pytest.mark.slow
 def test_a_runs_folder_gets_page_and_pictures(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
     note(told.journal, "update.refused", round=3, node="left", key="k", reason="nan", message="x")
@@ -284,6 +286,7 @@ def written(reports: Reports, clock: Clock, page: Path, seconds: float = 0.0) ->
     return page.exists() and page.stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_reports_follow_runs_by_themselves(tmp_path: Path) -> None:
     told = Told(tmp_path / "runs/7")
     told.round(0)
@@ -302,6 +305,7 @@ def test_reports_follow_runs_by_themselves(tmp_path: Path) -> None:
     assert not written(reports, clock, page)
 
 
+@pytest.mark.slow
 def test_a_journal_of_the_future_is_reported_once(tmp_path: Path) -> None:
     """The clock was set back after its last line."""
     told = Told(tmp_path / "runs/7").good()
@@ -326,6 +330,7 @@ def test_a_run_that_cannot_be_reported_is_tried_once(
     assert [r.message.count("report could not") for r in caplog.records] == [1]
 
 
+@pytest.mark.slow
 def test_zk0bot_report_prints_text_page_and_json(tmp_path: Path) -> None:
     told = Told(tmp_path / "run").good()
 

@@ -71,6 +71,7 @@ def test_settings_that_are_wrong(node: Path, before: str, after: str, sentence: 
     assert sentence in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key"), [("node.key", "supernode.key"), ("superexec.secret", "supernode.secret")]
 )
@@ -93,6 +94,7 @@ def test_a_wrong_key_is_named(node: Path) -> None:
     assert "node.key" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("service", "key"), [("supernode", "port"), ("superlink", "port")])
 def test_a_port_that_is_taken(made: Lab, node: Path, service: str, key: str) -> None:
     config = node if service == "supernode" else made.server_toml
@@ -134,6 +136,7 @@ def presence() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_an_hour_off_is_a_state_and_no_exit(
     made: Lab, node: Path, presence: str, tmp_path: Path
 ) -> None:

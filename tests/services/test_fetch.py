@@ -85,6 +85,7 @@ def machine(tmp_path: Path, hub: FakeHub) -> Machine:
     return Machine(root, hub)
 
 
+@pytest.mark.slow
 def test_the_settings_datasets_and_models_are_fetched_once(machine: Machine, hub: FakeHub) -> None:
     first = machine.fetch()
     assert first.returncode == 0, first.stderr
@@ -106,6 +107,7 @@ def test_the_settings_datasets_and_models_are_fetched_once(machine: Machine, hub
     assert hub.asked == [], "what is here is not asked for"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_carries_its_vision_language_model(
     machine: Machine, hub: FakeHub, tmp_path: Path
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_broken_download_stays_hidden_and_resumes(machine: Machine, hub: FakeH
     assert (machine.hub / "lerobot/ann/cubes/meta/tasks.parquet").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "models", "sentence"),
     [
@@ -163,12 +166,14 @@ def test_a_name_that_cannot_be_had_waits_for_a_person(
     assert "Traceback" not in said.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_away_is_tried_again(machine: Machine) -> None:
     said = machine.fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert said.returncode == 75, said.stderr
     assert "dataset ann/cubes: could not be fetched" in said.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_one_wrong_name_does_not_stop_the_other_downloads(machine: Machine, hub: FakeHub) -> None:
     machine.write("hf:ann/nothing")
     said = machine.fetch()
@@ -176,6 +181,7 @@ def test_one_wrong_name_does_not_stop_the_other_downloads(machine: Machine, hub:
     assert "model ann/policy: fetched" in said.stderr
 
 
+@pytest.mark.slow
 def test_a_token_is_sent(machine: Machine, hub: FakeHub, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hf_of_ann\n")

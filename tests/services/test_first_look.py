@@ -77,12 +77,14 @@ def test_an_import_of_torch_is_found(folder: Path, recordings_folder: Path) -> N
     assert (code, "PyTorch sees none" in said) == (ExitCode.UNAVAILABLE, True)
 
 
+@pytest.mark.slow
 def test_a_learner_without_recordings(folder: Path) -> None:
     code, said = fails("zk0d", "learner", "--config", client(folder, ""))
     assert code == ExitCode.CONFIG
     assert "dataset-uri is missing in this node's settings" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["learner", "evaluator"])
 @pytest.mark.parametrize(
     ("dataset", "words"),
@@ -107,6 +109,7 @@ def test_recordings_that_are_not_there(
     assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["learner", "evaluator"])
 def test_a_device_and_a_socket_that_cannot_be(
     folder: Path, recordings_folder: Path, role: str
@@ -123,6 +126,7 @@ def test_a_device_and_a_socket_that_cannot_be(
     assert "the path of a unix socket 107 at most" in said
 
 
+@pytest.mark.slow
 def test_a_socket_that_is_taken(folder: Path, recordings_folder: Path) -> None:
     config = client(folder, f"local:{recordings_folder}")
     with socket.socket(socket.AF_UNIX) as other:
@@ -133,6 +137,7 @@ def test_a_socket_that_is_taken(folder: Path, recordings_folder: Path) -> None:
     assert "another learner listens there already; stop it first" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

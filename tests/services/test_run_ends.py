@@ -166,6 +166,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(("run", "key", "says"), WRONG)
 def test_a_wrong_value_is_refused(
@@ -247,6 +248,7 @@ def test_commands_that_send_nothing_refuse_these_settings(
 NAMES = ["zk0d", "our arms", "", *(f"a{letter}b" for letter in "/#%:?\\"), "x" * 128, "x" * 129]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_wandb_accepts_the_project_names(name: str) -> None:
     wandb = pytest.importorskip("wandb")

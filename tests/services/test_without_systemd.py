@@ -288,6 +288,7 @@ def test_a_token_beside_the_settings_reaches_only_its_service(tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_a_chore_is_done_again_and_a_failed_one_sooner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
     broken = []
     for path, page in pages.items():
@@ -134,6 +135,7 @@ def test_a_folder_without_a_release_is_refused(tmp_path: Path) -> None:
     assert "holds no version" in said
 
 
+@pytest.mark.slow
 def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     clone = ["git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(checkout)]

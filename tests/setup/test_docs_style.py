@@ -161,6 +161,7 @@ def names_of_tests() -> Iterator[tuple[str, str]]:
             yield f"{path.relative_to(REPOSITORY)}::test_{name}", name.replace("_", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts", [helps, descriptions, said, printed, alerts, tasks, unit_descriptions, names_of_tests]
 )

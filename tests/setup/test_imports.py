@@ -7,6 +7,8 @@ import functools
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,6 +37,7 @@ def _names(module: str) -> frozenset[str]:
     return frozenset(names)
 
 
+@pytest.mark.slow
 def test_every_import_of_this_project_is_there() -> None:
     missing = [
         f"{file}:{node.lineno}: {node.module}.{alias.name}"
@@ -48,6 +51,7 @@ def test_every_import_of_this_project_is_there() -> None:
     assert not missing
 
 
+@pytest.mark.slow
 def test_outside_its_own_package_only_flowers_app_interface_is_imported() -> None:
     """The import contract knows whole distributions; this holds which modules of flwr."""
     interface = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}

@@ -139,6 +139,7 @@ def mirror(tmp_path: Path, release: Path) -> Iterator[tuple[str, type[Mirror]]]:
 # --- what it is -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cut_short_it_does_nothing(tmp_path: Path, release: Path) -> None:
     text = INSTALLER.read_bytes()
     last = text.rstrip(b"\n").rfind(b"\n") + 1
@@ -189,6 +190,7 @@ def test_each_end_has_its_own_code() -> None:
     assert len(ranges) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["shellcheck", "shfmt"])
 def test_shell_scripts_pass_the_linters(tool: str) -> None:
     """And so is every other shell script of the project."""
@@ -264,6 +266,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["wget", "curl"])
 def test_from_a_mirror(
     installer: Installer,
@@ -291,6 +294,7 @@ def test_from_a_mirror(
     assert not (installer.home / ".cache/zk0d-install").exists()
 
 
+@pytest.mark.slow
 def test_the_same_installation_again_changes_nothing(
     installer: Installer, mirror: tuple[str, type[Mirror]], key: Path
 ) -> None:
@@ -307,6 +311,7 @@ def test_the_same_installation_again_changes_nothing(
     assert asked == {"SHA256SUMS", "SHA256SUMS.sig"}
 
 
+@pytest.mark.slow
 def test_another_version_by_its_place_in_the_url(installer: Installer, tmp_path: Path) -> None:
     make_release(tmp_path / "zk0d-0.2.0", "0.2.0")
     make_release(tmp_path / "zk0d-0.3.0", "0.3.0")
@@ -370,6 +375,7 @@ def _leave_out(folder: Path, key: Path, name: str) -> None:
     sign(folder, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("served_over", ["folder", "http"])
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
@@ -461,6 +467,7 @@ def test_another_version_than_the_requested_one_is_refused(
 # --- what is done ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_dry_run_changes_nothing(
     installer: Installer, release: Path, tmp_path: Path, installed: bool
@@ -515,6 +522,7 @@ def test_steps_without_an_option_are_left_to_do(installer: Installer, tmp_path: 
     assert "Next: zk0bot client join INVITE" in done.stderr
 
 
+@pytest.mark.slow
 def test_uninstall_leaves_the_home_as_it_was(
     installer: Installer, release: Path, tmp_path: Path
 ) -> None:
@@ -546,6 +554,7 @@ def test_nothing_to_go_back_to(installer: Installer, release: Path) -> None:
     assert "there is no version before this one" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_version_that_does_not_run_leaves_the_old_one(
     installer: Installer, release: Path, tmp_path: Path
 ) -> None:

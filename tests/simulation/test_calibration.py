@@ -183,6 +183,7 @@ def test_by_robot_type(
     assert [each["statistics"] for each in committed["evaluation"]["datasets"]] == [""]
 
 
+@pytest.mark.slow
 def test_calibrated_recordings_are_those_of_one_robot(source: Source) -> None:
     """Neither their scales nor their names are refused; what is recorded is shifted."""
     from zk0d.simulation.sources import join_robots

@@ -26,6 +26,7 @@ def test_the_expert_hardly_ever_fails() -> None:
         assert sum(demonstrate(arm, seed)[1] for seed in range(10)) >= 9
 
 
+@pytest.mark.slow
 @needs_sim
 def test_an_episode_is_determined_by_its_seed_whichever_arm_plays_it() -> None:
     arm, other = SO101(cameras=()), SO101(cameras=())
@@ -75,6 +76,7 @@ def test_cubes_and_discs_lie_in_the_slice() -> None:
             assert low <= arm.disc[1] <= high
 
 
+@pytest.mark.slow
 @needs_sim
 def test_observations_are_as_described() -> None:
     arm = SO101(size=48)
@@ -116,6 +118,7 @@ def test_a_target_beyond_an_actuators_range_is_clipped() -> None:
     assert np.all(np.isfinite(arm.state()))
 
 
+@pytest.mark.slow
 @needs_sim
 def test_recorded_actions_do_the_task_again() -> None:
     arm = SO101(cameras=())

@@ -35,6 +35,7 @@ def test_inverse_kinematics_reaches_the_whole_table(
     assert np.linalg.norm(joint_positions(reach_pose(goal))[4] - goal) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sector", [Sector(0, 2), Sector(1, 2)])
 def test_the_expert_hardly_ever_fails(sector: Sector) -> None:
     arm = SoReach(sector, cameras=())
