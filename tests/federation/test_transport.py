@@ -29,8 +29,9 @@ from zk0d.federation.line import Line
 from zk0d.federation.messages import Piece, Refusal, Route, Train, TrainReply
 from zk0d.federation.run import Run
 from zk0d.federation.spool import Spool, SpoolReader
+from zk0d.federation.streams import cut
 from zk0d.federation.transport import BesideMessages, NodeEnd
-from zk0d.federation.update import Payload, Streamed, UpdateError, cut
+from zk0d.federation.update import Payload, Streamed, UpdateError
 from zk0d.learner.held import HeldWeights
 from zk0d.record.journal import Journal
 

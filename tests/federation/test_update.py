@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from zk0d.config.run import CodecName
 from zk0d.federation.codec import NotFinite
-from zk0d.federation.update import CHUNK_BYTES, Manifest, Payload, PayloadEncoder, UpdateError
+from zk0d.federation.streams import CHUNK_BYTES
+from zk0d.federation.update import Manifest, Payload, PayloadEncoder, UpdateError
 
 names = st.text("abcdef._", min_size=1, max_size=8)
 tensors = st.dictionaries(

@@ -15,7 +15,8 @@ from typing import Any
 
 from zk0d.errors import Zk0dError
 from zk0d.federation.messages import Message
-from zk0d.federation.update import CHUNK_BYTES, Manifest, Once, Payload, Streamed, UpdateError
+from zk0d.federation.streams import CHUNK_BYTES, Once
+from zk0d.federation.update import Manifest, Payload, Streamed, UpdateError
 
 CONTENT_TYPE = "application/vnd.safetensors"
 MAX_HEADER_BYTES = 16 * 2**20

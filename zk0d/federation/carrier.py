@@ -24,7 +24,7 @@ from zk0d.config.limits import LimitsSettings
 from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.line import Line
 from zk0d.federation.messages import BLOCK_BYTES, Mirror, Piece, Route
-from zk0d.federation.update import cut
+from zk0d.federation.streams import cut
 
 log = logging.getLogger("flwr")
 

@@ -20,6 +20,8 @@ Work goes piece by piece, small enough for a core's cache.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,8 +75,7 @@ def encode(codec: CodecName, values: Values, lost: Values | None = None) -> byte
     scratch = np.empty(min(PIECE, flat.size), np.float32)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
-        if not np.isfinite(np.dot(piece, piece)):
-            raise NotFinite("the values hold NaN or infinity.")
+        _check_finite(piece)
         short = None if left is None else left[start : start + PIECE]
         if codec == "fp32":
             np.frombuffer(data, "<f4")[start : start + PIECE] = piece
@@ -91,6 +92,22 @@ def encode(codec: CodecName, values: Values, lost: Values | None = None) -> byte
                 # scratch holds what the other end will read
                 np.subtract(piece, scratch[: piece.size], out=short)
     return data
+
+
+def encoded(codec: CodecName, values: Values) -> memoryview:
+    """As :func:`encode`; the values' own memory where those are their bytes.
+
+    Raises
+    ------
+    NotFinite
+        If they cannot be encoded.
+    """
+    if codec != "fp32" or sys.byteorder != "little":
+        return memoryview(encode(codec, values))
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, PIECE):
+        _check_finite(flat[start : start + PIECE])
+    return flat.view(np.uint8).data
 
 
 def decode(
@@ -146,6 +163,12 @@ def decode_piece(codec: CodecName, parts: list[memoryview], out: Values) -> None
         out[packed.size :] = (packed >> 4)[: out.size - packed.size]
         out -= np.float32(8.0)
         _times_scales(out, _from_bf16(np.frombuffer(parts[0], "<u2")), BLOCK["int4"])
+
+
+def _check_finite(piece: Values) -> None:
+    # The sum of squares can also overflow; such values are as little use.
+    if not np.isfinite(np.dot(piece, piece)):
+        raise NotFinite("the values hold NaN or infinity.")
 
 
 def _encode_blocks(

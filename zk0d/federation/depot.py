@@ -29,7 +29,8 @@ from typing import BinaryIO
 from zk0d.config.machine import TransferSettings
 from zk0d.federation.capability import Denied
 from zk0d.federation.messages import BLOCK_BYTES, Piece
-from zk0d.federation.update import Manifest, Payload, UpdateError, cut
+from zk0d.federation.streams import cut
+from zk0d.federation.update import Manifest, Payload, UpdateError
 from zk0d.files import rename
 from zk0d.record.journal import disk
 

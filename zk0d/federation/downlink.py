@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 
 from zk0d.config.run import DELTA, CodecName, DownlinkName
 from zk0d.federation.aggregate import Arrays
-from zk0d.federation.codec import PIECE
+from zk0d.federation.codec import PIECE, decode_all
 from zk0d.federation.spool import SpooledUpdate, SpoolReader
-from zk0d.federation.update import Manifest, Payload, PayloadEncoder
+from zk0d.federation.streams import Again, pieces_of
+from zk0d.federation.update import (
+    Encoder,
+    Manifest,
+    Payload,
+    PayloadEncoder,
+    Streamed,
+    encoded_pieces,
+    encoding,
+)
 from zk0d.files import link_file, make_folder, whole_file
 from zk0d.record.journal import disk
 
@@ -76,35 +85,48 @@ class Downlink:
     def payload(self, weights: Arrays) -> Payload:
         """The weights as nodes get them, and beside them the difference, if there is one.
 
+        Its bytes are made, or read from disk, while they are read.
+
         Raises
         ------
         TryAgainError
             If the disk is full.
         """
+        held = self._held
         if self._codec != DELTA:
-            return Payload.of(weights, "weights", self._codec)
-        if self._held is None:
-            whole = Payload.of(weights, "weights", HELD_CODEC)
-            self._keep(whole)
-            return whole
-        encoder = PayloadEncoder("delta", DELTA_CODEC)
-        for name, values in _read(self._held, weights):
-            encoder.add(name, weights[name] - values)
-        difference = encoder.finish()
-        # As a node does it: to the encoding's bits, not to what was meant.
-        whole = rebuilt(_read(self._held, weights), difference)
-        self._keep(whole)
-        return whole.with_beside(difference)
+            return encoding("weights", self._codec, lambda: sorted(weights.items()))
+        if held is None:
+            return self._keep(sorted(weights.items()))
 
-    def _keep(self, whole: Payload) -> None:
-        path = self._folder / HELD
+        def changes() -> Iterator[tuple[str, NDArray[np.float32]]]:
+            for name, values in _read(held, weights):
+                yield name, np.subtract(weights[name], values, out=values)
+
+        difference = Encoder("delta", DELTA_CODEC)
+
+        def rebuilt_here() -> Iterator[tuple[str, NDArray[np.float32]]]:
+            # As a node does it: by the encoding's bits, not by what was meant.
+            for name, values in _read(held, weights):
+                data = difference.encode(name, weights[name] - values)
+                values += decode_all(DELTA_CODEC, data, values.size).reshape(values.shape)
+                yield name, values
+
+        whole = self._keep(rebuilt_here())
+        source = Again(lambda: encoded_pieces(DELTA_CODEC, changes()))
+        return whole.with_beside(Streamed(difference.manifest, source))
+
+    def _keep(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> Payload:
+        """Write what the nodes hold from this round on; a payload that reads it there."""
+        path, encoder = self._folder / HELD, Encoder("weights", HELD_CODEC)
         with disk(self._folder):
             make_folder(self._folder)
             # The round's folder makes it durable.
-            with whole_file(path, durable=False) as draft, draft.open("wb") as file:
-                for chunk in whole.stream():
-                    file.write(chunk)
-        self._sent = SpooledUpdate((path,), whole.manifest, 0.0)
+            with whole_file(path, durable=False) as draft, draft.open("wb") as out:
+                for name, tensor in tensors:
+                    out.write(encoder.encode(name, tensor))
+            file = path.open("rb")  # it stays readable when its name goes
+        self._sent = SpooledUpdate((path,), encoder.manifest, 0.0)
+        return Streamed(encoder.manifest, Again(lambda: pieces_of(file)))
 
     def files(self) -> dict[str, Callable[[Path], None]]:
         """What a round's folder holds of it."""

@@ -23,7 +23,7 @@ from zk0d.federation.answers import Accepted
 from zk0d.federation.downlink import Downlink
 from zk0d.federation.messages import Train
 from zk0d.federation.normalization import Normalization
-from zk0d.federation.update import Payload
+from zk0d.federation.update import Payload, encoding
 from zk0d.federation.variates import Variates
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import RunStatistics
@@ -80,11 +80,13 @@ class GlobalModel:
         return self._variates.rounds if self._variates is not None else {}
 
     def payload(self) -> Payload:
-        """The weights as they are."""
-        return Payload.of(self.weights, "weights")
+        """The weights as they are; its bytes are theirs, so it is to be used before they move."""
+        return encoding("weights", "fp32", lambda: sorted(self.weights.items()))
 
     def for_nodes(self) -> Payload:
         """The weights as nodes get them, and the mean variate beside them once there is one.
+
+        Its bytes are made while they are read, so it is to be used before the weights move.
 
         Raises
         ------
@@ -126,10 +128,11 @@ class GlobalModel:
     def load(self, journal: Journal, number: int) -> None:
         """Take the weights of a committed round, and all that lies beside them."""
         folder = journal.round_folder(number)
-        self.weights = safetensors.numpy.load_file(folder / WEIGHTS)
-        self._step.velocity = None
+        # One of both is in memory.
+        self.weights, self._step.velocity = {}, None
+        self.weights = _load(folder / WEIGHTS)
         if self._settings.server_momentum and (folder / MOMENTUM).exists():
-            self._step.velocity = safetensors.numpy.load_file(folder / MOMENTUM)
+            self._step.velocity = _load(folder / MOMENTUM)
         self.downlink.load(folder)
         if self._variates is not None:
             self._variates.load(folder, self.weights)
@@ -141,6 +144,12 @@ class GlobalModel:
         self.downlink.clear()
         if self._variates is not None:
             self._variates.clear()
+
+
+def _load(path: Path) -> Arrays:
+    """Read tensors. A mapped file would be in memory a second time, as far as it was read."""
+    with safetensors.safe_open(path, framework="np", backend="pread") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _save(arrays: Arrays, path: Path) -> None:

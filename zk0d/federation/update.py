@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,11 +22,12 @@ from pydantic import NonNegativeInt
 from zk0d.config.base import Settings
 from zk0d.config.run import CodecName
 from zk0d.errors import Zk0dError
-from zk0d.federation.codec import PIECE, NotFinite, decode, encode, encoded_size
-
-CHUNK_BYTES = 4 * 2**20
+from zk0d.federation.codec import PIECE, NotFinite, decode, encode, encoded, encoded_size
+from zk0d.federation.streams import CHUNK_BYTES, Again, Once
 
 Kind = Literal["weights", "delta", "variates"]
+#: Gives named float32 tensors, one after the other.
+Tensors = Callable[[], Iterable[tuple[str, NDArray[np.float32]]]]
 
 
 class UpdateError(Zk0dError):
@@ -216,60 +217,11 @@ class Payload:
         return dict(self.decode())
 
 
-class Once:
-    """Bytes that come once: they are given on as they come, or kept.
-
-    Parameters
-    ----------
-    pieces
-        The bytes in order, in pieces of any length.
-    after
-        What comes before them on the same way. It is kept if nobody has read it when these are
-        wanted.
-    """
-
-    def __init__(self, pieces: Iterator[bytes], after: Once | None = None) -> None:
-        self._pieces = pieces
-        self._after = after
-        self._state: Literal["not begun", "under way", "given on"] = "not begun"
-        self._kept: list[bytes] | None = None
-
-    def stream(self) -> Iterator[bytes]:
-        """The bytes as they come; nothing of them stays here.
-
-        Raises
-        ------
-        RuntimeError
-            If they were given on already: whoever reads them twice has to keep them first.
-        """
-        if self._kept is not None:
-            yield from self._kept
-            return
-        if self._state != "not begun":
-            raise RuntimeError(f"these bytes are {self._state}; keep them to read them twice")
-        if self._after is not None:
-            self._after.pass_by()
-        self._state = "under way"
-        yield from self._pieces
-        self._state = "given on"
-
-    def keep(self) -> list[bytes]:
-        """The bytes in memory, in chunks; the same list each time."""
-        if self._kept is None:
-            self._kept = list(cut(self.stream(), CHUNK_BYTES))
-        return self._kept
-
-    def pass_by(self) -> None:
-        """Make way for what comes after them."""
-        if self._state != "given on":
-            self.keep()
-
-
 class Streamed(Payload):
     """A payload whose bytes come from elsewhere while they are read.
 
-    :meth:`stream` gives them on once and keeps none. Everything else that reads them, such as
-    :meth:`decode`, has them in memory from then on.
+    :meth:`stream` gives them on and keeps none: once, or as often as wanted, by their source.
+    Everything else that reads them, such as :meth:`decode`, has them in memory from then on.
 
     Parameters
     ----------
@@ -280,11 +232,11 @@ class Streamed(Payload):
     def __init__(
         self,
         manifest: Manifest,
-        source: Iterator[bytes] | Once,
+        source: Iterator[bytes] | Once | Again,
         beside: tuple[Payload, ...] = (),
     ) -> None:
         super().__init__(manifest, [], beside)
-        self._source = source if isinstance(source, Once) else Once(source)
+        self._source = source if isinstance(source, Once | Again) else Once(source)
 
     @property
     def chunks(self) -> list[bytes]:
@@ -302,29 +254,79 @@ class Streamed(Payload):
         return self._source.stream()
 
 
-def cut(source: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes in blocks of ``size``; the last may be shorter."""
-    block = bytearray()
-    for piece in source:
-        view = memoryview(piece)
-        while view:
-            take = min(size - len(block), len(view))
-            block += view[:take]
-            view = view[take:]
-            if len(block) == size:
-                yield bytes(block)
-                block.clear()
-    if block:
-        yield bytes(block)
+def encoding(kind: Kind, codec: CodecName, tensors: Tensors) -> Streamed:
+    """Tensors as a payload that takes no memory: they are encoded each time that it is read.
+
+    Parameters
+    ----------
+    tensors
+        In the order of their names, with the same values until the payload was read for the last
+        time.
+
+    Raises
+    ------
+    NotFinite
+        Naming the tensor.
+    """
+    encoder = Encoder(kind, codec)
+    for name, tensor in tensors():
+        encoder.encode(name, tensor)
+    return Streamed(encoder.manifest, Again(lambda: encoded_pieces(codec, tensors())))
 
 
-class PayloadEncoder:
-    """Makes a payload, one tensor at a time, given in the order of their names."""
+def encoded_pieces(
+    codec: CodecName, tensors: Iterable[tuple[str, NDArray[np.float32]]]
+) -> Iterator[bytes]:
+    """The bytes of tensors, one after the other."""
+    for _, tensor in tensors:
+        data = encoded(codec, np.asarray(tensor, np.float32, order="C"))
+        for at in range(0, len(data), CHUNK_BYTES):
+            yield bytes(data[at : at + CHUNK_BYTES])
+
+
+class Encoder:
+    """Encodes one tensor after the other, in the order of their names, and keeps no bytes."""
 
     def __init__(self, kind: Kind, codec: CodecName) -> None:
         self._kind: Kind = kind
         self._codec: CodecName = codec
         self._entries: list[TensorEntry] = []
+
+    def encode(
+        self, name: str, tensor: NDArray[np.float32], lost: NDArray[np.float32] | None = None
+    ) -> memoryview:
+        """A tensor's bytes, perhaps its own; ``lost``, of its shape, receives what they lack.
+
+        Raises
+        ------
+        NotFinite
+            Naming the tensor.
+        """
+        array = np.asarray(tensor, dtype=np.float32, order="C")
+        try:
+            if lost is None:
+                data = encoded(self._codec, array)
+            else:
+                data = memoryview(encode(self._codec, array, lost))
+        except NotFinite:
+            raise NotFinite(f"tensor '{name}' holds NaN or infinity.") from None
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._entries.append(
+            TensorEntry(name=name, shape=array.shape, size=len(data), sha256=sha256)
+        )
+        return data
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of what was encoded so far."""
+        return Manifest(kind=self._kind, codec=self._codec, tensors=tuple(self._entries))
+
+
+class PayloadEncoder(Encoder):
+    """Makes a payload, one tensor at a time, given in the order of their names."""
+
+    def __init__(self, kind: Kind, codec: CodecName) -> None:
+        super().__init__(kind, codec)
         self._chunks: list[bytes] = []
         self._open = bytearray()
 
@@ -338,20 +340,7 @@ class PayloadEncoder:
         NotFinite
             Naming the tensor.
         """
-        array = np.asarray(tensor, dtype=np.float32, order="C")
-        try:
-            data = encode(self._codec, array, lost)
-        except NotFinite:
-            raise NotFinite(f"tensor '{name}' holds NaN or infinity.") from None
-        self._entries.append(
-            TensorEntry(
-                name=name,
-                shape=array.shape,
-                size=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
-            )
-        )
-        view = memoryview(data)
+        view = self.encode(name, tensor, lost)
         while view:
             take = min(CHUNK_BYTES - len(self._open), len(view))
             self._open += view[:take]
@@ -364,6 +353,4 @@ class PayloadEncoder:
         """The payload; the encoder is spent."""
         if self._open:
             self._chunks.append(bytes(self._open))
-        return Payload(
-            Manifest(kind=self._kind, codec=self._codec, tensors=tuple(self._entries)), self._chunks
-        )
+        return Payload(self.manifest, self._chunks)

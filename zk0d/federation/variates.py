@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from zk0d.config.run import AggregationSettings, CodecName
 from zk0d.federation.aggregate import RULES, Arrays, Weighted, clipped, combine
 from zk0d.federation.answers import Accepted
 from zk0d.federation.spool import SpooledUpdate
-from zk0d.federation.update import Manifest, Payload, PayloadEncoder
+from zk0d.federation.streams import Again, pieces_of
+from zk0d.federation.update import Encoder, Manifest, Payload, Streamed
 from zk0d.files import link_file, make_folder, rename
 from zk0d.record.journal import disk
 
@@ -56,7 +58,7 @@ class Held:
 
 
 class Variates:
-    """Every node's variate, encoded on disk, and their mean, encoded in memory.
+    """Every node's variate and their mean, encoded on disk.
 
     Parameters
     ----------
@@ -110,16 +112,21 @@ class Variates:
         settings, held = self._settings, [self._held[key] for key in sorted(self._held)]
         parts = clipped(like, [Weighted(each.update, each.weight) for each in held], settings)
         rule = RULES[settings.rule](len(parts))
-        encoder = PayloadEncoder("variates", self._codec)
+        encoder = Encoder("variates", self._codec)
         tensor: NDArray[np.float32] = np.empty(0, np.float32)
-        for piece in combine(like, parts, rule):
-            if piece.start == 0:
-                tensor = np.empty_like(like[piece.name])
-            end = piece.start + piece.combined.size
-            tensor.reshape(-1)[piece.start : end] = piece.combined
-            if end == tensor.size:
-                encoder.add(piece.name, tensor)
-        self.mean = encoder.finish()
+        with disk(self._folder):
+            make_folder(self._folder)
+            # It has no name, and lives as long as whoever reads it.
+            file = tempfile.TemporaryFile(dir=self._folder)
+            for piece in combine(like, parts, rule):
+                if piece.start == 0:
+                    tensor = np.empty_like(like[piece.name])
+                end = piece.start + piece.combined.size
+                tensor.reshape(-1)[piece.start : end] = piece.combined
+                if end == tensor.size:
+                    file.write(encoder.encode(piece.name, tensor))
+            file.flush()
+        self.mean = Streamed(encoder.manifest, Again(lambda: pieces_of(file)))
 
     def files(self) -> dict[str, Callable[[Path], None]]:
         """What a round's folder holds of them: links, since most stay as they are."""
