@@ -149,13 +149,24 @@ def _finish(running: demo.Federation, run_id: int) -> None:
         raise SystemExit(f"bench: the run {state.outcome}: {state.details}")
 
 
+def database_bytes(running: demo.Federation) -> int:
+    """Size of the SuperLink's database, with what it has not merged yet."""
+    found = running.layout.root.rglob("superlink.db*")
+    return sum(path.stat().st_size for path in found)
+
+
 class PeakMemory:
-    """Watches the private memory of processes by a word of their command line, in MB."""
+    """Watches the memory of processes by a word of their command line, in MB.
+
+    ``peaks`` are of private memory, ``resident`` of all that is resident: mapped files and shared
+    libraries count, too.
+    """
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self._words = words
         self._end = threading.Event()
         self.peaks = dict.fromkeys(words, 0.0)
+        self.resident = dict.fromkeys(words, 0.0)
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> PeakMemory:
@@ -173,5 +184,6 @@ class PeakMemory:
                     command = " ".join(process.cmdline()[:4])
                     for word in self._words:
                         if word in command:
-                            private = process.memory_full_info().uss / 1e6
-                            self.peaks[word] = max(self.peaks[word], private)
+                            seen = process.memory_full_info()
+                            self.peaks[word] = max(self.peaks[word], seen.uss / 1e6)
+                            self.resident[word] = max(self.resident[word], seen.rss / 1e6)

@@ -117,7 +117,7 @@ class Variates:
         with disk(self._folder):
             make_folder(self._folder)
             # It has no name, and lives as long as whoever reads it.
-            file = tempfile.TemporaryFile(dir=self._folder)
+            file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             for piece in combine(like, parts, rule):
                 if piece.start == 0:
                     tensor = np.empty_like(like[piece.name])
