@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,21 @@ class PeakMemory:
 
     ``peaks`` are of private memory, ``resident`` of all that is resident: mapped files and shared
     libraries count, too.
+
+    Parameters
+    ----------
+    processes
+        Those that may count; by default this one's descendants, since others run federations, too.
     """
 
-    def __init__(self, words: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        processes: Callable[[], Iterable[psutil.Process]] | None = None,
+    ) -> None:
         self._words = words
+        own = psutil.Process()
+        self._processes = processes or (lambda: own.children(recursive=True))
         self._end = threading.Event()
         self.peaks = dict.fromkeys(words, 0.0)
         self.resident = dict.fromkeys(words, 0.0)
@@ -179,7 +190,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._end.wait(0.1):
-            for process in psutil.process_iter():
+            for process in self._processes():
                 with contextlib.suppress(psutil.Error):
                     command = " ".join(process.cmdline()[:4])
                     for word in self._words:
