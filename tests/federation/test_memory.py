@@ -83,7 +83,8 @@ def no_copy(what: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("codec", get_args(DownlinkName))
 def test_no_step_of_a_round_has_a_second_copy_of_the_weights(tmp_path: Path, codec: str) -> None:
-    bench = Bench(tmp_path, **{"downlink-codec": codec})
+    settings: dict[str, Any] = {"downlink-codec": codec}
+    bench = Bench(tmp_path, **settings)
     accepted = bench.accepted()
     for number in (1, 2):
         with no_copy("sending"):
@@ -140,7 +141,8 @@ def test_rounds_are_those_of_numpy_to_the_bit(
     tmp_path: Path, rule: RuleName, step: dict[str, Any]
 ) -> None:
     """The whole tensors at once, in plain float32, and what a node of each round receives."""
-    bench = Bench(tmp_path, 2, **{"aggregation": rule, "min-fit-clients": 3}, **step)
+    settings: dict[str, Any] = {"aggregation": rule, "min-fit-clients": 3} | step
+    bench = Bench(tmp_path, 2, **settings)
     expected = {name: array.copy() for name, array in bench.weights.items()}
     velocity = {name: np.zeros_like(array) for name, array in expected.items()}
     momentum = np.float32(step.get("server-momentum", 0.0))
