@@ -296,6 +296,29 @@ def participation_lines(seeds: range) -> Iterator[Line]:
             )
 
 
+#: One of four takes three times as long as the others, which need 40 s for a round's steps.
+SLOW = "1@3x"
+LATE: dict[str, dict[str, Any]] = {
+    "all are waited for": {},
+    "… in the same time: 4 rounds": {"num-server-rounds": 4, "eval-frequency": 4},
+    "late ones are dropped": {"quorum": 0.75, "max-staleness": 0},
+    "late ones count, up to 1 round": {"quorum": 0.75, "max-staleness": 1},
+    "late ones count, up to 2 rounds": {"quorum": 0.75, "max-staleness": 2},
+}
+
+
+def late_lines(seeds: range) -> Iterator[Line]:
+    """A contributor that is slow, by the simulation's own clock."""
+    for seed in seeds:
+        for title, settings in LATE.items():
+
+            def slow(v: dict[str, Any] = settings, s: int = seed) -> Simulation:
+                made = base("region", 4, s, **{**TODAY, "min-fit-clients": 3, **v})
+                return with_plan(made, nodes=with_faults(made.plan.nodes, [SLOW], 0))
+
+            yield Line("late", title, seed, slow)
+
+
 #: What closes the gap between four parts of the table and one place.
 GAP: dict[str, dict[str, Any]] = {
     "as it is (default)": {},
@@ -653,6 +676,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "schedules": lambda: lines_of("schedules", SCHEDULES, "region", 2, range(3)),
     "rules": lambda: lines_of("rules", RULES, "region", 4, range(3)),
     "participation": lambda: participation_lines(range(3)),
+    "late": lambda: late_lines(range(10, 14)),
     "codecs": lambda: lines_of("codecs", CODECS, "region", 2, range(3)),
     "downlink": lambda: lines_of("downlink", DOWN, "region", 2, range(10, 18)),
     # Chosen on seeds 0 to 3, confirmed on these.

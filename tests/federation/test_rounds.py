@@ -256,7 +256,8 @@ def test_samples_weigh(world: Make) -> None:
 
 
 def test_the_round_ends_at_its_deadline(world: Make) -> None:
-    made = world([FakeNode("a"), FakeNode("b"), FakeNode("slow", train=silent)])
+    nodes = [FakeNode("a"), FakeNode("b"), FakeNode("slow", train=silent)]
+    made = world(nodes, **{"max-staleness": 0})
     made.run()
     assert [line["reason"] for line in made.of("node.lost")] == ["deadline"] * 2
     assert [line["round"] for line in made.of("round.committed")] == [0, 1, 2]
@@ -271,7 +272,8 @@ def test_the_round_ends_when_all_are_in(world: Make) -> None:
 
 
 def test_a_late_answer_is_not_of_the_next_round(world: Make) -> None:
-    made = world([FakeNode("a"), FakeNode("b"), FakeNode("late", step=50.0, seconds=104.0)])
+    late = FakeNode("late", step=50.0, seconds=104.0)
+    made = world([FakeNode("a"), FakeNode("b"), late], **{"max-staleness": 0})
     made.grid.nodes[3].query = lambda node, task: (to_record(node.query_reply()), 1.0)
     made.run()
     assert np.allclose(made.weights(2)["a"], 2.0)
@@ -438,7 +440,7 @@ def test_a_node_that_never_answers_the_query_does_not_hold_the_run(world: Make) 
 
 
 def test_a_round_without_quorum_is_repeated_then_a_closed_run_fails(world: Make) -> None:
-    made = world([FakeNode("a"), FakeNode("b", train=silent)])
+    made = world([FakeNode("a"), FakeNode("b", train=silent)], **{"max-staleness": 0})
     made.closed = True
     told = r"round 1 failed 3 times in a row; .* updates of b \(deadline\) are missing"
     with pytest.raises(RunFailedError, match=told):

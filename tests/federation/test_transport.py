@@ -22,7 +22,7 @@ from zk0d.config.machine import ServerSettings, TransferSettings
 from zk0d.config.run import run_settings
 from zk0d.daemon.line import LineBook
 from zk0d.errors import Zk0dError
-from zk0d.federation.capability import OPEN_ROUND, Capability
+from zk0d.federation.capability import OPEN_ROUND, Capability, Denied, OpenRounds
 from zk0d.federation.depot import Depot
 from zk0d.federation.envelope import from_record, route_of, to_record
 from zk0d.federation.line import Line
@@ -196,6 +196,47 @@ def test_a_run_by_files_leaves_none(tmp_path: Path, drift: str) -> None:
     assert [line["round"] for line in committed] == [0, 1, 2]
     assert all(line["bytes_up"] for line in committed[1:])
     assert committed[1]["mean_update_norm"] == pytest.approx(2.0 * np.sqrt(10), rel=0.01)
+    assert not world.left()
+    assert not (world.journal.folder / OPEN_ROUND).exists()
+
+
+def test_a_late_nodes_way_stays_open_and_only_its_own(tmp_path: Path) -> None:
+    """Its pieces and its capability outlive its round; those of nodes that answered do not."""
+
+    class Looks(BesideNode):
+        def answer(self, record: RecordDict) -> tuple[RecordDict | None, float]:
+            number = _task_of(record).round
+            if number > 1:
+                look(number)
+            return super().answer(record)
+
+    nodes = [Looks("a"), BesideNode("b"), BesideNode("late", step=2.0, seconds=103.0)]
+    for node in nodes:
+        node.query = lambda node, task: (to_record(node.query_reply()), 1.0)
+    how = {"min-fit-clients": 2, "round-deadline": 100.0, "drift-correction": "none"}
+    world = World(tmp_path, nodes, **how, **{"num-server-rounds": 3, "server-momentum": 0.0})
+    opened = OpenRounds(world.server.runs, world.grid.clock)
+    seen: dict[int, dict[str, bool]] = {}
+
+    def look(number: int) -> None:
+        def may(node: BesideNode, way: str) -> bool:
+            try:
+                opened.check(getattr(node.routes[0], way), way)  # type: ignore[arg-type]
+            except Denied:
+                return False
+            return True
+
+        ticket = nodes[2].routes[0].ticket
+        seen[number] = {f"{n.name} {way}": may(n, way) for n in nodes for way in ("up", "down")}
+        seen[number]["pieces"] = bool(world.transport._depot.held(ticket))
+
+    lines = world.run()
+    ways = [f"{name} {way}" for name in ("a", "b", "late") for way in ("up", "down")]
+    assert seen[2] == {way: "late" in way for way in ways} | {"pieces": True}
+    assert seen[3] == dict.fromkeys([*ways, "pieces"], False)
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    assert [(n["node"], n["staleness"]) for n in committed[2]["nodes"]][-1] == ("late", 1)
+    assert committed[2]["bytes_down"] == 2 * 20, "it had fetched its weights before"
     assert not world.left()
     assert not (world.journal.folder / OPEN_ROUND).exists()
 

@@ -38,6 +38,8 @@ SETTINGS = {
     "min-fit-clients": 2,
     "round-deadline": 100.0,
     "node-wait": 50.0,
+    # A node that is silent here is away.
+    "max-staleness": 0,
     "max-update-ratio": 0.0,
     "max-strikes": 0,
     "uplink-codec": "fp32",

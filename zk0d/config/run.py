@@ -80,6 +80,16 @@ class RoundsSettings(Settings):
         2, description="Nodes that must be online to start a round and must answer to complete it."
     )
     round_deadline: PositiveFloat = Field(3600.0, description="Seconds a round may take.")
+    quorum: Fraction = Field(
+        1.0,
+        description="Share of a round's nodes whose updates close it; the others are late. Never"
+        " fewer than min-fit-clients.",
+    )
+    max_staleness: NonNegativeInt = Field(
+        2,
+        description="Rounds that an update may be late and still count, by 1 / (1 + rounds) of its"
+        " weight; 0: late updates are dropped.",
+    )
     node_wait: PositiveFloat = Field(
         600.0,
         description="Seconds that a simulation waits for min-fit-clients nodes before it fails; a"

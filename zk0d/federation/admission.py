@@ -117,9 +117,9 @@ def check_variate_norm(norm: float, clip: float) -> None:
         )
 
 
-def outliers(
-    norms: Mapping[str, float], factor: float, what: str = "update"
-) -> dict[str, NotAdmitted]:
+def outliers[Key](
+    norms: Mapping[Key, float], factor: float, what: str = "update"
+) -> dict[Key, NotAdmitted]:
     """What is far longer than the round's median, by the keys of ``norms``."""
     if not factor or len(norms) < FEWEST_FOR_MEDIAN:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from zk0d.federation.admission import (
 from zk0d.federation.aggregate import Combined
 from zk0d.federation.cohort import Cohort, content
 from zk0d.federation.envelope import Refused
+from zk0d.federation.late import LateNodes, Work
 from zk0d.federation.messages import Train, TrainReply, UpdateRejected
 from zk0d.federation.nodes import Node
 from zk0d.federation.schedule import RoundPlan
@@ -40,17 +42,29 @@ from zk0d.record.reasons import Reason
 log = logging.getLogger("flwr")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Accepted:
     """A node's update that may count."""
 
-    key: str
+    node: Node
+    round: int  #: that it was asked for
+    staleness: int  #: rounds since
     reply: TrainReply
     update: SpooledUpdate
     variate: SpooledUpdate | None
     bytes: int
     sha256: str
     seconds: float  #: from the round's sending to the answer
+
+    @property
+    def key(self) -> str:
+        """The node's."""
+        return self.node.key
+
+    @property
+    def weight(self) -> float:
+        """Samples, of which those of a late update count less."""
+        return self.reply.figures.samples / (1.0 + self.staleness)
 
 
 class RoundAnswers:
@@ -60,8 +74,10 @@ class RoundAnswers:
     ----------
     nodes
         Those that were asked, by key.
-    sent
-        When, by ``clock``.
+    late
+        Nodes that are still at work on an earlier round.
+    before
+        An earlier try of the same round, which had too few answers. Those count.
     record
         Takes each event of the run.
     standing
@@ -83,15 +99,21 @@ class RoundAnswers:
         record: Callable[[AnyEvent], object],
         standing: Callable[[], Standing],
         clock: Callable[[], float],
+        late: LateNodes,
+        before: RoundAnswers | None = None,
     ) -> None:
         self.task = task
         self.plan = plan
-        self._model = model.manifest
         self._bytes_down = bytes_down(model)
         self.sent = clock()
         self._weights_norm = weights_norm
-        self._nodes = nodes
+        self._works = {
+            key: Work(node, task, model.manifest, weights_norm, self.sent)
+            for key, node in nodes.items()
+        }
+        self._late = late
         self.nodes = frozenset(nodes)  #: keys of those that were asked
+        self.closed = False
         self._settings = settings
         self._cohort = cohort
         self._spool = spool
@@ -99,7 +121,9 @@ class RoundAnswers:
         self._record = record
         self._standing = standing
         self._clock = clock
-        self.accepted: dict[str, Accepted] = {}
+        self.accepted: dict[str, Accepted] = dict(before.accepted) if before else {}
+        #: Updates of late nodes.
+        self.folded: list[Accepted] = list(before.folded) if before else []
         self.refused: dict[str, str] = {}  #: reasons by key
         self.lost: dict[str, str] = {}
 
@@ -107,37 +131,77 @@ class RoundAnswers:
     def open(self) -> list[str]:
         """Keys of the nodes that have neither answered nor been given up."""
         done = {*self.accepted, *self.refused, *self.lost}
-        return [key for key in self._nodes if key not in done]
+        return [key for key in self._works if key not in done]
+
+    @property
+    def keys(self) -> set[str]:
+        """Nodes of which an update to this round itself counts."""
+        return {each.key for each in self.in_order() if not each.staleness}
+
+    @property
+    def count(self) -> int:
+        """Updates that may count."""
+        return len(self.accepted) + len(self.folded)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more has to be waited for: all answered, or the quorum did."""
+        rounds = self._settings.rounds
+        quorum = math.ceil(rounds.quorum * len(self.nodes | self.accepted.keys()))
+        return not self.open or len(self.accepted) >= max(quorum, rounds.min_fit_clients)
 
     def take(self, key: str, answer: Message) -> None:
-        """A node's answer; it counts if nothing speaks against it."""
-        if key not in self.open:
-            return
+        """A node's answer, to this round or to the one that it is late for."""
+        if work := self._late.done(key):
+            self.take_late(key, work, answer)
+        elif key in self.open:
+            self._take(key, self._works[key], answer)
+
+    def take_late(self, key: str, work: Work, answer: Message) -> None:
+        """An answer to an earlier round, or to an earlier try of this one."""
+        self._take(key, work, answer)
+
+    def _take(self, key: str, work: Work, answer: Message) -> None:
+        """It counts if nothing speaks against it."""
+        asked = work.task
         try:
-            reply, payload = self._transport.answer(content(answer), key)
+            reply, payload = self._transport.answer(content(answer), key, asked.round)
             del answer
             member = self._cohort.members.get(key)
             payload = check_reply(
-                self.task, reply, payload, self._model, member.usable_frames if member else 0
+                asked, reply, payload, work.model, member.usable_frames if member else 0
             )
             size, sha256 = payload.manifest.size, payload.manifest.sha256
             size += sum(each.manifest.size for each in payload.beside)
             with self._spool.undoing() as spooled:
-                update = spooled(key, payload)
+                update = spooled(f"{key}.{asked.round}", payload)
                 check_norm(
-                    update.norm, self._weights_norm, self._settings.admission.max_update_ratio
+                    update.norm, work.weights_norm, self._settings.admission.max_update_ratio
                 )
                 variate = None
                 if given := payload.companion("variates"):
-                    variate = spooled(f"{key}.variate", given, one_file=True)
-                    check_variate_norm(variate.norm, self.task.training.grad_clip_norm)
+                    variate = spooled(f"{key}.{asked.round}.variate", given, one_file=True)
+                    check_variate_norm(variate.norm, asked.training.grad_clip_norm)
         except TryAgainError:
             raise  # our own disk, not the node
         except Zk0dError as error:
-            self.refuse(key, error)
+            self._refuse(work.node, error, own=work is self._works.get(key))
             return
-        seconds = self._clock() - self.sent
-        self.accepted[key] = Accepted(key, reply, update, variate, size, sha256, seconds)
+        accepted = Accepted(
+            work.node,
+            asked.round,
+            self.task.round - asked.round,
+            reply,
+            update,
+            variate,
+            size,
+            sha256,
+            self._clock() - work.sent,
+        )
+        if work is self._works.get(key):
+            self.accepted[key] = accepted
+        else:
+            self.folded.append(accepted)
         self._record(
             UpdateAccepted(
                 round=self.task.round,
@@ -145,14 +209,23 @@ class RoundAnswers:
                 loss=reply.figures.policy_loss,
                 samples=reply.figures.samples,
                 norm=update.norm,
+                staleness=accepted.staleness,
             )
         )
 
-    def refuse(self, key: str, error: Zk0dError) -> None:
-        """Leave a node's answer out of the round; an update that is no good is a strike."""
-        self.refused[key] = error.reason
-        passes, own = Reason.of(error.reason).passes, isinstance(error, Refused)
-        strike = not own and not passes
+    def _refuse(self, node: Node, error: Zk0dError, *, own: bool) -> None:
+        """Leave a node's answer out of the round; an update that is no good is a strike.
+
+        Parameters
+        ----------
+        own
+            Whether it was to this try of the round.
+        """
+        key = node.key
+        if own:
+            self.refused[key] = error.reason
+        passes, said = Reason.of(error.reason).passes, isinstance(error, Refused)
+        strike = not said and not passes
         self._record(
             UpdateRefused(
                 round=self.task.round,
@@ -163,13 +236,14 @@ class RoundAnswers:
                 strike=strike,
             )
         )
-        if own and not passes:
+        if said and not passes:
             self._cohort.leave_out(key, error)
         if strike:
-            self._tell(key, error)
+            self._tell(node, error)
 
-    def _tell(self, key: str, error: Zk0dError) -> None:
+    def _tell(self, node: Node, error: Zk0dError) -> None:
         """Tell a node what is held against it, and whether it sits out now."""
+        key = node.key
         round_, standing = self.task.round, self._standing()
         until = standing.sits_out_until(key)
         if until > round_:
@@ -177,7 +251,7 @@ class RoundAnswers:
                 NodeSitsOut(round=round_, node=self._cohort.name(key), key=key, until=until)
             )
         self._cohort.notify(
-            self._nodes[key],
+            node,
             UpdateRejected(
                 run=self.task.run,
                 round=round_,
@@ -190,28 +264,43 @@ class RoundAnswers:
 
     def lose(self, key: str, reason: str) -> None:
         """No answer will come from a node."""
-        if key not in self.open:
-            return
-        self.lost[key] = reason
+        if self._late.done(key) is None:
+            if key not in self.open:
+                return
+            self.lost[key] = reason
         self._record(NodeLost(round=self.task.round, node=self._cohort.name(key), reason=reason))
 
     def close(self) -> None:
         """Wait no longer, and leave out what is far longer than the rest."""
-        self._transport.close()
         for key in self.open:
-            self._cohort.give_up([key])
-            self.lose(key, Reason.DEADLINE)
+            if self._late.waits_for(key, self._works[key]):
+                self.lost[key] = Reason.LATE
+            else:
+                self._cohort.give_up([key])
+                self.lost[key] = Reason.DEADLINE
+            self._record(
+                NodeLost(round=self.task.round, node=self._cohort.name(key), reason=self.lost[key])
+            )
+        self._transport.close(self._late.rounds)
+        self.closed = True
         factor = self._settings.admission.norm_outlier_factor
-        norms = {key: each.update.norm for key, each in self.accepted.items()}
-        variates = {key: e.variate.norm for key, e in self.accepted.items() if e.variate}
+        every = [*self.accepted.values(), *self.folded]
+        norms = {each: each.update.norm for each in every}
+        variates = {each: each.variate.norm for each in every if each.variate}
         refused = outliers(variates, factor, "variate") | outliers(norms, factor)
-        for key, error in refused.items():
-            del self.accepted[key]  # the spool is cleared at the round's end
-            self.refuse(key, error)
+        for each, error in refused.items():
+            # The spool is cleared at the round's end.
+            own = self.accepted.get(each.key) is each
+            if own:
+                del self.accepted[each.key]
+            else:
+                self.folded.remove(each)
+            self._refuse(each.node, error, own=own)
 
     def in_order(self) -> list[Accepted]:
-        """The updates that count, in the order of the nodes' names."""
-        return [self.accepted[key] for key in sorted(self.accepted, key=self._cohort.name)]
+        """The updates that count, in the order of the nodes' names; a late one is the first."""
+        every = [*self.accepted.values(), *self.folded]
+        return sorted(every, key=lambda each: (self._cohort.name(each.key), each.round))
 
     def missing(self) -> str:
         """The nodes with missing updates, and the reasons."""
@@ -221,7 +310,7 @@ class RoundAnswers:
 
     def committed(self, combined: Combined) -> RoundCommitted:
         """The round's event, but for evaluation and times."""
-        figures = [each.reply.figures for each in self.accepted.values()]
+        figures = [each.reply.figures for each in self.in_order()]
         settings, task, cohort = self._settings, self.task, self._cohort
         return RoundCommitted(
             round=task.round,
@@ -252,13 +341,15 @@ class RoundAnswers:
             mean_update_norm=combined.norm,
             agreement=combined.agreement,
             # Of the others nobody knows how far they came.
-            bytes_down=sum(self._down(each) for each in self.accepted.values())
-            + self._bytes_down["whole"] * (len(self._nodes) - len(self.accepted)),
-            bytes_up=sum(each.bytes for each in self.accepted.values()),
+            bytes_down=sum(self._down(each) for each in self.in_order())
+            + self._bytes_down["whole"] * len(self.nodes - self.accepted.keys()),
+            bytes_up=sum(each.bytes for each in self.in_order()),
         )
 
     def _down(self, each: Accepted) -> int:
-        """Bytes that came down to a node."""
+        """Bytes that came down to a node in this round."""
+        if each.staleness:
+            return 0
         return self._bytes_down[each.reply.figures.weights or "whole"]
 
     def _node(self, each: Accepted, cosine: float) -> NodeRound:
@@ -274,6 +365,7 @@ class RoundAnswers:
             update_norm=each.update.norm,
             agreement=cosine,
             dataset_frames=member.usable_frames if member else None,
+            staleness=each.staleness,
             bytes_up=each.bytes,
             bytes_down=self._down(each),
             sha256=each.sha256,

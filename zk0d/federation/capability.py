@@ -2,8 +2,9 @@
 
 A round's secret lies in a file of its run's folder, which the ServerApp writes and ``zk0d
 superlink`` reads. What was signed with it is worth nothing once the file is gone or has another
-secret, so no capability outlives its round. The ServerApp holds the file locked: if it is killed
-or the machine loses its power, the kernel opens the lock, and the round is over as well.
+secret, so no capability outlives its round. Only a node that is late keeps its own, for as long as
+its update may still count. The ServerApp holds the file locked: if it is killed or the machine
+loses its power, the kernel opens the lock, and the round is over as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from zk0d.config.base import Settings
 from zk0d.errors import Zk0dError
-from zk0d.files import write_file
+from zk0d.files import rename
 from zk0d.record.journal import disk
 
 OPEN_ROUND = "transfer.json"
@@ -106,28 +107,45 @@ class RoundFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / OPEN_ROUND
         self._held: int | None = None
+        self._secret = ""
 
-    def open(self, number: int, files: dict[str, int], tickets: list[str]) -> OpenRound:
+    def open(
+        self, number: int, files: dict[str, int], tickets: list[str], *, late: bool = False
+    ) -> OpenRound:
         """Open a round; what was signed for an earlier one counts no more.
+
+        Parameters
+        ----------
+        late
+            Nodes are still at work on an earlier round. What was signed for those counts on, if
+            ``tickets`` names them and ``files`` their weights.
 
         Raises
         ------
         TryAgainError
             If the disk is full.
         """
-        opened = OpenRound(
-            round=number, secret=secrets.token_hex(32), files=files, tickets=tuple(tickets)
-        )
-        self.close()
+        if not late:
+            self.close()
+        self._secret = self._secret or secrets.token_hex(32)
+        opened = OpenRound(round=number, secret=self._secret, files=files, tickets=tuple(tickets))
+        before = self._held
         with disk(self._path.parent):
-            write_file(self._path, opened.model_dump_json(), mode=0o640, durable=False)
-            self._held = os.open(self._path, os.O_RDONLY)
+            draft = self._path.with_name(f".{OPEN_ROUND}.next")
+            self._held = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+            os.fchmod(self._held, 0o640)
+            # Before it is seen: a late node may ask at any moment.
             fcntl.flock(self._held, fcntl.LOCK_EX)
+            os.write(self._held, opened.model_dump_json().encode())
+            rename(draft, self._path, durable=False)
+        if before is not None:
+            os.close(before)
         return opened
 
     def close(self) -> None:
         """Let no capability of the run count any more."""
         self._path.unlink(missing_ok=True)
+        self._secret = ""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -172,7 +190,11 @@ class OpenRounds:
         except ValueError:
             raise Denied(403, "this is not a capability.") from None
         opened = self.of(capability.run)
-        if opened is None or not opened.signed(text, signature):
+        if (
+            opened is None
+            or not opened.signed(text, signature)
+            or not (capability.is_mirrors or capability.ticket in opened.tickets)
+        ):
             raise Denied(403, "this capability's round is over, or it was not signed here.")
         if capability.direction != direction:
             raise Denied(403, f"this capability is for the way {capability.direction}.")

@@ -106,23 +106,7 @@ def from_record[M: Message](
     UpdateError
         If it is no message of that kind and protocol.
     """
-    header = record.get("message")
-    if not isinstance(header, ConfigRecord) or not isinstance(header.get(_BODY), str):
-        raise UpdateError("the message is not zk0d's.", reason="protocol_mismatch")
-    kind, body = header[_KIND], str(header[_BODY])
-    if kind == Refusal.__name__:
-        refusal = Refusal.model_validate_json(body)
-        raise Refused(refusal.message, reason=refusal.reason)
-    try:
-        if kind != expected.__name__:
-            raise ValueError(f"a {kind!s:.40} came")
-        message = expected.model_validate_json(body)
-    except ValueError:
-        raise UpdateError(
-            f"a {expected.__name__} message was expected and cannot be read; the two ends run"
-            " different versions of zk0d.",
-            reason="protocol_mismatch",
-        ) from None
+    message, header = message_in(record, expected), record["message"]
     payloads = []
     for name in _RECORDS:
         text = header.get(f"{_MANIFEST}/{name}")
@@ -141,6 +125,27 @@ def from_record[M: Message](
     if not payloads:
         return message, None
     return message, payloads[0].with_beside(*payloads[1:])
+
+
+def message_in[M: Message](record: RecordDict, expected: type[M]) -> M:
+    """Read a message of the expected kind, and leave its payload; raises as :func:`from_record`."""
+    header = record.get("message")
+    if not isinstance(header, ConfigRecord) or not isinstance(header.get(_BODY), str):
+        raise UpdateError("the message is not zk0d's.", reason="protocol_mismatch")
+    kind, body = header[_KIND], str(header[_BODY])
+    if kind == Refusal.__name__:
+        refusal = Refusal.model_validate_json(body)
+        raise Refused(refusal.message, reason=refusal.reason)
+    try:
+        if kind != expected.__name__:
+            raise ValueError(f"a {kind!s:.40} came")
+        return expected.model_validate_json(body)
+    except ValueError:
+        raise UpdateError(
+            f"a {expected.__name__} message was expected and cannot be read; the two ends run"
+            " different versions of zk0d.",
+            reason="protocol_mismatch",
+        ) from None
 
 
 def _pieces(text: str, manifest: Manifest) -> Pieces:

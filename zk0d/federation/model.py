@@ -103,7 +103,7 @@ class GlobalModel:
         settings = self._settings
         # Near 1, so that the sum keeps its precision.
         full = task.training.frames
-        came = [Weighted(each.update, each.reply.figures.samples / full) for each in accepted]
+        came = [Weighted(each.update, each.weight / full) for each in accepted]
         updates = clipped(self.weights, came, settings)
         rule = RULES[settings.rule](len(updates))
         combined = aggregate(self.weights, updates, rule, self._step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -19,6 +19,7 @@ from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
 from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
+from zk0d.federation.late import LateNodes
 from zk0d.federation.messages import Query, QueryReply, Train
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.nodes import Node
@@ -29,7 +30,7 @@ from zk0d.federation.transport import Transport
 from zk0d.federation.update import Manifest
 from zk0d.federation.waiting import SAY_AFTER, Waiting
 from zk0d.learning.spec import PolicySpec
-from zk0d.record.events import AnyEvent, RoundFailed, RoundStarted
+from zk0d.record.events import AnyEvent, NodeLost, RoundFailed, RoundStarted
 from zk0d.record.reasons import Reason
 from zk0d.record.state import RunState
 
@@ -124,7 +125,13 @@ class Rounds:
             robots=state.robots,
             mixed_units=settings.admission.allow_mixed_units,
         )
+        self._late = LateNodes(settings.rounds.max_staleness)
         self._answers: RoundAnswers | None = None
+
+    @property
+    def late(self) -> Mapping[str, int]:
+        """Nodes whose updates may still come, by key: the rounds that they are late for."""
+        return self._late.rounds
 
     def gather(self) -> dict[str, QueryReply]:
         """Wait for enough nodes that can train; what they answered, by name and in its order.
@@ -165,24 +172,24 @@ class Rounds:
         chosen = self._choose(number)
         began = self._clock()  # a wait for nodes is nothing that their deadline has to hold
         answers = self._answers = self._send(number, plan, model, chosen)
-        deadline = began + answers.task.deadline_seconds
-        while answers.open and self._clock() < deadline:
-            self._cohort.query_newcomers()
-            if not self._cohort.collect():
+        for key, work, answer in self._late.pop():
+            answers.take_late(key, work, answer)
+        deadline = began + self._settings.rounds.round_deadline
+        while not answers.is_over and self._clock() < deadline:
+            if not self._serve():
                 self._sleep(self._poll_interval)
         answers.close()
         return answers, {"send": answers.sent - began, "collect": self._clock() - answers.sent}
 
     def is_enough(self, answers: RoundAnswers) -> bool:
-        """Whether a round counts; one that does not has failed, and its updates are gone."""
+        """Whether a round counts; if not, it has failed, and its next try has its updates."""
         wanted = self._settings.rounds.min_fit_clients
-        if len(answers.accepted) >= wanted:
+        if answers.count >= wanted:
             return True
-        self._spool.clear()
         self._record(
             RoundFailed(
                 round=answers.task.round,
-                message=f"{len(answers.accepted)} of {wanted} needed updates came.",
+                message=f"{answers.count} of {wanted} needed updates came.",
                 refused=self._cohort.named(answers.refused),
                 lost=self._cohort.named(answers.lost),
             )
@@ -211,10 +218,15 @@ class Rounds:
 
         self._waiting.rest(seconds, another)
 
-    def _serve(self) -> None:
-        """Ask newcomers, and take what nodes say outside a round."""
+    def _serve(self) -> bool:
+        """Ask newcomers, take the answers that are there; whether there was any."""
         self._cohort.query_newcomers()
-        self._cohort.collect()
+        came, number = self._cohort.collect(), self._state.round + 1
+        for key in self._late.too_late(number, self._clock()):
+            self._cohort.give_up([key])
+            name = self._cohort.name(key)
+            self._record(NodeLost(round=number, node=name, reason=Reason.DEADLINE))
+        return came
 
     def _wait_for(
         self,
@@ -282,6 +294,8 @@ class Rounds:
         for name, key in sorted((self._cohort.name(key), key) for key in self._cohort.members):
             if key not in ready:
                 said.append(f"{name} is offline")
+            elif key in self._late:
+                said.append(f"{name} is still at work on round {self.late[key]}")
             elif standing.sits_out(key, number):
                 said.append(f"{name} sits out until round {standing.sits_out_until(key)}")
         more = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
@@ -289,23 +303,38 @@ class Rounds:
 
     def _choose(self, number: int) -> list[Node]:
         """The members of this round: online, able to train, sampled by ``fraction-fit``."""
-        wanted = self._settings.rounds.min_fit_clients
+        before = self._before(number)
+
+        def there() -> set[str]:
+            """Nodes of which an update to this round is here: it is sent again."""
+            return {*(before.keys if before else ()), *self._late.came(number)}
+
+        least = self._settings.rounds.min_fit_clients
+
+        def wanted() -> int:
+            return max(0, least - len(there()))
 
         def ready() -> list[Node]:
             standing = self._standing()
-            return [n for n in self._cohort.ready() if not standing.sits_out(n.key, number)]
+            return [
+                node
+                for node in self._cohort.ready()
+                if not standing.sits_out(node.key, number)
+                and node.key not in self._late
+                and node.key not in there()
+            ]
 
         self._wait_for(
-            lambda: len(ready()) >= wanted,
-            lambda: wanted - len(ready()),
+            lambda: len(ready()) >= wanted(),
+            lambda: wanted() - len(ready()),
             lambda: (
-                f"{len(ready())} of {wanted} nodes are online and in good standing in round"
-                f" {number}"
+                f"{len(ready()) + len(there())} of {least} nodes are online and in good standing"
+                f" in round {number}"
             ),
             lambda key: self._standing().sits_out(key, number),
         )
         nodes = ready()
-        count = max(wanted, round(self._settings.rounds.fraction_fit * len(nodes)))
+        count = max(wanted(), round(self._settings.rounds.fraction_fit * len(nodes)))
         if count < len(nodes):
             sampler = random.Random(f"{self._settings.seed}/{number}")
             chosen = sampler.sample(nodes, count)
@@ -329,12 +358,14 @@ class Rounds:
                 nodes=tuple(reach),
                 learning_rate=task.schedule.rate(task.first_step),
                 proximal_mu=task.proximal_mu,
-                deadline_seconds=task.deadline_seconds,
+                deadline_seconds=self._settings.rounds.round_deadline,
                 reasons=plan.reasons,
                 boosts={name: boost for name, boost in plan.boosts.items() if name in reach},
             )
         )
-        self._transport.begin(task, payload, [node.key for node in chosen])
+        before = self._before(number)
+        keys = [node.key for node in chosen]
+        self._transport.begin(task, payload, keys, self.late)
         counted = model.variate_rounds
         records = []
         for name, node in reach.items():
@@ -361,7 +392,14 @@ class Rounds:
             record=self._record,
             standing=self._standing,
             clock=self._clock,
+            late=self._late,
+            before=before,
         )
+
+    def _before(self, number: int) -> RoundAnswers | None:
+        """The last try of round ``number``, if that was not the first."""
+        last = self._answers
+        return last if last is not None and last.task.round == number else None
 
     def _task(self, number: int, plan: RoundPlan, model: GlobalModel, manifest: Manifest) -> Train:
         settings, last = self._settings, self._state.last
@@ -382,14 +420,18 @@ class Rounds:
             proximal_mu=plan.proximal_mu,
             fresh=last is not None and last.rolled_back_to is not None,
             evaluation=settings.evaluation,
-            deadline_seconds=settings.rounds.round_deadline,
+            deadline_seconds=settings.rounds.round_deadline * (1 + settings.rounds.max_staleness),
             dataset_uri=settings.dataset_uri,
         )
 
     def _take_update(self, key: str, answer: Message) -> None:
-        if self._answers is not None:
+        if self._answers is not None and not self._answers.closed:
             self._answers.take(key, answer)
+        elif key in self._late:
+            self._late.keep(key, answer)
 
     def _lose(self, key: str, reason: str) -> None:
-        if self._answers is not None:
+        if self._answers is not None and not self._answers.closed:
             self._answers.lose(key, reason)
+        else:
+            self._late.done(key)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.serverapp import Grid
 
@@ -144,10 +144,10 @@ class Run:
             self._clear()
         return None
 
-    def _clear(self) -> None:
-        """Throw the round's updates away."""
+    def _clear(self, late: Mapping[str, int] | None = None) -> None:
+        """Throw the round's updates away, but for what late nodes have sent so far."""
         self._spool.clear()
-        self._transport.clear()
+        self._transport.clear(late or {})
 
     def _record[E: AnyEvent](self, event: E) -> E:
         """Write an event, and let the run's state follow from it."""
@@ -287,7 +287,7 @@ class Run:
         try:
             combined = self._model.advance(answers.in_order(), answers.task)
         finally:
-            self._clear()
+            self._clear(self._rounds.late)
         aggregated = self._clock()
         evaluation = self._evaluator.evaluate(self._model, number)
         event = answers.committed(combined).model_copy(

@@ -6,6 +6,7 @@ numpy only: importing torch and lerobot alone would cost it a gigabyte.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -47,5 +48,8 @@ def main(grid: Grid, context: Context) -> None:
             transport=transport,
             resumed_by=resumed_by,
             closed=closed,
+            # A simulation may have a time of its own.
+            clock=getattr(grid, "clock", time.monotonic),
+            sleep=getattr(grid, "sleep", time.sleep),
         )
         run_of.run()

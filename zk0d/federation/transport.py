@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from flwr.app import RecordDict
@@ -35,23 +36,39 @@ GRACE_SECONDS = 60.0
 FETCHES = 4
 
 
-class Transport(Protocol):
-    """The coordinator's end. A round is begun, closed and cleared, in this order."""
+#: Nodes that are still at work on a round before, or on the round itself once it is closed: the
+#: round by the node's key.
+Late = Mapping[str, int]
+_NONE: Late = MappingProxyType({})
 
-    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+
+class Transport(Protocol):
+    """The coordinator's end. A round is begun, closed and cleared, in this order.
+
+    ``late`` names the nodes whose updates may still come; their way stays open.
+    """
+
+    def begin(
+        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+    ) -> None:
         """A round's weights, and what is beside them, for the nodes with these keys."""
 
     def task(self, task: Train, key: str) -> RecordDict:
         """The round's message to a node."""
 
-    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
-        """A node's answer; raises as :func:`~zk0d.federation.envelope.from_record` does."""
+    def answer(
+        self, record: RecordDict, key: str, number: int
+    ) -> tuple[TrainReply, Payload | None]:
+        """A node's answer to round ``number``.
 
-    def close(self) -> None:
-        """No answer is waited for any more."""
+        Raises as :func:`~zk0d.federation.envelope.from_record` does.
+        """
 
-    def clear(self) -> None:
-        """No answer's bytes are needed any more."""
+    def close(self, late: Late = _NONE) -> None:
+        """No other answer is waited for any more."""
+
+    def clear(self, late: Late = _NONE) -> None:
+        """No other answer's bytes are needed any more."""
 
 
 class InMessages:
@@ -60,22 +77,27 @@ class InMessages:
     def __init__(self) -> None:
         self._payload: Payload | None = None
 
-    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
-        del task, keys
+    def begin(
+        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+    ) -> None:
+        del task, keys, late
         self._payload = payload
 
     def task(self, task: Train, key: str) -> RecordDict:
         del key
         return to_record(task, self._payload)
 
-    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
-        del key
+    def answer(
+        self, record: RecordDict, key: str, number: int
+    ) -> tuple[TrainReply, Payload | None]:
+        del key, number
         return from_record(record, TrainReply)
 
-    def close(self) -> None:
+    def close(self, late: Late = _NONE) -> None:
+        del late
         self._payload = None
 
-    def clear(self) -> None: ...
+    def clear(self, late: Late = _NONE) -> None: ...
 
 
 class BesideMessages:
@@ -107,10 +129,12 @@ class BesideMessages:
         self._depot.make()
         self._depot.forget(run)
         self._open: OpenRound | None = None
-        self._files: dict[str, int] = {}
+        self._files: dict[int, dict[str, int]] = {}  #: lengths by SHA-256, of each round
         self._tickets: set[str] = set()
 
-    def begin(self, task: Train, payload: Payload, keys: Collection[str]) -> None:
+    def begin(
+        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+    ) -> None:
         if payload.manifest.size <= self._inside:
             # They are in the message in any case.
             whole = (each for each in payload.beside if each.manifest.kind != "delta")
@@ -126,9 +150,11 @@ class BesideMessages:
             for each, away in zip(payloads, self._away, strict=True)
         )
         self._payload = first.with_beside(*beside)
+        number = task.round
         files = {piece.sha256: piece.size for pieces in self._away for piece in pieces}
-        self._withdraw(keep=files)
-        self._files = files
+        # One that is sent again may have other files beside the same weights.
+        self._files[number] = (self._files.get(number, {}) if late else {}) | files
+        self._withdraw({number, *late.values()})
         # Who fetches the difference does not fetch the whole, which is larger.
         self._down = sum(
             each.manifest.size
@@ -136,11 +162,12 @@ class BesideMessages:
             if away and each.manifest.kind != "delta"
         )
         self._update = _update_bytes(task, payload.manifest)
-        tickets = [ticket(self._run, task.round, key) for key in sorted(keys)]
+        # A node's late answer may wait, and the node have a part in this round as well.
+        tickets = [*self._tickets_of(dict.fromkeys(keys, number)), *self._tickets_of(late)]
         self._tickets.update(tickets)
         # The same for all nodes: so is what a mirror shows, or each had a budget for it.
         self._until = self._clock() + task.deadline_seconds + GRACE_SECONDS
-        self._open = self._round_file.open(task.round, files, tickets)
+        self._open = self._round_file.open(number, self._shown, tickets, late=bool(late))
 
     def task(self, task: Train, key: str) -> RecordDict:
         assert self._open is not None
@@ -149,14 +176,15 @@ class BesideMessages:
         down = grant(direction="down", budget=FETCHES * self._down)
         up = grant(direction="up", budget=self._update)
         # A mirror has nodes that want the difference, and nodes that want the whole.
-        every = grant(direction="down", budget=FETCHES * sum(self._files.values()))
+        files = self._files[task.round]
+        every = grant(direction="down", budget=FETCHES * sum(files.values()))
         mirrors = [
             Mirror(url=url, down=self._open.sign(every.model_copy(update={"key": f"{MIRROR}{n}"})))
             for n, url in enumerate(self._mirrors)
         ]
         route = Route(
-            mirrors=tuple(mirrors) if self._files else (),
-            down=self._open.sign(down) if self._files else "",
+            mirrors=tuple(mirrors) if files else (),
+            down=self._open.sign(down) if files else "",
             up=self._open.sign(up) if self._update > self._inside else "",
             ticket=up.ticket,
             inside=self._inside,
@@ -165,32 +193,48 @@ class BesideMessages:
             task = task.model_copy(update={"hold": False, "difference_to": ""})
         return to_record(task, self._payload, away=self._away, route=route)
 
-    def answer(self, record: RecordDict, key: str) -> tuple[TrainReply, Payload | None]:
-        assert self._open is not None
-        of = ticket(self._run, self._open.round, key)
+    def answer(
+        self, record: RecordDict, key: str, number: int
+    ) -> tuple[TrainReply, Payload | None]:
+        of = ticket(self._run, number, key)
 
         def fetch(manifest: Manifest, pieces: Pieces) -> Payload:
             return in_files(manifest, self._depot.take(self._run, of, pieces), pieces)
 
         return from_record(record, TrainReply, fetch)
 
-    def close(self) -> None:
-        self._open = None
-        self._round_file.close()
-        self._withdraw()
+    def close(self, late: Late = _NONE) -> None:
+        self._withdraw(set(late.values()))
+        if late and self._open is not None:
+            number, tickets = self._open.round, self._tickets_of(late)
+            self._open = self._round_file.open(number, self._shown, tickets, late=True)
+        else:
+            self._open = None
+            self._round_file.close()
 
-    def clear(self) -> None:
-        self._depot.clear(self._run, self._tickets)
-        self._tickets.clear()
+    def clear(self, late: Late = _NONE) -> None:
+        kept = set(self._tickets_of(late))
+        self._depot.clear(self._run, self._tickets - kept)
+        self._tickets = kept
+
+    def _tickets_of(self, rounds: Late) -> list[str]:
+        return [ticket(self._run, number, key) for key, number in sorted(rounds.items())]
+
+    @property
+    def _shown(self) -> dict[str, int]:
+        """The files that nodes may fetch."""
+        return {sha256: size for files in self._files.values() for sha256, size in files.items()}
 
     def _is_away(self, payload: Payload) -> bool:
         """Whether a payload lies in a file; a difference does, because not all nodes want it."""
         return payload.manifest.size > self._inside or payload.manifest.kind == "delta"
 
-    def _withdraw(self, keep: Collection[str] = ()) -> None:
-        for sha256 in self._files.keys() - set(keep):
+    def _withdraw(self, keep: Collection[int]) -> None:
+        """Remove the files of every other round."""
+        before = self._shown
+        self._files = {number: files for number, files in self._files.items() if number in keep}
+        for sha256 in before.keys() - self._shown.keys():
             self._depot.withdraw(self._run, sha256)
-        self._files = {}
 
 
 class NodeEnd:

@@ -102,8 +102,9 @@ class Variates:
             with disk(self._folder):
                 make_folder(self._folder)
                 rename(each.variate.path, path)
-            weight = each.reply.figures.samples / full
-            self._held[each.key] = Held(number, weight, replace(each.variate, files=(path,)))
+            held = replace(each.variate, files=(path,))
+            # The node knows its variate by the round that it was asked for.
+            self._held[each.key] = Held(each.round, each.weight / full, held)
         oldest = number - MAX_AGE
         self._held = {key: held for key, held in self._held.items() if held.round > oldest}
         self._average(like)

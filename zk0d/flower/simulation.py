@@ -29,6 +29,7 @@ _CLIENT_APP_RAISED = 2
 STOP_SECONDS = 15.0
 
 ClientCall = Callable[[Message, Context], Message]
+Takes = Callable[[int, Message], float]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def run_in_process(
     names: Sequence[str],
     run_config: dict[str, Any],
     run_id: int,
+    takes: Takes | None = None,
 ) -> None:
     """One contributor after another, in this process; without Flower's engine.
 
@@ -70,6 +72,9 @@ def run_in_process(
     ----------
     names
         What the contributors are called, by partition.
+    takes
+        Seconds after which a contributor's answer comes, by partition and answer. They pass by a
+        clock of the simulation's own. Without it, answers come at once.
 
     Raises
     ------
@@ -78,7 +83,10 @@ def run_in_process(
     """
     check_version()
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-    server_app(DirectGrid(client, names, run_id), _context(run_config, run_id))
+    grid = DirectGrid(client, names, run_id)
+    if takes is not None:
+        grid = TimedGrid(client, names, run_id, takes)
+    server_app(grid, _context(run_config, run_id))
 
 
 def run_on_ray(
@@ -263,6 +271,35 @@ class DirectGrid(Grid):  # type: ignore[misc]
         self, messages: Iterable[Message], *, timeout: Any = None
     ) -> list[Message]:
         raise NotImplementedError
+
+
+class TimedGrid(DirectGrid):
+    """The same, with answers that come later by a clock that only :meth:`sleep` moves on."""
+
+    def __init__(self, client: ClientCall, names: Sequence[str], run_id: int, takes: Takes) -> None:
+        super().__init__(client, names, run_id)
+        self._takes = takes
+        self._now = 0.0
+        self._due: dict[str, float] = {}
+
+    def clock(self) -> float:
+        """Seconds of the simulation."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Let them pass."""
+        self._now += seconds
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        numbers = [message.metadata.dst_node_id - 1 for message in messages]
+        ids = super().push_messages(messages)
+        for number, name in zip(numbers, ids, strict=True):
+            self._due[name] = self._now + self._takes(number, self._answers[name])
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return super().pull_messages(i for i in message_ids if self._due.get(i, 0.0) <= self._now)
 
 
 def copied(record: RecordDict) -> RecordDict:

@@ -196,6 +196,7 @@ class UpdateAccepted(AnyEvent):
     loss: float = 0.0
     samples: int = 0
     norm: float = 0.0
+    staleness: int = 0
 
 
 class UpdateRefused(AnyEvent):
@@ -258,6 +259,9 @@ class NodeRound(NodeFigures):
         "Cosine of the node's last update and the combined one.", "update_cosine", default=None
     )
     dataset_frames: int | None = None
+    staleness: int = figure(
+        "Rounds that the node's last update was late.", "update_staleness", default=0, ge=0
+    )
     bytes_up: int = 0
     bytes_down: int = 0
     sha256: str = ""

@@ -64,6 +64,11 @@ class Reason(StrEnum):
         Effect.PASSES,
         "the round's deadline has passed, or would before the node is done",
     )
+    LATE = (
+        "late",
+        Effect.PASSES,
+        "the round closed before the update came, which may count in a later round",
+    )
     DISK_FULL = "disk_full", Effect.PASSES, "a disk is full", "when there is room"
     DROPPED = "dropped", Effect.PASSES, "the coordinator does not wait for the task any more"
     FLOWER_ERROR = "flower_error", Effect.PASSES, "Flower reports an error instead of an answer"

@@ -64,8 +64,8 @@ class Plan(Settings):
     )
     waits: bool = Field(
         False,
-        description="Let the others really wait for a slow one. If contributors train one after"
-        " another, waiting would delay those that are not slow.",
+        description="Let the others really wait for a slow one, as on Ray. In one process the"
+        " simulation has a clock of its own.",
     )
     reading: ReadingSettings = ReadingSettings()
     device: str = "auto"

@@ -173,7 +173,8 @@ class VirtualLearner:
         assert isinstance(reply, TrainReply)
         assert update is not None
         _keep(prepared, self._path)
-        self._lag(task, began)
+        if self._plan.waits:
+            self._lag(task, began)
         if self._node.poisoned:
             update = _poisoned(update).with_beside(*map(_poisoned, update.beside))
         return reply, update
@@ -207,8 +208,7 @@ class VirtualLearner:
         """Take as long as a slower machine would; past the deadline there is no answer."""
         took = time.monotonic() - began
         takes = took * self._node.slow
-        if self._plan.waits:
-            time.sleep(max(0.0, min(takes, task.deadline_seconds) - took))
+        time.sleep(max(0.0, min(takes, task.deadline_seconds) - took))
         if takes > task.deadline_seconds:
             raise Stopped("the round's deadline has passed.", reason="deadline")
 
