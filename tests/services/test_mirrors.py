@@ -293,7 +293,7 @@ def test_the_pages_nginx_is_a_mirror(tmp_path: Path) -> None:
         (port,) = _free_ports(1)
         for old, new in {
             "listen 8080": f"listen 127.0.0.1:{port}",
-            "hub.example:9443": f"127.0.0.1:{made.made.gateway}",
+            "hub.example:9443": f"localhost:{made.made.gateway}",  # a name, as in the page
             "hub.example": "localhost",
             "/etc/nginx/zk0d-ca.crt": str(made.made.certificates.ca),
             "/var/cache/zk0d": str(tmp_path / "cache"),
