@@ -156,6 +156,11 @@ def test_the_gateway_is_hardened_as_well() -> None:
     assert has["RuntimeDirectoryMode"] == ["0700"]
 
 
+def test_a_reload_of_the_gateway_is_a_signal_alone() -> None:
+    """A program of it has no credentials, so nginx -t would refuse the certificate's path."""
+    assert directives(GATEWAY)["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
 def test_renewing_may_write_the_certificates_and_nothing_else() -> None:
     has = directives(RENEW)
     assert has["ReadWritePaths"] == ["/etc/zk0d/tls"]
