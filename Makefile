@@ -57,7 +57,7 @@ coverage: venv ## Run the tests and list lines that they do not reach
 	$(PYTEST) $(PARALLEL) -m "not guest and not long" --cov --cov-report=term $(ARGS)
 
 # Suites that boot systemd guests: each alone takes under an hour on two cores.
-GUEST_SUITES := test-federation test-faults test-attacks test-monitoring test-installer test-site test-roles
+GUEST_SUITES := test-federation test-faults test-transfers test-attacks test-monitoring test-installer test-site test-roles
 .PHONY: test-fleet
 test-fleet: test-long $(GUEST_SUITES) ## Run the long tests and every suite with guests but test-air-gap (root, podman)
 
@@ -72,6 +72,10 @@ test-federation: venv ## Guests: a federation of the units alone, and with Debia
 .PHONY: test-faults
 test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
 	$(PYTEST) -m guest tests/guests/test_faults.py $(ARGS)
+
+.PHONY: test-transfers
+test-transfers: venv ## Guests: faults while weights and updates move, mirrors, differences, metered lines
+	$(PYTEST) -m guest tests/guests/test_transfer_faults.py tests/guests/test_transfer_ways.py $(ARGS)
 
 .PHONY: test-attacks
 test-attacks: venv ## Guests: attacks of outsiders and of a bad node

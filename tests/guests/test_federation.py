@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 HUB_STAND_IN = Path(__file__).parents[1] / "release/hub_stand_in.py"
 BOT = "/opt/zk0d/current/bin/zk0bot"
 NODES = ("left", "right")
+START_SECONDS = 180
 RUN = "model-name=tiny num-server-rounds=3 local-steps={} batch-size=8 eval-frames=40"
 
 
@@ -37,9 +38,10 @@ class Fleet:
         self.hub.run([BOT, "server", "init", "--host", "hub"])
         self.invite = self.hub.run([BOT, "server", "invite"]).stdout.strip()
         self.nodes = [self._contributor(name) for name in NODES]
-        self.hub.run([BOT, "server", "start"])
+        # A start waits until torch is loaded, which takes a busy machine long.
+        self.hub.run([BOT, "server", "start"], timeout=START_SECONDS)
         for node in self.nodes:
-            node.run([BOT, "client", "start"])
+            node.run([BOT, "client", "start"], timeout=START_SECONDS)
 
     def close(self) -> None:
         for guest in (self.hub, *self.nodes):
@@ -67,7 +69,7 @@ class Fleet:
         guest.wait_until(lambda: words in self.status(guest, unit), seconds, f"'{words}' of {unit}")
         return time.monotonic() - began
 
-    def wait_online(self, seconds: float = 120) -> None:
+    def wait_online(self, seconds: float = 180) -> None:
         for node in self.nodes:
             self.wait_for(node, "zk0d-client", "online;", seconds)
 
