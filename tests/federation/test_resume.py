@@ -20,8 +20,9 @@ from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
 from zk0d.federation import model, variates
 from zk0d.federation.messages import Train
-from zk0d.federation.rounds import RunFailedError
+from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.run import Run
+from zk0d.federation.transport import InMessages
 from zk0d.federation.update import Payload
 from zk0d.record.events import Event
 from zk0d.record.journal import CHECKSUMS, JOURNAL, Journal, committed_rounds, settings_of
@@ -380,3 +381,57 @@ def test_the_best_round_is_kept_for_going_back_to(tmp_path: Path) -> None:
     assert [task.fresh for task in world.nodes[0].trained] == [False] * 4 + [True, False]
     assert committed_rounds(world.folder) == [6]
     assert world.of("run.finished")[0]["best_round"] == 6
+
+
+class Noting(InMessages):
+    """Says what became of what the nodes sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def close(self) -> None:
+        self.said.append("close")
+
+    def clear(self) -> None:
+        self.said.append("clear")
+
+
+class RunNotRunningException(Exception):
+    """By Flower's name for it: the run is over by its word."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemExit(0), ["close"]),  # systemd stops the service, or the machine reboots
+        (RunNotRunningException(), ["close"]),
+        (ValueError("a bug"), ["close", "clear"]),
+        (RunFailedError("too few"), ["close", "clear"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_came_stays_for_a_round_that_may_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: list[str]
+) -> None:
+    """Nodes need not send it again; what a run that ended has got goes at once."""
+
+    def push(*_: object) -> None:
+        raise error
+
+    world, transport = World(tmp_path / "run"), Noting()
+    grid = FakeGrid(world.nodes)
+    monkeypatch.setattr(Rounds, "train", push)
+    run = Run(
+        grid,
+        world.settings,
+        ServerSettings(state=world.folder),
+        Journal(world.folder, "1"),
+        world.evaluator,
+        transport=transport,
+        clock=grid.clock,
+        sleep=grid.sleep,
+    )
+    with pytest.raises(type(error)):
+        run.run()
+    assert transport.said == said

@@ -123,13 +123,16 @@ class Run:
 
     def _try(self, *, resume: bool) -> Zk0dError | None:
         """Train until the end, or until what passes by itself: what that was."""
+        interrupted = True
         try:
             if resume:
                 self._restore()
             else:
                 self._begin()
             self._train_rounds()
+            interrupted = False
         except Zk0dError as error:
+            interrupted = False
             if not self._closed and Reason.of(error.reason).waits:
                 return error
             self._record_end(RunFailed(reason=error.reason, message=error.message))
@@ -137,11 +140,13 @@ class Run:
         except Exception as error:
             if type(error).__name__ == RUN_IS_OVER:
                 raise  # the coordinator knows whether to resume it
+            interrupted = False
             self._record_end(RunFailed(reason="bug", message=f"{type(error).__name__}: {error}"))
             raise
         finally:
             self._transport.close()
-            self._clear()
+            if not interrupted:  # else the resumed round goes on with the pieces that came
+                self._clear()
         return None
 
     def _clear(self, late: Mapping[str, int] | None = None) -> None:
