@@ -29,8 +29,8 @@ RUN = (
     " eval-frames=8 eval-frequency=0 min-fit-clients=2 keep-rounds=9"
     " uplink-codec=fp32 drift-correction=none"
 )
-#: Of the first node: a piece takes 14 s, so that a fault hits the middle on a busy machine, too.
-SLOW_LINE = "\n[limits]\nupload-rate = 600000\ndownload-rate = 1000000\n"
+#: Of the first node: a piece takes 21 s, so that a fault hits the middle on a busy machine, too.
+SLOW_LINE = "\n[limits]\nupload-rate = 400000\ndownload-rate = 1000000\n"
 #: More than a request's line and header; nginx counts without TLS.
 HEAD_BYTES = 2000
 TRANSFER = "/var/lib/zk0d/transfer"
