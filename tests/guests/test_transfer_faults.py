@@ -245,7 +245,7 @@ def test_a_coordinator_that_reboots_takes_the_missing_pieces(
     upload.wait_for_half()
     before, began = fleet.committed(upload.run), time.monotonic()
     assert [line["round"] for line in before] == [0, 1]
-    fleet.hub.restart()
+    fleet.hub.restart(180)
     again = upload.wait_for_end()
     lines = fleet.committed(upload.run)
     assert lines[:2] == before
