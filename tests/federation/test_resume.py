@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -390,10 +390,10 @@ class Noting(InMessages):
         super().__init__()
         self.said: list[str] = []
 
-    def close(self) -> None:
+    def close(self, late: Mapping[str, int] = {}) -> None:
         self.said.append("close")
 
-    def clear(self) -> None:
+    def clear(self, late: Mapping[str, int] = {}) -> None:
         self.said.append("clear")
 
 

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 import uvicorn
-from flwr.app import Message as FlowerMessage
 
 from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import CONFIG_VARIABLE, EvaluationDataset, ServerSettings
 from zk0d.config.run import RunSettings
-from zk0d.errors import TryAgainError, Zk0dError
+from zk0d.errors import TryAgainError
 from zk0d.federation import server_app
-from zk0d.federation.cohort import content
-from zk0d.federation.envelope import message_in
-from zk0d.federation.messages import Message, TrainReply
+from zk0d.federation.messages import Message
 from zk0d.federation.update import Payload
-from zk0d.flower.simulation import RayOptions, Takes, log_to, run_in_process, run_on_ray
+from zk0d.flower.simulation import RayOptions, log_to, run_in_process, run_on_ray
 from zk0d.learner.app import LearnerApp
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learner.tasks import Learner, TaskControl
@@ -43,14 +40,12 @@ from zk0d.record.reasons import Reason
 from zk0d.services.learner import listen
 from zk0d.simulation.plan import Plan
 from zk0d.simulation.progress import ProgressFile
-from zk0d.simulation.worker import VirtualApp
+from zk0d.simulation.worker import STEP_SECONDS, VirtualApp, training_seconds
 
 Engine = Literal["in-process", "ray"]
 LOOK_SECONDS = 0.2
 TELL_SECONDS = 5.0
 POLL_SECONDS = 0.05
-#: By a simulation's own clock: an optimizer step of a contributor that is not slow.
-STEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -197,22 +192,9 @@ def _run(simulation: Simulation) -> None:
             if simulation.engine == "ray":
                 run_on_ray(*work, simulation.ray)
             elif any(node.slow > 1.0 for node in plan.nodes):
-                run_in_process(*work, _takes(plan))
+                run_in_process(*work, training_seconds(plan))
             else:
                 run_in_process(*work)
-
-
-def _takes(plan: Plan) -> Takes:
-    """How long contributors train by the simulation's own clock; the same on every machine."""
-
-    def takes(partition: int, answer: FlowerMessage) -> float:
-        try:
-            reply = message_in(content(answer), TrainReply)
-        except Zk0dError:
-            return 0.0  # a refusal, or the answer to a query
-        return reply.figures.steps * STEP_SECONDS * plan.nodes[partition].slow
-
-    return takes
 
 
 class _Evaluator(CoordinatorEvaluator):

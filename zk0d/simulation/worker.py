@@ -22,7 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zk0d.config.machine import ClientSettings
+from zk0d.errors import Zk0dError
 from zk0d.federation import client_app
+from zk0d.federation.cohort import content
+from zk0d.federation.envelope import message_in
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
 from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Manifest, Payload
@@ -49,6 +52,8 @@ PARTITION = "partition-id"
 _HELD = "held/weights"
 #: What a poisoned update is multiplied by.
 POISON = -4.0
+#: By a simulation's own clock: an optimizer step of a contributor that is not slow.
+STEP_SECONDS = 1.0
 
 
 class VirtualApp:
@@ -314,3 +319,16 @@ def _held_in(path: Path) -> str:
     with safe_open(path, "pt") as file:
         text = file.metadata().get(_HELD)
     return Manifest.from_json(text).sha256 if text else ""
+
+
+def training_seconds(plan: Plan) -> Callable[[int, Message], float]:
+    """How long contributors train by the simulation's own clock; the same on every machine."""
+
+    def takes(partition: int, answer: Message) -> float:
+        try:
+            reply = message_in(content(answer), TrainReply)
+        except Zk0dError:
+            return 0.0  # a refusal, or the answer to a query
+        return reply.figures.steps * STEP_SECONDS * plan.nodes[partition].slow
+
+    return takes
