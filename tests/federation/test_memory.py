@@ -20,8 +20,9 @@ from zk0d.federation.answers import Accepted
 from zk0d.federation.body import write_body
 from zk0d.federation.codec import PIECE, NotFinite
 from zk0d.federation.depot import Depot
-from zk0d.federation.messages import Query
+from zk0d.federation.messages import Query, TrainReply
 from zk0d.federation.model import GlobalModel
+from zk0d.federation.nodes import Node
 from zk0d.federation.normalization import Normalization
 from zk0d.federation.spool import Spool, SpooledUpdate, SpoolReader
 from zk0d.federation.update import Payload, encoding
@@ -60,8 +61,9 @@ class Bench:
     def accepted(self, nodes: str = "ab") -> list[Accepted]:
         """Updates of nodes, which weigh the same."""
         updates = [self.spool.take(n, Payload.of(self.some(0.01), "delta", "int8")) for n in nodes]
-        figures = SimpleNamespace(figures=SimpleNamespace(samples=10))
-        return [cast(Accepted, SimpleNamespace(update=each, reply=figures)) for each in updates]
+        reply = cast(TrainReply, SimpleNamespace(figures=SimpleNamespace(samples=10)))
+        node = Node(0, "", "", online=True, activated=0.0)
+        return [Accepted(node, 1, 0, reply, each, None, 0, "", 0.0) for each in updates]
 
     def publish(self) -> None:
         payload = self.model.for_nodes()

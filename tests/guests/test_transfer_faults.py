@@ -200,7 +200,7 @@ UPLOADS: dict[str, Callable[[TransferFleet, Upload], object]] = {
 
 
 @pytest.mark.parametrize("fault", UPLOADS)
-def test_an_update_goes_on_with_the_missing_pieces(
+def test_a_resumed_upload_sends_the_missing_pieces(
     fleet: TransferFleet, slow: Guest, fault: str, pytestconfig: pytest.Config
 ) -> None:
     upload = Upload(fleet, slow)
@@ -214,7 +214,7 @@ def test_an_update_goes_on_with_the_missing_pieces(
     pytestconfig.stash[FAULTS].append((fault, time.monotonic() - began, again))
 
 
-def test_weights_go_on_where_nginx_was_killed(
+def test_a_killed_nginx_costs_no_byte_of_the_weights_again(
     fleet: TransferFleet, slow: Guest, pytestconfig: pytest.Config
 ) -> None:
     """The slow node asks for parts of four seconds; no byte of them comes twice."""
