@@ -34,6 +34,7 @@ YARDSTICKS = {
     "poisoned-drift": "mean, clean",
     "unlike-poisoned": "mean, clean",
     "unlike-rules": "mean, clean",
+    "pace": "",
     "calibration": "all alike, in one place, 4e-03",
     "so101": CENTRAL,
 }
@@ -58,6 +59,7 @@ HEADINGS = {
     "poisoned-drift": "Drift correction with one poisoned of four, iid",
     "unlike-poisoned": "Drift correction with one poisoned of four, by region",
     "unlike-rules": "Robust rules without an attacker: eight contributors by region",
+    "pace": "Rounds of equal time on machines of unequal speed, by region",
     "calibration": "Four arms, each calibrated otherwise by two standard deviations",
     "so101": "SO-101 pick-and-place: long and short rounds, two contributors by region",
 }

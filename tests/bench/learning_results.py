@@ -645,6 +645,45 @@ def of_so101(seed: int, **settings: Any) -> Simulation:
     return Simulation(folder, plan, run, tuple(held_out))
 
 
+#: Steps of each contributor in a round, as multiples of ``local-steps``; which part of the table
+#: the slow ones have turns with the seed.
+SPEEDS = {2: (2.0, 0.25), 4: (2.0, 1.0, 0.5, 0.25)}
+#: Rounds of so many steps; the slowest takes a quarter of them.
+PACED = shared_out(16, 20)
+
+
+def paced(count: int, seed: int) -> Simulation:
+    """By region, on machines of unequal speed: each takes what it has time for."""
+    made = base("region", count, seed, **TODAY, **PACED, **{"round-minutes": 20 / 60})
+    speeds = [SPEEDS[count][(index + seed) % count] for index in range(count)]
+    nodes = [
+        node.model_copy(update={"slow": 1.0 / speed})
+        for node, speed in zip(made.plan.nodes, speeds, strict=True)
+    ]
+    return with_plan(made, nodes=nodes)
+
+
+def pace_lines(seeds: range) -> Iterator[Line]:
+    """Rounds of equal time: by pace, and all with as many steps as the slowest has time for."""
+    for seed in seeds:
+        for count, speeds in SPEEDS.items():
+            yield Line(
+                "pace",
+                f"{count} by region, by pace",
+                seed,
+                lambda n=count, s=seed: paced(n, s),  # type: ignore[misc]
+            )
+            slowest = shared_out(
+                PACED["num-server-rounds"], int(min(speeds) * PACED["local-steps"])
+            )
+            yield Line(
+                "pace",
+                f"{count} by region, all as the slowest",
+                seed,
+                lambda n=count, s=seed, v=slowest: base("region", n, s, **TODAY, **v),  # type: ignore[misc]
+            )
+
+
 def so101_lines(seeds: range) -> Iterator[Line]:
     """The task with physics: long and short rounds against one place, at the same steps."""
     for seed in seeds:
@@ -691,6 +730,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterator[Line]]] = {
         "unlike-rules", "region", 8, range(10, 18), poison=False
     ),
     "calibration": lambda: calibration_lines(range(10, 18)),
+    # The rule was chosen on seed 0, most of it with a stand-in (docs/results.md).
+    "pace": lambda: pace_lines(range(3, 6)),
     "so101": lambda: so101_lines(range(3)),
 }
 

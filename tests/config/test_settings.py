@@ -246,6 +246,9 @@ def test_the_coordinator_fills_in_settings_that_a_run_leaves_out(write: Write) -
     "values",
     [
         {"local-steps": 0},
+        {"round-minutes": -1},
+        {"round-minutes": float("nan")},
+        {"round-minutes": float("inf")},
         {"server-momentum": 1.0},
         {"fraction-fit": 0.0},
         {"dataset-uri": "nonsense"},
@@ -255,6 +258,14 @@ def test_the_coordinator_fills_in_settings_that_a_run_leaves_out(write: Write) -
 def test_impossible_values_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         run_settings(values)
+
+
+@pytest.mark.parametrize("minutes", [60.0, 61.5])
+def test_a_round_has_time_for_more_than_training(minutes: float) -> None:
+    with pytest.raises(ConfigError, match=r"round-minutes = 6.* s of training, and round-deadline"):
+        run_settings({"round-minutes": minutes})
+    longer = run_settings({"round-minutes": minutes, "round-deadline": 4000.0})
+    assert longer.training.round_minutes == minutes
 
 
 def test_settings_survive_flowers_flat_form() -> None:

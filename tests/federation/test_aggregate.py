@@ -110,6 +110,7 @@ def test_a_good_update_is_admitted_with_its_norm_and_freed(spool: Spool) -> None
         ({"samples": 81}, "implausible_samples"),
         ({"samples": 10**9}, "implausible_samples"),
         ({"steps": 11}, "implausible_samples"),
+        ({"steps": 0}, "implausible_samples"),
         ({"loss": float("nan")}, "not_finite"),
         ({"grad_norm": float("inf")}, "not_finite"),
     ],
@@ -121,6 +122,38 @@ def test_an_answer_that_is_not_to_the_question(
     with pytest.raises(NotAdmitted) as error:
         admit(spool, given, reply(given, **change), Payload.of(weights(1.0), "delta"))
     assert error.value.reason == reason
+
+
+PACED = TrainingSettings(
+    local_steps=16, batch_size=8, round_minutes=1.0, uplink_codec="fp32", drift_correction="none"
+)
+
+
+@pytest.mark.parametrize("steps", [2, 16, 32])
+def test_with_a_pace_steps_within_the_bounds_count(spool: Spool, steps: int) -> None:
+    given = task(training=PACED)
+    answer = reply(given, steps=steps, samples=8 * steps)
+    admit(spool, given, answer, Payload.of(weights(1.0), "delta"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "samples", "said"),
+    [
+        (33, 33 * 8, "33 steps are claimed, 2 to 32 were asked for"),
+        (1, 8, "1 steps are claimed, 2 to 32"),
+        (0, 8, "0 steps are claimed"),
+        (4, 33, "33 samples are claimed, 4 steps have at most 32"),
+        (4, 0, "0 samples are claimed"),
+    ],
+)
+def test_with_a_pace_a_node_cannot_claim_what_it_likes(
+    spool: Spool, steps: int, samples: int, said: str
+) -> None:
+    given = task(training=PACED)
+    answer = reply(given, steps=steps, samples=samples)
+    with pytest.raises(NotAdmitted, match=said) as error:
+        admit(spool, given, answer, Payload.of(weights(1.0), "delta"))
+    assert error.value.reason == "implausible_samples"
 
 
 def test_samples_of_a_node_that_has_no_frames() -> None:

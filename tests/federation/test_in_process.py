@@ -35,8 +35,11 @@ from zk0d.federation.messages import Evaluate, Query, Start, Train
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.transport import BesideMessages
 from zk0d.federation.update import Payload
+from zk0d.learner import pace
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
+from zk0d.learning.pace import TimedPace
+from zk0d.learning.schedule import ConstantSchedule
 from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics, merge_groups
 from zk0d.learning.step import Correction
@@ -606,6 +609,7 @@ def train_task(
         ({"deadline_seconds": 1e-6}, "deadline"),
         ({"run": {"local-steps": 10_001}}, "limit_exceeded"),
         ({"run": {"batch-size": 1025}}, "limit_exceeded"),
+        ({"run": {"local-steps": 80_001, "round-minutes": 0.5}}, "limit_exceeded"),
     ],
 )
 def test_a_learner_checks_its_task(lab: Lab, changes: dict[str, Any], reason: str) -> None:
@@ -650,6 +654,45 @@ def test_the_update_is_the_difference(lab: Lab) -> None:
     assert update.manifest == repeated.manifest, "a repeated round gives the same update"
     assert again.figures.policy_loss == reply.figures.policy_loss
     assert any(event["event"] == "progress" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps"),
+    [
+        pytest.param(10 / 60, 10, id="as many as there is time for"),
+        pytest.param(1e-9, 1, id="the fewest"),
+        pytest.param(59.0, 16, id="the most"),
+    ],
+)
+def test_training_ends_when_its_time_is_up(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: int
+) -> None:
+    """By a clock by which each step takes a second."""
+    seconds = itertools.count()
+    timed = functools.partial(TimedPace, clock=lambda: float(next(seconds)))
+    monkeypatch.setattr(pace, "TimedPace", timed)
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    run = {"local-steps": 8, "round-minutes": minutes}
+    with lab.client("left") as client:
+        events: list[dict[str, Any]] = []
+        # A rate by which one can tell the schedule's clock: 1e-6 at its begin, 9e-6 after 8 steps.
+        slope = ConstantSchedule(value=1e-4, warmup_steps=100)
+        task = train_task(spec, weights, statistics, run, schedule=slope)
+        figures = client.train(task, weights, events.append)[0].figures
+    assert (figures.steps, figures.samples) == (steps, 4 * steps)
+    (last,) = [event for event in events if event.get("step") == steps]
+    assert last["steps"] == steps, "whoever looks sees how many there are"
+    last_step = 1e-6 if steps == 1 else pytest.approx(8.5e-6, abs=0.5e-6)
+    assert figures.learning_rate == last_step, "the round's end is the schedule's"
+
+
+def test_a_site_lends_as_many_steps_as_its_owner_says(lab: Lab) -> None:
+    lab.contribute("left", limits={"max-steps": 3})
+    spec, weights, statistics = started(lab)
+    with lab.client("left") as client:
+        task = train_task(spec, weights, statistics, {"local-steps": 8, "round-minutes": 59.0})
+        assert client.train(task, weights)[0].figures.steps == 3
 
 
 def test_a_round_is_corrected_once_the_node_has_a_variate(lab: Lab) -> None:

@@ -139,6 +139,56 @@ def test_every_node_gets_the_same_task_with_a_running_step(world: Make) -> None:
     assert nodes[0].trained[0].base != nodes[0].trained[1].base
 
 
+def with_pace(steps: int) -> Callable[..., tuple[RecordDict | None, float]]:
+    """A node that has time for so many steps."""
+
+    def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        samples = steps * task.training.batch_size
+        return node.update(task, payload, steps=steps, samples=samples), node.seconds
+
+    return train
+
+
+def test_a_slow_and_a_fast_node_both_count(world: Make) -> None:
+    nodes = [
+        FakeNode("laptop", step=1.0, train=with_pace(2)),
+        FakeNode("workstation", step=3.0, train=with_pace(8)),
+    ]
+    made = world(nodes, **{"round-minutes": 1.0, "keep-rounds": 9})
+    made.run()
+    for line in made.of("round.committed")[1:]:
+        assert {node["node"]: node["steps"] for node in line["nodes"]} == {
+            "laptop": 2,
+            "workstation": 8,
+        }
+        assert not line["refused"]
+    assert [task.first_step for task in nodes[0].trained] == [0, 4], "by local-steps"
+    assert made.weights(1)["a"] == pytest.approx(2.0), "equally"
+
+
+def test_a_node_that_claims_more_steps_than_the_bounds_is_refused(world: Make) -> None:
+    nodes = [FakeNode("a"), FakeNode("b"), FakeNode("liar", train=with_pace(9))]
+    made = world(nodes, **{"round-minutes": 1.0, "num-server-rounds": 1})
+    made.run()
+    assert made.of("round.committed")[1]["refused"] == {"liar": "implausible_samples"}
+    assert nodes[2].notices[0].reason == "implausible_samples"
+
+
+def test_an_update_of_many_steps_may_be_longer(world: Make) -> None:
+    """A workstation among laptops: its update is eight times as long, for eight times the steps."""
+    laptops = [FakeNode(name, step=1.0, train=with_pace(1)) for name in "abc"]
+    nodes = [*laptops, FakeNode("workstation", step=8.0, train=with_pace(8))]
+    made = world(nodes, **{"round-minutes": 1.0, "num-server-rounds": 1})
+    made.run()
+    assert not made.of("round.committed")[1]["refused"]
+    nodes[3].train = with_pace(1)
+    made = world(nodes, **{"round-minutes": 1.0, "num-server-rounds": 1})
+    made.folder = made.folder.with_name("other")
+    made.run()
+    refused = made.of("round.committed")[1]["refused"]
+    assert refused == {"workstation": "norm_outlier"}, "as long, for no more steps"
+
+
 def test_statistics_are_asked_for_once_and_merged_once(world: Make) -> None:
     nodes = [FakeNode("a"), FakeNode("b")]
     made = world(nodes)

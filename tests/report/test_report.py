@@ -256,6 +256,23 @@ def test_a_runs_folder_gets_page_and_pictures(tmp_path: Path) -> None:
     assert not (report / "mine").exists(), "it is written as a whole"
 
 
+def test_a_report_shows_the_steps_that_nodes_had_time_for(tmp_path: Path) -> None:
+    """Without a pace they are the same for all, and no chart shows them."""
+    for minutes in (0.0, 10.0):
+        settings: dict[str, Any] = {"round-minutes": minutes}
+        told = Told(tmp_path / f"{minutes}", **settings)
+        for number in (1, 2):
+            nodes = [
+                {"node": name, "policy_loss": 1.0, "steps": steps * number}
+                for name, steps in (("laptop", 5), ("workstation", 40))
+            ]
+            note(told.journal, "round.committed", round=number, nodes=nodes)
+        analysed = analyse(told.folder)
+        shown = any(chart.name == "steps" for chart in charts(analysed))
+        assert shown == bool(minutes)
+    assert analysed.steps == {"laptop": {1: 5, 2: 10}, "workstation": {1: 40, 2: 80}}
+
+
 def test_a_report_of_nothing_evaluated(tmp_path: Path) -> None:
     """A run that died in its first round has little, and what it has is shown."""
     told = Told(tmp_path / "run")

@@ -357,6 +357,27 @@ def test_a_straggler_misses_the_deadline(tmp_path: Path, uri: str) -> None:
     assert [n["node"] for n in lines_of(run, "round.committed")[1]["nodes"]] == ["right"]
 
 
+@pytest.mark.long
+def test_a_slow_and_a_fast_contributor_take_what_they_have_time_for(
+    tmp_path: Path, uri: str
+) -> None:
+    """By the plan and no clock, so that a simulation repeats bit by bit."""
+    nodes = [
+        VirtualNode(name="laptop", dataset_uri=uri, episodes=[0, 1, 2], slow=4.0),
+        VirtualNode(name="workstation", dataset_uri=uri, episodes=[3, 4], slow=0.5),
+    ]
+    settings = {"num-server-rounds": 2, "round-minutes": 4.5 / 60}
+    runs = [simulate(make(tmp_path / n, uri, settings, nodes=nodes)) for n in "ab"]
+    for line in lines_of(runs[0], "round.committed")[1:]:
+        assert [(n["node"], n["steps"]) for n in line["nodes"]] == [
+            ("laptop", 1),
+            ("workstation", 8),
+        ]
+        assert [n["samples"] for n in line["nodes"]] == [16 * n["steps"] for n in line["nodes"]]
+        assert not line["refused"]
+    assert weights(runs[0]) == weights(runs[1])
+
+
 def test_experiments_with_statistics_change_only_the_normalization(
     tmp_path: Path, uri: str
 ) -> None:

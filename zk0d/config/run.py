@@ -8,6 +8,7 @@ str, so an optional setting has a sentinel default (``""`` or ``0``), never a mi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -71,6 +72,23 @@ class ByFamily:
         return f"`{AUTO}`: {', '.join(told)}"
 
 
+#: Steps that a node may take with ``round-minutes``, as multiples of ``local-steps``: fewer are
+#: mostly noise, and more lead it too far from the others (docs/results.md).
+FEWEST_SHARE, MOST_SHARE = 0.125, 2.0
+
+
+@dataclass(frozen=True)
+class StepBounds:
+    """The fewest and most optimizer steps that a node may take in a round."""
+
+    fewest: int
+    most: int
+
+    def at_most(self, most: int) -> StepBounds:
+        """The same for a machine whose owner lends no more than ``most``."""
+        return StepBounds(self.fewest, min(self.most, most))
+
+
 class RoundsSettings(Settings):
     """Rounds, nodes and deadlines."""
 
@@ -100,7 +118,17 @@ class RoundsSettings(Settings):
 class TrainingSettings(Settings):
     """A node's work in a round; nodes receive this table unchanged."""
 
-    local_steps: PositiveInt = Field(40, description="Optimizer steps of a node per round.")
+    local_steps: PositiveInt = Field(
+        40,
+        description="Optimizer steps of a node per round, and what a round moves the learning"
+        " rate's schedule by.",
+    )
+    round_minutes: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.0,
+        description="Minutes of training that a round asks of each node, which takes as many steps"
+        f" as it can in them: {FEWEST_SHARE:g} to {MOST_SHARE:g} times local-steps; 0: local-steps"
+        " of every node.",
+    )
     batch_size: Annotated[PositiveInt, ByFamily(lambda family: family.usual.batch_size)] = Field(
         32, description="Frames per optimizer step."
     )
@@ -130,6 +158,14 @@ class TrainingSettings(Settings):
     def frames(self) -> int:
         """Frames that a node sees in a round."""
         return self.local_steps * self.batch_size
+
+    @property
+    def step_bounds(self) -> StepBounds:
+        """What a node may take in a round."""
+        if not self.round_minutes:
+            return StepBounds(self.local_steps, self.local_steps)
+        fewest = math.ceil(FEWEST_SHARE * self.local_steps)
+        return StepBounds(fewest, math.floor(MOST_SHARE * self.local_steps))
 
 
 class ScheduleSettings(Settings):
@@ -181,7 +217,8 @@ class AggregationSettings(Settings):
     rule: RuleName = Field(
         "mean",
         alias="aggregation",
-        description="Rule that combines updates: by samples, or robustly by coordinate.",
+        description="Rule that combines updates: a mean by samples (by pace equally), or"
+        " robustly by coordinate.",
     )
     norm_clip_factor: NonNegativeFloat = Field(
         0.0,
@@ -315,6 +352,13 @@ class RunSettings(FlatSettings):
             )
         if self.training.backbone_lr_factor != 1.0 and not FAMILIES[self.policy].backbone:
             raise ValueError(f"backbone-lr-factor: {self.policy} trains no backbone; leave it out")
+        if 60 * self.training.round_minutes >= self.rounds.round_deadline:
+            raise ValueError(
+                f"round-minutes = {self.training.round_minutes:g} asks for"
+                f" {60 * self.training.round_minutes:g} s of training, and round-deadline ="
+                f" {self.rounds.round_deadline:g} s leaves no time to send an update; raise"
+                " round-deadline, or lower round-minutes"
+            )
         if self.dataset_uri:
             DatasetUri.parse(self.dataset_uri)
         return self
@@ -434,8 +478,8 @@ class RunSettings(FlatSettings):
                     " push",
                 )
 
-    def check_one_normalization(self, where: str) -> None:
-        """Refuse groups of statistics where policies are compared by one evaluation.
+    def check_comparable(self, where: str) -> None:
+        """Refuse what would compare policies by other statistics or at other steps.
 
         Raises
         ------
@@ -448,6 +492,12 @@ class RunSettings(FlatSettings):
                 "normalize-by",
                 f"a {where} normalizes all recordings alike, so that its policies can be compared;"
                 " leave it out, or use zk0bot simulate",
+            )
+        if self.training.round_minutes:
+            raise wrong(
+                where,
+                "round-minutes",
+                f"a {where} compares policies at equal steps; leave it out, or use zk0bot simulate",
             )
 
     def public(self) -> dict[str, Scalar]:

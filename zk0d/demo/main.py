@@ -66,7 +66,7 @@ class DemoOptions:
         values.update(self.overrides)
         settings = RunSettings.parse(values, where="demo")
         settings.check_stays("demo")
-        settings.check_one_normalization("demo")
+        settings.check_comparable("demo")
         return settings
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from zk0d.config.run import TrainingSettings
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.spool import NotAdmitted
 from zk0d.federation.update import Manifest, Payload
-from zk0d.record.events import UpdateRefused
+from zk0d.record.events import NodeFigures, UpdateRefused
 
 #: Fewer updates have no median to be far from.
 FEWEST_FOR_MEDIAN = 3
@@ -54,13 +55,8 @@ def check_reply(
             " asked for.",
             reason="wrong_codec",
         )
-    most = task.training.frames if usable_frames else 0
+    _check_work(task.training, reply.figures, usable_frames)
     figures = reply.figures
-    if not 0 < figures.samples <= most or figures.steps > task.training.local_steps:
-        raise NotAdmitted(
-            f"{figures.samples} samples are claimed, at most {most} were asked for.",
-            reason="implausible_samples",
-        )
     numbers = (figures.loss, figures.policy_loss, figures.proximal_loss, figures.grad_norm)
     if not np.isfinite(numbers).all():
         raise NotAdmitted("the answer's losses are not numbers.", reason="not_finite")
@@ -68,6 +64,24 @@ def check_reply(
     if task.training.drift_correction != "none":
         _check_variate(task.training.variate_codec, payload.companion("variates"), model)
     return payload
+
+
+def _check_work(training: TrainingSettings, figures: NodeFigures, usable_frames: int) -> None:
+    bounds = training.step_bounds
+    # Without a pace nobody has a reason to count fewer, and nobody gains by it.
+    fewest = bounds.fewest if training.round_minutes else 1
+    if not fewest <= figures.steps <= bounds.most:
+        asked = f"{fewest} to {bounds.most}" if training.round_minutes else f"{bounds.most}"
+        raise NotAdmitted(
+            f"{figures.steps} steps are claimed, {asked} were asked for.",
+            reason="implausible_samples",
+        )
+    most = figures.steps * training.batch_size if usable_frames else 0
+    if not 0 < figures.samples <= most:
+        raise NotAdmitted(
+            f"{figures.samples} samples are claimed, {figures.steps} steps have at most {most}.",
+            reason="implausible_samples",
+        )
 
 
 def _check_variate(codec: str, variate: Payload | None, model: Manifest) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from zk0d.config.run import RunSettings
+from zk0d.config.run import RunSettings, TrainingSettings
 from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.admission import (
     Standing,
@@ -65,6 +65,20 @@ class Accepted:
     def weight(self) -> float:
         """Samples, of which those of a late update count less."""
         return self.reply.figures.samples / (1.0 + self.staleness)
+
+    def share(self, training: TrainingSettings) -> float:
+        """What its update counts by in a mean: near 1, so that the sum keeps its precision.
+
+        By pace all count equally but for being late, because an update of more steps is longer by
+        itself. That is FedNova's direction (Wang et al. 2020) for nodes that weigh by samples.
+        """
+        if training.round_minutes:
+            return 1.0 / (1.0 + self.staleness)
+        return self.weight / training.frames
+
+    def norm(self, training: TrainingSettings) -> float:
+        """The update's norm, as of ``local-steps`` steps: those of more steps are longer."""
+        return self.update.norm * training.local_steps / self.reply.figures.steps
 
 
 class RoundAnswers:
@@ -285,7 +299,7 @@ class RoundAnswers:
         self.closed = True
         factor = self._settings.admission.norm_outlier_factor
         every = [*self.accepted.values(), *self.folded]
-        norms = {each: each.update.norm for each in every}
+        norms = {each: each.norm(self.task.training) for each in every}
         variates = {each: each.variate.norm for each in every if each.variate}
         refused = outliers(variates, factor, "variate") | outliers(norms, factor)
         for each, error in refused.items():

@@ -24,7 +24,7 @@ from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[6] = 6
+PROTOCOL: Literal[7] = 7
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +41,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[6] = PROTOCOL
+    protocol: Literal[7] = PROTOCOL
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -150,7 +150,9 @@ class Train(Message):
     statistics: Statistics
     statistics_sha256: str
     training: TrainingSettings
-    first_step: NonNegativeInt
+    first_step: NonNegativeInt = Field(
+        description="The schedule's clock at the round's begin; a round moves it by local-steps."
+    )
     schedule: Schedule
     boost: PositiveFloat = Field(
         1.0, description="What this node's learning rate is multiplied by."

@@ -101,14 +101,12 @@ class GlobalModel:
     def advance(self, accepted: Sequence[Accepted], task: Train) -> Combined:
         """Move the weights by a round's updates, in their order; how those go together."""
         settings = self._settings
-        # Near 1, so that the sum keeps its precision.
-        full = task.training.frames
-        came = [Weighted(each.update, each.weight / full) for each in accepted]
+        came = [Weighted(each.update, each.share(task.training)) for each in accepted]
         updates = clipped(self.weights, came, settings)
         rule = RULES[settings.rule](len(updates))
         combined = aggregate(self.weights, updates, rule, self._step)
         if self._variates is not None:
-            self._variates.advance(accepted, task.round, full, self.weights)
+            self._variates.advance(accepted, task.round, task.training.frames, self.weights)
         return combined
 
     def commit(self, journal: Journal, number: int) -> None:

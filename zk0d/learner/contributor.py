@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainRep
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.held import HeldWeights
+from zk0d.learner.pace import StepTime
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learner.variates import OwnVariates
@@ -33,6 +34,7 @@ from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.instructions import cut_instructions
 from zk0d.learning.layout import metadata_hash
+from zk0d.learning.pace import Pace
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
@@ -61,6 +63,7 @@ class Prepared:
     residual: Residual
     variates: OwnVariates
     held: HeldWeights
+    step_time: StepTime = field(default_factory=StepTime)
 
 
 class Contributor(Learner):
@@ -165,6 +168,7 @@ class Contributor(Learner):
         holdout_loss, holdout_frames = _evaluate_held_out(task, policy, data, batches)
         control.check()
         evaluated = time.perf_counter()
+        pace = self._pace(task, prepared.step_time)
         result = train(
             policy,
             batches,
@@ -177,11 +181,13 @@ class Contributor(Learner):
                 boost=task.boost,
                 seed=round_seed(task.seed, task.round, self.settings.name),
                 proximal_mu=task.proximal_mu,
+                pace=pace,
             ),
             correction=drift.correction if drift else None,
-            on_step=_reporter(control, task.training.local_steps),
+            on_step=_reporter(control, pace),
             check=DutyCycle(control, self.settings.limits.power_share, policy.device),
         )
+        prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
         update = _encode(policy, base, task.training.uplink_codec, prepared.residual)
         if drift:
@@ -209,6 +215,9 @@ class Contributor(Learner):
         name = self.settings.name
         return TrainReply(name=name, round=task.round, base=task.base, figures=figures), update
 
+    def _pace(self, task: Train, step_time: StepTime) -> Pace:
+        return step_time.pace(task, self.settings.limits.max_steps)
+
     def _check_allowed(self, spec: PolicySpec) -> None:
         """Refuse what this site does not train."""
         limits, settings = self.settings.limits, self.settings
@@ -231,7 +240,7 @@ class Contributor(Learner):
         """Refuse more than this machine's owner lends."""
         limits, training = self.settings.limits, task.training
         for what, asked, most, key in (
-            ("optimizer steps", training.local_steps, limits.max_steps, "max-steps"),
+            ("optimizer steps", training.step_bounds.fewest, limits.max_steps, "max-steps"),
             ("frames per step", training.batch_size, limits.max_batch_size, "max-batch-size"),
         ):
             if asked > most:
@@ -425,11 +434,11 @@ def _encode(
     return encoder.finish()
 
 
-def _reporter(control: TaskControl, steps: int) -> Callable[[int, float], None]:
+def _reporter(control: TaskControl, pace: Pace) -> Callable[[int, float], None]:
     began = time.monotonic()
-    control.tell(Training(0, steps, 0.0))
+    control.tell(Training(0, pace.steps, 0.0))
 
     def report(step: int, loss: float) -> None:
-        control.tell(Training(step, steps, time.monotonic() - began, loss))
+        control.tell(Training(step, max(step, pace.steps), time.monotonic() - began, loss))
 
     return report

@@ -1,7 +1,9 @@
-"""The learning rate, as a function of the run's global step. No torch.
+"""The learning rate, as a function of the run's clock. No torch.
 
-The server sends the schedule and the global step with every round, so no round restarts it and
-a late joiner is in step with the others.
+The clock counts ``local-steps`` a round. A node that takes another number of steps in a round goes
+through the same part of the schedule in them, so its steps lie between whole numbers. The server
+sends the schedule and the clock with every round: no round restarts it, and a late joiner is in
+step with the others.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ class CosineSchedule(Settings):
     warmup_steps: NonNegativeInt
     total_steps: PositiveInt
 
-    def rate(self, step: int) -> float:
-        """The learning rate of global step ``step`` (the first is 0)."""
+    def rate(self, step: float) -> float:
+        """The learning rate at step ``step`` of the clock (the first is 0)."""
         if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
+            return min(self.peak, self.peak * (step + 1) / self.warmup_steps)
         span = max(1, self.total_steps - 1 - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / span)
         return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -39,10 +41,10 @@ class ConstantSchedule(Settings):
     value: PositiveFloat
     warmup_steps: NonNegativeInt
 
-    def rate(self, step: int) -> float:
-        """The learning rate of global step ``step`` (the first is 0)."""
+    def rate(self, step: float) -> float:
+        """The learning rate at step ``step`` of the clock (the first is 0)."""
         if step < self.warmup_steps:
-            return self.value * (step + 1) / self.warmup_steps
+            return min(self.value, self.value * (step + 1) / self.warmup_steps)
         return self.value
 
 

@@ -1,7 +1,7 @@
 """The training loop: one round of local steps, readable in one sitting.
 
 The loop of LeRobot's trainer (forward, backward, clip, AdamW) with three differences: the learning
-rate is a function of the run's global step, Adam's moments outlive the round, and gradients can be
+rate is a function of the run's clock, Adam's moments outlive the round, and gradients can be
 corrected: by control variates, or by FedProx's pull towards the global weights.
 """
 
@@ -20,6 +20,7 @@ from zk0d.config.families import FAMILIES
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
+from zk0d.learning.pace import Pace, SetPace
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.step import Correction, Outcome, Proximal, choose_step
@@ -33,7 +34,8 @@ class StepPlan:
 
     ``first_step`` is the global step before the round; ``boost`` multiplies the schedule's rate;
     ``seed`` fixes sampling and noise.
-    ``max_bad_batches`` is how many batches may give a loss that is not a number.
+    ``max_bad_batches`` is how many batches may give a loss that is not a number. ``pace`` says how
+    many steps; without, they are ``training.local_steps``.
     """
 
     training: TrainingSettings
@@ -43,6 +45,7 @@ class StepPlan:
     boost: float = 1.0
     proximal_mu: float = 0.0
     max_bad_batches: int = 5
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ def train(
         If more than ``plan.max_bad_batches`` batches give a loss that is not finite.
     """
     policy, training = loaded.policy, plan.training
+    pace = plan.pace or SetPace(training.local_steps, training.local_steps)
     proximal = None
     if plan.proximal_mu:
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
@@ -207,7 +211,7 @@ def train(
     started = time.perf_counter()
     with images:
         while True:
-            while under_way and len(under_way) > min(take.ahead, training.local_steps - step - 1):
+            while under_way and len(under_way) > min(take.ahead, pace.steps - step - 1):
                 value, norm = under_way.popleft().read()
                 if not np.isfinite(value):
                     bad += 1
@@ -221,18 +225,22 @@ def train(
                 step += 1
                 loss_sum += value
                 norm_sum += norm
+                pace.took(step)
                 on_step(step, value)
-            if step == training.local_steps:
+            if step >= pace.steps:
                 break
             check()
             chosen = usable[
                 torch.from_numpy(sampler.integers(len(usable), size=training.batch_size))
             ]
-            rate = plan.boost * plan.schedule.rate(plan.first_step + step + len(under_way))
+            place = plan.first_step + pace.place(step + len(under_way))
+            rate = plan.boost * plan.schedule.rate(place)
             under_way.append(take(batches.batch(chosen), rate))
             taken = step + len(under_way)
-            if proximal and (taken % 10 == 0 or taken == training.local_steps):
+            if proximal and (taken % 10 == 0 or taken == pace.steps):
                 proximal_values.append(proximal.value())
+    if proximal and not proximal_values:
+        proximal_values.append(proximal.value())
     optimizer.zero_grad()
     proximal_loss = float(sum(proximal_values)) / max(1, len(proximal_values))
     return TrainResult(

@@ -56,6 +56,16 @@ class Analysis:
                     found.setdefault(name, {})[number] = value
         return found
 
+    @cached_property
+    def steps(self) -> dict[str, dict[int, float]]:
+        """Optimizer steps that nodes had time for: by node, then by round."""
+        found: dict[str, dict[int, float]] = {}
+        if self.run.settings.get("round-minutes"):
+            for number, event in sorted(self.state.rounds.items()):
+                for node in event.nodes:
+                    found.setdefault(node.node, {})[number] = node.steps
+        return found
+
     @property
     def seconds(self) -> dict[int, dict[str, float]]:
         """Seconds by phase."""

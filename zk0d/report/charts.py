@@ -83,6 +83,8 @@ def charts(analysis: Analysis) -> list[Chart]:
             Chart("proximal_mu", "Proximal mu, as applied", _lines(pulls, "mu")),
             Chart("updates", "Updates", _lines(norms, "norm")),
         ]
+    if analysis.steps:
+        made.append(Chart("steps", "Optimizer steps by node", _lines(analysis.steps, "steps")))
     if analysis.agreement:
         made.append(
             Chart("agreement", "Agreement of the updates", _lines(analysis.agreement, "agreement"))

@@ -230,6 +230,7 @@ class SuperlinkService(Service):
                     "key_shared": node.key in self._members.shared,
                     "since": node.activated,
                     "policy_loss": getattr(parts.get(node.name), "policy_loss", None),
+                    "steps": getattr(parts.get(node.name), "steps", None),
                     "samples": getattr(parts.get(node.name), "samples", None),
                     "agreement": getattr(parts.get(node.name), "agreement", None),
                 }

@@ -46,6 +46,7 @@ ALONE: dict[str, Any] = {
     "server-learning-rate": 1.0,
     "min-fit-clients": 1,
     "fraction-fit": 1.0,
+    "round-minutes": 0.0,
     "norm-clip-factor": 0.0,
     "norm-outlier-factor": 0.0,
     "max-update-ratio": 0.0,

@@ -47,7 +47,7 @@ def compare(options: Options, seeds: Sequence[int], rollouts: int, console: Cons
         Closed-loop episodes for each policy, where there is a simulator.
     """
     settings = options.run_settings(max(3, options.count))
-    settings.check_one_normalization("comparison")
+    settings.check_comparable("comparison")
     folder = new_folder(options.folder, "comparisons")
     progress = Progress(console, f"zk0d compare · seeds {seeds}", [RECORDINGS, TRAININGS])
     arms: list[Arm] = []

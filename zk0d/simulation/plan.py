@@ -28,8 +28,8 @@ class VirtualNode(Settings):
     cameras: Cameras = Field(
         default_factory=dict, description="Its camera names, mapped to the policy's."
     )
-    slow: Annotated[float, Field(ge=1.0)] = Field(
-        1.0, description="Its training takes this many times as long."
+    slow: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
+        1.0, description="A step takes this many times as long."
     )
     poisoned: bool = Field(
         False, description="Its updates are reversed and made four times as long."

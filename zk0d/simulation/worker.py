@@ -32,9 +32,11 @@ from zk0d.federation.update import Manifest, Payload
 from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
 from zk0d.learner.held import HeldWeights
+from zk0d.learner.pace import StepTime
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Stopped, TaskControl
 from zk0d.learner.variates import OwnVariates
+from zk0d.learning.pace import Pace, SetPace
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy
 from zk0d.learning.prepared import PreparedRecordings
@@ -245,6 +247,16 @@ class _Contributor(Contributor):
                 where=f"contributor {node.name}",
             )
         )
+
+    def _pace(self, task: Train, step_time: StepTime) -> Pace:
+        """By the simulation's own clock."""
+        asked = task.training.local_steps
+        if not task.training.round_minutes:
+            return super()._pace(task, step_time)
+        bounds = task.training.step_bounds
+        there_is_time_for = 60 * task.training.round_minutes / (STEP_SECONDS * self._node.slow)
+        steps = min(max(round(there_is_time_for), bounds.fewest), bounds.most)
+        return SetPace(asked, steps)
 
     def take(self, spec: PolicySpec, path: Path) -> Prepared:
         """Become this contributor as it was after its last round."""

@@ -1,0 +1,33 @@
+"""How long a step takes on this machine, from one round of a run to the next."""
+
+from __future__ import annotations
+
+from zk0d.federation.messages import Train
+from zk0d.learning.pace import Pace, SetPace, TimedPace
+
+
+class StepTime:
+    """What a step took in the newest round; it counts for the same run and frames per step.
+
+    It lives as long as the policy is loaded. A learner that restarted measures again.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[str, int] | None = None
+        self._seconds: float | None = None
+
+    def pace(self, task: Train, most: int) -> Pace:
+        """What a round asks for, within the ``most`` steps of this machine's owner."""
+        training = task.training
+        if not training.round_minutes:
+            return SetPace(training.local_steps, training.local_steps)
+        same = self._of == (task.run, training.batch_size)
+        bounds = training.step_bounds.at_most(most)
+        known = self._seconds if same else None
+        return TimedPace(60.0 * training.round_minutes, training.local_steps, bounds, known)
+
+    def keep(self, task: Train, pace: Pace) -> None:
+        """Take note of what a round's steps took, if they were enough to say."""
+        if pace.measured is not None:
+            self._of = (task.run, task.training.batch_size)
+            self._seconds = pace.measured
