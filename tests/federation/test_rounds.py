@@ -189,6 +189,19 @@ def test_an_update_of_many_steps_may_be_longer(world: Make) -> None:
     assert refused == {"workstation": "norm_outlier"}, "as long, for no more steps"
 
 
+@pytest.mark.parametrize(("steps", "refused"), [(1, {}), (8, {"odd": "norm_outlier"})])
+def test_a_variate_of_few_steps_may_be_longer(
+    world: Make, steps: int, refused: dict[str, str]
+) -> None:
+    """It counts by its samples, so a long one of many steps is refused."""
+    nodes = [FakeNode(name, train=with_pace(8)) for name in "abc"]
+    odd = FakeNode("odd", gradient=0.8, train=with_pace(steps))
+    how = {"round-minutes": 1.0, "num-server-rounds": 1, "min-fit-clients": 3}
+    made = world([*nodes, odd], **how)
+    made.run()
+    assert made.of("round.committed")[1]["refused"] == refused
+
+
 def test_statistics_are_asked_for_once_and_merged_once(world: Make) -> None:
     nodes = [FakeNode("a"), FakeNode("b")]
     made = world(nodes)

@@ -77,8 +77,18 @@ class Accepted:
         return self.weight / training.frames
 
     def norm(self, training: TrainingSettings) -> float:
-        """The update's norm, as of ``local-steps`` steps: those of more steps are longer."""
-        return self.update.norm * training.local_steps / self.reply.figures.steps
+        """The update's norm as of ``local-steps`` steps.
+
+        One of ``n`` times the steps is longer, between ``sqrt(n)`` times (as of a random walk) and
+        ``n`` times (as straight ahead). By the lower bound nobody stands out by pace alone: of the
+        most and the fewest steps the norms are then at most four times apart.
+        """
+        return self.update.norm / math.sqrt(self.reply.figures.steps / training.local_steps)
+
+    def variate_norm(self, training: TrainingSettings) -> float:
+        """Its variate's norm by its samples, as it counts."""
+        assert self.variate is not None
+        return self.variate.norm * self.reply.figures.samples / training.frames
 
 
 class RoundAnswers:
@@ -299,9 +309,14 @@ class RoundAnswers:
         self.closed = True
         factor = self._settings.admission.norm_outlier_factor
         every = [*self.accepted.values(), *self.folded]
-        norms = {each: each.norm(self.task.training) for each in every}
+        training = self.task.training
+        norms = {each: each.norm(training) for each in every}
+        # A mean of few steps is noisy and long, and counts by little: longer alone is no fault.
         variates = {each: each.variate.norm for each in every if each.variate}
-        refused = outliers(variates, factor, "variate") | outliers(norms, factor)
+        counted = {each: each.variate_norm(training) for each in every if each.variate}
+        long, much = outliers(variates, factor, "variate"), outliers(counted, factor)
+        refused = {each: error for each, error in long.items() if each in much}
+        refused |= outliers(norms, factor)
         for each, error in refused.items():
             # The spool is cleared at the round's end.
             own = self.accepted.get(each.key) is each

@@ -104,7 +104,7 @@ class Variates:
                 rename(each.variate.path, path)
             held = replace(each.variate, files=(path,))
             # The node knows its variate by the round that it was asked for.
-            self._held[each.key] = Held(each.round, each.weight / full, held)
+            self._held[each.key] = Held(each.round, each.reply.figures.samples / full, held)
         oldest = number - MAX_AGE
         self._held = {key: held for key, held in self._held.items() if held.round > oldest}
         self._average(like)
