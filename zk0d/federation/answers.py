@@ -177,16 +177,13 @@ class RoundAnswers:
     def take(self, key: str, answer: Message) -> None:
         """A node's answer, to this round or to the one that it is late for."""
         if work := self._late.done(key):
-            self.take_late(key, work, answer)
+            self.take_to(work, answer)
         elif key in self.open:
-            self._take(key, self._works[key], answer)
+            self.take_to(self._works[key], answer)
 
-    def take_late(self, key: str, work: Work, answer: Message) -> None:
-        """An answer to an earlier round, or to an earlier try of this one."""
-        self._take(key, work, answer)
-
-    def _take(self, key: str, work: Work, answer: Message) -> None:
-        """It counts if nothing speaks against it."""
+    def take_to(self, work: Work, answer: Message) -> None:
+        """An answer to what a node was asked for, in this round or before; it may count."""
+        key = work.node.key
         asked = work.task
         try:
             reply, payload = self._transport.answer(content(answer), key, asked.round)

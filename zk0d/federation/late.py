@@ -39,7 +39,7 @@ class LateNodes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._at_work: dict[str, Work] = {}
-        self._came: list[tuple[str, Work, Message]] = []
+        self._came: list[tuple[Work, Message]] = []
 
     def __contains__(self, key: str) -> bool:
         """Whether a node is still at work."""
@@ -48,7 +48,7 @@ class LateNodes:
     @property
     def rounds(self) -> Mapping[str, int]:
         """The round that each node is at work on, or whose answer waits here."""
-        waits = {key: work.task.round for key, work, _ in self._came}
+        waits = {work.node.key: work.task.round for work, _ in self._came}
         return waits | {key: work.task.round for key, work in self._at_work.items()}
 
     def waits_for(self, key: str, work: Work) -> bool:
@@ -64,18 +64,18 @@ class LateNodes:
 
     def keep(self, key: str, answer: Message) -> None:
         """Hold an answer that came while no round was open."""
-        self._came.append((key, self._at_work.pop(key), answer))
+        self._came.append((self._at_work.pop(key), answer))
 
     def came(self, number: int) -> set[str]:
         """The nodes whose answer to round ``number`` itself waits here, if that is sent again."""
-        return {key for key, work, _ in self._came if work.task.round == number}
+        return {work.node.key for work, _ in self._came if work.task.round == number}
 
     def too_late(self, number: int, now: float) -> list[str]:
         """Give up what is too late for round ``number``: the keys of those still at work.
 
         So is a node whose own deadline has passed: it does not answer any more.
         """
-        self._came = [each for each in self._came if self._counts(each[1], number)]
+        self._came = [each for each in self._came if self._counts(each[0], number)]
         gone = [
             key
             for key, work in self._at_work.items()
@@ -85,7 +85,7 @@ class LateNodes:
             del self._at_work[key]
         return gone
 
-    def pop(self) -> list[tuple[str, Work, Message]]:
+    def pop(self) -> list[tuple[Work, Message]]:
         """The answers that came while no round was open."""
         came, self._came = self._came, []
         return came

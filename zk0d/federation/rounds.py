@@ -172,8 +172,8 @@ class Rounds:
         chosen = self._choose(number)
         began = self._clock()  # a wait for nodes is nothing that their deadline has to hold
         answers = self._answers = self._send(number, plan, model, chosen)
-        for key, work, answer in self._late.pop():
-            answers.take_late(key, work, answer)
+        for work, answer in self._late.pop():
+            answers.take_to(work, answer)
         deadline = began + self._settings.rounds.round_deadline
         while not answers.is_over and self._clock() < deadline:
             if not self._serve():

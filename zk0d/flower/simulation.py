@@ -83,9 +83,11 @@ def run_in_process(
     """
     check_version()
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-    grid = DirectGrid(client, names, run_id)
-    if takes is not None:
-        grid = TimedGrid(client, names, run_id, takes)
+    grid = (
+        DirectGrid(client, names, run_id)
+        if takes is None
+        else TimedGrid(client, names, run_id, takes)
+    )
     server_app(grid, _context(run_config, run_id))
 
 
