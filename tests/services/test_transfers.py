@@ -131,7 +131,9 @@ def plane(root: Path, *, by_nginx: bool, carries: bool = True) -> Iterator[Plane
             (settings.runs / RUN).mkdir(parents=True)
             ours.depot.publish(RUN, payload(WEIGHTS))
             round_file = RoundFile(settings.runs / RUN)
-            with httpx.Client(base_url=url, verify=trust, timeout=60) as http:
+            # nginx closes a connection on which it refused a body; a request must not meet that.
+            one_each = httpx.Limits(max_keepalive_connections=0)
+            with httpx.Client(base_url=url, verify=trust, timeout=60, limits=one_each) as http:
                 opened = open_round(round_file)
                 yield Plane(
                     made,
