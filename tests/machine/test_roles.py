@@ -137,3 +137,15 @@ def test_what_a_role_looks_for_in_a_programs_lines_is_what_that_program_prints()
                 printed = zk0bot if "bin/zk0bot" in task else release
                 assert said in printed, f"{path}: nothing prints {said!r}"
     assert found >= 5
+
+
+@pytest.mark.parametrize("each", [s for s in SERVICES if s.watchdog], ids=lambda each: each.name)
+def test_systemd_and_the_foreground_wait_equally_long(each: Service) -> None:
+    unit = f"{each.unit}.service"
+    assert directive(unit, "WatchdogSec") == [f"{each.watchdog:g}"]
+    assert directive(unit, "TimeoutStartSec") == [f"{each.starts_within:g}"]
+
+
+def test_every_service_of_ours_is_watched() -> None:
+    ours = {each.name for each in SERVICES if each.verb and not each.every}
+    assert ours == {each.name for each in SERVICES if each.watchdog and each.starts_within}

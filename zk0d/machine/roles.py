@@ -41,6 +41,9 @@ class Service:
     first, every
         Of what ends by itself: seconds until its first start, and from an end to the next. 0 is a
         service that runs all the time.
+    starts_within, watchdog
+        Seconds that a service has to say that it is ready, and in which it has to show progress; 0
+        for one that says neither.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Service:
     metrics: int = 0
     first: float = 0.0
     every: float = 0.0
+    starts_within: float = 0.0
+    watchdog: float = 0.0
     option: str = "--config {file}"
 
     @property
@@ -80,17 +85,21 @@ SERVICES = (
     Service("gateway", _SERVER, "zk0d-gateway", "zk0d-gateway", "nginx",
             "let nodes reach the SuperLink"),
     Service("superlink", _SERVER, "zk0d-server", "zk0d-link", "zk0d superlink",
-            "the coordinator's SuperLink", process="zk0d.flower.superlink", metrics=9470),
+            "the coordinator's SuperLink", process="zk0d.flower.superlink", metrics=9470,
+            starts_within=90, watchdog=60),
     Service("server-superexec", _SERVER, "zk0d-server-superexec", "zk0d-app",
-            "zk0d superexec server", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9471),
+            "zk0d superexec server", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9471,
+            starts_within=90, watchdog=60),
     Service("evaluator", _SERVER, "zk0d-evaluator", "zk0d-learner", "zk0d evaluator",
-            "evaluate beside the coordinator"),
+            "evaluate beside the coordinator", starts_within=180, watchdog=180),
     Service("supernode", _CLIENT, "zk0d-client", "zk0d-node", "zk0d supernode",
-            "this machine's SuperNode", process="zk0d.flower.supernode", metrics=9472),
+            "this machine's SuperNode", process="zk0d.flower.supernode", metrics=9472,
+            starts_within=90, watchdog=90),
     Service("client-superexec", _CLIENT, "zk0d-client-superexec", "zk0d-app",
-            "zk0d superexec client", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9473),
+            "zk0d superexec client", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9473,
+            starts_within=90, watchdog=60),
     Service("learner", _CLIENT, "zk0d-learner", "zk0d-learner", "zk0d learner",
-            "train on this machine's recordings"),
+            "train on this machine's recordings", starts_within=180, watchdog=180),
     Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
             "download the settings' datasets and models from the hub", option="--{role} {file}",
             every=float("inf")),

@@ -1,7 +1,8 @@
 """Services as plain processes, where there is no systemd to run them.
 
-Each has a notify socket as systemd would give it one, so whether it is ready and what it says is
-known the same way. ``zk0bot server|client start`` uses this without systemd, and the demo always.
+Each has a notify socket as systemd would give it one, so whether it is ready, whether it shows
+progress and what it says are known the same way. ``zk0bot server|client start`` uses this without
+systemd, and the demo always.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ class Program:
         Of a program that tells nothing of itself, such as nginx; it is ready while it runs.
     death_signal
         What it gets if we die, as :class:`~zk0d.daemon.child.Child` says.
+    starts_within, watchdog
+        As :class:`~zk0d.machine.roles.Service` says.
     """
 
     name: str
     argv: tuple[str, ...]
     status: str = ""
     death_signal: signal.Signals = signal.SIGKILL
+    starts_within: float = 0.0
+    watchdog: float = 0.0
 
 
 @dataclass
@@ -74,13 +79,28 @@ class Told:
     listening: socket.socket
     ready: bool = False
     status: str = ""
+    #: When it last gave a sign of life, and when its start, which it asked for, is over; both of
+    #: :func:`time.monotonic`, which stands still while the machine sleeps.
+    alive: float = 0.0
+    start_ends: float = 0.0
+
+    def begin(self) -> None:
+        """From now on an instance that has only started speaks."""
+        self.ready, self.alive, self.start_ends = False, time.monotonic(), 0.0
 
     def take(self, datagram: bytes) -> None:
+        now = time.monotonic()
         for line in datagram.decode(errors="replace").splitlines():
-            if line == "READY=1":
-                self.ready = True
-            elif line.startswith("STATUS="):
-                self.status = line.removeprefix("STATUS=")
+            key, _, value = line.partition("=")
+            match key:
+                case "READY":
+                    self.ready, self.alive = True, now
+                case "WATCHDOG":
+                    self.alive = now
+                case "EXTEND_TIMEOUT_USEC" if value.isdigit():
+                    self.start_ends = now + int(value) / 1e6
+                case "STATUS":
+                    self.status = value
 
 
 @dataclass
@@ -96,6 +116,24 @@ class Process:
         """Whether it can do its part."""
         tells_nothing = bool(self.program.status)
         return self.child.state is State.RUNNING if tells_nothing else self.told.ready
+
+    def look(self) -> None:
+        """Start it again if it ended and it is time."""
+        starts = self.child.starts
+        if self.child.look() is not State.RUNNING or self.child.starts != starts:
+            self.told.begin()
+
+    def watch(self) -> None:
+        """End it if it has been silent for longer than it may be; it is then started again."""
+        if self.child.state is not State.RUNNING:
+            return
+        now, told, program = time.monotonic(), self.told, self.program
+        if program.watchdog and told.ready and now - told.alive > program.watchdog:
+            self.child.restart("watchdog")
+            return
+        late = now > max(told.alive + program.starts_within, told.start_ends)
+        if program.starts_within and not told.ready and late:
+            self.child.restart("start took too long")
 
 
 @dataclass(frozen=True)
@@ -118,8 +156,9 @@ class Foreground:
     log
         By a service's name: the file its output goes to, or a function that gets each line.
     restart
-        Start a service again that ends, but for statuses 64 and 78, which wait for a person.
-        Without, :meth:`look` raises at the first end.
+        Start a service again that ends, but for statuses 64 and 78, which wait for a person, and
+        one that shows no progress. Without, :meth:`look` raises at the first end, and who looks
+        has deadlines of its own.
     """
 
     def __init__(
@@ -153,12 +192,16 @@ class Foreground:
             told = Told(listening)
             self._selector.register(listening, selectors.EVENT_READ, told)
             address = listening.getsockname().decode()
+            watched = {}
+            if self._restart and program.watchdog:
+                watched["WATCHDOG_USEC"] = str(int(program.watchdog * 1e6))
             child = Supervised(
                 program.name,
                 program.argv,
                 child_environment(
                     **{SOCKET_VARIABLE: address.replace("\0", "@", 1)},
                     HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"),
+                    **watched,
                 ),
                 self._folder,
                 self._metrics,
@@ -168,6 +211,7 @@ class Foreground:
                 death_signal=program.death_signal,
             )
             self.processes[program.name] = Process(program, child, told)
+            told.begin()
             child.start()
 
     def start_chores(self, chores: Sequence[Chore]) -> None:
@@ -210,8 +254,9 @@ class Foreground:
         for process in self.processes.values():
             if not self._restart and process.child.child is not None:
                 process.child.child.check()
-            if process.child.look() is not State.RUNNING:
-                process.told.ready = False
+            process.look()
+            if self._restart:
+                process.watch()
         for chore in self._chores:
             self._look_at(chore)
 

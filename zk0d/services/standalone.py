@@ -28,7 +28,16 @@ SERVICES_FILE = "services.json"
 
 def programs(role: str, config: Path) -> list[Program]:
     """The services of a role that are programs of ours."""
-    return [Program(each.name, each.argv(role, config)) for each in services(role) if each.verb]
+    return [
+        Program(
+            each.name,
+            each.argv(role, config),
+            starts_within=each.starts_within,
+            watchdog=each.watchdog,
+        )
+        for each in services(role)
+        if each.verb
+    ]
 
 
 def chores(role: str, config: Path) -> list[Chore]:
@@ -117,6 +126,8 @@ def run(role: str, folder: Path, besides: Sequence[Program] = ()) -> None:
                 if supervisor.ready and not said_ready:
                     said_ready = True
                     notify.ready()
+                # Each look waits for nothing but the end of a service that it ends.
+                notify.alive()
                 time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
         notify.stopping()
