@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from tests.federation.fakes import _copied, raw_payload
+from tests.learner.tasks import train_task
 from tests.learning.damage import change_rows, data_table
 from tests.record.lines import read_lines
 from tests.serving import served
@@ -570,35 +571,6 @@ def started(lab: Lab) -> tuple[Any, Payload, Statistics]:
         answer = client.query(Query(run="1", spec=reply.spec))
     assert answer.statistics is not None
     return reply.spec, weights, answer.statistics
-
-
-def train_task(
-    spec: Any,
-    weights: Payload,
-    statistics: Statistics,
-    run: dict[str, Any] | None = None,
-    **changes: Any,
-) -> Train:
-    settings = run_settings({"local-steps": 2, "batch-size": 4, "weight-decay": 0.0, **(run or {})})
-    from zk0d.learning.schedule import CosineSchedule
-
-    facts: dict[str, Any] = {
-        "run": "1",
-        "round": 1,
-        "spec": spec,
-        "base": weights.manifest.sha256,
-        "statistics": statistics,
-        "statistics_sha256": statistics.sha256,
-        "training": settings.training,
-        "evaluation": settings.evaluation,
-        "first_step": 0,
-        "schedule": CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=10),
-        "seed": 0,
-        "proximal_mu": 0.0,
-        "deadline_seconds": 60.0,
-        **changes,
-    }
-    return Train.model_validate(facts)
 
 
 @pytest.mark.parametrize(

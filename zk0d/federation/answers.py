@@ -379,8 +379,7 @@ class RoundAnswers:
         return self._bytes_down[each.reply.figures.weights or "whole"]
 
     def _node(self, each: Accepted, cosine: float) -> NodeRound:
-        key, member = each.key, self._cohort.members.get(each.key)
-        figures = each.reply.figures
+        key, figures = each.key, each.reply.figures
         # What neither the learner nor anything else on the node has measured: the way there and
         # back, and the wait for a poll.
         transfer = max(0.0, each.seconds - sum(figures.seconds.values()))
@@ -390,7 +389,6 @@ class RoundAnswers:
             key=key,
             update_norm=each.update.norm,
             agreement=cosine,
-            dataset_frames=member.usable_frames if member else None,
             staleness=each.staleness,
             bytes_up=each.bytes,
             bytes_down=self._down(each),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from zk0d.config.families import BUILT
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
-from zk0d.errors import ConfigError, Zk0dError
+from zk0d.errors import ConfigError, DataError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import NotFinite
 from zk0d.federation.learner_client import HOLDS
@@ -146,7 +146,9 @@ class Contributor(Learner):
                 "the run's statistics are not those that were announced.",
                 reason="statistics_mismatch",
             )
-        prepared = self._prepare(task.spec, self._uri(task.dataset_uri), control)
+        uri = self._uri(task.dataset_uri)
+        self._look_for_more(uri)
+        prepared = self._prepare(task.spec, uri, control)
         policy, data = prepared.policy, prepared.data
         came, weights = prepared.held.take(task, payload)
         _check_model(policy, weights)
@@ -195,6 +197,7 @@ class Contributor(Learner):
         figures = NodeFigures(
             steps=result.steps,
             samples=result.samples,
+            dataset_frames=len(data.usable),
             loss=result.loss,
             policy_loss=result.policy_loss,
             proximal_loss=result.proximal_loss,
@@ -317,23 +320,46 @@ class Contributor(Learner):
                 key, policy, data, Moments(policy), Residual(), OwnVariates(), HeldWeights()
             )
         elif self._prepared.data.recordings is not recordings:
-            # They changed. What the run left here stays; frames of both do not fit in memory.
-            kept, self._prepared = self._prepared, None
-            del kept.data
-            kept.data = self._read(recordings, kept.policy, control)
-            self._prepared = kept
+            self._read_changed(self._prepared, recordings, control)
         return self._prepared
 
+    def _read_changed(
+        self, prepared: Prepared, recordings: Recordings, control: TaskControl
+    ) -> None:
+        """Take recordings that changed since; what the run left here stays.
+
+        If they cannot be used, those of before are, until they change again.
+        """
+        before, uri = prepared.data.recordings, recordings.uri
+        # A run's losses by round are of the same episodes.
+        held_out = prepared.data.held_out_episodes
+        self._prepared = None
+        del prepared.data  # frames of both do not fit in memory
+        try:
+            prepared.data = self._read(recordings, prepared.policy, control, held_out)
+        except DataError as error:
+            log.warning(
+                "%s: the recordings changed, and those of before are used: %s", uri, error.message
+            )
+            self._recordings[uri] = before
+            prepared.data = self._read(before, prepared.policy, control, held_out)
+        self._prepared = prepared
+
     def _read(
-        self, recordings: Recordings, policy: LoadedPolicy, control: TaskControl
+        self,
+        recordings: Recordings,
+        policy: LoadedPolicy,
+        control: TaskControl,
+        held_out: Collection[int] = (),
     ) -> PreparedRecordings:
+        """Decode them; ``held_out`` names the episodes that are kept out, if not the last."""
         learner = self.settings.learner
         return PreparedRecordings(
             recordings,
             policy,
             learner.cache,
             learner.max_bad_frames,
-            learner.holdout_episodes,
+            held_out or learner.holdout_episodes,
             tell=control.tell,
         )
 

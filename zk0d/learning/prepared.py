@@ -28,7 +28,7 @@ class PreparedRecordings:
     max_bad_frames
         How many frames may be unusable.
     holdout_episodes
-        How many episodes, the last, are kept out of training and statistics.
+        How many episodes, the last, are kept out of training and statistics; or which.
     episodes
         Only these are decoded, and of no others are there batches; all, if there are none.
     tell
@@ -40,6 +40,8 @@ class PreparedRecordings:
         Rows to sample from, int64, shape ``(n,)``.
     held_out
         Usable rows of the held-out episodes, int64, shape ``(m,)``.
+    held_out_episodes
+        Their numbers.
     bad
         Unusable frames, bool, shape ``(frames,)``.
     summary
@@ -57,7 +59,7 @@ class PreparedRecordings:
         policy: LoadedPolicy,
         cache: CacheSettings,
         max_bad_frames: int = 0,
-        holdout_episodes: int = 0,
+        holdout_episodes: int | Collection[int] = 0,
         *,
         episodes: Collection[int] = (),
         tell: Callable[[Progress], None] = lambda progress: None,
@@ -80,7 +82,11 @@ class PreparedRecordings:
         self.recorded = RecordedBatches(recordings, pixels, policy.config)
         self.bad = frames.bad
         usable = self.recorded.usable(frames.bad)
-        self._held = self._held_out(holdout_episodes)
+        self.held_out_episodes = self._held_out(holdout_episodes)
+        self._held = torch.isin(
+            recordings.columns["episode_index"],
+            torch.tensor(self.held_out_episodes, dtype=torch.int64),
+        )
         if episodes:
             numbers = recordings.columns["episode_index"]
             outside = ~torch.isin(numbers, torch.tensor(sorted(episodes)))
@@ -145,14 +151,14 @@ class PreparedRecordings:
             whole._notices = [said] if cut else []
         return whole._notices
 
-    def _held_out(self, episodes: int) -> torch.Tensor:
-        """Frames of the last ``episodes`` episodes, bool, shape ``(frames,)``."""
-        numbers = self.recordings.columns["episode_index"]
-        if not episodes:
-            return torch.zeros_like(numbers, dtype=torch.bool)
-        if episodes >= len(self.recordings.episodes):
+    def _held_out(self, episodes: int | Collection[int]) -> list[int]:
+        """The last ``episodes`` episodes; or those named that are there."""
+        there = self.recordings.episodes
+        if not isinstance(episodes, int):
+            return sorted(set(episodes) & set(there))
+        if episodes and episodes >= len(there):
             raise DataError(
                 f"{self.recordings.uri}: learner.holdout-episodes is {episodes}, but there are only"
-                f" {len(self.recordings.episodes)} episodes; hold out fewer."
+                f" {len(there)} episodes; hold out fewer."
             )
-        return torch.isin(numbers, torch.tensor(self.recordings.episodes[-episodes:]))
+        return there[len(there) - episodes :]

@@ -226,6 +226,9 @@ class NodeFigures(_Content):
 
     steps: int = figure("Optimizer steps taken.", default=0, ge=0)
     samples: int = figure("Frames trained on.", default=0, ge=0)
+    dataset_frames: int | None = figure(
+        "Frames that the node could sample from.", default=None, ge=0
+    )
     loss: float = figure("Loss that was minimized.")
     policy_loss: float = figure("Training loss of the node's last round.", "train_loss")
     proximal_loss: float = figure("FedProx's part of the loss.", "proximal_loss", default=0.0)
@@ -258,7 +261,6 @@ class NodeRound(NodeFigures):
     agreement: float | None = figure(
         "Cosine of the node's last update and the combined one.", "update_cosine", default=None
     )
-    dataset_frames: int | None = None
     staleness: int = figure(
         "Rounds that the node's last update was late.", "update_staleness", default=0, ge=0
     )
