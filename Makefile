@@ -45,7 +45,7 @@ test: venv ## Lint and run the tests
 .PHONY: tests
 tests: venv
 	$(PYTEST) $(PARALLEL) -m "not guest and not long" $(ARGS)
-	@echo "Left to make test-fleet: test-long $(GUEST_SUITES); to make test-air-gap: a version with all its packages."
+	@echo "Left to make test-fleet: test-long $(GUEST_SUITES); to make test-soak: two hours of faults; to make test-air-gap: a version with all its packages."
 
 .PHONY: test-fast
 test-fast: venv ## Run the unit tests
@@ -59,7 +59,7 @@ coverage: venv ## Run the tests and list lines that they do not reach
 # Suites that boot systemd guests: each alone takes under an hour on two cores.
 GUEST_SUITES := test-federation test-faults test-transfers test-attacks test-monitoring test-installer test-site test-roles
 .PHONY: test-fleet
-test-fleet: test-long $(GUEST_SUITES) ## Run the long tests and every suite with guests but test-air-gap (root, podman)
+test-fleet: test-long $(GUEST_SUITES) ## Run the long tests and every suite with guests but test-air-gap and test-soak (root, podman)
 
 .PHONY: test-long
 test-long: venv ## Tests whose parts make test covers, too
@@ -76,6 +76,10 @@ test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
 .PHONY: test-transfers
 test-transfers: venv ## Guests: faults while weights and updates move, mirrors, differences, metered lines
 	$(PYTEST) -m guest tests/guests/test_transfer_faults.py tests/guests/test_transfer_ways.py $(ARGS)
+
+.PHONY: test-soak
+test-soak: venv ## Guests: two hours of faults, one after the other (ZK0D_SOAK_SECONDS, ZK0D_SOAK_SEED)
+	$(PYTEST) -s -m guest tests/guests/test_soak.py $(ARGS)
 
 .PHONY: test-attacks
 test-attacks: venv ## Guests: attacks of outsiders and of a bad node
