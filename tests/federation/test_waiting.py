@@ -125,6 +125,31 @@ def test_rounds_that_fail_are_tried_again_ever_more_rarely(world: Make) -> None:
     assert [line["kind"] for line in made.lines[-4:-2]] == ["round.committed", "run.continued"]
 
 
+@pytest.mark.parametrize(
+    ("reasons", "waits_for", "until"),
+    [
+        (("disk_full", "disk_full"), "disk_full", "when there is room"),
+        (("disk_full", "out_of_memory"), "rounds_failed", Reason.ROUNDS_FAILED.until),
+        (("deadline", "deadline"), "rounds_failed", Reason.ROUNDS_FAILED.until),
+    ],
+)
+def test_rounds_that_lack_one_thing_wait_for_that(
+    world: Make, reasons: tuple[str, str], waits_for: str, until: str
+) -> None:
+    nodes = [FakeNode(name, train=refuse(r)) for name, r in zip("ab", reasons, strict=True)]
+    made = world(nodes, **{"num-server-rounds": 1})
+
+    def mend() -> None:
+        for node in nodes:
+            node.train = None
+
+    made.grid.at(3600.0, mend)
+    made.run()
+    waits = made.of("run.waiting")
+    assert {(line["reason"], line["until"]) for line in waits} == {(waits_for, until)}
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
 def test_another_node_ends_the_pause(world: Make) -> None:
     bad = FakeNode("b", train=refuse("out_of_memory"))
     made = world([FakeNode("a"), bad, FakeNode("c", online=False)], **{"num-server-rounds": 1})

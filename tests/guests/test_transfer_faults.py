@@ -308,7 +308,8 @@ def test_a_disk_that_stays_full(
         said = fleet.status(small_disk, "zk0d-server")
         return "waiting" in said and "disk" in said
 
-    small_disk.wait_until(waits, 300, "a run that waits for the disk")
+    # After two rounds, in each of which the node is patient for two minutes.
+    small_disk.wait_until(waits, 500, "a run that waits for the disk")
     began = time.monotonic()
     small_disk.free_disk(TRANSFER)
     fleet.wait_for_end(upload.run, 400)

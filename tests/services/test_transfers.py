@@ -611,6 +611,41 @@ def test_a_spool_that_is_full(open_plane: Plane, monkeypatch: pytest.MonkeyPatch
     assert open_plane.put(DATA, key=BOB).status_code == 201
 
 
+def test_a_refusal_reaches_who_is_sending(
+    open_plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads a body that is refused; the status must come all the same, each time."""
+    monkeypatch.setattr("zk0d.federation.depot.KEPT_FREE", 2**60)
+    block = os.urandom(4 * 2**20)
+    answers = [open_plane.put(block) for _ in range(20)]
+    assert {(each.status_code, each.text) for each in answers} == {
+        (507, "the coordinator's disk is full.\n")
+    }
+
+
+def test_a_piece_without_room_is_sent_again_once_there_is_some(
+    open_plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow line would carry it in vain each time."""
+    monkeypatch.setattr("zk0d.federation.depot.KEPT_FREE", 2**60)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 5:
+            monkeypatch.setattr("zk0d.federation.depot.KEPT_FREE", 0)
+
+    book = LineBook(tmp_path)
+    block = os.urandom(PIECE_BYTES)
+    with contextlib.closing(Line(LimitsSettings(), book)) as line:
+        carrier = open_plane.carrier(line=line, sleep=sleep)
+        with contextlib.closing(carrier):
+            carrier.upload(iter([block]), open_plane.route())
+    assert len(waits) == 5
+    assert open_plane.arrived() == [f"{ticket(RUN, ROUND, ALICE)}.{sha256(block)}"]
+    assert book.today().up <= 2 * len(block)
+
+
 def test_a_full_disk_is_a_507_and_nothing_is_torn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,31 +165,50 @@ class Carrier:
         headers = {"authorization": f"Bearer {route.up}"}
         path = f"/up/{route.ticket}"
         waits = self._waits()
-        listed = self._request("GET", path, headers, None, waits)
+        listed = self._get(path, headers, waits)
         there = {piece.sha256 for piece in _HELD.validate_json(listed.content)}
         pieces = []
         for block in cut(source, PIECE_BYTES):
             sha256 = hashlib.sha256(block).hexdigest()
             if sha256 not in there:
-                self._request("PUT", f"{path}/{sha256}", headers, block, waits)
+                self._send(path, sha256, headers, block, waits)
                 there.add(sha256)
             pieces.append(Piece(sha256=sha256, size=len(block)))
         return tuple(pieces)
 
-    def _request(
-        self, method: str, path: str, headers: dict[str, str], content: bytes | None, waits: _Waits
-    ) -> httpx.Response:
-        if content is not None:  # a stream, whose length only we know
-            headers = {**headers, "content-length": str(len(content))}
+    def _send(
+        self, path: str, sha256: str, headers: dict[str, str], block: bytes, waits: _Waits
+    ) -> None:
+        """Send a piece. Where there is no room, that is found out before it is sent again."""
+        # A stream, whose length only we know.
+        with_length = {**headers, "content-length": str(len(block))}
         while True:
-            body = None if content is None else self._line.send(content)
+            body = self._line.send(block)
             try:
-                answer = self._http.request(method, path, headers=headers, content=body)
+                answer = self._http.put(f"{path}/{sha256}", headers=with_length, content=body)
             except httpx.TransportError as error:
                 waits.cut(error)
                 continue
             if answer.is_success:
                 waits.moved()
+                return
+            waits.refused(answer)
+            if answer.status_code == _FULL:
+                self._get(f"{path}?room={len(block)}", headers, waits, moves=False)
+
+    def _get(
+        self, path: str, headers: dict[str, str], waits: _Waits, *, moves: bool = True
+    ) -> httpx.Response:
+        """Ask until there is an answer; ``moves`` is whether that ends the patience's count."""
+        while True:
+            try:
+                answer = self._http.get(path, headers=headers)
+            except httpx.TransportError as error:
+                waits.cut(error)
+                continue
+            if answer.is_success:
+                if moves:
+                    waits.moved()
                 return answer
             waits.refused(answer)
 

@@ -178,8 +178,13 @@ class Depot:
             found.append(Piece(sha256=name, size=seen.st_size))
         return found
 
-    def check_room(self, size: int) -> None:
+    def check_room(self, size: int, *, keep: bool = True) -> None:
         """Refuse a piece of ``size`` bytes where it has no room.
+
+        Parameters
+        ----------
+        keep
+            Whether the piece comes, so that others find less room.
 
         Raises
         ------
@@ -194,7 +199,8 @@ class Depot:
             raise Denied(507, "the coordinator holds as many updates as transfer.limit-gib allows.")
         if shutil.disk_usage(up).free - size < KEPT_FREE:
             raise Denied(507, "the coordinator's disk is full.")
-        self._used += size
+        if keep:
+            self._used += size
 
     @contextmanager
     def writing(self, ticket: str, sha256: str) -> Iterator[BinaryIO]:

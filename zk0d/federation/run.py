@@ -274,11 +274,15 @@ class Run:
         if failures == 1:
             return
         seconds = pause(failures - 2)
+        causes = {Reason.of(cause) for cause in self._rounds.causes()}
+        # What they all lack is what the run waits for, such as room on a disk.
+        reason = causes.pop() if len(causes) == 1 else Reason.ROUNDS_FAILED
+        reason = reason if reason.waits else Reason.ROUNDS_FAILED
         self._waiting.because(
-            Reason.ROUNDS_FAILED,
+            reason,
             f"round {number} failed {failures} times in a row, of the last one"
             f" {self._rounds.missing().rstrip('.')}",
-            Reason.ROUNDS_FAILED.until,
+            reason.until,
             pause=seconds,
         )
         self._rounds.rest(seconds)

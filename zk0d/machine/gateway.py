@@ -32,9 +32,13 @@ UNIT = f"{service('gateway').unit}.service"
 CREDENTIALS = Path("/run/credentials") / UNIT
 RUNTIME = Path("/run/zk0d-gateway")
 
-#: Says to the application that nginx carries the bytes, or has a refusal to be said.
+#: Says to the application that nginx carries the bytes.
 GATEWAY_HEADER = "x-zk0d-gateway"
-CARRIES, REFUSED = "carries", "refused"
+CARRIES = "carries"
+#: With which status and words nginx is to refuse a piece. It asks for leave and understands 403
+#: alone; it then says these itself, because whoever passes a body on meets a reader that has gone.
+STATUS_HEADER, WHY_HEADER = "x-zk0d-status", "x-zk0d-why"
+REFUSALS = (401, 404, 411, 413, 422, 503, 507)
 #: The piece that nginx asks for.
 PIECE_HEADER = "x-zk0d-piece"
 #: Where nginx finds the files that it is told to send.
@@ -143,10 +147,14 @@ _CARRIES = """\
 
         # A piece of an update: the application says whether before a byte of it is taken.
         location ~ ^/zk0d/v1/up/(?<ticket>[0-9a-f]+)/(?<piece>[0-9a-f]+)$ {{
+            limit_except PUT {{ deny all; }}
             limit_req zone=fleet burst={burst} nodelay;
             auth_request /zk0d/v1/may;
+            auth_request_set $asked $upstream_status;
+            auth_request_set $refusal $upstream_http_{status};
+            auth_request_set $why $upstream_http_{why};
             error_page 401 403 = @refused;
-            error_page 500 = @full;
+            error_page 500 = @failed;
             client_max_body_size 16m;
             client_body_temp_path "{incoming}";
             dav_methods PUT;
@@ -163,17 +171,17 @@ _CARRIES = """\
             proxy_set_header {piece_header} $request_uri;
             client_max_body_size 16m;
         }}
-        # It says why before the body has come, so that nothing of it is kept.
+        # Before the body has come, so that nothing of it is kept.
         location @refused {{
-            proxy_pass http://127.0.0.1:{presence};
-            proxy_http_version 1.1;
-            proxy_request_buffering off;
-            proxy_set_header x-content-length $http_content_length;
-            proxy_set_header {gateway_header} {refused};
-        }}
-        location @full {{
             default_type text/plain;
-            return 507 "the coordinator could not write the piece; its disk may be full.\\n";
+{refusals}            return 403 "$why\\n";
+        }}
+        location @failed {{
+            default_type text/plain;
+            if ($asked = 204) {{
+                return 507 "the coordinator could not write the piece; its disk may be full.\\n";
+            }}
+            return 503 "the coordinator did not say whether the piece may come; send it again.\\n";
         }}
 
 """
@@ -248,7 +256,12 @@ def configuration(
         accel=ACCEL_PREFIX,
         gateway_header=GATEWAY_HEADER,
         carries=CARRIES,
-        refused=REFUSED,
+        status=STATUS_HEADER.replace("-", "_"),
+        why=WHY_HEADER.replace("-", "_"),
+        refusals="".join(
+            f'            if ($refusal = {each}) {{ return {each} "$why\\n"; }}\n'
+            for each in REFUSALS
+        ),
         piece_header=PIECE_HEADER,
     )
     return _TEXT.format(

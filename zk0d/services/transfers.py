@@ -1,9 +1,10 @@
 """The rounds' files over HTTP: who may fetch and send what, and without a gateway the bytes.
 
 ``GET /down/SHA256`` gives weights, ``PUT /up/TICKET/SHA256`` takes a piece of an update, ``GET
-/up/TICKET`` lists the pieces that are there. Behind the gateway nginx carries the bytes: it asks
-here whether a piece may come (``/may``), has refusals said here, and sends the file that an answer
-names (``X-Accel-Redirect``). Without a gateway, on loopback, the same application carries them.
+/up/TICKET`` lists the pieces that are there; with ``?room=BYTES`` it is refused where so many more
+have none. Behind the gateway nginx carries the bytes: it asks here whether a piece may come
+(``/may``), and sends the file that an answer names (``X-Accel-Redirect``). Without a gateway, on
+loopback, the same application carries them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from zk0d.errors import disk_trouble
 from zk0d.federation.capability import Capability, Denied, OpenRound, OpenRounds
 from zk0d.federation.depot import Depot
 from zk0d.federation.messages import Piece
-from zk0d.machine.gateway import ACCEL_PREFIX, GATEWAY_HEADER, PIECE_HEADER, REFUSED
+from zk0d.machine.gateway import (
+    ACCEL_PREFIX,
+    GATEWAY_HEADER,
+    PIECE_HEADER,
+    STATUS_HEADER,
+    WHY_HEADER,
+)
 from zk0d.services.spent import Spent
 
 log = logging.getLogger("zk0d")
@@ -35,6 +42,8 @@ log = logging.getLogger("zk0d")
 MOST_PIECE_BYTES = 16 * 2**20
 #: Silence after which a body is given up, as in the gateway, and what it has to move at least.
 BODY_SECONDS, LEAST_BYTES_PER_SECOND = 20.0, 4096
+#: A refused body has so long to pass.
+PASS_SECONDS = 5.0
 #: A mirror may keep what it has fetched for so long.
 MIRROR_SECONDS = 3600
 #: In the SuperLink's state folder.
@@ -105,22 +114,23 @@ class Transfers:
         """The pieces of an update that need not be sent again."""
         capability, _ = self._rounds.check(_token(request), "up")
         _check_ticket(capability, request.path_params["ticket"])
+        if (room := request.query_params.get("room", "")).isdecimal():
+            self.depot.check_room(min(int(room), MOST_PIECE_BYTES), keep=False)
         held = await asyncio.to_thread(self.depot.held, capability.ticket)
         return Response(_HELD.dump_json(held), media_type="application/json")
 
     async def _may(self, request: Request) -> Response:
-        """Nginx asks before it takes a piece. It understands 403 alone, and has us say the rest."""
+        """Nginx asks before it takes a piece; with which words it refuses one stands in headers."""
         try:
             self._admit(request, request.headers.get(PIECE_HEADER, ""))
-        except Denied:
-            return Response(status_code=HTTPStatus.FORBIDDEN)
+        except Denied as error:
+            log.info("transfer refused (%d): %s", error.status, error.message)
+            headers = {STATUS_HEADER: str(error.status), WHY_HEADER: error.message}
+            return Response(status_code=HTTPStatus.FORBIDDEN, headers=headers)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _put(self, request: Request) -> Response:
         """A piece of an update."""
-        if request.headers.get(GATEWAY_HEADER) == REFUSED:
-            self._admit(request, request.url.path)
-            raise Denied(503, "the coordinator did not take the piece; send it again.")
         ticket, sha256, size = self._admit(request, request.url.path)
         try:
             await self._take(request, ticket, sha256, size)
@@ -195,11 +205,27 @@ def _told(
             return await handler(request)
         except Denied as error:
             log.info("transfer refused (%d): %s", error.status, error.message)
-            # What of the body has not been read is not read.
-            headers = {"Connection": "close"} if request.method == "PUT" else {}
+            headers = {}
+            if request.method == "PUT":
+                headers["Connection"] = "close"
+                await _let_pass(request)
             return PlainTextResponse(f"{error.message}\n", error.status, headers)
 
     return told
+
+
+async def _let_pass(request: Request) -> None:
+    """Read what is left of a refused body, within bounds, and keep nothing of it.
+
+    A gateway that still passes it on would meet a reader that has gone, and say that instead.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(PASS_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > MOST_PIECE_BYTES:
+                    return
 
 
 def _token(request: Request) -> str:
