@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,21 @@ def test_a_corrected_step_is_recorded_too(
         assert apart <= 0.02 * float(np.square(moved[1]).sum()) + 1e-12, name
         difference = (means[0][name] - means[1][name]).norm()
         assert difference <= 0.05 * means[1][name].norm() + 1e-6, name
+
+
+def test_a_replayed_step_waits_for_nothing(prepared: PreparedRecordings) -> None:
+    """Neither making a batch nor drawing for it waits until the GPU has done what it was given."""
+    begun = itertools.count()
+
+    def check() -> None:
+        if next(begun) > steps.WARM_UP:
+            torch.cuda.set_sync_debug_mode("error")
+
+    try:
+        result, _ = run(prepared, PLAN, check=check)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.steps == PLAN.training.local_steps
 
 
 def test_a_batch_that_gives_no_number_changes_nothing(

@@ -110,7 +110,7 @@ class PolicyBatches:
     ) -> None:
         self.recorded = recorded
         self.features = features
-        self._device = loaded.device
+        self._loaded = loaded
         self._preprocess, _ = loaded.processors(statistics)
         # A policy that normalizes images, such as ACT, goes through its processor batch by batch.
         self._per_batch = not loaded.normalized_once
@@ -149,27 +149,21 @@ class PolicyBatches:
         # Instructions are padded on the right: what no row uses is cut off. On a CPU that is no row
         # of this batch; on a GPU no row at all, so that all batches have the same shapes.
         mask = self._mask[indices]
-        length = int(mask.sum(1).max()) if self._device.type == "cpu" else self._longest
+        length = int(mask.sum(1).max()) if self._loaded.device.type == "cpu" else self._longest
         batch = {
-            STATE: self._state[self._sent(indices)],
-            ACTION: self._action[self._sent(rows)],
-            f"{ACTION}_is_pad": self._sent(padding),
-            TOKENS: self._sent(self._tokens[indices, :length]),
-            TOKEN_MASK: self._sent(mask[:, :length]),
+            STATE: self._state[self._loaded.sent(indices)],
+            ACTION: self._action[self._loaded.sent(rows)],
+            f"{ACTION}_is_pad": self._loaded.sent(padding),
+            TOKENS: self._loaded.sent(self._tokens[indices, :length]),
+            TOKEN_MASK: self._loaded.sent(mask[:, :length]),
         }
         if self.features is not None:
             for camera, values in self.features.batch(indices).items():
-                batch[camera_feature(camera)] = self._sent(values)
+                batch[camera_feature(camera)] = self._loaded.sent(values)
         elif self.recorded.pixels is not None:
             for name, images in self.recorded.pixels.batch(indices).items():
-                batch[name] = self._sent(images).float() / 255
+                batch[name] = self._loaded.sent(images).float() / 255
         return batch
-
-    def _sent(self, values: torch.Tensor) -> torch.Tensor:
-        """``values`` on the policy's device, without waiting for what that is doing."""
-        if self._device.type != "cuda":
-            return values.to(self._device)
-        return values.pin_memory().to(self._device, non_blocking=True)
 
     @property
     def bookkeeping(self) -> dict[str, torch.Tensor]:

@@ -112,6 +112,12 @@ class LoadedPolicy:
         """What ``forward`` would draw at random for so many rows, as its arguments by name."""
         return {}
 
+    def sent(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` on its device, without waiting for what that is doing."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
     def seeded_losses(
         self, batch: dict[str, Any], numbers: torch.Tensor, seed: int
     ) -> torch.Tensor:

@@ -130,7 +130,8 @@ class Loaded(LoadedPolicy):
     def drawn(self, rows: int) -> dict[str, torch.Tensor]:
         model = self.policy.model
         noise = model.sample_noise((rows, *self._chunk), self.device)
-        return {"noise": noise, "time": model.sample_time(rows, self.device)}
+        # LeRobot draws times on the CPU and would wait with them until the GPU is idle.
+        return {"noise": noise, "time": self.sent(model.sample_time(rows, torch.device("cpu")))}
 
     def seeded_losses(
         self, batch: dict[str, Any], numbers: torch.Tensor, seed: int
