@@ -172,6 +172,16 @@ def test_a_repeated_round_starts_from_the_same_moments(prepared: PreparedRecordi
     assert not np.allclose(first[5:], fresh[5:], rtol=2e-3)
 
 
+def test_later_rounds_keep_no_more_memory_than_the_first(prepared: PreparedRecordings) -> None:
+    moments = Moments(prepared.policy)
+    kept = []
+    for round_ in (1, 2, 3):
+        run(prepared, replace(PLAN, training=taking(6)), moments, round_)
+        release_gpu_memory()
+        kept.append(torch.cuda.memory_allocated())
+    assert kept[2] <= kept[0] + 2**20
+
+
 def test_bfloat16_learns_as_float32_does(smolvla_spec: PolicySpec, recordings: Recordings) -> None:
     ends = {}
     for precision in ("float32", "bfloat16"):

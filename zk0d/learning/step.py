@@ -7,6 +7,7 @@ and the loop reads a loss only when the next steps are under way.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -238,7 +239,7 @@ class ReplayedStep:
         self._take_in(batch, drawn)
         self._begun += 1
         if self._begun <= WARM_UP:
-            self._beside(self._run)
+            self._run_beside()
         else:
             if self._graph is None:
                 self._graph = self._recorded()
@@ -265,13 +266,12 @@ class ReplayedStep:
             self._outcome[0] = torch.where(self._skip.bool(), torch.nan, loss.detach())
             self._outcome[1] = norm
 
-    @staticmethod
-    def _beside(run: Any) -> None:
+    def _run_beside(self) -> None:
         """On another stream, as a warm-up before a recording has to be."""
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside = _beside(self._plain.loaded.device)
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            run()
+            self._run()
         torch.cuda.current_stream().wait_stream(beside)
 
     def _recorded(self) -> torch.cuda.CUDAGraph:
@@ -280,6 +280,12 @@ class ReplayedStep:
             self._run()
         log.debug("the step is recorded as a CUDA graph")
         return graph
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The same one in all rounds: cuBLAS keeps tens of megabytes for each that it was used on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Constants(TorchFunctionMode):
