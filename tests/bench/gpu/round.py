@@ -7,14 +7,16 @@ the same size and no training. Then a batch that the GPU cannot hold, and a run 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.bench.gpu import real
 from tests.bench.lab import PeakMemory, _finish, run_stock, stock_nodes
@@ -23,6 +25,7 @@ from zk0d.config.run import RunSettings
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
 from zk0d.errors import Zk0dError
+from zk0d.machine.setup import merged, set_up_client
 from zk0d.record.journal import JournalTail
 
 TRAINABLE = 99_880_992
@@ -43,6 +46,9 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="of the codecs; may be ''")
     parser.add_argument("--peer-rounds", type=int, default=2, help="of Flower's FedAvg; may be 0")
     parser.add_argument("--values", type=int, default=TRAINABLE, help="that Flower's FedAvg sends")
+    parser.add_argument("--lr", type=float, default=1e-4, help="the peak rate")
+    parser.add_argument("--round-minutes", type=float, default=0.0, help="steps by pace")
+    parser.add_argument("--power-share", type=float, default=1.0, help="of the last contributor")
     parser.add_argument("--tiny", action="store_true", help="the demo's policy: to try this file")
     parser.add_argument("--folder", help="where the lab's logs stay; a temporary one otherwise")
     chosen = parser.parse_args()
@@ -53,14 +59,17 @@ def main() -> None:
         recordings = real.record(Path(folder) / "recordings", 3, 60)
         print("ready to start", flush=True)
         server, client = settings_with(model, recordings)
-        with demo.federation(
-            layout,
-            cpu_threads=2,
-            device=chosen.device,
-            open_control=True,  # Flower's own program starts the peer's run
-            server=server,
-            client=client,
-        ) as running:
+        with (
+            _last_one_limited(layout, chosen.power_share),
+            demo.federation(
+                layout,
+                cpu_threads=2,
+                device=chosen.device,
+                open_control=True,  # Flower's own program starts the peer's run
+                server=server,
+                client=client,
+            ) as running,
+        ):
             for name in filter(None, chosen.variants.split(",")):
                 codec = VARIANTS[name]
                 with PeakMemory((SERVER_APP, SUPERLINK)) as memory:
@@ -93,6 +102,20 @@ def settings_with(model: Path | None, recordings: Path) -> tuple[dict[str, Any],
     return held_out | models, own | models
 
 
+@contextlib.contextmanager
+def _last_one_limited(layout: Layout, share: float) -> Iterator[None]:
+    """Within it, the last contributor is set up to lend only that share of its power."""
+    plain, limited = set_up_client, layout.contributors[-1].name
+
+    def set_up(folder: Path, name: str, address: str, ca: bytes, own: Mapping[str, Any]) -> None:
+        if name == limited:
+            own = merged(own, {"limits": {"power-share": share}})
+        plain(folder, name, address, ca, own)
+
+    with patch.object(demo, "set_up_client", set_up):
+        yield
+
+
 def _run(
     running: demo.Federation, chosen: argparse.Namespace, more: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
@@ -102,6 +125,8 @@ def _run(
         "min-fit-clients": chosen.nodes,
         "local-steps": chosen.steps,
         "batch-size": chosen.batch,
+        "initial-lr": chosen.lr,
+        "round-minutes": chosen.round_minutes,
         "eval-frequency": 1,
         "eval-frames": 64,
         "keep-rounds": 1,
@@ -135,6 +160,7 @@ def follow(journal: Path, over: threading.Event) -> None:
 
 def _tell(name: str, lines: list[dict[str, Any]], peaks: dict[str, float]) -> None:
     committed = [line for line in lines if line["kind"] == "round.committed"]
+    trained = [line for line in committed if line["nodes"]]
     ends = [line["time"] for line in committed]
     last = committed[-1]
     print(
@@ -144,6 +170,11 @@ def _tell(name: str, lines: list[dict[str, Any]], peaks: dict[str, float]) -> No
                 "seconds a round": [end - begin for begin, end in pairwise(ends)],
                 "phases of the last": last["seconds"],
                 "nodes": [node["seconds"] for node in last["nodes"]],
+                "steps by round": [_by_node(line, "steps") for line in trained],
+                "seconds of training by round": [
+                    {name: seconds["train"] for name, seconds in _by_node(line, "seconds").items()}
+                    for line in trained
+                ],
                 "loss": (last.get("evaluation") or {}).get("loss"),
                 "bytes up": last["bytes_up"],
                 "bytes down": last["bytes_down"],
@@ -152,6 +183,10 @@ def _tell(name: str, lines: list[dict[str, Any]], peaks: dict[str, float]) -> No
         ),
         flush=True,
     )
+
+
+def _by_node(line: dict[str, Any], figure: str) -> dict[str, Any]:
+    return {node["node"]: node[figure] for node in line["nodes"]}
 
 
 if __name__ == "__main__":

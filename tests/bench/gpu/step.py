@@ -3,6 +3,9 @@
 ``python -m tests.bench.gpu.step [--device cpu --batches 2 --steps 4]``. Variants take turns at each
 batch size; each one's first steps are not counted. "kernels" is the part of the time in which the
 GPU ran one: their time in a profile, by the time of a step measured without a profiler.
+
+"replay_ms" is a recorded step played again and again with nothing between: what a step takes more
+is between two replays, and what that takes more than "kernels_ms" is between a replay's kernels.
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ import functools
 import gc
 import json
 import logging
+import math
+import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -39,6 +45,8 @@ from zk0d.learning.train import Moments, StepPlan, train
 PEER = "lerobot-train"
 SKIPPED = 8
 MU = 0.01
+#: Replays with nothing between, and kernels of one launch that are a replay's.
+ALONE, RECORDED = 20, 100
 
 
 def main() -> None:
@@ -50,6 +58,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=8, help="of 120 frames")
     parser.add_argument("--only", nargs="*", help="these variants, by name")
     parser.add_argument("--repeats", type=int, default=1, help="how often each takes its turn")
+    parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--longest", type=int, default=0, help="kernels to name, by their time")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -58,7 +68,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = real.save_policy(Path(folder) / "model")
         recordings = real.record(Path(folder) / "recordings", chosen.episodes, 120)
-        for source in (_lerobot, _ours):
+        # A process that has had a profiler starts kernels more slowly: profiles come last.
+        profiled = (False, True) if chosen.profile and chosen.device == "cuda" else (False,)
+        for profile, source in product(profiled, (_lerobot, _ours)):
             if source is _lerobot and chosen.only and not any(map(_is_peer, chosen.only)):
                 continue
             variants = [
@@ -66,14 +78,18 @@ def main() -> None:
                 for name, make in source(model, recordings, chosen)
                 if not chosen.only or name in chosen.only
             ]
-            for batch, _, (name, make) in product(batches, range(chosen.repeats), variants):
-                row = _measure(name, make, batch, chosen.steps, chosen.device)
-                rows.append(row)
+            turns = 1 if profile else chosen.repeats
+            for batch, _, (name, make) in product(batches, range(turns), variants):
+                row: dict[str, Any] = {"variant": name, "batch": batch}
+                if profile:
+                    taken = [each for each in rows if row.items() <= each.items()]
+                    row |= _profiled(make, batch, taken, chosen.longest)
+                else:
+                    row |= _measure(make, batch, chosen)
+                    rows.append(row)
                 print(json.dumps(row), flush=True)
             del variants
-            gc.collect()
-            if chosen.device == "cuda":
-                torch.cuda.empty_cache()
+            _free_memory(chosen.device)
     if chosen.output:
         chosen.output.write_text(json.dumps(rows, indent=1))
 
@@ -82,36 +98,129 @@ def _is_peer(name: str) -> bool:
     return name.startswith(PEER)
 
 
-Steps = Callable[[int], list[float]]  # takes so many, gives when each ended
+class Clock:
+    """Times a run's steps after the first ones.
+
+    A replayed step ends before it is read, by as many steps as are under way. So the clock lets the
+    GPU finish what was begun, at both ends, and counts what was begun in between.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._begun = self._left_out = 0
+        self._first = self._since = 0.0
+
+    def begin(self) -> None:
+        """A step is about to begin."""
+        self._begun += 1
+
+    def end(self, step: int) -> None:
+        """Step number ``step`` (from 1) has ended."""
+        if step == 1:
+            self._first = time.perf_counter()
+        if step == SKIPPED:
+            self._left_out, self._since = self._begun, self._settled()
+
+    def row(self) -> dict[str, float]:
+        """Milliseconds of a step, and of the first ones together."""
+        passed, steps = self._settled() - self._since, self._begun - self._left_out
+        return {
+            "ms": 1e3 * passed / steps if steps else math.nan,
+            "first_ms": 1e3 * (self._since - self._first),
+        }
+
+    def _settled(self) -> float:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+Steps = Callable[[int], dict[str, float]]  # takes so many, gives what a Clock says
 Make = Callable[[int], Steps]
 
 
-def _measure(name: str, make: Make, batch: int, steps: int, device: str) -> dict[str, Any]:
-    gpu = device == "cuda"
-    row: dict[str, Any] = {"variant": name, "batch": batch}
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
+def _measure(make: Make, batch: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    _free_memory(chosen.device)
     try:
         run = make(batch)
-        ends = run(SKIPPED + steps)
+        row = run(SKIPPED + chosen.steps)
     except torch.cuda.OutOfMemoryError:
-        return {**row, "error": "out of memory"}
-    row["ms"] = 1e3 * (ends[-1] - ends[SKIPPED - 1]) / steps
-    row["first_ms"] = 1e3 * (ends[SKIPPED - 1] - ends[0])
-    if gpu:
+        return {"error": "out of memory"}
+    if chosen.device == "cuda":
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with _replays_alone() as alone:
             run(SKIPPED)
-            torch.cuda.synchronize()
-        kernels = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
-        spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
-        row["kernels_ms"] = _covered(spans) / 1e3 / SKIPPED
-        row["kernels"] = row["kernels_ms"] / row["ms"]
+        if alone:
+            row["replay_ms"] = alone[0]
+            row["between_ms"] = row["ms"] - alone[0]
     return row
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """Time that at least one span covers."""
+def _free_memory(device: str) -> None:
+    """What no variant uses any more; a recorded step is found only by the collector."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _profiled(make: Make, batch: int, taken: list[dict[str, Any]], longest: int) -> dict[str, Any]:
+    """The kernels of a step whose times without a profiler are in ``taken``."""
+    times = [row["ms"] for row in taken if "ms" in row]
+    if not times:
+        return {}
+    run = make(batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(SKIPPED)
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    row = {"kernels_ms": _covered(kernels) / 1e3 / SKIPPED}
+    # The kernels of a replay have the number of its launch.
+    together = Counter(event.id for event in kernels)
+    replays = {number for number, count in together.items() if count >= RECORDED}
+    if replays:
+        replayed = [event for event in kernels if event.id in replays]
+        row["kernels_ms"] = _covered(replayed) / 1e3 / len(replays)
+        row["replay_kernels"] = len(replayed) / len(replays)
+        by_name: dict[str, list[float]] = defaultdict(list)
+        for event in replayed:
+            by_name[event.name[:90]].append(event.time_range.elapsed_us() / 1e3)
+        said = sorted(by_name.items(), key=lambda each: -sum(each[1]))[:longest]
+        for name, each in said:
+            print(f"{sum(each) / len(replays):8.3f} ms {len(each) / len(replays):6.0f} x {name}")
+    return row | {"kernels": row["kernels_ms"] / statistics.median(times)}
+
+
+@contextlib.contextmanager
+def _replays_alone() -> Iterator[list[float]]:
+    """Within it, a run's last replay is played again and again; the list has its milliseconds."""
+    plain, found = torch.cuda.CUDAGraph.replay, list[float]()
+    count = 0
+
+    def replay(graph: torch.cuda.CUDAGraph) -> None:
+        nonlocal count
+        plain(graph)
+        count += 1
+        if count < SKIPPED - steps_module.WARM_UP:
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(ALONE):
+            plain(graph)
+        end.record()
+        end.synchronize()
+        found[:] = [begin.elapsed_time(end) / ALONE]
+
+    torch.cuda.CUDAGraph.replay = replay  # type: ignore[assignment,method-assign]
+    try:
+        yield found
+    finally:
+        torch.cuda.CUDAGraph.replay = plain  # type: ignore[method-assign]
+
+
+def _covered(events: list[Any]) -> float:
+    """Microseconds that at least one of the events covers."""
+    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
     total, until = 0.0, float("-inf")
     for start, end in spans:
         total += max(0.0, end - max(start, until))
@@ -154,8 +263,8 @@ def _variant(
 ) -> Steps:
     schedule = CosineSchedule(peak=1e-4, end=1e-5, warmup_steps=0, total_steps=10_000)
 
-    def run(count: int) -> list[float]:
-        ends: list[float] = []
+    def run(count: int) -> dict[str, float]:
+        clock = Clock(policy.device.type)
         plan = StepPlan(
             TrainingSettings(local_steps=count, batch_size=batch), 0, schedule, 0, proximal_mu=mu
         )
@@ -174,10 +283,11 @@ def _variant(
                 optimizer,
                 plan,
                 correction=Correction(weights, offset) if corrected else None,
-                on_step=lambda step, loss: ends.append(time.perf_counter()),
+                on_step=lambda step, loss: clock.end(step),
+                check=clock.begin,
             )
         assert result.bad_batches == 0
-        return ends
+        return clock.row()
 
     return run
 
@@ -233,7 +343,8 @@ def _lerobot(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[
         source = loader(batch)
         kept = next(source)
 
-        def run(count: int) -> list[float]:
+        def run(count: int) -> dict[str, float]:
+            clock = Clock(chosen.device)
             meters = {
                 name: AverageMeter(name, ":.3f")
                 for name in ("loss", "grad_norm", "lr", "update_s", "dataloading_s", "gpu_mem_gb")
@@ -241,16 +352,16 @@ def _lerobot(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[
             tracker = MetricsTracker(
                 batch, dataset.num_frames, dataset.num_episodes, meters, accelerator=accelerator
             )
-            ends = []
-            for _ in range(count):
+            for step in range(1, count + 1):
+                clock.begin()
                 raw = dict(kept if once else next(source))
                 for camera in metadata.camera_keys:
                     raw[camera] = raw[camera].to(dtype=torch.float32) / 255.0
                 update_policy(
                     tracker, policy, preprocess(raw), optimizer, 10.0, accelerator=accelerator
                 )
-                ends.append(time.perf_counter())
-            return ends
+                clock.end(step)
+            return clock.row()
 
         return run
 
