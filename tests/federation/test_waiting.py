@@ -16,7 +16,7 @@ from tests.federation.test_rounds import Make, World, world
 from zk0d.federation import model
 from zk0d.federation.envelope import to_record
 from zk0d.federation.learner_client import LearnerError
-from zk0d.federation.messages import Query, Train
+from zk0d.federation.messages import Train
 from zk0d.federation.run import RUN_IS_OVER
 from zk0d.federation.update import Payload
 from zk0d.federation.waiting import PAUSES, SAY_AFTER, pause
@@ -297,16 +297,3 @@ def test_pauses_grow_and_end_growing() -> None:
     assert [pause(tries) for tries in (0, 1, 2)] == [5.0, 10.0, 20.0]
     assert pause(10_000) == PAUSES[1]
     assert SAY_AFTER > 0.0
-
-
-def test_a_node_is_asked_with_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside of them it is not there, and comes back by itself: no round is lost by asking it."""
-    from tests.learner.test_limits import SPEC, node
-    from zk0d.errors import ConfigError
-    from zk0d.learner.tasks import TaskControl
-
-    home = node(limits={"hours": "22:00-07:00"}, dataset_uri="local:/nowhere")
-    monkeypatch.setattr("time.localtime", lambda *_: type("T", (), {"tm_hour": 12, "tm_min": 0}))
-    with pytest.raises(ConfigError, match="trains at 22:00-07:00 only") as caught:
-        home.run(Query(run="1", spec=SPEC), None, TaskControl())
-    assert Reason.of(caught.value.reason).passes

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import ConfigError
 from zk0d.learner.contributor import Contributor
@@ -50,20 +49,6 @@ def test_a_model_that_only_the_server_names_is_refused() -> None:
 def test_policies_are_those_of_the_nodes_list() -> None:
     with pytest.raises(ConfigError, match="the run trains 'smolvla', this node trains act only"):
         node(limits={"policies": ["act"]})._check_allowed(SPEC)
-
-
-@pytest.mark.parametrize(
-    ("hours", "may", "may_not"),
-    [
-        ("", (0, 720, 1439), ()),
-        ("22:00-07:00", (1320, 0, 419), (420, 720, 1319)),
-        ("09:30-17:00", (570, 1019), (569, 1020, 0)),
-    ],
-)
-def test_hours(hours: str, may: tuple[int, ...], may_not: tuple[int, ...]) -> None:
-    limits = LimitsSettings(hours=hours)
-    assert all(limits.may_train_at(minute) for minute in may)
-    assert not any(limits.may_train_at(minute) for minute in may_not)
 
 
 @pytest.mark.parametrize("hours", ["22-7", "24:00-07:00", "7:00-8:00", "always"])

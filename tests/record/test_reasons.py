@@ -42,8 +42,8 @@ def test_an_invented_reason_counts_as_other_and_leaves() -> None:
         Reason.LEARNER_BUSY,
         Reason.LEARNER_GONE,
         Reason.LEARNER_SILENT,
-        Reason.OUTSIDE_HOURS,
         Reason.LINE_RESTS,
+        Reason.RESTING,
     }
 
 

@@ -15,10 +15,10 @@ from zk0d.config.machine import ServerSettings
 FOLDER = Path(__file__).parents[2] / "systemd"
 #: What systemd adds to every unit whose name begins with zk0d-, after the unit's own lines.
 SHARED = FOLDER / "zk0d-.service.d/10-sandbox.conf"
-GATEWAY, RENEW = "zk0d-gateway.service", "zk0d-renew.service"
-#: Those that run a program of ours as a user of their own.
+GATEWAY, RENEW, OWNER = "zk0d-gateway.service", "zk0d-renew.service", "zk0d-owner.service"
+#: Those that run a program of ours as a user of their own, with a state.
 SERVICES = sorted(
-    path.name for path in FOLDER.glob("*.service") if path.name not in (GATEWAY, RENEW)
+    path.name for path in FOLDER.glob("*.service") if path.name not in (GATEWAY, RENEW, OWNER)
 )
 ONESHOTS = ("zk0d-fetch.service", "zk0d-publish.service")
 DAEMONS = [name for name in SERVICES if name not in ONESHOTS]
@@ -156,6 +156,19 @@ def test_the_gateway_is_hardened_as_well() -> None:
     assert has["RuntimeDirectoryMode"] == ["0700"]
 
 
+def test_what_looks_at_the_owners_programs_can_do_nothing_else() -> None:
+    has = directives(OWNER)
+    other = ("StateDirectoryMode", "ProtectProc")
+    wanted = {key: value for key, value in ALWAYS.items() if key not in other}
+    assert {key: has[key] for key in wanted} == wanted
+    assert has["ProtectProc"] == ["default", "invisible"], "the unit's own word counts"
+    assert (has["PrivateNetwork"], has["RestrictAddressFamilies"]) == (["yes"], ["AF_UNIX"])
+    assert not has["LoadCredential"]
+    assert not has["StateDirectory"]
+    assert has["RuntimeDirectory"] == ["zk0d/owner"]
+    assert (has["Type"], has["Restart"]) == (["notify"], ["always"])
+
+
 def test_a_reload_of_the_gateway_is_a_signal_alone() -> None:
     """A program of it has no credentials, so nginx -t would refuse the certificate's path."""
     assert directives(GATEWAY)["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
@@ -184,7 +197,7 @@ def test_each_may_write_its_part_of_what_is_on_its_way() -> None:
     assert made[str(own.taken)] == ["0750", "zk0d-app", "zk0d-app"]
 
 
-@pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER])
 def test_a_looser_directive_has_a_reason(name: str) -> None:
     has, reasons = directives(name), commented(name)
     looser = {key for key, value in UNLESS_SAID.items() if has[key] != value}
@@ -315,7 +328,7 @@ def test_no_service_repeats_the_shared_directives() -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", [*SERVICES, GATEWAY])
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER])
 def test_exposure(name: str) -> None:
     threshold = 10 if name in SANDBOXED_MOST else 15  # of 100
     judged = subprocess.run(

@@ -67,6 +67,11 @@ def _print(content: dict[str, Any]) -> None:
         if node.get("agreement") is not None:
             loss += f", agreement {node['agreement']:.2f}"
         here = "online" if node["online"] else "offline"
+        if node.get("rests"):
+            until = node["rests_until"]
+            here = "resting" + (
+                time.strftime(" until %a %H:%M", time.localtime(until)) if until else ""
+            )
         twice = ", its key is used by two machines" if node.get("key_shared") else ""
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")
         if node.get("left_out"):

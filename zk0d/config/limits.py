@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import Field, PositiveInt, field_validator
@@ -10,6 +9,7 @@ from pydantic import Field, PositiveInt, field_validator
 from zk0d.config.amounts import Bytes, say_bytes
 from zk0d.config.base import Settings
 from zk0d.config.families import BUILT, FAMILIES
+from zk0d.config.hours import Hours, HoursText
 from zk0d.config.names import PolicyName
 
 #: The coordinator gives up a piece of an update that comes at less than half of this rate.
@@ -34,8 +34,21 @@ class LimitsSettings(Settings):
         description="Base models that may be trained here; empty: those under models and"
         f" fetch-models, and those that are built ({', '.join(BUILT)}).",
     )
-    hours: str = Field(
-        "", description="Local time in which it may train, such as '22:00-07:00'; empty: always."
+    hours: HoursText = Field(
+        "",
+        description="Local time in which it may train, such as '22:00-07:00' or 'mon-fri"
+        " 22:00-07:00, sat, sun'; empty: always. A round that has begun is finished.",
+    )
+    only_when_idle: bool = Field(
+        False,
+        description="Train only while no session has been used for five minutes, by logind's word,"
+        " and no other program works on the GPU.",
+    )
+    on_battery: bool = Field(False, description="Train also while a laptop runs on its battery.")
+    priority: list[str] = Field(
+        default_factory=list,
+        description="Programs that come first, such as ['steam', 'blender']: while one runs,"
+        " nothing is trained.",
     )
     gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Share of the GPU's memory that the learner may take."
@@ -58,23 +71,15 @@ class LimitsSettings(Settings):
         description="Bytes of weights and updates from midnight to midnight, both ways together,"
         " such as '20 GB'; 0: any number.",
     )
-    transfer_hours: str = Field(
+    transfer_hours: HoursText = Field(
         "",
-        description="Local time in which a round's transfer may begin, such as '22:00-07:00';"
-        " empty: always.",
+        description="Local time in which a round's transfer may begin, as in hours; empty: always.",
     )
     metered: bool = Field(
         False,
         description="Transfer also over a connection that NetworkManager calls metered, such as a"
         " phone's.",
     )
-
-    @field_validator("hours", "transfer_hours")
-    @classmethod
-    def _are_hours(cls, value: str) -> str:
-        if value:
-            _parse_hours(value)
-        return value
 
     @field_validator("upload_rate", "download_rate")
     @classmethod
@@ -96,33 +101,17 @@ class LimitsSettings(Settings):
             )
         return value
 
-    def may_train_at(self, minute: int) -> bool:
-        """Whether it may train at this minute of the day, local time."""
-        return _is_within(self.hours, minute)
+    @property
+    def training_hours(self) -> Hours:
+        """When it may train."""
+        return Hours.parse(self.hours)
 
-    def may_transfer_at(self, minute: int) -> bool:
-        """Whether a round's transfer may begin at this minute of the day, local time."""
-        return _is_within(self.transfer_hours, minute)
+    @property
+    def line_hours(self) -> Hours:
+        """When a round's transfer may begin."""
+        return Hours.parse(self.transfer_hours)
 
-
-_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
-
-
-def _is_within(hours: str, minute: int) -> bool:
-    if not hours:
-        return True
-    begin, end = _parse_hours(hours)
-    if begin <= end:
-        return begin <= minute < end
-    return minute >= begin or minute < end
-
-
-def _parse_hours(text: str) -> tuple[int, int]:
-    found = _HOURS.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} are not hours; write them as '22:00-07:00'")
-    a, b, c, d = (int(part) for part in found.groups())
-    begin, end = 60 * a + b, 60 * c + d
-    if begin == end:
-        raise ValueError(f"{text!r} begin when they end, so never; leave it empty for always")
-    return begin, end
+    @property
+    def ask_to_rest(self) -> bool:
+        """Whether the owner named something that comes before training."""
+        return bool(self.hours or self.priority or self.only_when_idle)

@@ -34,6 +34,7 @@ DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
 DEFAULT_RELEASES = Path("/var/lib/zk0d/releases")
 DEFAULT_TRANSFER = Path("/var/lib/zk0d/transfer")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
+DEFAULT_OWNER = Path("/run/zk0d/owner")
 LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
@@ -42,6 +43,8 @@ CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
 COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA"
 #: … and what the owner lends (a :class:`LimitsSettings`), and the folder where bytes are counted.
 LIMITS_VARIABLE, LINE_FOLDER_VARIABLE = "ZK0D_LIMITS", "ZK0D_LINE_FOLDER"
+#: … and where it is said whether the owner needs this machine.
+OWNER_VARIABLE = "ZK0D_OWNER_FOLDER"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 MirrorUrl = Annotated[
@@ -208,6 +211,14 @@ class SuperexecSettings(Settings):
     )
 
 
+class OwnerSettings(Settings):
+    """``zk0d owner``, which looks whether the machine's owner needs it (``[limits]``)."""
+
+    state: Path = Field(
+        DEFAULT_OWNER, description="Folder in which it tells the other services what it saw."
+    )
+
+
 class ClientSettings(Settings):
     """``client.toml``: the loans of a contributor and its name."""
 
@@ -241,6 +252,7 @@ class ClientSettings(Settings):
     coordinator: CoordinatorSettings = CoordinatorSettings()
     supernode: SupernodeSettings = SupernodeSettings()
     superexec: SuperexecSettings = SuperexecSettings()
+    owner: OwnerSettings = OwnerSettings()
     metrics: MetricsSettings = MetricsSettings()
 
     def require_dataset(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 
 from zk0d.config.amounts import say_bytes
 from zk0d.config.base import Settings
+from zk0d.config.hours import say_time
 from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import ClientSettings, is_this_machine
 from zk0d.daemon.metered import is_metered
@@ -168,8 +170,9 @@ def why_it_rests(
     run, needs
         What is about to move: a round of this run, or of any, and its bytes if they are known.
     """
-    if not limits.may_transfer_at(60 * moment.tm_hour + moment.tm_min):
-        begin = limits.transfer_hours.partition("-")[0]
+    here = datetime(*moment[:5])
+    if not limits.line_hours.allow(here):
+        begin = say_time(limits.line_hours.next_begin(here), here)
         return f"until {begin} (limits.transfer-hours is {limits.transfer_hours})"
     if budget := limits.bytes_per_day:
         spent = record.on(moment).both

@@ -116,6 +116,7 @@ def federation(
                 replace(each, name=f"{contributor.name}-{each.name.removeprefix('client-')}")
                 for contributor in layout.contributors
                 for each in programs(Role.CLIENT, layout.client_config(contributor))
+                if each.name != "owner"  # nobody comes before a demo
             ]
             run.start([ours["evaluator"]])
             run.start([each for each in nodes if each.name.endswith("-learner")])

@@ -29,6 +29,7 @@ from zk0d.federation.messages import (
     Refusal,
     UpdateRejected,
 )
+from zk0d.federation.resting import check_rest
 from zk0d.federation.transport import NodeEnd, carrier_of
 from zk0d.federation.update import UpdateError
 from zk0d.learning.progress import CacheUse, told_by
@@ -51,6 +52,7 @@ def query(message: Message, context: Context) -> Message:
         return _note_rejected(message)
 
     def ask(learner: NodeLearner) -> RecordDict:
+        check_rest()
         task, _ = from_record(message.content, Query)
         line_of().check(task.run)
         return to_record(learner.query(task, _progress_log()))
@@ -63,6 +65,7 @@ def train(message: Message, context: Context) -> Message:
     """Let the learner take a round's steps and send its update."""
 
     def ask(learner: NodeLearner) -> RecordDict:
+        check_rest()
         task, payload = way.task(message.content, learner.held)
         if payload is None:
             raise UpdateError("the round has no weights.")
@@ -146,6 +149,7 @@ def _progress_log() -> Any:
 
     def progress(event: dict[str, Any]) -> None:
         nonlocal last
+        check_rest(under_way=True)  # an event comes every two seconds at least
         told = told_by(event)
         if isinstance(told, CacheUse):
             log.info("zk0d: %s", told)

@@ -75,7 +75,6 @@ class Contributor(Learner):
         self.settings = settings
         if settings.learner.cpu_threads:
             torch.set_num_threads(settings.learner.cpu_threads)
-        limit_gpu_memory(settings.learner.device, settings.limits.gpu_memory_share)
         self._recordings: dict[str, Recordings] = {}
         self._hashes: dict[str, str] = {}  #: of the metadata of what is open
         self._prepared: Prepared | None = None
@@ -87,6 +86,10 @@ class Contributor(Learner):
             recordings = self._recordings_at(self.settings.dataset_uri)
             for notice in (*recordings.notices, *cut_instructions(recordings.tasks)):
                 log.warning("%s: %s", self.settings.dataset_uri, notice)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._prepared is not None
 
     def facts(self) -> dict[str, Any]:
         # The task's thread changes both meanwhile.
@@ -116,7 +119,6 @@ class Contributor(Learner):
         release_gpu_memory()
 
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
-        self._check_hours()
         uri = self._uri(task.dataset_uri)
         self._look_for_more(uri)
         data = self._prepare(task.spec, uri, control).data
@@ -252,15 +254,6 @@ class Contributor(Learner):
                     f" (limits.{key}).",
                     reason="limit_exceeded",
                 )
-        self._check_hours()
-
-    def _check_hours(self) -> None:
-        """Refuse outside of the hours that the owner allows; the coordinator asks again."""
-        limits, now = self.settings.limits, time.localtime()
-        if not limits.may_train_at(60 * now.tm_hour + now.tm_min):
-            raise ConfigError(
-                f"this node trains at {limits.hours} only (limits.hours).", reason="outside_hours"
-            )
 
     def _uri(self, from_run: str) -> str:
         """The dataset to use: the node's own, or the run's where this node accepts that."""
@@ -308,6 +301,8 @@ class Contributor(Learner):
             # One policy at a time: a run has one, and two do not fit on a GPU.
             self._prepared = None
             learner = self.settings.learner
+            # Not before: it takes some of the GPU's memory for as long as this process lives.
+            limit_gpu_memory(learner.device, self.settings.limits.gpu_memory_share)
             policy = load_policy(
                 spec,
                 models=self.settings.models,

@@ -91,6 +91,11 @@ class Learner(ABC):
             For everything that the other end should hear as a refusal with a reason.
         """
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it holds a policy from one task to the next."""
+        return False
+
     def release_gpu_memory(self) -> None:  # noqa: B027
         """Free what only a running task needs; called after each, from the same thread."""
 

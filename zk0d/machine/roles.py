@@ -100,6 +100,8 @@ SERVICES = (
             starts_within=90, watchdog=60),
     Service("learner", _CLIENT, "zk0d-learner", "zk0d-learner", "zk0d learner",
             "train on this machine's recordings", starts_within=180, watchdog=180),
+    Service("owner", _CLIENT, "zk0d-owner", "zk0d-owner", "zk0d owner",
+            "look whether the owner needs this machine", starts_within=90, watchdog=60),
     Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
             "download the settings' datasets and models from the hub", option="--{role} {file}",
             every=float("inf")),

@@ -179,4 +179,5 @@ def _client_paths(folder: Path) -> dict[str, Any]:
         },
         "superexec": {"state": home / "state/superexec"},
         "learner": {"socket": home / "state/learner.sock"},
+        "owner": {"state": home / "state/owner"},
     }

@@ -114,7 +114,12 @@ class Reason(StrEnum):
         Effect.PASSES,
         "the learner has lost the weights that a difference is to",
     )
-    OUTSIDE_HOURS = "outside_hours", Effect.AWAY, "the owner allows other hours"
+    RESTING = (
+        "resting",
+        Effect.AWAY,
+        "the owner needs the machine: it is another hour, somebody uses it, a program comes first,"
+        " or it runs on a battery",
+    )
     LINE_RESTS = (
         "line_rests",
         Effect.AWAY,

@@ -7,12 +7,15 @@ import json
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
+
+from zk0d.machine.rest_note import HEADER
 
 #: How far a node's clock may be off before the coordinator refuses its signatures.
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
@@ -42,6 +45,8 @@ class PresenceWatch:
     """Asks the presence page from a thread of its own, so that no look has to wait for it."""
 
     def __init__(self, page: str, ca: Path, key: str, interval: float) -> None:
+        self._note: Callable[[], str] = str
+        self._soon = threading.Event()
         self._url = f"{page}/nodes/{key}"
         self._trust = ssl.create_default_context(cafile=str(ca))
         self._interval = interval
@@ -50,8 +55,14 @@ class PresenceWatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    def tell(self, note: Callable[[], str]) -> None:
+        """Have the coordinator told at once, and from now on, what ``note`` writes."""
+        self._note = note
+        self._soon.set()
+
     def close(self) -> None:
         self._end.set()
+        self._soon.set()
         self._thread.join(6.0)
 
     def _watch(self) -> None:
@@ -59,11 +70,13 @@ class PresenceWatch:
         while True:
             self.word = self._ask()
             wait = next_wait(self.word, self._interval, wait)
-            if self._end.wait(wait):
+            self._soon.wait(wait)
+            self._soon.clear()
+            if self._end.is_set():
                 return
 
     def _ask(self) -> Word:
-        word, before = ask_presence(self._url, self._trust), self.word
+        word, before = ask_presence(self._url, self._trust, self._note()), self.word
         if word.failure and before is not None and before.failure:
             return replace(word, since=before.since)
         return word
@@ -81,11 +94,12 @@ def next_wait(word: Word, interval: float, before: float) -> float:
     return max(interval, min(before * _GROWTH, QUIET_FACTOR * interval))
 
 
-def ask_presence(url: str, trust: ssl.SSLContext) -> Word:
-    """What a presence page says at this moment."""
+def ask_presence(url: str, trust: ssl.SSLContext, note: str = "") -> Word:
+    """What a presence page says at this moment; ``note`` is what a node that rests tells."""
     try:
         # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
-        with urlopen(url, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
+        request = Request(url, headers={HEADER: note} if note else {})  # noqa: S310
+        with urlopen(request, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
             content = json.load(response)
             return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
     except (OSError, HTTPException, ValueError) as error:

@@ -234,18 +234,24 @@ class NodeCollector:
         self._online: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._shared: dict[str, float] = {}
+        self._resting: dict[str, float] = {}
 
     def update(
-        self, nodes: Iterable[Node], run: RunState | None, shared: Container[str] = ()
+        self,
+        nodes: Iterable[Node],
+        run: RunState | None,
+        shared: Container[str] = (),
+        resting: Container[str] = (),
     ) -> None:
         """Take a new look; called by the service, so that no scrape asks Flower.
 
-        ``shared`` has the keys that two machines use.
+        ``shared`` has the keys that two machines use, ``resting`` those of nodes that rest.
         """
         names = run.names if run else {}
         online: dict[str, float] = {}
         last: dict[str, float] = {}
         doubled: dict[str, float] = {}
+        rests: dict[str, float] = {}
         for node in sorted(nodes, key=lambda node: node.key):
             name = names.get(node.key, node.name)
             if name in online:
@@ -253,7 +259,8 @@ class NodeCollector:
             online[name] = float(node.online)
             last[name] = time.time() if node.online else node.counted_until
             doubled[name] = float(node.key in shared)
-        self._online, self._last, self._shared = online, last, doubled
+            rests[name] = float(node.key in resting)
+        self._online, self._last, self._shared, self._resting = online, last, doubled, rests
 
     def collect(self) -> Iterator[Metric]:
         """As of the last look."""
@@ -265,6 +272,12 @@ class NodeCollector:
             "When the SuperLink last counted the node online; 0 never.",
             ("node",),
             self._last,
+        )
+        yield _gauge(
+            "node_resting",
+            "1 while the node is offline because its owner's limits say so.",
+            ("node",),
+            self._resting,
         )
         yield _gauge(
             "node_key_shared", "1 while two machines use the node's key.", ("node",), self._shared

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvicorn
 from zk0d.config.machine import CacheSettings, ClientSettings
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.metrics import Metrics
+from zk0d.daemon.rest import Rest, read_rest
 from zk0d.daemon.service import Condition, Service
 from zk0d.errors import TryAgainError, UnavailableError
 from zk0d.learner.app import LearnerApp
@@ -49,6 +51,10 @@ class LearnerService(Service):
         Opens the learner; may take long. Returns it with the path of its socket.
     cache
         Where frames are kept that have no room in memory.
+    rests
+        Whether the owner needs this machine. The process then ends once it has no task, which
+        frees all that it holds of the GPU and of memory; it is started again and loads a policy
+        with the next task.
     """
 
     stuck_reasons = tuple(f"{kind}_stands_still" for kind in ("query", "train", "evaluate"))
@@ -58,6 +64,7 @@ class LearnerService(Service):
         name: str,
         make: Callable[[], tuple[Learner, Path]],
         cache: CacheSettings | None = None,
+        rests: Callable[[], Rest | None] = lambda: None,
     ) -> None:
         # It has no network: its metrics are read through its socket.
         self.name = name
@@ -66,6 +73,7 @@ class LearnerService(Service):
             folder = cache.folder or Path(tempfile.gettempdir())
             self.metrics.collect(DiskCollector({"cache": folder}))
         self._make = make
+        self._rests = rests
         self._path: Path | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -73,6 +81,7 @@ class LearnerService(Service):
     def start(self) -> None:
         with self._more_time():
             learner, path = self._make()
+        self._learner = learner
         listening = inherited()
         if listening is None:
             listening, self._path = listen(path), path
@@ -113,11 +122,20 @@ class LearnerService(Service):
         doing = self._app.doing
         ready = self._server.started
         if doing["state"] == "idle":
-            return Condition("ready, waiting for a round", ready=ready)
+            return Condition(self._idle(), ready=ready)
         still = time.monotonic() - doing["seen"]
         limit = STEP_SECONDS if doing.get("step") else LOAD_SECONDS
         stuck = f"{doing['task']}_stands_still" if still > limit else ""
         return Condition(_sentence(doing), ready=ready, stuck=stuck)
+
+    def _idle(self) -> str:
+        """What it says without a task; while the owner needs the machine, it holds nothing."""
+        rest = self._rests()
+        if rest is None:
+            return "ready, waiting for a round"
+        if self._learner.is_loaded:
+            self.end(f"{rest.sentence()}, with what it holds of memory freed")
+        return rest.sentence()
 
     def stop(self) -> None:
         if self._server is not None and self._thread is not None:
@@ -165,7 +183,8 @@ def run(config: Path) -> None:
         made.open()
         return made, settings.learner.socket
 
-    LearnerService("learner", make, settings.learner.cache).run()
+    rests = partial(read_rest, settings.owner.state, settings.limits)
+    LearnerService("learner", make, settings.learner.cache, rests).run()
 
 
 def look_first(path: Path, datasets: Iterable[str]) -> None:

@@ -6,27 +6,36 @@ SuperNode can stop its heartbeats and look healthy. So the node asks here.
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from zk0d.errors import UnavailableError
+from zk0d.daemon.clock import uptime
+from zk0d.errors import ConfigError, UnavailableError
 from zk0d.federation.nodes import Node
 from zk0d.flower.sessions import KeyUse
+from zk0d.machine.rest_note import HEADER, read_note
+from zk0d.machine.roster import read_roster
 from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
 from zk0d.services.transfers import Transfers
+
+log = logging.getLogger("zk0d")
 
 PREFIX = "/zk0d/v1"
 VERSION = 1
@@ -34,16 +43,54 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _READING = ("GET", "HEAD")
 _METHODS = [*_READING, "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _NOT_KEPT = {"Cache-Control": "no-store"}
+#: A node that rests and does not know until when says so at least this often.
+HEARD_SECONDS = 120.0
+#: A node that said until when is not expected in the first minutes after it.
+LATE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Resting:
+    """A node that told that it rests.
+
+    Parameters
+    ----------
+    until
+        In seconds since 1970; ``None`` if it does not know.
+    heard
+        When it told, by :func:`zk0d.daemon.clock.uptime`.
+    """
+
+    until: float | None
+    heard: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether nobody misses it yet."""
+        if self.until is not None:
+            return time.time() < self.until + LATE_SECONDS
+        return uptime() - self.heard < HEARD_SECONDS
 
 
 class Presence:
-    """The last look at the nodes and the run; written by one thread, read by others."""
+    """The last look at the nodes and the run; written by one thread, read by others.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    roster
+        The folder of the keys by which a node's word is known.
+    """
+
+    def __init__(self, roster: Path | None = None) -> None:
+        self._roster = roster
+        self._rests: dict[str, Resting] = {}
         self._nodes: dict[str, Node] = {}
         self._uses: Mapping[str, KeyUse] = {}
         self._run: dict[str, Any] | None = None
         self.page = b""  #: the page for people; empty where it is switched off
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._nodes
 
     def update(
         self, nodes: Iterable[Node], run: RunState | None, uses: Mapping[str, KeyUse]
@@ -62,6 +109,27 @@ class Presence:
             if run
             else None
         )
+
+    @property
+    def resting(self) -> dict[str, Resting]:
+        """The nodes that rest and are offline for it, by key."""
+        return {
+            key: rest
+            for key, rest in list(self._rests.items())
+            if rest.counts and key in self._nodes and not self._nodes[key].online
+        }
+
+    def take_note(self, key: str, note: str) -> None:
+        """A node says that it rests, or with an empty note that it does not."""
+        if not note:
+            self._rests.pop(key, None)
+            return
+        if self._roster is None or (public := read_roster(self._roster).get(key)) is None:
+            return
+        try:
+            self._rests[key] = Resting(read_note(note, public), uptime())
+        except ConfigError as error:
+            log.warning("%s: %s", key[:12], error.message)
 
     def of(self, key: str) -> dict[str, Any]:
         """What the page says about a key; there is no list."""
@@ -136,6 +204,10 @@ class PresencePage:
         key = request.path_params["key"]
         if not _FINGERPRINT.fullmatch(key) or request.method not in _READING:
             return await self._other(request)
+        if key in self._presence:
+            # The roster's files are read, and a signature is checked.
+            note = request.headers.get(HEADER, "")
+            await run_in_threadpool(self._presence.take_note, key, note)
         return JSONResponse(self._presence.of(key), headers=_NOT_KEPT)
 
     async def _other(self, request: Request) -> Response:

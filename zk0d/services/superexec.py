@@ -18,6 +18,7 @@ from zk0d.config.machine import (
     COORDINATOR_VARIABLE,
     LIMITS_VARIABLE,
     LINE_FOLDER_VARIABLE,
+    OWNER_VARIABLE,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
@@ -266,6 +267,7 @@ def run(config: Path, role: str) -> None:
                 CA_VARIABLE: str(credential("ca.crt", client.coordinator.ca, "coordinator.ca")),
                 LIMITS_VARIABLE: client.limits.model_dump_json(by_alias=True),
                 LINE_FOLDER_VARIABLE: str(client.superexec.state),
+                OWNER_VARIABLE: str(client.owner.state),
             },
         )
         settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics

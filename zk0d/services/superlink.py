@@ -59,13 +59,13 @@ class SuperlinkService(Service):
             self._link.state / "superlink.db", self._link.database_limit_mib * 2**20
         )
         self._run = NewestRun(settings.runs)
-        self._presence = Presence()
+        self._presence = Presence(self._link.roster)
         self._nodes = self.metrics.gauge("nodes", "Registered nodes.", ("state",))
         self._size = self.metrics.gauge("database_bytes", "Size of the SuperLink's database.")
         self._rebuilt = self.metrics.counter(
             "database_rebuilds", "Times that the SuperLink's database was rebuilt."
         )
-        for state in ("online", "offline"):
+        for state in ("online", "offline", "resting"):
             self._nodes.labels(state).set(0)
         self._expiry = ExpiryCollector()
         self._node_figures = NodeCollector()
@@ -175,9 +175,11 @@ class SuperlinkService(Service):
         self._presence.update(nodes, run, uses)
         if self._settings.gateway.status_page:
             self._presence.page = page.render(nodes, run)
-        self._node_figures.update(nodes, run, shared)
+        resting = self._presence.resting
+        self._node_figures.update(nodes, run, shared, resting)
         self._nodes.labels("online").set(online)
-        self._nodes.labels("offline").set(len(nodes) - online)
+        self._nodes.labels("resting").set(len(resting))
+        self._nodes.labels("offline").set(len(nodes) - online - len(resting))
         self._size.set(self._database.size)
         sentence = self._sentence(nodes, online, run)
         if shared:
@@ -213,6 +215,7 @@ class SuperlinkService(Service):
 
     def _tell_state(self, nodes: list[Node], run: RunState | None, condition: Condition) -> None:
         """Tell what ``zk0bot status`` wants to know."""
+        resting = self._presence.resting
         parts = {name: m.last for name, m in run.members.items() if m.last} if run else {}
         told = run.status() if run else None
         if told and told["waiting"]:
@@ -226,6 +229,8 @@ class SuperlinkService(Service):
                     "name": node.name,
                     "key": node.key,
                     "online": node.online,
+                    "rests": node.key in resting,
+                    "rests_until": resting[node.key].until if node.key in resting else None,
                     "left_out": run.left_out.get(node.name, "") if run else "",
                     "key_shared": node.key in self._members.shared,
                     "since": node.activated,
@@ -250,6 +255,8 @@ class SuperlinkService(Service):
         if not nodes:
             return f"no node may join yet: put public keys into {self._link.roster}"
         here = f"{online} of {len(nodes)} nodes online"
+        if resting := len(self._presence.resting):
+            here += f", {resting} resting"
         if run is None:
             return f"{here}; no run yet" + ("" if self._autorun else ": start one with zk0bot run")
         return f"{run.sentence()}; {here}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.expiry import ExpiryCollector, expiry_of_ca
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.ports import require_free_port
+from zk0d.daemon.rest import Rest, read_rest
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Backoff, State, Supervised
 from zk0d.errors import ConfigError
@@ -25,6 +27,7 @@ from zk0d.flower.sessions import SESSION_VARIABLE
 from zk0d.flower.supernode import ENDS, LEAVE_SIGNAL, reason_of, session_name
 from zk0d.machine.credentials import credential, fingerprint_of
 from zk0d.machine.hold import Hold, read_hold
+from zk0d.machine.rest_note import write_note
 from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.state import StateFile
 from zk0d.services.coordinator import (
@@ -64,6 +67,10 @@ class SupernodeService(Service):
         )
         self._held = self.metrics.gauge("held", "1 while this node is paused or drained.")
         self._held.set(0)
+        self._resting = self.metrics.gauge(
+            "resting", "1 while this node rests, because its owner's limits say so."
+        )
+        self._resting.set(0)
         self._offline_since: float | None = None
         self._leaving_since: float | None = None
         self._todo = ""
@@ -80,7 +87,8 @@ class SupernodeService(Service):
         key = credential("node.key", node.key, "supernode.key")
         secret = credential("superexec.secret", node.secret, "supernode.secret")
         ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
-        self._key = fingerprint_of(key)
+        self._key, self._key_file = fingerprint_of(key), key
+        self._told_rest: Rest | None = None
         self._expiry.watch("ca", lambda: expiry_of_ca(ca))
         require_free_port(node.port, "supernode.port")
         node.state.mkdir(parents=True, exist_ok=True)
@@ -100,14 +108,22 @@ class SupernodeService(Service):
             reasons=("zombie", *ENDS),
             backoff=Backoff(shortest=2.0, longest=60.0),
         )
-        if read_hold(node.state) is None:
+        if self._kept_out() is None:
             self._child.start()
         self._watch = PresenceWatch(
             settings.coordinator.presence_page, ca, self._key, node.presence_interval
         )
 
+    def _kept_out(self) -> Hold | Rest | None:
+        """Why this node stays out now: by a person's command, or by its owner's limits."""
+        settings = self._settings
+        return read_hold(settings.supernode.state) or read_rest(
+            settings.owner.state, settings.limits
+        )
+
     def look(self) -> Condition:
-        word, hold = self._watch.word, read_hold(self._settings.supernode.state)
+        word, hold = self._watch.word, self._kept_out()
+        self._tell_rest(hold if isinstance(hold, Rest) else None)
         self._todo = ""
         online = word is not None and not word.failure and self._is_online(word.answer)
         self._online.set(online)
@@ -117,6 +133,16 @@ class SupernodeService(Service):
         condition = self._hold(hold, word) if hold else self._take_part(word, online)
         self._tell_state(word, online, hold, condition)
         return condition
+
+    def _tell_rest(self, rest: Rest | None) -> None:
+        """Have the coordinator know that this node rests, so that nobody misses it."""
+        if rest == self._told_rest:
+            return
+        self._told_rest = rest
+        if rest is None:
+            self._watch.tell(str)
+        else:
+            self._watch.tell(partial(write_note, self._key_file, rest.until))
 
     def _is_online(self, answer: dict[str, Any]) -> bool:
         """Whether the coordinator counts this SuperNode online, and not another with its key."""
@@ -129,6 +155,7 @@ class SupernodeService(Service):
     def _take_part(self, word: Word | None, online: bool) -> Condition:
         self._leaving_since = None
         self._held.set(0)
+        self._resting.set(0)
         if self._child.state is State.STOPPED:
             self._child.start()
         self._child.look()
@@ -158,10 +185,11 @@ class SupernodeService(Service):
             return Condition(_online_sentence(word.answer))
         return self._offline(word)
 
-    def _hold(self, hold: Hold, word: Word | None) -> Condition:
+    def _hold(self, hold: Hold | Rest, word: Word | None) -> Condition:
         """Leave once the message in work is answered; then stay out."""
         child, self._offline_since = self._child, None
-        self._held.set(1)
+        self._held.set(isinstance(hold, Hold))
+        self._resting.set(isinstance(hold, Rest))
         if child.state is State.RUNNING and child.alive:
             now = time.monotonic()
             if self._leaving_since is None:
@@ -175,12 +203,12 @@ class SupernodeService(Service):
         return Condition(hold.sentence())
 
     def _tell_state(
-        self, word: Word | None, online: bool, hold: Hold | None, condition: Condition
+        self, word: Word | None, online: bool, hold: Hold | Rest | None, condition: Condition
     ) -> None:
         """Tell what ``zk0bot client`` wants to know."""
         self._state.tell(
             online=online,
-            held=hold.kind if hold else "",
+            held=("rest" if isinstance(hold, Rest) else hold.kind) if hold else "",
             left=self._child.state is State.STOPPED,
             until=hold.until if hold else None,
             key=self._key,

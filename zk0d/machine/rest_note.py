@@ -1,0 +1,75 @@
+"""What a node that rests tells its coordinator: until when, signed with the node's key.
+
+It travels as a header of the node's requests to the presence page. Why it rests is its owner's
+business and is not told.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from zk0d.errors import ConfigError
+from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
+
+HEADER = "zk0d-rest"
+#: A note counts for so long: no further than a node's clock may be off.
+NOTE_SECONDS = 300.0
+
+
+def write_note(key: Path, until: float | None) -> str:
+    """A header's value.
+
+    Parameters
+    ----------
+    key
+        The node's private key.
+    until
+        When it comes back, in seconds since 1970; ``None`` if nobody knows.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds no key.
+    """
+    private = load_private_key(key)
+    head = f"{until or 0:.0f}.{time.time():.0f}"
+    signed = _signed(fingerprint_of(private.public_key()), head)
+    signature = private.sign(signed, ec.ECDSA(hashes.SHA256()))
+    return f"{head}.{base64.urlsafe_b64encode(signature).decode()}"
+
+
+def read_note(text: str, public: Path) -> float | None:
+    """When the node that wrote it comes back; ``None`` if it does not know.
+
+    Parameters
+    ----------
+    public
+        The node's public key in the roster.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, is old, or another key signed it.
+    """
+    try:
+        until, moment, signature = text.split(".")
+        key = load_public_key(public.read_bytes(), public)
+        signed = _signed(fingerprint_of(key), f"{int(until)}.{int(moment)}")
+        key.verify(base64.urlsafe_b64decode(signature), signed, ec.ECDSA(hashes.SHA256()))
+        is_new = abs(time.time() - int(moment)) < NOTE_SECONDS
+    except (OSError, ValueError, binascii.Error, InvalidSignature):
+        raise ConfigError("the note of a node that rests is not its own.") from None
+    if not is_new:
+        raise ConfigError("the note of a node that rests is old.")
+    return float(until) if int(until) else None
+
+
+def _signed(fingerprint: str, head: str) -> bytes:
+    return f"zk0d-rest-1|{fingerprint}|{head}".encode()
