@@ -306,7 +306,7 @@ def test_a_disk_that_stays_full(
 
     def waits() -> bool:
         said = fleet.status(small_disk, "zk0d-server")
-        return "waiting" in said and "disk" in said
+        return "waits at round" in said and "it continues when there is room" in said
 
     # After two rounds, in each of which the node is patient for two minutes.
     small_disk.wait_until(waits, 500, "a run that waits for the disk")
