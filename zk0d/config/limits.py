@@ -53,6 +53,11 @@ class LimitsSettings(Settings):
     gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Share of the GPU's memory that the learner may take."
     )
+    gpu_max_celsius: Annotated[int, Field(ge=0, le=110)] = Field(
+        0,
+        description="No step is taken while the GPU is hotter, until it is 5 degrees cooler; 0: its"
+        " driver's own limit.",
+    )
     power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
         1.0,
         description="Share of the time that it computes. It rests between steps, so the mean power"

@@ -24,6 +24,7 @@ from zk0d.federation.codec import NotFinite
 from zk0d.federation.learner_client import HOLDS
 from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
+from zk0d.learner.cooling import HeatLimit
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.held import HeldWeights
 from zk0d.learner.pace import StepTime
@@ -189,7 +190,7 @@ class Contributor(Learner):
             ),
             correction=drift.correction if drift else None,
             on_step=_reporter(control, pace),
-            check=DutyCycle(control, self.settings.limits.power_share, policy.device),
+            check=self._rests(control, policy.device),
         )
         prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
@@ -219,6 +220,18 @@ class Contributor(Learner):
         )
         name = self.settings.name
         return TrainReply(name=name, round=task.round, base=task.base, figures=figures), update
+
+    def _rests(self, control: TaskControl, device: torch.device) -> Callable[[], None]:
+        """What the owner's limits ask of the time between two steps."""
+        limits = self.settings.limits
+        duty = DutyCycle(control, limits.power_share, device)
+        heat = HeatLimit(control, limits.gpu_max_celsius, device)
+
+        def check() -> None:
+            duty()
+            heat()
+
+        return check
 
     def _pace(self, task: Train, step_time: StepTime) -> Pace:
         return step_time.pace(task, self.settings.limits.max_steps)

@@ -71,11 +71,23 @@ class Training:
         return f"training step {self.step}/{self.steps}, {left:.0f} s left{loss}"
 
 
-Progress = CacheUse | Decoding | Training
+@dataclass(frozen=True)
+class Cooling:
+    """The GPU is hotter than its owner allows, and no step is taken."""
+
+    celsius: int
+    limit: int  #: training continues at this or less
+
+    def __str__(self) -> str:
+        return f"the GPU has {self.celsius} °C: training continues at {self.limit} °C"
+
+
+Progress = CacheUse | Decoding | Training | Cooling
 _KINDS: dict[str, type[Progress]] = {
     "cache": CacheUse,
     "decoding": Decoding,
     "training": Training,
+    "cooling": Cooling,
 }
 
 
