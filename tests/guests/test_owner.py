@@ -46,11 +46,13 @@ def home(fleet: Fleet) -> Iterator[Guest]:
     node = fleet.nodes[0]
     before = node.read("/etc/zk0d/client.toml")
     yield node
-    lend(node, before, "")
+    node.write("/etc/zk0d/client.toml", before)
+    node.systemctl("restart", "zk0d-client.target", timeout=240)
 
 
-def lend(node: Guest, settings: str, limits: str) -> None:
-    node.write("/etc/zk0d/client.toml", f"{settings}\n[limits]\n{limits}")
+def lend(node: Guest, limits: str) -> None:
+    before = node.read("/etc/zk0d/client.toml")
+    node.write("/etc/zk0d/client.toml", f"{before}\n[limits]\n{limits}")
     node.systemctl("restart", "zk0d-client.target", timeout=240)
 
 
@@ -64,7 +66,7 @@ def test_a_program_that_comes_first_ends_a_round_under_way(
     fleet: Fleet, run: str, home: Guest
 ) -> None:
     home.run(["cp", "/bin/sleep", GAME])
-    lend(home, home.read("/etc/zk0d/client.toml"), f"priority = ['{Path(GAME).name}']\n")
+    lend(home, f"priority = ['{Path(GAME).name}']\n")
     fleet.wait_for(home, "zk0d-owner", "the owner does not need this machine")
     fleet.wait_for(home, "zk0d-client", "online;", 180)
     in_training(home)
@@ -96,7 +98,7 @@ def test_hours_begin_and_end_inside_a_run(fleet: Fleet, run: str, home: Guest) -
         home.run(["date", "-d", f"@{now + seconds}", "+%H:%M"]).stdout.strip()
         for seconds in (150, 270)
     )
-    lend(home, home.read("/etc/zk0d/client.toml"), f"hours = '{begin}-{end}'\n")
+    lend(home, f"hours = '{begin}-{end}'\n")
     fleet.wait_for(home, "zk0d-client", f"resting until {begin} (limits.hours)", 120)
     wait_for_updates(fleet, run, {home.name}, time.time())
     fleet.wait_for(home, "zk0d-client", f"resting until {begin} (limits.hours)", 300)
@@ -108,7 +110,7 @@ def test_hours_begin_and_end_inside_a_run(fleet: Fleet, run: str, home: Guest) -
 def test_logind_says_whether_a_machine_is_idle(fleet: Fleet, run: str, home: Guest) -> None:
     """A machine that has no session is idle; one whose logind is away is not known to be."""
     home.run("systemctl unmask systemd-logind && systemctl start systemd-logind")
-    lend(home, home.read("/etc/zk0d/client.toml"), "only-when-idle = true\n")
+    lend(home, "only-when-idle = true\n")
     fleet.wait_for(home, "zk0d-owner", "the owner does not need this machine", 120)
     wait_for_updates(fleet, run, {home.name}, time.time())
     home.systemctl("mask", "--now", "systemd-logind")

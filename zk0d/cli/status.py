@@ -18,7 +18,14 @@ from zk0d.machine.roles import Role
 Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/cli.md has the schema.")]
 
 
-def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
+#: Nodes that are shown at once.
+PAGE = 50
+Page = Annotated[
+    int, typer.Option("--page", min=1, help=f"Of a coordinator's nodes, {PAGE} at a time.")
+]
+
+
+def status(as_json: Json = False, page: Page = 1, folder: Folder = units.CONFIG_FOLDER) -> None:
     """Show this host's services, run and nodes; exit code 1 if something is wrong."""
     from zk0d.errors import UnavailableError
 
@@ -30,10 +37,10 @@ def status(as_json: Json = False, folder: Folder = units.CONFIG_FOLDER) -> None:
         raise UnavailableError(
             "no zk0d runs on this host: zk0bot server start or zk0bot client start starts it."
         )
-    show(roles, as_json, folder)
+    show(roles, as_json, folder, page)
 
 
-def show(roles: Sequence[str], as_json: bool, folder: Path) -> None:
+def show(roles: Sequence[str], as_json: bool, folder: Path, page: int = 1) -> None:
     """Print the roles' state; exit with 1 if something is wrong."""
     from zk0d.services.status import gather
 
@@ -41,12 +48,12 @@ def show(roles: Sequence[str], as_json: bool, folder: Path) -> None:
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     else:
-        _print(content)
+        _print(content, page)
     if not content["ok"]:
         raise typer.Exit(1)
 
 
-def _print(content: dict[str, Any]) -> None:
+def _print(content: dict[str, Any], page: int = 1) -> None:
     for service in content["services"]:
         typer.echo(f"{service['name']:24} {service['state']:18} {service['status']}")
     run = content["run"]
@@ -62,7 +69,8 @@ def _print(content: dict[str, Any]) -> None:
             typer.echo(f"  agreement of the last round's updates {run['agreement']:.2f}")
         for task, ratio in run.get("success", {}).items():
             typer.echo(f"  success on {task}: {ratio:.2f}")
-    for node in content["nodes"]:
+    nodes, pages = content["nodes"], -(-len(content["nodes"]) // PAGE)
+    for node in nodes[PAGE * (page - 1) : PAGE * page]:
         loss = "" if node["policy_loss"] is None else f", training loss {node['policy_loss']:.4f}"
         if node.get("agreement") is not None:
             loss += f", agreement {node['agreement']:.2f}"
@@ -76,6 +84,8 @@ def _print(content: dict[str, Any]) -> None:
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")
         if node.get("left_out"):
             typer.echo(f"  has no part in the run: {node['left_out']}")
+    if pages > 1:
+        typer.echo(f"page {page} of {pages}: zk0bot status --page N, or --json for all")
     if line := content["line"]:
         _print_line(line)
     for todo in content["todo"]:
