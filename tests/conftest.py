@@ -6,12 +6,17 @@ import atexit
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Decoded frames are kept in the user's caches. A fresh folder: no session uses another's.
+    _CACHES = tempfile.TemporaryDirectory(prefix="zk0d-caches-")
+    os.environ["XDG_CACHE_HOME"] = _CACHES.name
 
 import hypothesis
 import pytest

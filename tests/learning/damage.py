@@ -60,15 +60,34 @@ def make_dataset(
             },
         },
     )
-    generator = np.random.default_rng(0)
-    for episode, length in enumerate(lengths):
+    _record(dataset, dict(enumerate(lengths)), tasks)
+
+
+def record_more(folder: Path, *lengths: int, tasks: Sequence[str] = ("task 0", "task 1")) -> None:
+    """Episodes that LeRobot adds to a dataset of :func:`make_dataset`, in its videos and tables."""
+    dataset = LeRobotDataset.resume(
+        f"local/{folder.name}",
+        root=folder,
+        video_backend="pyav",
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", extra_options={"bf": "0"}),
+    )
+    _record(dataset, dict(enumerate(lengths, dataset.meta.total_episodes)), tasks)
+
+
+def _record(dataset: LeRobotDataset, lengths: Mapping[int, int], tasks: Sequence[str]) -> None:
+    """Episodes by their numbers, in shades of grey."""
+    generator = np.random.default_rng(min(lengths))
+    features = dataset.meta.features
+    state, action = (features[name]["shape"][0] for name in ("observation.state", "action"))
+    cameras = {key: features[key]["shape"] for key in dataset.meta.camera_keys}
+    for episode, length in lengths.items():
         for frame in range(length):
             grey = (20 * frame + 5 * episode) % 256
             dataset.add_frame(
                 {
                     "observation.state": generator.random(state, dtype=np.float32),
                     "action": generator.random(action, dtype=np.float32),
-                    **{k: np.full((*hw, 3), grey, np.uint8) for k, hw in cameras.items()},
+                    **{key: np.full(shape, grey, np.uint8) for key, shape in cameras.items()},
                     "task": tasks[episode % len(tasks)],
                 }
             )

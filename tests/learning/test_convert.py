@@ -18,7 +18,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -383,7 +382,7 @@ def test_nothing_is_written_into_recordings(
         lambda: command("node", "keygen", "--key", inside),
         lambda: command("node", "switch", "--key", former / "node.key"),
         lambda: command("node", "seal", "--key", former / "node.key"),
-        lambda: FrameBudget(1, inside, 1).in_file((1,), torch.uint8),
+        lambda: FrameBudget(1, inside, 1).files().room(),
     ):
         with pytest.raises(UsageError, match="lies in the recordings at"):
             write()

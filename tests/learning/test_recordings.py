@@ -236,7 +236,7 @@ def test_no_room_for_frames(recordings: Recordings, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(TryAgainError, match="of decoded frames cannot be written"):
-            FrameBudget(0, tmp_path, disk=10**6).in_file((100, 100), torch.float32)
+            PixelCache(recordings, BadFrames(recordings, 0), FrameBudget(0, tmp_path, 2**30))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)

@@ -90,6 +90,20 @@ def test_uninstall_leaves_nothing(installed: Release, tmp_path: Path, prefix: Pa
     assert list((tmp_path / "bin").iterdir()) == []
 
 
+def test_uninstall_removes_decoded_frames(tmp_path: Path) -> None:
+    """Without its prefix no uninstallation of a test is the usual one, so only this part runs."""
+    text = PROGRAM.read_text()
+    function = text[text.index("remove_frames() {") : text.index("do_uninstall() {")]
+    frames, other = tmp_path / "cache/zk0d/frames", tmp_path / "cache/zk0d/other"
+    for folder in (frames, other):
+        folder.mkdir(parents=True)
+    script = f"is_root() {{ false; }}\n{function}\nremove_frames"
+    env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    processes.run(["bash", "-euc", script], env=env, check=True)
+    assert not frames.exists()
+    assert other.exists()
+
+
 def test_a_torn_installation_is_made_again(
     installed: Release, tmp_path: Path, prefix: Path
 ) -> None:

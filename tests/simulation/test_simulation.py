@@ -294,7 +294,7 @@ def test_training_alone_without_room_for_frames_says_so_and_may_be_tried_again(
     def full(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("zk0d.learning.frames.posix_fallocate", full)
+    monkeypatch.setattr("zk0d.learning.frame_files.posix_fallocate", full)
     cache = CacheSettings(memory_gib=1e-4, disk_gib=1.0, vision_features=False)
     options = TrainOptions(
         dataset=uri,

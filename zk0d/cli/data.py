@@ -279,7 +279,6 @@ def _cache_limits(learner: list[str] | None, folder: Path | None) -> str:
     """
     from zk0d.config.machine import CacheSettings, ClientSettings
     from zk0d.errors import ConfigError
-    from zk0d.learning.frames import FrameBudget
     from zk0d.machine import units
 
     file = (folder or units.CONFIG_FOLDER) / "client.toml"
@@ -295,7 +294,7 @@ def _cache_limits(learner: list[str] | None, folder: Path | None) -> str:
             of = f"'s defaults, because {file} cannot be read; zk0bot doctor says why"
     return (
         f"a learner keeps up to {cache.memory_gib:g} GiB in memory and {cache.disk_gib:g} GiB in"
-        f" {FrameBudget.of(cache).folder}, and decodes the rest for each batch (learner.cache{of})"
+        f" {cache.place}, and decodes the rest for each batch (learner.cache{of})"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,19 +59,31 @@ class CacheSettings(Settings):
 
     memory_gib: PositiveFloat = Field(
         4.0,
-        description="Keep this many GiB of frames in memory; further frames go to a mapped file.",
+        description="Keep this many GiB of frames in memory; further frames are mapped from disk.",
     )
     disk_gib: NonNegativeFloat = Field(
         100.0,
-        description="Limit of that file in GiB; a tenth of the free disk stays free, too. Frames"
-        " without room are decoded again for each batch.",
+        description="Keep this many GiB of frames on disk, also for the next start; a tenth of the"
+        " free disk stays free, too. Frames without room are decoded again for each batch. 0 keeps"
+        " none.",
     )
     folder: Path | None = Field(
-        None, description="Folder of that file; by default the system's temporary folder."
+        None,
+        description="Where they are kept, in its folder 'frames'; by default zk0d in the user's"
+        " folder for caches.",
     )
     vision_features: bool = Field(
         True, description="Keep the outputs of a frozen vision encoder instead of pixels."
     )
+
+    @property
+    def place(self) -> Path:
+        """The folder, or the one by default: of the user's caches, as the XDG rules name it."""
+        if self.folder is not None:
+            return self.folder
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        # A user without a home has none, either.
+        return (caches if caches.is_absolute() else Path(tempfile.gettempdir())) / "zk0d"
 
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")

@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 
 from zk0d.errors import DataError, UsageError
 from zk0d.files import rename
-from zk0d.learning.frames import pictures
 from zk0d.learning.layout import (
     BOOKKEEPING,
     FORMAT,
@@ -41,6 +40,7 @@ from zk0d.learning.layout import (
     unreadable,
     wrong,
 )
+from zk0d.learning.pictures import pictures
 from zk0d.learning.rewriting import draft_of, keep_papers, verify
 from zk0d.learning.tables import DERIVED, TEXT, as_arrays, read_pictures
 from zk0d.learning.videos import check_pictures, check_times, check_videos

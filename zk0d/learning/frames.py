@@ -1,49 +1,45 @@
 """Every frame is decoded once.
 
 LeRobot opens and seeks a video for each sample; a policy sees each frame hundreds of times. Frames
-go to memory, or to a file that is mapped into memory when they are too many; what has no room there
-either is decoded for each batch. If the policy's vision encoder is frozen (and nothing augments),
-its outputs are kept instead of the pixels.
+go to memory, and to files (:mod:`zk0d.learning.frame_files`), which the next start reads and which
+are mapped into memory when frames are too many for it. What has no room there either is decoded for
+each batch. If the policy's vision encoder is frozen (and nothing augments), its outputs are kept
+instead of the pixels.
 """
 
 from __future__ import annotations
 
-import io
-import shutil
-import tempfile
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from os import posix_fallocate
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from zk0d.config.cameras import MappedAt, camera_feature, camera_name
+from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.config.machine import CacheSettings
-from zk0d.config.names import check_apart
-from zk0d.errors import DataError, not_written
-from zk0d.learning.layout import Episode, Layout, Span, forbidden
+from zk0d.errors import DataError, TryAgainError
+from zk0d.learning.frame_files import HEAD_BYTES, FrameFiles, Frames, name_of
+from zk0d.learning.pictures import content, pictures
 from zk0d.learning.progress import GIB, CacheUse, Decoding, Progress
 from zk0d.learning.recordings import Recordings
-from zk0d.learning.tables import read_pictures
-from zk0d.learning.videos import TOLERANCE_SECONDS
+
+log = logging.getLogger("zk0d")
 
 EMBED_BATCH = 64
-FREE_SHARE = 0.9  # of a disk's free space that frames may take
+TELL_SECONDS = 0.5  #: between two reports within an episode
 
 
 @dataclass
 class FrameBudget:
-    """How much room frames may take: in memory, and beyond that in a file.
+    """How much room frames may take: in memory, and in files.
 
-    ``left`` and ``disk`` are in bytes and shrink as arrays are allocated.
+    ``left`` and ``disk`` are in bytes; ``left`` shrinks as arrays are allocated.
     """
 
     left: int
@@ -52,53 +48,16 @@ class FrameBudget:
 
     @classmethod
     def of(cls, settings: CacheSettings) -> FrameBudget:
-        folder = settings.folder or Path(tempfile.gettempdir())
-        return cls(int(settings.memory_gib * GIB), folder, int(settings.disk_gib * GIB))
+        return cls(int(settings.memory_gib * GIB), settings.place, int(settings.disk_gib * GIB))
 
-    def split(self, rows: int, size: int) -> tuple[int, int]:
-        """Of so many rows of ``size`` bytes, how many go to memory and how many to the file."""
-        in_memory = min(rows, self.left // size)
-        rest = rows - in_memory
-        if not rest or not self.disk:
-            return in_memory, 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-        except OSError:
-            return in_memory, 0
-        return in_memory, min(rest, int(min(self.disk, FREE_SHARE * free)) // size)
+    def files(self) -> FrameFiles:
+        """Where frames are kept on disk."""
+        return FrameFiles(self.folder, self.disk)
 
     def in_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An array in memory."""
         self.left -= int(np.prod(shape)) * dtype.itemsize
         return torch.empty(shape, dtype=dtype)
-
-    def in_file(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An array in an unnamed file that is mapped into memory.
-
-        Raises
-        ------
-        UsageError
-            If its folder lies in recordings.
-        TryAgainError
-            If the disk is too full for that file, or forbidden.
-        """
-        check_apart(self.folder, "cache.folder")
-        size = int(np.prod(shape)) * dtype.itemsize
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Without a name the space comes back however this process ends.
-            file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            posix_fallocate(file.fileno(), 0, max(1, size))
-        except OSError as error:
-            raise not_written(
-                f"{self.folder}: {size / GIB:.1f} GiB of decoded frames cannot be written",
-                error,
-                ", or set cache.folder to another disk, or cache.disk-gib to less",
-            ) from None
-        self.disk -= size
-        flat = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
-        return torch.from_numpy(flat).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -118,8 +77,12 @@ class EpisodeFrames:
     missing: torch.Tensor
 
 
-def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFrames:
+def decode_episode(
+    recordings: Recordings, key: str, number: int, tell: Callable[[int], None] = lambda count: None
+) -> EpisodeFrames:
     """Decode one episode of one camera; each picture goes to the row whose time it has.
+
+    ``tell`` takes how many pictures there are so far.
 
     Raises
     ------
@@ -133,7 +96,7 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
         torch.zeros(shape, dtype=torch.uint8), torch.ones(len(episode), dtype=torch.bool)
     )
     times = recordings.columns["timestamp"][episode.rows].double().numpy()
-    for row, picture in pictures(layout, key, episode, times):
+    for count, (row, picture) in enumerate(pictures(layout, key, episode, times), 1):
         if picture.shape != shape[1:]:
             raise layout.wrong(
                 f"episode {number}, frame {row}: camera '{camera_name(key)}' has a picture"
@@ -142,6 +105,7 @@ def decode_episode(recordings: Recordings, key: str, number: int) -> EpisodeFram
             )
         frames.pixels[row] = picture
         frames.missing[row] = False
+        tell(count)
     return frames
 
 
@@ -165,83 +129,6 @@ def decode_frames(recordings: Recordings, key: str, rows: torch.Tensor) -> torch
             if picture.shape == shape:
                 pixels[here[wanted == row]] = picture
     return pixels
-
-
-def pictures(
-    layout: Layout,
-    key: str,
-    episode: Episode,
-    times: NDArray[np.float64],
-    wanted: list[int] | None = None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of an episode with a camera's pictures of their ``times`` (seconds, ``(rows,)``).
-
-    A picture is uint8, ``(channels, height, width)``; a row without one does not come. Of
-    ``wanted`` rows, each is looked for by itself.
-    """
-    if layout.info.features[key].dtype != "video":
-        yield from _table_pictures(layout, key, episode, wanted)
-        return
-    if wanted is None:
-        yield from _video_pictures(layout, episode.spans[key], times)
-        return
-    for row in wanted:
-        for _, picture in _video_pictures(layout, episode.spans[key], times[row : row + 1]):
-            yield row, picture
-
-
-def _video_pictures(
-    layout: Layout, span: Span, times: NDArray[np.float64]
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of an episode with the video's pictures of their times; ends where it breaks."""
-    path = layout.root / span.file
-    wanted = span.start + times
-    last = wanted.max() + TOLERANCE_SECONDS
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            begin = max(0, round(float(wanted.min()) / stream.time_base) - 1)
-            container.seek(begin, backward=True, stream=stream)
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
-                shown = float(frame.pts * stream.time_base)
-                rows = np.nonzero(np.abs(wanted - shown) < TOLERANCE_SECONDS)[0]
-                if len(rows):
-                    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-                    for row in rows:
-                        yield int(row), image
-                if shown > last:
-                    break
-    except PermissionError:
-        raise forbidden(path, layout.uri) from None
-    except (av.error.FFmpegError, OSError, IndexError):
-        return  # the caller counts what is missing
-
-
-def _table_pictures(
-    layout: Layout, key: str, episode: Episode, wanted: list[int] | None
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of an episode with the pictures that lie in its table."""
-    for row, content in enumerate(read_pictures(layout, key, episode)):
-        if wanted is not None and row not in wanted:
-            continue
-        try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content or b"")))
-            depth = image.mode.startswith(("I", "F"))
-            pixels = np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
-        if depth:
-            name = camera_name(key)
-            ways = (at.spell({name: ""}) for at in (MappedAt.COMMAND, MappedAt.SETTINGS))
-            raise layout.wrong(
-                f"camera '{name}' has pictures of more than 8 bits, as a depth camera does",
-                f"leave it out: {' or '.join(ways)}",
-            )
-        # LeRobot divides by 255 and multiplies again: exact for bytes.
-        yield row, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class BadFrames:
@@ -279,6 +166,38 @@ class BadFrames:
         return int(self.bad.sum())
 
 
+class _Count:
+    """Tells how far decoding is: after each camera of an episode, and within a long one.
+
+    Parameters
+    ----------
+    of
+        Frames of all cameras.
+    """
+
+    def __init__(self, of: int, tell: Callable[[Progress], None]) -> None:
+        self._of, self._tell = of, tell
+        self._process = psutil.Process()
+        self._began = self._told = time.monotonic()
+        self._done = self._kept = 0
+
+    def within(self, frames: int) -> None:
+        """So many of the episode's frames are done."""
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self._say(self._done + frames)
+
+    def add(self, frames: int, *, kept: bool = False) -> None:
+        """An episode is done; ``kept`` if it was before."""
+        self._done += frames
+        self._kept += frames if kept else 0
+        self._say(self._done)
+
+    def _say(self, done: int) -> None:
+        self._told = time.monotonic()
+        memory = self._process.memory_info().rss
+        self._tell(Decoding(done, self._of, self._told - self._began, memory, self._kept))
+
+
 def decode(
     recordings: Recordings,
     bad: BadFrames,
@@ -292,7 +211,7 @@ def decode(
     episodes
         Only these; all, if there are none.
     tell
-        Takes how far it is, after each camera of an episode.
+        Takes how far it is, after each camera of an episode and within long ones.
 
     Yields
     ------
@@ -300,23 +219,25 @@ def decode(
     ``(frames, channels, height, width)``). One without a picture is black and counted in ``bad``.
     """
     chosen = sorted(episodes) or recordings.episodes
-    cameras = len(recordings.cameras)
-    total = cameras * sum(len(recordings.layout.episodes[episode]) for episode in chosen)
-    began, done = time.monotonic(), 0
-    process = psutil.Process()
+    frames = sum(len(recordings.layout.episodes[episode]) for episode in chosen)
+    count = _Count(len(recordings.cameras) * frames, tell)
     for episode in chosen:
-        rows = recordings.rows(episode)
         images: dict[str, torch.Tensor] = {}
         for key, camera in recordings.cameras.items():
-            frames = decode_episode(recordings, key, episode)
-            if frames.missing.any():
-                broken = torch.zeros(len(recordings), dtype=torch.bool)
-                broken[rows] = frames.missing
-                bad.add(broken, _lacking(recordings, key, episode, frames.missing))
-            images[camera] = frames.pixels
-            done += len(frames.missing)
-            tell(Decoding(done, total, time.monotonic() - began, process.memory_info().rss))
-        yield rows, images
+            decoded = decode_episode(recordings, key, episode, count.within)
+            _count_missing(recordings, bad, key, episode, decoded.missing)
+            images[camera] = decoded.pixels
+            count.add(len(decoded.missing))
+        yield recordings.rows(episode), images
+
+
+def _count_missing(
+    recordings: Recordings, bad: BadFrames, key: str, episode: int, missing: torch.Tensor
+) -> None:
+    if missing.any():
+        broken = torch.zeros(len(recordings), dtype=torch.bool)
+        broken[recordings.rows(episode)] = missing
+        bad.add(broken, _lacking(recordings, key, episode, missing))
 
 
 def _lacking(recordings: Recordings, key: str, episode: int, missing: torch.Tensor) -> str:
@@ -332,13 +253,17 @@ def _lacking(recordings: Recordings, key: str, episode: int, missing: torch.Tens
 class FrameCache:
     """What is made of each frame of some episodes, once; kept where there is room.
 
-    The first rows are in memory, the next in a mapped file. Those that have no room are decoded,
-    and made, each time that they are asked for.
+    The first rows are in memory. Files have whole episodes: first those that are not all in memory,
+    which are mapped from there, then the others, so that the next start reads them. Rows without
+    room are decoded, and made, each time that they are asked for.
 
     Parameters
     ----------
     make
         Makes it of uint8 frames ``(n, C, H, W)``: ``(n, ...)``.
+    made_by
+        Says which policy's ``make`` that is, and all that decides how. What has a frame's own shape
+        and type is the frame, whatever this says.
     episodes
         Only these are decoded, all if there are none; no other frame may be asked for.
     tell
@@ -351,83 +276,161 @@ class FrameCache:
         bad: BadFrames,
         budget: FrameBudget,
         make: Callable[[torch.Tensor], torch.Tensor],
+        made_by: str = "",
         episodes: Collection[int] = (),
         tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        self._recordings, self._make = recordings, make
+        self._recordings, self._make, self._made_by = recordings, make, made_by
         chosen = sorted(episodes) or recordings.episodes
         rows = torch.cat([torch.arange(len(recordings))[recordings.rows(e)] for e in chosen])
-        one = {
+        self._one = {
             camera: self._made(torch.zeros((1, *shape), dtype=torch.uint8))[0]
             for camera, shape in recordings.summary.cameras.items()
         }
-        size = sum(each.nbytes for each in one.values())
-        in_memory, in_file = budget.split(len(rows), size)
-        kept = in_memory + in_file
+        size = sum(each.nbytes for each in self._one.values())
+        in_memory = min(len(rows), budget.left // size)
+        #: Where a row is in memory; -1 if it is not.
+        self._places = torch.full((len(recordings),), -1)
+        self._places[rows[:in_memory]] = torch.arange(in_memory)
+        self._memory = {
+            camera: budget.in_memory((in_memory, *each.shape), each.dtype)
+            for camera, each in self._one.items()
+        }
+        #: Of the other rows, the episodes that have a file, by camera; a line of bytes is a row.
+        self._mapped: dict[str, dict[int, NDArray[np.uint8]]] = {c: {} for c in self._one}
+        self._files = budget.files()
+        on_disk, again = self._plan(chosen, size)
         tell(
             CacheUse(
-                frames=len(rows) * len(one),
+                frames=len(rows) * len(self._one),
                 memory=in_memory * size,
-                disk=in_file * size,
-                again=(len(rows) - kept) * size,
-                folder=str(budget.folder),
+                disk=sum(len(recordings.layout.episodes[episode]) for episode in on_disk) * size,
+                again=again * size,
+                folder=str(self._files.folder),
             )
         )
-        #: Where a row is kept; -1 if it is not.
-        self._places = torch.full((len(recordings),), -1)
-        self._places[rows[:kept]] = torch.arange(kept)
-        self._parts = {
-            camera: (
-                budget.in_memory((in_memory, *each.shape), each.dtype),
-                budget.in_file((in_file, *each.shape), each.dtype)
-                if in_file
-                else torch.empty((0, *each.shape), dtype=each.dtype),
+        count = _Count(len(rows) * len(self._one), tell)
+        names = self._names(sorted(on_disk), count)
+        for episode in chosen:
+            for key, camera in recordings.cameras.items():
+                self._add(key, episode, bad, count, names.get((camera, episode)))
+
+    def _plan(self, chosen: list[int], size: int) -> tuple[set[int], int]:
+        """The episodes that files have room for, and how many rows have none anywhere."""
+        layout = self._recordings.layout
+        room = self._files.room()
+        lacking = {e: int((self._places[layout.episodes[e].rows] < 0).sum()) for e in chosen}
+        on_disk: set[int] = set()
+        for episode in sorted(chosen, key=lambda e: not lacking[e]):
+            wanted = len(layout.episodes[episode]) * size + len(self._one) * HEAD_BYTES
+            if wanted <= room:
+                on_disk.add(episode)
+                room -= wanted
+        return on_disk, sum(rows for episode, rows in lacking.items() if episode not in on_disk)
+
+    def _names(self, episodes: list[int], count: _Count) -> dict[tuple[str, int], str]:
+        """What the files of these episodes are called, by camera; none for one without content."""
+        recordings, names = self._recordings, {}
+        for number in episodes:
+            episode = recordings.layout.episodes[number]
+            times = recordings.columns["timestamp"][episode.rows].double().numpy()
+            for key, camera in recordings.cameras.items():
+                found, one = content(recordings.layout, key, episode, times), self._one[camera]
+                shape = recordings.summary.cameras[camera]
+                as_it_is = (one.shape, one.dtype) == (shape, torch.uint8)
+                made_by = "" if as_it_is else self._made_by
+                if found is not None:
+                    frames = (len(episode), *shape)
+                    names[camera, number] = name_of(found, frames, one, made_by)
+                count.within(0)
+        if names:
+            self._files.use(names.values())
+        return names
+
+    def _add(self, key: str, number: int, bad: BadFrames, count: _Count, name: str | None) -> None:
+        """Read one episode of one camera, or decode it; keep it in its file, if it has one."""
+        recordings = self._recordings
+        camera, episode = recordings.cameras[key], recordings.layout.episodes[number]
+        places, one = self._places[episode.rows], self._one[camera]
+        held = int((places >= 0).sum())  # the first of them
+        found = name and self._files.read(name, (len(episode), *one.shape), one.dtype)
+        was_kept = bool(found)
+        if found:
+            values, missing = found.values, found.missing
+        else:
+            decoded = decode_episode(recordings, key, number, lambda done: count.within(done // 2))
+            missing = decoded.missing
+            wanted = len(episode) if name else held
+            values = self._made(
+                decoded.pixels[:wanted], lambda done: count.within((len(episode) + done) // 2)
             )
-            for camera, each in one.items()
-        }
-        for decoded, images in decode(recordings, bad, chosen, tell):
-            places = self._places[decoded]
-            held = places >= 0
-            for camera, frames in images.items() if held.any() else ():
-                made = self._made(frames[held])
-                for part, at, here in self._where(camera, places[held]):
-                    part[at] = made[here]
+            del decoded
+        _count_missing(recordings, bad, key, number, missing)
+        if held:
+            first = int(places[0])
+            self._memory[camera][first : first + held] = values[:held]
+        if name and not found:
+            found = self._write(name, Frames(values, missing), needed=held < len(episode))
+        if found and held < len(episode):
+            lines = found.values.reshape(len(episode), -1)
+            self._mapped[camera][number] = lines.view(torch.uint8).numpy()
+        count.add(len(episode), kept=was_kept)
+
+    def _write(self, name: str, frames: Frames, *, needed: bool) -> Frames | None:
+        """Write a file; that it cannot be is no fault, if all that it holds is in memory."""
+        try:
+            return self._files.write(name, frames)
+        except TryAgainError as error:
+            if needed:
+                raise
+            log.warning("the next start decodes again: %s", error.message)
+            return None
 
     def rows(self, camera: str, indices: torch.Tensor) -> torch.Tensor:
         """What was made of the frames at ``indices`` (int64, any shape): ``(*indices, ...)``."""
-        places = self._places[indices.flatten()]
-        memory, file = self._parts[camera]
-        if not len(file) and bool((places >= 0).all()):
-            return memory[places].view(*indices.shape, *memory.shape[1:])
+        wanted = indices.flatten()
+        places, memory = self._places[wanted], self._memory[camera]
+        held = places >= 0
+        if bool(held.all()):
+            # An index in brackets copies byte by byte.
+            return memory.index_select(0, places).view(*indices.shape, *memory.shape[1:])
         found = torch.empty((len(places), *memory.shape[1:]), dtype=memory.dtype)
-        for part, at, here in self._where(camera, places):
-            found[here] = part[at]
-        again = places < 0
-        if again.any():
+        if held.any():
+            found.index_copy_(
+                0, torch.nonzero(held).flatten(), memory.index_select(0, places[held])
+            )
+        again = self._copy_mapped(camera, wanted, held, found)
+        if again:
             keys = {name: key for key, name in self._recordings.cameras.items()}
-            frames = decode_frames(self._recordings, keys[camera], indices.flatten()[again])
+            frames = decode_frames(self._recordings, keys[camera], wanted[again])
             found[again] = self._made(frames)
         return found.view(*indices.shape, *memory.shape[1:])
 
-    def _where(
-        self, camera: str, places: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """By part that holds some of ``places``: it, their numbers in it, and which they are."""
-        memory, file = self._parts[camera]
-        first = len(memory)
-        for part, start, here in (
-            (memory, 0, (places >= 0) & (places < first)),
-            (file, first, places >= first),
-        ):
-            if here.any():
-                yield part, places[here] - start, here
+    def _copy_mapped(
+        self, camera: str, wanted: torch.Tensor, held: torch.Tensor, found: torch.Tensor
+    ) -> list[int]:
+        """Put the rows that are not ``held`` in memory to their places; those without a file."""
+        mapped, again = self._mapped[camera], []
+        lines = found.view(len(found), -1).view(torch.uint8).numpy()
+        episodes = self._recordings.columns["episode_index"][wanted].tolist()
+        numbers = (wanted - self._recordings.first[wanted]).tolist()
+        for place in torch.nonzero(~held).flatten().tolist():
+            file = mapped.get(episodes[place])
+            if file is None:
+                again.append(place)
+            else:
+                lines[place] = file[numbers[place]]
+        return again
 
-    def _made(self, frames: torch.Tensor) -> torch.Tensor:
-        parts = [
-            self._make(frames[start : start + EMBED_BATCH]).cpu()
-            for start in range(0, len(frames), EMBED_BATCH)
-        ]
-        return torch.cat(parts)
+    def _made(
+        self, frames: torch.Tensor, tell: Callable[[int], None] = lambda count: None
+    ) -> torch.Tensor:
+        """What is made of frames; ``tell`` takes of how many it is, so far."""
+        parts = []
+        for start in range(0, len(frames), EMBED_BATCH):
+            parts.append(self._make(frames[start : start + EMBED_BATCH]).cpu())
+            tell(min(start + EMBED_BATCH, len(frames)))
+        return torch.cat(parts) if parts else torch.empty(0)
 
 
 class PixelCache(FrameCache):
@@ -451,7 +454,7 @@ class PixelCache(FrameCache):
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """The frames at ``indices`` under LeRobot's names, uint8."""
-        return {camera_feature(camera): self.rows(camera, indices) for camera in self._parts}
+        return {camera_feature(camera): self.rows(camera, indices) for camera in self._one}
 
 
 class FeatureCache(FrameCache):
@@ -459,4 +462,4 @@ class FeatureCache(FrameCache):
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """The features at ``indices`` by camera, on the CPU."""
-        return {camera: self.rows(camera, indices) for camera in self._parts}
+        return {camera: self.rows(camera, indices) for camera in self._one}

@@ -27,7 +27,7 @@ from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError,
 from zk0d.learning import backbones, nvidia
 from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies import family
-from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.policies.base import LoadedPolicy, add_weights
 from zk0d.learning.spec import PolicySpec, RecordingsSummary
 from zk0d.learning.untrusted import refuse_code
 
@@ -172,10 +172,7 @@ def policy_sha256(loaded: LoadedPolicy) -> str:
     if loaded.spec.model_name in BUILT and companion:
         tokenizer = Path(getattr(loaded.config, companion)) / "tokenizer.json"
         digest.update(hashlib.sha256(tokenizer.read_bytes()).hexdigest().encode())
-    for name, tensor in sorted(loaded.policy.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(content.numpy())
+    add_weights(digest, loaded.policy.state_dict())
     return digest.hexdigest()
 
 

@@ -73,11 +73,23 @@ class PreparedRecordings:
         self.features = None
         if cache.vision_features and policy.frozen_vision:
             self.features = FeatureCache(
-                recordings, frames, budget, policy.embed_images, episodes=episodes, tell=tell
+                recordings,
+                frames,
+                budget,
+                policy.embed_images,
+                made_by=policy.vision_key(),
+                episodes=episodes,
+                tell=tell,
             )
         else:
             pixels = PixelCache(
-                recordings, frames, budget, policy.shrunk_images, episodes=episodes, tell=tell
+                recordings,
+                frames,
+                budget,
+                policy.shrunk_images,
+                made_by=policy.config.type,
+                episodes=episodes,
+                tell=tell,
             )
         self.recorded = RecordedBatches(recordings, pixels, policy.config)
         self.bad = frames.bad

@@ -20,7 +20,7 @@ class CacheUse:
 
     frames: int
     memory: int
-    disk: int
+    disk: int  #: some of it may be in memory as well
     again: int  #: what is not kept: each batch decodes it again
     folder: str
 
@@ -45,11 +45,21 @@ class Decoding:
     of: int
     seconds: float  #: since it began
     memory: int  #: bytes that the process has
+    kept: int = 0  #: of the frames that are done, those that an earlier start had decoded
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is over, about; infinity while nothing says so."""
+        # What is read is done in no time.
+        decoded, rest = self.frames - self.kept, self.of - self.frames
+        if not rest:
+            return 0.0
+        return self.seconds * rest / decoded if decoded else float("inf")
 
     def __str__(self) -> str:
-        left = self.seconds * (self.of - self.frames) / self.frames if self.frames else 0.0
+        left = f" {self.left:.0f} s left," if self.left < float("inf") else ""
         return (
-            f"decoding: {self.frames:,} of {self.of:,} frames, {left:.0f} s left,"
+            f"decoding: {self.frames:,} of {self.of:,} frames,{left}"
             f" {size(self.memory)} of memory in use"
         )
 

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +49,7 @@ class LearnerService(Service):
     make
         Opens the learner; may take long. Returns it with the path of its socket.
     cache
-        Where frames are kept that have no room in memory.
+        Where frames are kept.
     rests
         Whether the owner needs this machine. The process then ends once it has no task, which
         frees all that it holds of the GPU and of memory; it is started again and loads a policy
@@ -70,8 +69,7 @@ class LearnerService(Service):
         self.name = name
         super().__init__(Metrics(name, part="learner"))
         if cache is not None:
-            folder = cache.folder or Path(tempfile.gettempdir())
-            self.metrics.collect(DiskCollector({"cache": folder}))
+            self.metrics.collect(DiskCollector({"cache": cache.place}))
         self._make = make
         self._rests = rests
         self._path: Path | None = None

@@ -100,6 +100,10 @@ class LoadedPolicy:
         """The image embeddings of uint8 frames ``(n, C, H, W)``: ``(n, tokens, width)``."""
         raise NotImplementedError
 
+    def vision_key(self) -> str:
+        """A hash of all that decides what :meth:`embed_images` makes of a frame."""
+        raise NotImplementedError
+
     def embedded_images(self) -> contextlib.AbstractContextManager[None]:
         """Within it, image entries of a batch are embeddings and no pixels."""
         raise NotImplementedError
@@ -206,3 +210,11 @@ class LoadedPolicy:
                 stats[key] = {k: np.array(v, np.float32) for k, v in IMAGENET_STATS.items()}
         made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
         return made
+
+
+def add_weights(digest: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Add names, dtypes, shapes and content of weights to a hash."""
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(content.numpy())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
 
 from zk0d.learning.policies import tiny_vlm
-from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy
+from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy, add_weights
 from zk0d.learning.policies.noise import TIME_STRATA, frame_noise, frame_time
 
 
@@ -80,6 +82,20 @@ class Loaded(LoadedPolicy):
             images = resize_with_pad(images, size[1], size[0], pad_value=0)
         embedded: torch.Tensor = self._vlm.embed_image(images * 2.0 - 1.0)
         return embedded
+
+    def vision_key(self) -> str:
+        vlm = self._vlm.get_vlm_model()
+        settings = {
+            name: value
+            for name, value in vlm.vision_model.config.to_dict().items()
+            if not name.startswith("_") and isinstance(value, int | float | str)
+        }
+        size, scale = self.config.resize_imgs_with_padding, vlm.connector.scale_factor
+        facts = [settings, size, scale, self.device.type]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for part in (vlm.vision_model, vlm.connector):
+            add_weights(digest, part.state_dict())
+        return f"smolvla {digest.hexdigest()}"
 
     @contextlib.contextmanager
     def embedded_images(self) -> Iterator[None]:
