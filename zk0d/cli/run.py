@@ -185,6 +185,7 @@ def _follow(link: Control, folder: Path, number: int, name: str) -> None:
 def _show(event: Event) -> None:
     from zk0d.record.events import (
         ModelReady,
+        NodePreparing,
         NodeRefused,
         RoundCommitted,
         RoundFailed,
@@ -203,6 +204,8 @@ def _show(event: Event) -> None:
             typer.echo(f"round {event.round}: {event.node} is left out ({event.reason})")
         case ModelReady() if event.spec.notice:
             typer.echo(event.spec.notice)
+        case NodePreparing():
+            typer.echo(f"{event.node} is {event.message}")
         case NodeRefused():
             typer.echo(f"{event.node} cannot train: {event.message}")
         case RoundFailed():

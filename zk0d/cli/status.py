@@ -84,6 +84,8 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
         typer.echo(f"node {node['name']}: {here}{twice}{loss}")
         if node.get("left_out"):
             typer.echo(f"  has no part in the run: {node['left_out']}")
+        elif node.get("preparing"):
+            typer.echo(f"  is {node['preparing']}")
     if pages > 1:
         typer.echo(f"page {page} of {pages}: zk0bot status --page N, or --json for all")
     if line := content["line"]:

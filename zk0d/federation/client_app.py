@@ -119,7 +119,8 @@ def _answer(
         with _reach.get()(context) as learner:
             record = ask(learner)
     except Zk0dError as error:
-        log.error("zk0d: %s", error.message)
+        level = logging.INFO if error.reason == Reason.PREPARING else logging.ERROR
+        log.log(level, "zk0d: %s", error.message)
         record = to_record(Refusal(reason=error.reason, message=error.message))
     return Message(record, reply_to=message)
 

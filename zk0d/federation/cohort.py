@@ -16,7 +16,7 @@ from zk0d.federation.messages import NodeRejected, Query, QueryReply, UpdateReje
 from zk0d.federation.nodes import Node, nodes_of
 from zk0d.learning.robot import check_robot, merge_robots
 from zk0d.learning.spec import RobotDescription
-from zk0d.record.events import AnyEvent, NodeJoined, NodeLeftOut, NodeRefused
+from zk0d.record.events import AnyEvent, NodeJoined, NodeLeftOut, NodePreparing, NodeRefused
 from zk0d.record.reasons import Effect, Reason
 
 log = logging.getLogger("flwr")
@@ -25,6 +25,8 @@ log = logging.getLogger("flwr")
 PRESENCE_INTERVAL = 2.0
 #: Seconds until a node that refused in passing is asked again; doubles up to the second number.
 ASK_AGAIN = (2.0, 60.0)
+#: Seconds between two records of how far a node is that prepares: it may do so for hours.
+PREPARING_INTERVAL = 120.0
 #: What a node is told needs no answer that anybody waits for.
 _TOLD = "told"
 
@@ -44,6 +46,14 @@ class _Delay:
     until: float
     seconds: float
     error: Zk0dError
+
+
+@dataclass
+class _Preparing:
+    """How far a node was that decodes its recordings, when that was written last."""
+
+    message: str
+    at: float
 
 
 @dataclass
@@ -107,19 +117,26 @@ class Cohort:
         self._names: dict[str, str] = {}
         self._left_out: dict[str, _LeftOut] = {}  # by key
         self._delays: dict[str, _Delay] = {}
+        self._preparing: dict[str, _Preparing] = {}  # by key
         self._last_look = self._last_presence = float("-inf")
         self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
 
     @property
-    def preparing(self) -> list[str]:
-        """Names of the nodes that were asked whether they can train and have not answered."""
+    def preparing(self) -> dict[str, str]:
+        """What the nodes do, by name, that have not said whether they can train."""
         asked = [p.node for p in self._pending.values() if p.kind == MessageType.QUERY]
-        return sorted(self._names.get(node.key, node.name) for node in asked)
+        doing = {
+            self._names.get(node.key, node.name): "getting ready"
+            for node in asked
+            if node.key not in self._delays  # what it said last says more
+        }
+        doing |= {self.name(key): each.message for key, each in self._preparing.items()}
+        return dict(sorted(doing.items()))
 
     @property
     def waits(self) -> bool:
         """Whether an answer is still to come."""
-        return bool(self._pending)
+        return bool(self._pending or self._preparing)
 
     def name(self, key: str) -> str:
         """What a node is called in this run; no two the same."""
@@ -132,7 +149,9 @@ class Cohort:
     @property
     def refusals(self) -> dict[str, Zk0dError]:
         """Why nodes cannot train: now, or in this run at all; by name."""
-        passing = {key: delay.error for key, delay in self._delays.items()}
+        passing = {
+            key: delay.error for key, delay in self._delays.items() if key not in self._preparing
+        }
         lasting = {key: each.error for key, each in self._left_out.items()}
         return self.named({**passing, **lasting})
 
@@ -250,8 +269,16 @@ class Cohort:
             notices = self._compare(node, reply)
         except Zk0dError as error:
             last = self._delays.get(node.key)
+            prepares = Reason.of(error.reason) is Reason.PREPARING
+            if prepares:
+                self._take_preparing(node, error.message)
+            else:
+                self._preparing.pop(node.key, None)
             said = (last.error.reason, last.error.message) if last else None
-            if said != (error.reason, error.message):  # a node may say the same for weeks
+            if not prepares and said != (
+                error.reason,
+                error.message,
+            ):  # a node may say the same for weeks
                 self._record(
                     NodeRefused(
                         node=node.name, key=node.key, reason=error.reason, message=error.message
@@ -264,6 +291,7 @@ class Cohort:
                 self.leave_out(node.key, error)
             return
         self._delays.pop(node.key, None)
+        self._preparing.pop(node.key, None)
         self._left_out.pop(node.key, None)
         self.members[node.key] = reply
         others = {name for key, name in self._names.items() if key != node.key}
@@ -283,6 +311,13 @@ class Cohort:
                 notices=(*(f"node {name}: {notice}" for notice in reply.notices), *notices),
             )
         )
+
+    def _take_preparing(self, node: Node, message: str) -> None:
+        """A node decodes its recordings: say how far it is, but not each time that it is asked."""
+        last, now = self._preparing.get(node.key), self._clock()
+        if last is None or now - last.at >= PREPARING_INTERVAL:
+            self._preparing[node.key] = _Preparing(message, now)
+            self._record(NodePreparing(node=node.name, key=node.key, message=message))
 
     def _compare(self, node: Node, reply: QueryReply) -> list[str]:
         """Take a node's robot into the cohort, or refuse and tell it; what is unknown of it."""

@@ -8,6 +8,7 @@ the lifeline: a learner whose caller goes away stops the task.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,12 +32,16 @@ from zk0d.federation.messages import (
     TrainReply,
 )
 from zk0d.federation.update import Payload
+from zk0d.learning.progress import Decoding, told_by
 from zk0d.record.reasons import Reason
 
 #: The learner sends a line at least this often while a task runs, even if there is nothing to say.
 HEARTBEAT_SECONDS = 2.0
 #: Longer silence than this means it hangs.
 SILENCE_SECONDS = 60.0
+
+#: After so long a node that decodes tells how far it is, unless it is over in so long.
+PREPARING_SECONDS, ALMOST_SECONDS = 20.0, 10.0
 
 #: In a learner's status: what :meth:`NodeLearner.held` says.
 HOLDS = "holds"
@@ -131,8 +136,26 @@ class LearnerClient:
             return ""
 
     def query(self, task: Query, progress: Progress = _no_progress) -> QueryReply:
-        """Ask whether it can train a policy."""
-        return self._run("query", task, None, QueryReply, progress)[0]
+        """Ask whether it can train a policy.
+
+        Raises
+        ------
+        LearnerError
+            With reason ``preparing`` if it decodes recordings for long, which it goes on with.
+        """
+        began = time.monotonic()
+
+        def heard(event: dict[str, Any]) -> None:
+            progress(event)
+            if time.monotonic() - began > PREPARING_SECONDS:
+                _check_decodes(event)
+
+        try:
+            return self._run("query", task, None, QueryReply, heard)[0]
+        except LearnerError as error:
+            if error.reason == Reason.LEARNER_BUSY:
+                _check_decodes(self.status())  # since an earlier question
+            raise
 
     def train(
         self, task: Train, weights: Payload, progress: Progress = _no_progress
@@ -225,3 +248,10 @@ class LearnerClient:
             " restarted by its service and the next round can use it.",
             reason="learner_gone",
         )
+
+
+def _check_decodes(told: dict[str, Any]) -> None:
+    """Say how far a learner is that decodes, by its event or status, and is not almost done."""
+    found = told_by(told)
+    if isinstance(found, Decoding) and found.frames < found.of and found.left > ALMOST_SECONDS:
+        raise LearnerError(f"preparing: {found.to_others()}", reason=Reason.PREPARING)

@@ -288,7 +288,7 @@ class Rounds:
         """The end of a sentence: what each node that has no part does instead."""
         number = self._state.round + 1
         ready, standing = {node.key for node in self._cohort.ready()}, self._standing()
-        said = [f"{name} is getting ready" for name in self._cohort.preparing]
+        said = [f"{name} is {doing}" for name, doing in self._cohort.preparing.items()]
         for name, error in sorted(self._cohort.refusals.items()):
             said.append(f"{name} cannot train ({error.reason})")
         for name, key in sorted((self._cohort.name(key), key) for key in self._cohort.members):

@@ -14,6 +14,13 @@ def size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """So many seconds, in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True)
 class CacheUse:
     """Where the frames of a dataset will be; in bytes."""
@@ -57,11 +64,16 @@ class Decoding:
         return self.seconds * rest / decoded if decoded else float("inf")
 
     def __str__(self) -> str:
-        left = f" {self.left:.0f} s left," if self.left < float("inf") else ""
+        left = f" {duration(self.left)} left," if self.left < float("inf") else ""
         return (
             f"decoding: {self.frames:,} of {self.of:,} frames,{left}"
             f" {size(self.memory)} of memory in use"
         )
+
+    def to_others(self) -> str:
+        """The same as part of a sentence for who knows nothing of this machine."""
+        left = f", about {duration(self.left)} left" if self.left < float("inf") else ""
+        return f"decoding {self.frames:,} of {self.of:,} frames{left}"
 
 
 @dataclass(frozen=True)

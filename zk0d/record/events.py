@@ -123,6 +123,15 @@ class NodeJoined(AnyEvent):
     notices: tuple[str, ...] = ()
 
 
+class NodePreparing(AnyEvent):
+    """A node decodes its recordings and is asked again; told now and then while it does."""
+
+    kind: Literal["node.preparing"] = "node.preparing"
+    node: str
+    key: str = ""
+    message: str  #: how far it is, as a sentence goes on after the node's name and "is"
+
+
 class NodeRefused(AnyEvent):
     """A node cannot train this run, by its own word or because its robot is another."""
 
@@ -364,6 +373,7 @@ Event = Annotated[
     | ModelReady
     | StatisticsMerged
     | NodeJoined
+    | NodePreparing
     | NodeRefused
     | NodeLeftOut
     | NodeLost

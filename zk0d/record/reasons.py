@@ -109,6 +109,11 @@ class Reason(StrEnum):
         "the learner says nothing",
         "when the evaluator is back",
     )
+    PREPARING = (
+        "preparing",
+        Effect.PASSES,
+        "the learner decodes recordings before its first round, which may take hours",
+    )
     BASE_LOST = (
         "base_lost",
         Effect.PASSES,

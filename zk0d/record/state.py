@@ -21,6 +21,7 @@ from zk0d.record.events import (
     ModelReady,
     NodeJoined,
     NodeLost,
+    NodePreparing,
     NodeRefused,
     NodeRound,
     NodeSitsOut,
@@ -102,6 +103,7 @@ class RunState:
     members: dict[str, Member] = field(default_factory=dict)  #: every node that was there
     names: dict[str, str] = field(default_factory=dict)  #: what the run calls a node, by key
     robots: list[RobotDescription] = field(default_factory=list)  #: of all that take part
+    preparing: dict[str, NodePreparing] = field(default_factory=dict)  #: by key: how far each is
     unable: dict[str, NodeRefused] = field(default_factory=dict)  #: by key: why it cannot train
     open: RoundStarted | None = None  #: the round under way
 
@@ -155,9 +157,14 @@ class RunState:
                 if event.key:
                     self.names[event.key] = event.node
                 self.unable.pop(event.key or event.node, None)
+                self.preparing.pop(event.key or event.node, None)
                 self._member(event.node).version = event.version
                 self._meet(event.robot)
+            case NodePreparing():
+                self.unable.pop(event.key or event.node, None)
+                self.preparing[event.key or event.node] = event
             case NodeRefused():
+                self.preparing.pop(event.key or event.node, None)
                 self.unable[event.key or event.node] = event
             case NodeLost():
                 self.lost.append(event)
@@ -213,6 +220,7 @@ class RunState:
         self.interrupted, self.open = False, None
         self.flower_run = event.flower_run
         self.unable.clear()
+        self.preparing.clear()
         self.resumed += 1
         self.cut(event.round)
 
@@ -393,6 +401,7 @@ class RunState:
             parts.insert(0, "finished")
         elif not self.asked:
             parts += [f"{each.node} cannot train: {each.message}" for each in self.unable.values()]
+            parts += [f"{each.node} is {each.message}" for each in self.preparing.values()]
         return ", ".join(parts)
 
 

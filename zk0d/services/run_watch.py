@@ -12,6 +12,7 @@ from zk0d.record.events import (
     Event,
     ModelReady,
     NodeJoined,
+    NodePreparing,
     NodeRefused,
     NodeSitsOut,
     RoundCommitted,
@@ -105,6 +106,8 @@ def log_event(event: Event) -> None:
             log.info("round %d is committed%s", event.round, loss, extra=where)
         case ModelReady() if event.spec.notice:
             log.warning("%s", event.spec.notice, extra=where)
+        case NodePreparing():
+            log.info("%s is %s", event.node, event.message, extra=where)
         case NodeRefused():
             log.warning("%s cannot train: %s", event.node, event.message, extra=where)
         case NodeJoined():

@@ -232,6 +232,7 @@ class SuperlinkService(Service):
                     "rests": node.key in resting,
                     "rests_until": resting[node.key].until if node.key in resting else None,
                     "left_out": run.left_out.get(node.name, "") if run else "",
+                    "preparing": _preparing(node, run),
                     "key_shared": node.key in self._members.shared,
                     "since": node.activated,
                     "policy_loss": getattr(parts.get(node.name), "policy_loss", None),
@@ -260,6 +261,12 @@ class SuperlinkService(Service):
         if run is None:
             return f"{here}; no run yet" + ("" if self._autorun else ": start one with zk0bot run")
         return f"{run.sentence()}; {here}"
+
+
+def _preparing(node: Node, run: RunState | None) -> str:
+    """How far a node is with its recordings; empty if it does something else."""
+    told = run.preparing.get(node.key) if run and node.online and run.goes_on else None
+    return told.message if told else ""
 
 
 def run(config: Path) -> None:
