@@ -1,4 +1,5 @@
-"""Batches out of the frame cache, by where the frames are, against LeRobot's own loader.
+"""Batches out of the frame cache, by where the frames are, against LeRobot's own loader; and what a
+second start costs.
 
 Frames of 640 x 480 with two cameras, as an SO-101 records them, in videos as LeRobot encodes them.
 All variants take turns within one process, with the same rows; ratios are within a turn.
@@ -22,6 +23,7 @@ from zk0d.daemon.workers import worker_pool
 BATCH = 8
 BATCHES = 4
 TURNS = 7
+STARTS = 3
 EPISODES, LENGTH = 2, 90
 CAMERAS = ("top", "side")
 HEIGHT, WIDTH = 480, 640
@@ -44,6 +46,7 @@ def main() -> None:
                     batch(torch.from_numpy(rows))
                 if turn:  # the first warms up
                     seconds[name].append((time.perf_counter() - began) / BATCHES)
+        _show_starts(Path(folder) / "recordings")
     peer = seconds["LeRobot's loader"]
     show(
         f"one batch of {BATCH} frames, {len(CAMERAS)} cameras at {WIDTH} x {HEIGHT};"
@@ -54,6 +57,34 @@ def main() -> None:
                 name,
                 spread([1e3 * each for each in times], "{:.1f}"),
                 spread([ours / theirs for ours, theirs in zip(times, peer, strict=True)], "{:.3f}"),
+            )
+            for name, times in seconds.items()
+        ],
+    )
+
+
+def _show_starts(folder: Path) -> None:
+    """The first start on some recordings decodes, the second reads what the first has kept."""
+    from zk0d.learning.frames import BadFrames, FrameBudget, PixelCache
+    from zk0d.learning.recordings import open_recordings
+
+    recordings = open_recordings(f"local:{folder}")
+    seconds: dict[str, list[float]] = {"first": [], "second": []}
+    for number in range(STARTS):
+        for name in seconds:
+            budget = FrameBudget(2**31, folder.parent / f"kept-{number}", 2**31)
+            began = time.perf_counter()
+            PixelCache(recordings, BadFrames(recordings, 0), budget)
+            seconds[name].append(time.perf_counter() - began)
+    show(
+        f"a start on {EPISODES * LENGTH * len(CAMERAS)} frames of {WIDTH} x {HEIGHT};"
+        f" {STARTS} times",
+        ("start", "seconds", "of the first"),
+        [
+            (
+                name,
+                spread(times, "{:.2f}"),
+                spread([a / b for a, b in zip(times, seconds["first"], strict=True)], "{:.2f}"),
             )
             for name, times in seconds.items()
         ],
@@ -113,6 +144,6 @@ def _variants(folder: Path) -> dict[str, Callable[[torch.Tensor], Any]]:
             [theirs[row] for row in rows.tolist()]
         ),
         "in memory": cache(whole, 0),
-        "in a file": cache(0, whole),
+        "in files": cache(0, whole),
         "decoded again": cache(0, 0),
     }

@@ -80,6 +80,19 @@ def test_enough_nodes_do_not_wait_for_one_that_decodes_for_hours(world: Make) ->
     assert made.lines[-1]["kind"] == "run.finished"
 
 
+def test_a_node_that_leaves_while_it_decodes_prepares_no_more(world: Make) -> None:
+    third = FakeNode("c")
+    made = world([FakeNode("a"), FakeNode("b"), third], **{"min-fit-clients": 3})
+    decodes(made, third, 7200.0)
+    made.grid.at(600.0, lambda: setattr(third, "online", False))
+    made.grid.at(3600.0, lambda: setattr(third, "online", True))
+    made.run()
+    said = [line["message"] for line in made.of("run.waiting")]
+    assert "2 of 3 nodes can train" in said
+    assert "c is preparing" in said[-1], "and again, when it is back"
+    assert made.lines[-1]["kind"] == "run.finished"
+
+
 def test_a_node_that_refuses_after_it_prepared_is_said_to_refuse(world: Make) -> None:
     third = FakeNode("c")
     made = world([FakeNode("a"), FakeNode("b"), third], **{"min-fit-clients": 3})

@@ -180,9 +180,13 @@ class Cohort:
             return
         self._last_look = self._clock()
         asked = {pending.node.key for pending in self._pending.values()}
+        nodes = nodes_of(self._grid)
+        there = {key for key, node in nodes.items() if node.online}
+        for key in self._preparing.keys() - there:
+            del self._preparing[key], self._delays[key]
         newcomers = [
             node
-            for key, node in sorted(nodes_of(self._grid).items())
+            for key, node in sorted(nodes.items())
             if node.online
             and key not in self.members
             and key not in asked
