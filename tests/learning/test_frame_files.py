@@ -321,7 +321,7 @@ def test_a_file_that_is_not_what_was_written_is_made_again(
     assert not decoded
 
 
-def test_a_decoding_that_was_cut_goes_on_at_the_next_episode(
+def test_a_decoding_that_was_cut_resumes_at_the_next_episode(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recordings = opened(dataset)

@@ -141,7 +141,7 @@ class LearnerClient:
         Raises
         ------
         LearnerError
-            With reason ``preparing`` if it decodes recordings for long, which it goes on with.
+            With reason ``preparing`` if it decodes recordings for long, which continues.
         """
         began = time.monotonic()
 
