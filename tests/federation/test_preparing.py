@@ -93,7 +93,7 @@ def test_a_node_that_leaves_while_it_decodes_prepares_no_more(world: Make) -> No
     assert made.lines[-1]["kind"] == "run.finished"
 
 
-def test_a_node_that_refuses_after_it_prepared_is_said_to_refuse(world: Make) -> None:
+def test_a_wait_names_who_refused_after_preparing(world: Make) -> None:
     third = FakeNode("c")
     made = world([FakeNode("a"), FakeNode("b"), third], **{"min-fit-clients": 3})
     decodes(made, third, 600.0)
