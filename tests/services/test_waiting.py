@@ -211,10 +211,10 @@ def test_many_nodes_are_shown_in_pages(capsys: pytest.CaptureFixture[str]) -> No
     nodes[1] |= {"rests": True, "rests_until": None}
     content = {"services": [], "run": None, "nodes": nodes, "line": None, "todo": []}
     shown = []
-    for page in (1, 2, 3):
-        _print(content, page)
+    for number in (1, 2, 3):
+        _print(content, number)
         said = capsys.readouterr().out.splitlines()
         shown += [line for line in said if line.startswith("node ")]
-        assert said[-1] == f"page {page} of 3: zk0bot status --page N, or --json for all"
+        assert said[-1] == f"page {number} of 3: zk0bot status --page N, or --json for all"
     assert shown[:3] == ["node n000: online", "node n001: resting", "node n002: online"]
     assert [line.split()[1] for line in shown] == [f"n{number:03}:" for number in range(120)]
