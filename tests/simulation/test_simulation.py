@@ -295,7 +295,10 @@ def test_training_alone_without_room_for_frames_says_so_and_may_be_tried_again(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("zk0d.learning.frame_files.posix_fallocate", full)
-    cache = CacheSettings(memory_gib=1e-4, disk_gib=1.0, vision_features=False)
+    # Another test's frames of the same recordings may lie in the usual folder.
+    cache = CacheSettings(
+        memory_gib=1e-4, disk_gib=1.0, vision_features=False, folder=tmp_path / "cache"
+    )
     options = TrainOptions(
         dataset=uri,
         overrides=(("node-wait", 3.0), ("num-server-rounds", 1), ("local-steps", 1)),
