@@ -31,6 +31,7 @@ from zk0d.federation.messages import Message as Task
 from zk0d.federation.messages import Query, QueryReply
 from zk0d.federation.nodes import Node
 from zk0d.learner.tasks import Learner
+from zk0d.learning.progress import Decoding, event_of
 from zk0d.machine.keys import make_node_key
 from zk0d.machine.rest_note import NOTE_SECONDS, read_note, write_note
 from zk0d.services.coordinator import ask_presence
@@ -350,5 +351,22 @@ def test_the_learner_lets_go_of_memory_while_its_owner_needs_the_machine(
         del rests[0]
         assert service.look().status == GAME.sentence()
         assert service.ending is is_loaded
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_learner_that_decodes_ends_for_a_rest_at_once(tmp_path: Path, at_once: bool) -> None:
+    rest = Rest("hours", "until 22:00 (limits.hours)", at_once=at_once)
+    learner = Loaded(is_loaded=False)
+    service = LearnerService("learner", lambda: (learner, tmp_path / "socket"), rests=lambda: rest)
+    service.start()
+    try:
+        wait_until(lambda: service.look().ready, "its start", 60)
+        decoding = event_of(Decoding(5, 100, 1.0, 0))
+        service._app._doing = {"state": "working", "task": "query", "seen": time.monotonic()}
+        service._app._doing |= decoding
+        assert "decoding" in service.look().status
+        assert service.ending is at_once
     finally:
         service.stop()

@@ -26,7 +26,7 @@ from zk0d.learner.app import LearnerApp
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.learner.tasks import Learner
 from zk0d.learning.layout import find, read_layout
-from zk0d.learning.progress import told_by
+from zk0d.learning.progress import Decoding, told_by
 
 SOCKET_MODE = 0o660
 FIRST_INHERITED = 3  #: the first file descriptor that systemd hands over
@@ -121,6 +121,9 @@ class LearnerService(Service):
         ready = self._server.started
         if doing["state"] == "idle":
             return Condition(self._idle(), ready=ready)
+        if isinstance(told_by(doing), Decoding) and (rest := self._rests()) and rest.at_once:
+            # No step is lost, and what is decoded stays. A caller that hung up does not end it.
+            self.end(f"{rest.sentence()}; decoding continues then")
         still = time.monotonic() - doing["seen"]
         limit = STEP_SECONDS if doing.get("step") else LOAD_SECONDS
         stuck = f"{doing['task']}_stands_still" if still > limit else ""
