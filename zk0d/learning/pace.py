@@ -20,6 +20,18 @@ SETTLED = 4
 MEASURED = 5
 
 
+@dataclass(frozen=True)
+class Paced:
+    """How far a :class:`TimedPace` is, so that another process can go on from there."""
+
+    passed: float  #: seconds since the first step was begun
+    settled: float
+    share: float
+    steps: int
+    known: float | None
+    measured: float | None
+
+
 class Pace(Protocol):
     """Asked before each step, told after each."""
 
@@ -43,6 +55,12 @@ class Pace(Protocol):
     def took(self, step: int) -> None:
         """Step number ``step`` (from 1) is over."""
 
+    def kept(self) -> Paced | None:
+        """How far it is, for :meth:`restore`; ``None`` if there is nothing to keep."""
+
+    def restore(self, paced: Paced) -> None:
+        """Be as another was when it gave :meth:`kept`; the time between the two does not count."""
+
 
 @dataclass(frozen=True)
 class SetPace:
@@ -61,6 +79,12 @@ class SetPace:
 
     def took(self, step: int) -> None:
         del step
+
+    def kept(self) -> None:
+        return None
+
+    def restore(self, paced: Paced) -> None:
+        del paced
 
 
 class TimedPace:
@@ -119,6 +143,17 @@ class TimedPace:
             self.steps = self._within(step)
         elif each is not None:
             self.steps = self._within(step + left / max(each, 1e-9))
+
+    def kept(self) -> Paced | None:
+        if self._began is None:
+            return None
+        passed = self._clock() - self._began
+        return Paced(passed, self._settled, self._share, self.steps, self._known, self.measured)
+
+    def restore(self, paced: Paced) -> None:
+        self._began = self._clock() - paced.passed
+        self._settled, self._share, self.steps = paced.settled, paced.share, paced.steps
+        self._known, self.measured = paced.known, paced.measured
 
     def _within(self, steps: float) -> int:
         return int(min(max(steps, self._bounds.fewest), self._bounds.most))

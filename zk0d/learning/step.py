@@ -92,6 +92,15 @@ class Correction:
         if self._offset is not None:
             torch._foreach_add_(grads, [self._offset[number] for number in there])
 
+    def kept(self) -> dict[str, torch.Tensor]:
+        """Sums of the gradients so far, by tensor, for :meth:`restore`; they change as it goes."""
+        return dict(zip(self._names, self._sums, strict=True))
+
+    def restore(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Be as another was when it gave :meth:`kept`."""
+        for name, own in zip(self._names, self._sums, strict=True):
+            own.copy_(sums[name])
+
     def mean(self, steps: int) -> dict[str, torch.Tensor]:
         """Mean of the gradients over the round's steps, by tensor, on the weights' device."""
         return dict(zip(self._names, torch._foreach_div(self._sums, steps), strict=True))

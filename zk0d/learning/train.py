@@ -22,6 +22,7 @@ from zk0d.errors import DataError
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.pace import Pace, SetPace
 from zk0d.learning.policies.base import LoadedPolicy
+from zk0d.learning.reached import Course, Keeper, Reached
 from zk0d.learning.schedule import Schedule
 from zk0d.learning.step import Correction, Outcome, Proximal, choose_step
 
@@ -106,6 +107,14 @@ class Moments:
                     tensors[f"{when}/{kind}/{self._names[parameter]}"] = value
         return self._run or "", self._round, tensors
 
+    def now(self) -> dict[str, torch.Tensor]:
+        """Every tensor as it is, by a name that :meth:`restore` takes after ``after/``."""
+        return {
+            f"{kind}/{self._names[parameter]}": value
+            for parameter, values in self._optimizer.state.items()
+            for kind, value in values.items()
+        }
+
     def restore(self, run: str, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Be as another was when it gave :meth:`kept`; without tensors, as new."""
         parameters = {name: parameter for parameter, name in self._names.items()}
@@ -171,6 +180,8 @@ def train(
     correction: Correction | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     check: Callable[[], None] = lambda: None,
+    reached: Reached | None = None,
+    keeper: Keeper | None = None,
 ) -> TrainResult:
     """Take a round's optimizer steps on the policy's trainable weights, in place.
 
@@ -186,6 +197,10 @@ def train(
         Called after each step with its number (from 1) and loss.
     check
         Called before each step; raises to end the training.
+    reached
+        The step to go on from. The result is that of all of the round's steps.
+    keeper
+        Keeps the steps to go on from.
 
     Raises
     ------
@@ -204,53 +219,60 @@ def train(
     optimizer.zero_grad()
     take = choose_step(loaded, optimizer, proximal, training.grad_clip_norm, correction)
     under_way: deque[Outcome] = deque()
-    loss_sum = norm_sum = 0.0
-    proximal_values: list[torch.Tensor] = []
-    bad = step = 0
-    rate = 0.0
+    course = Course(loaded, optimizer, sampler, pace, correction)
+    if reached is not None:
+        course.go_on_from(reached)
+        del reached  # it is as large as all of this
+    counts, proximal_values = course.counts, course.proximal
     started = time.perf_counter()
     with images:
         while True:
-            while under_way and len(under_way) > min(take.ahead, pace.steps - step - 1):
+            # Nothing may be under way when a step is kept.
+            is_due = keeper is not None and keeper.is_due
+            ahead = 0 if is_due else take.ahead
+            while under_way and len(under_way) > min(ahead, pace.steps - counts.step - 1):
                 value, norm = under_way.popleft().read()
                 if not np.isfinite(value):
-                    bad += 1
-                    if bad > plan.max_bad_batches:
+                    counts.bad += 1
+                    if counts.bad > plan.max_bad_batches:
                         raise DataError(
-                            f"{batches.recorded.recordings.uri}: {bad} batches gave a loss that is"
-                            " not a number; the recordings hold wild values or the learning rate is"
-                            " too high."
+                            f"{batches.recorded.recordings.uri}: {counts.bad} batches gave a loss"
+                            " that is not a number; the recordings hold wild values or the learning"
+                            " rate is too high."
                         )
                     continue
-                step += 1
-                loss_sum += value
-                norm_sum += norm
-                pace.took(step)
-                on_step(step, value)
-            if step >= pace.steps:
+                counts.step += 1
+                counts.loss += value
+                counts.norm += norm
+                pace.took(counts.step)
+                on_step(counts.step, value)
+            if counts.step >= pace.steps:
                 break
             check()
+            if is_due and keeper is not None:
+                keeper.keep(course.reached(time.perf_counter() - started))
             chosen = usable[
                 torch.from_numpy(sampler.integers(len(usable), size=training.batch_size))
             ]
-            place = plan.first_step + pace.place(step + len(under_way))
-            rate = plan.boost * plan.schedule.rate(place)
-            under_way.append(take(batches.batch(chosen), rate))
-            taken = step + len(under_way)
+            place = plan.first_step + pace.place(counts.step + len(under_way))
+            counts.rate = plan.boost * plan.schedule.rate(place)
+            under_way.append(take(batches.batch(chosen), counts.rate))
+            taken = counts.step + len(under_way)
             if proximal and (taken % 10 == 0 or taken == pace.steps):
                 proximal_values.append(proximal.value())
     if proximal and not proximal_values:
         proximal_values.append(proximal.value())
     optimizer.zero_grad()
     proximal_loss = float(sum(proximal_values)) / max(1, len(proximal_values))
+    step = counts.step
     return TrainResult(
         steps=step,
         samples=step * training.batch_size,
-        loss=loss_sum / step + proximal_loss,
-        policy_loss=loss_sum / step,
+        loss=counts.loss / step + proximal_loss,
+        policy_loss=counts.loss / step,
         proximal_loss=proximal_loss,
-        grad_norm=norm_sum / step,
-        learning_rate=rate,
-        bad_batches=bad,
-        seconds=time.perf_counter() - started,
+        grad_norm=counts.norm / step,
+        learning_rate=counts.rate,
+        bad_batches=counts.bad,
+        seconds=counts.seconds + time.perf_counter() - started,
     )
