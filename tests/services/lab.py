@@ -107,7 +107,11 @@ class Lab:
                     "presence-interval": 1.0,
                 },
                 "superexec": {"state": home / "exec", **SLOW_POLL},
-                "learner": {"socket": home / "learner.sock", "cpu-threads": 1},
+                "learner": {
+                    "socket": home / "learner.sock",
+                    "state": home / "learner",
+                    "cpu-threads": 1,
+                },
             },
         )
         if enrolled:

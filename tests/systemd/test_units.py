@@ -309,6 +309,7 @@ def test_defaults_of_the_settings_lie_where_units_may_write() -> None:
         (server.publish.state, "zk0d-publish.service"),
         (client.supernode.state, "zk0d-client.service"),
         (client.superexec.state, "zk0d-client-superexec.service"),
+        (client.learner.state, "zk0d-learner.service"),
     ):
         state = Path("/var/lib", directives(unit)["StateDirectory"][0])
         assert path.is_relative_to(state), unit

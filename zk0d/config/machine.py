@@ -146,6 +146,9 @@ class LearnerSettings(EvaluatorSettings):
     """The same on a contributor's machine, where it trains."""
 
     socket: Path = Field(DEFAULT_SOCKET, description="Unix socket of this service.")
+    state: Path = Field(
+        Path("/var/lib/zk0d/learner"), description="Folder of what it resumes from after a restart."
+    )
     holdout_episodes: NonNegativeInt = Field(
         0,
         description="Number of last episodes to keep out of training; a run may evaluate on them.",

@@ -185,6 +185,7 @@ def _set_up(
             "metrics": shown,
             "learner": {
                 "socket": layout.socket(contributor.letter),
+                "state": node / "learner",
                 "device": device,
                 "cpu-threads": cpu_threads,
             },

@@ -174,6 +174,12 @@ class LearnerApp:
             if not self._broken_by:
                 self._learner.release_gpu_memory()
 
+    def _settle(self) -> None:
+        try:
+            self._learner.settle()
+        except Exception:
+            log.exception("what a task left could not be put away")
+
     def _outcome(self, kind: str, working: asyncio.Future[Any]) -> dict[str, Any]:
         try:
             message, result = working.result()
@@ -211,6 +217,8 @@ class LearnerApp:
 
     def _over(self, kind: str, result: str) -> None:
         self._metrics.ended(kind, result)
+        if not self._broken_by:
+            self._thread.submit(self._settle)  # before any other task
         self._control = None
         self._doing = {"state": "idle", "since": time.monotonic()}
 

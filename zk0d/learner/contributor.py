@@ -28,6 +28,7 @@ from zk0d.learner.cooling import HeatLimit
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.held import HeldWeights
 from zk0d.learner.pace import StepTime
+from zk0d.learner.parked import Evaluated, ParkedState, task_key
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learner.variates import OwnVariates
@@ -40,6 +41,7 @@ from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Training
+from zk0d.learning.reached import Counts
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.step import Correction
@@ -68,12 +70,19 @@ class Prepared:
 
 
 class Contributor(Learner):
-    """Trains on one machine's recordings and lets nothing of them out but updates and counts."""
+    """Trains on one machine's recordings and lets nothing of them out but updates and counts.
+
+    Parameters
+    ----------
+    parked
+        Where it keeps what it resumes from after a restart; by default nowhere.
+    """
 
     kinds: ClassVar[dict[str, type[Message]]] = {"query": Query, "train": Train}
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, parked: ParkedState | None = None) -> None:
         self.settings = settings
+        self._parked = parked or ParkedState(None)
         if settings.learner.cpu_threads:
             torch.set_num_threads(settings.learner.cpu_threads)
         self._recordings: dict[str, Recordings] = {}
@@ -105,7 +114,7 @@ class Contributor(Learner):
                 for uri, each in recordings.items()
             },
             "policy": prepared.policy.spec.model_name if prepared else None,
-            HOLDS: prepared.held.sha256 if prepared else "",
+            HOLDS: (prepared.held.sha256 if prepared else "") or self._parked.held,
         }
 
     def run(
@@ -118,6 +127,9 @@ class Contributor(Learner):
 
     def release_gpu_memory(self) -> None:
         release_gpu_memory()
+
+    def settle(self) -> None:
+        self._parked.settle()
 
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
         uri = self._uri(task.dataset_uri)
@@ -153,7 +165,10 @@ class Contributor(Learner):
         self._look_for_more(uri)
         prepared = self._prepare(task.spec, uri, control)
         policy, data = prepared.policy, prepared.data
+        parked = self._parked.begin(task, prepared, self._key(task, payload, prepared, uri))
         came, weights = prepared.held.take(task, payload)
+        if parked.answer is not None:
+            return parked.answer
         _check_model(policy, weights)
         base = weights.arrays()
         del weights
@@ -170,10 +185,12 @@ class Contributor(Learner):
         batches = data.batches(task.statistics)
         control.check()
         ready = time.perf_counter()
-        holdout_loss, holdout_frames = _evaluate_held_out(task, policy, data, batches)
+        if parked.evaluated is None:
+            parked.evaluated = _evaluate_held_out(task, policy, data, batches)
         control.check()
         evaluated = time.perf_counter()
         pace = self._pace(task, prepared.step_time)
+        before = parked.counts
         result = train(
             policy,
             batches,
@@ -189,8 +206,10 @@ class Contributor(Learner):
                 pace=pace,
             ),
             correction=drift.correction if drift else None,
-            on_step=_reporter(control, pace),
+            on_step=_reporter(control, pace, before),
             check=self._rests(control, policy.device),
+            reached=parked.take_reached(),
+            keeper=parked,
         )
         prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
@@ -207,19 +226,34 @@ class Contributor(Learner):
             grad_norm=result.grad_norm,
             learning_rate=result.learning_rate,
             bad_batches=result.bad_batches,
-            holdout_loss=holdout_loss,
-            holdout_frames=holdout_frames,
+            holdout_loss=parked.evaluated.loss,
+            holdout_frames=parked.evaluated.frames,
             variate=drift.began_with if drift else "",
             weights=came,
             seconds={
                 "load": ready - began,
                 "evaluate": evaluated - ready,
-                "train": trained - evaluated,
+                "train": before.seconds + trained - evaluated,
                 "encode": time.perf_counter() - trained,
             },
         )
         name = self.settings.name
-        return TrainReply(name=name, round=task.round, base=task.base, figures=figures), update
+        reply = TrainReply(name=name, round=task.round, base=task.base, figures=figures)
+        parked.over(reply, update)
+        return reply, update
+
+    def _key(self, task: Train, payload: Payload, prepared: Prepared, uri: str) -> str:
+        """Names a task by what its update depends on, here."""
+        data, policy, limits = prepared.data, prepared.policy, self.settings.limits
+        return task_key(
+            task,
+            payload,
+            self.settings.name,
+            self._hashes.get(uri, uri),
+            (len(data.usable), len(data.held_out)),
+            (policy.device.type, policy.precision),
+            limits.max_steps,
+        )
 
     def _rests(self, control: TaskControl, device: torch.device) -> Callable[[], None]:
         """What the owner's limits ask of the time between two steps."""
@@ -323,7 +357,8 @@ class Contributor(Learner):
                 device=learner.device,
                 precision=learner.precision,
             )
-            data = self._read(recordings, policy, control)
+            held_out = self._parked.held_out(uri, learner.holdout_episodes, recordings.episodes)
+            data = self._read(recordings, policy, control, held_out)
             self._prepared = Prepared(
                 key, policy, data, Moments(policy), Residual(), OwnVariates(), HeldWeights()
             )
@@ -444,13 +479,13 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _evaluate_held_out(
     task: Train, policy: LoadedPolicy, data: PreparedRecordings, batches: PolicyBatches
-) -> tuple[float | None, int]:
-    """Loss of the round's first weights on this node's own held-out frames, and how many."""
+) -> Evaluated:
+    """The round's first weights on this node's own held-out frames."""
     if not task.evaluation.evaluate_on_nodes or not len(data.held_out):
-        return None, 0
+        return Evaluated(None, 0)
     episodes = data.recordings.columns["episode_index"]
     rows = stratified_rows(data.held_out, episodes, task.evaluation.eval_frames)
-    return seeded_loss(policy, batches, rows, task.seed).mean, len(rows)
+    return Evaluated(seeded_loss(policy, batches, rows, task.seed).mean, len(rows))
 
 
 def _encode(
@@ -468,9 +503,9 @@ def _encode(
     return encoder.finish()
 
 
-def _reporter(control: TaskControl, pace: Pace) -> Callable[[int, float], None]:
-    began = time.monotonic()
-    control.tell(Training(0, pace.steps, 0.0))
+def _reporter(control: TaskControl, pace: Pace, before: Counts) -> Callable[[int, float], None]:
+    began = time.monotonic() - before.seconds
+    control.tell(Training(before.step, max(before.step, pace.steps), before.seconds))
 
     def report(step: int, loss: float) -> None:
         control.tell(Training(step, max(step, pace.steps), time.monotonic() - began, loss))

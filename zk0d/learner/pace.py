@@ -9,12 +9,20 @@ from zk0d.learning.pace import Pace, SetPace, TimedPace
 class StepTime:
     """What a step took in the newest round; it counts for the same run and frames per step.
 
-    It lives as long as the policy is loaded. A learner that restarted measures again.
+    It lives as long as the policy is loaded, and in what a restarted learner goes on from.
     """
 
     def __init__(self) -> None:
         self._of: tuple[str, int] | None = None
         self._seconds: float | None = None
+
+    def kept(self) -> tuple[tuple[str, int] | None, float | None]:
+        """Run and frames per step that it counts for, and the seconds, for :meth:`restore`."""
+        return self._of, self._seconds
+
+    def restore(self, of: tuple[str, int] | None, seconds: float | None) -> None:
+        """Be as another was when it gave :meth:`kept`."""
+        self._of, self._seconds = of, seconds
 
     def pace(self, task: Train, most: int) -> Pace:
         """What a round asks for, within the ``most`` steps of this machine's owner."""

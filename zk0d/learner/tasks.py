@@ -99,6 +99,9 @@ class Learner(ABC):
     def release_gpu_memory(self) -> None:  # noqa: B027
         """Free what only a running task needs; called after each, from the same thread."""
 
+    def settle(self) -> None:  # noqa: B027
+        """Do what nobody has to wait for; called after each task, from the same thread."""
+
     def facts(self) -> dict[str, Any]:
         """What ``status`` tells about it."""
         return {}

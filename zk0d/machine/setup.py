@@ -178,6 +178,6 @@ def _client_paths(folder: Path) -> dict[str, Any]:
             "state": home / "state/supernode",
         },
         "superexec": {"state": home / "state/superexec"},
-        "learner": {"socket": home / "state/learner.sock"},
+        "learner": {"socket": home / "state/learner.sock", "state": home / "state/learner"},
         "owner": {"state": home / "state/owner"},
     }

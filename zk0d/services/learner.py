@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from zk0d.config.machine import CacheSettings, ClientSettings
+from zk0d.config.names import check_apart
 from zk0d.daemon.disk import DiskCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.rest import Rest, read_rest
@@ -50,6 +51,8 @@ class LearnerService(Service):
         Opens the learner; may take long. Returns it with the path of its socket.
     cache
         Where frames are kept.
+    state
+        Where the learner keeps what it resumes from after a restart.
     rests
         Whether the owner needs this machine. The process then ends once it has no task, which
         frees all that it holds of the GPU and of memory; it is started again and loads a policy
@@ -63,13 +66,15 @@ class LearnerService(Service):
         name: str,
         make: Callable[[], tuple[Learner, Path]],
         cache: CacheSettings | None = None,
+        state: Path | None = None,
         rests: Callable[[], Rest | None] = lambda: None,
     ) -> None:
         # It has no network: its metrics are read through its socket.
         self.name = name
         super().__init__(Metrics(name, part="learner"))
         if cache is not None:
-            self.metrics.collect(DiskCollector({"cache": cache.place}))
+            folders = {"cache": cache.place} | ({"state": state} if state else {})
+            self.metrics.collect(DiskCollector(folders))
         self._make = make
         self._rests = rests
         self._path: Path | None = None
@@ -175,17 +180,20 @@ def run(config: Path) -> None:
     """
     settings = ClientSettings.load(config)
     settings.require_dataset()
+    check_apart(settings.learner.state, "learner.state")
     look_first(settings.learner.socket, [settings.dataset_uri] if settings.dataset_uri else [])
 
     def make() -> tuple[Learner, Path]:
         from zk0d.learner.contributor import Contributor
+        from zk0d.learner.parked import ParkedState
 
-        made = Contributor(settings)
+        made = Contributor(settings, ParkedState(settings.learner.state))
         made.open()
         return made, settings.learner.socket
 
     rests = partial(read_rest, settings.owner.state, settings.limits)
-    LearnerService("learner", make, settings.learner.cache, rests).run()
+    learner = settings.learner
+    LearnerService("learner", make, learner.cache, learner.state, rests).run()
 
 
 def look_first(path: Path, datasets: Iterable[str]) -> None:
