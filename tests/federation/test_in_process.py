@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
@@ -29,7 +30,7 @@ from zk0d.config.machine import (
 )
 from zk0d.config.run import EvaluationSettings, run_settings
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.federation import client_app, model, server_app
+from zk0d.federation import client_app, model, server_app, tries
 from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.federation.messages import Evaluate, Query, Start, Train
@@ -250,6 +251,33 @@ def test_a_run_repeats_bit_by_bit(
         rounds = lab.folder / "runs" / "1" / "rounds"
         weights.append((rounds / "00002" / "global.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_a_learner_that_vanishes_gets_the_round_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose weights have gone with it: they come from the coordinator once more."""
+    monkeypatch.setattr(tries, "LOOK_AGAIN", (0.01, 0.01))
+    lab.contribute("left")
+    lab.contribute("right")
+    real = LearnerClient._events
+    deaths: list[int] = []
+
+    def dies(
+        self: LearnerClient, kind: str, task: Any, payload: Payload | None, progress: Any
+    ) -> Any:
+        if kind == "train" and not deaths:
+            assert payload is not None
+            deaths.append(sum(len(piece) for piece in payload.stream()))
+            raise httpx.ReadError("it was killed")
+        return real(self, kind, task, payload, progress)
+
+    monkeypatch.setattr(LearnerClient, "_events", dies)
+    lines = lab.run(monkeypatch, {"num-server-rounds": 1})
+    assert deaths > [0]
+    assert not [line for line in lines if line["kind"] == "update.refused"]
+    (committed,) = [line for line in lines if line["kind"] == "round.committed"][1:]
+    assert [node["node"] for node in committed["nodes"]] == ["left", "right"]
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])

@@ -31,6 +31,7 @@ from zk0d.federation.messages import (
 )
 from zk0d.federation.resting import check_rest
 from zk0d.federation.transport import NodeEnd, carrier_of
+from zk0d.federation.tries import Tries
 from zk0d.federation.update import UpdateError
 from zk0d.learning.progress import CacheUse, told_by
 from zk0d.record.reasons import Reason
@@ -69,14 +70,18 @@ def train(message: Message, context: Context) -> Message:
         task, payload = way.task(message.content, learner.held)
         if payload is None:
             raise UpdateError("the round has no weights.")
-        try:
-            reply, update = learner.train(task, payload, _progress_log())
-        except Zk0dError as error:
-            if error.reason != Reason.BASE_LOST or payload.manifest.kind == "weights":
-                raise
-            log.warning("zk0d: %s The whole weights are fetched.", error.message)
-            reply, update = learner.train(task, way.whole(), _progress_log())
-        return way.answer(reply, update)
+        tries = Tries(task.deadline_seconds, _progress_log())
+        while True:
+            try:
+                # The update comes from the learner while it is sent.
+                return way.answer(*learner.train(task, payload, tries.take))
+            except Zk0dError as error:
+                if error.reason == Reason.BASE_LOST and payload.manifest.kind != "weights":
+                    log.warning("zk0d: %s The whole weights are fetched.", error.message)
+                    payload = way.whole()
+                else:
+                    task = tries.again(task, learner, error)
+                    payload = way.again(learner.held)
 
     with contextlib.closing(NodeEnd(carrier_of, line_of())) as way:
         return _answer(message, context, ask)

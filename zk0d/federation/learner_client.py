@@ -53,12 +53,18 @@ class LearnerError(Zk0dError):
     """The learner refused or failed a task, or is not there.
 
     ``reason`` is the learner's own, or one of ``learner_gone``, ``learner_silent``.
+
+    Parameters
+    ----------
+    vanished
+        Whether it was there before.
     """
 
     default_reason = "learner_error"
 
-    def __init__(self, message: str, *, reason: str | None = None) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, vanished: bool = False) -> None:
         super().__init__(message, reason=reason)
+        self.vanished = vanished
         self.exit_code = Reason.of(self.reason).exit_code
 
 
@@ -76,6 +82,9 @@ class NodeLearner(Protocol):
     """What a node's ClientApp needs of the learner beside it."""
 
     def query(self, task: Query, progress: Progress = ...) -> QueryReply: ...
+
+    def answers(self) -> bool:
+        """Whether it is there."""
 
     def held(self) -> str:
         """Manifest hash of the weights that it holds; empty if none."""
@@ -127,6 +136,14 @@ class LearnerClient:
             return dict(answer.json())
         except httpx.HTTPError as error:
             raise self._gone(error) from None
+
+    def answers(self) -> bool:
+        """Whether it is there."""
+        try:
+            self.status()
+        except LearnerError:
+            return False
+        return True
 
     def held(self) -> str:
         """Manifest hash of the weights that it holds; empty if none, or if it does not answer."""
@@ -247,6 +264,7 @@ class LearnerClient:
             f"the learner at {self._socket} is gone ({type(error).__name__}: {error}); it is"
             " restarted by its service and the next round can use it.",
             reason="learner_gone",
+            vanished=not isinstance(error, httpx.ConnectError),
         )
 
 

@@ -288,15 +288,29 @@ class NodeEnd:
         Zk0dError
             As :meth:`task`.
         """
+        offered = self._once_more()
+        return self._begin(offered, offered)
+
+    def again(self, held: Callable[[], str] = lambda: "") -> Payload:
+        """The same as :meth:`task` gives, for a learner that was lost with what it had taken.
+
+        Raises
+        ------
+        Zk0dError
+            As :meth:`task`.
+        """
+        offered = self._once_more()
+        return self._begin(offered, _needed(self._task, offered, held))
+
+    def _once_more(self) -> Payload:
+        """All that the message names; what was given on comes once more."""
         first, *beside = (
-            # What was given on comes once more.
             self._fetch(each.manifest, self._pieces[each.manifest.sha256])
             if isinstance(each, Streamed)
             else each
             for each in (self._offered, *self._offered.beside)
         )
-        offered = first.with_beside(*beside)
-        return self._begin(offered, offered)
+        return first.with_beside(*beside)
 
     def _begin(self, offered: Payload, weights: Payload) -> Payload:
         """What comes, with ``weights`` as these are needed; the line has room for it."""

@@ -163,6 +163,9 @@ class VirtualLearner:
             reply = reply.model_copy(update={"statistics": self._plan.forced_statistics})
         return reply
 
+    def answers(self) -> bool:
+        return True
+
     def held(self) -> str:
         return _held_in(self._path)
 
