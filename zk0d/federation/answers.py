@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 
@@ -19,7 +19,7 @@ from zk0d.federation.admission import (
     outliers,
 )
 from zk0d.federation.aggregate import Combined
-from zk0d.federation.cohort import Cohort, content
+from zk0d.federation.cohort import OFFLINE, Cohort, content
 from zk0d.federation.envelope import Refused
 from zk0d.federation.late import LateNodes, Work
 from zk0d.federation.messages import Train, TrainReply, UpdateRejected
@@ -290,6 +290,17 @@ class RoundAnswers:
                 return
             self.lost[key] = reason
         self._record(NodeLost(round=self.task.round, node=self._cohort.name(key), reason=reason))
+
+    def wait_again_for(self, node: Node) -> bool:
+        """Whether a node that went away in this round is to be asked again, now that it is back.
+
+        What it was asked for before is not waited for, so that it has one answer at most.
+        """
+        if self.closed or self.is_over or self.lost.get(node.key) != OFFLINE:
+            return False
+        del self.lost[node.key]
+        self._works[node.key] = replace(self._works[node.key], node=node)
+        return True
 
     def close(self) -> None:
         """Wait no longer, and leave out what is far longer than the rest."""

@@ -27,6 +27,8 @@ PRESENCE_INTERVAL = 2.0
 ASK_AGAIN = (2.0, 60.0)
 #: Seconds between two records of how far a node is that prepares: it may do so for hours.
 PREPARING_INTERVAL = 120.0
+#: Why no answer will come from a node that the SuperLink does not see any more.
+OFFLINE = "offline"
 #: What a node is told needs no answer that anybody waits for.
 _TOLD = "told"
 
@@ -77,6 +79,8 @@ class Cohort:
         What every node is asked once.
     on_update, on_lost
         Take a node's answer to a round, and the news that none will come; by key.
+    on_back
+        Takes a node that was lost in the round under way, and can train again.
     clock
         Seconds; replaced in tests.
     check
@@ -96,6 +100,7 @@ class Cohort:
         query: Query,
         on_update: Callable[[str, Message], None],
         on_lost: Callable[[str, str], None],
+        on_back: Callable[[Node], None],
         clock: Callable[[], float] = time.monotonic,
         *,
         check: Callable[[QueryReply], None] = lambda reply: None,
@@ -108,6 +113,7 @@ class Cohort:
         self._query = query
         self._on_update = on_update
         self._on_lost = on_lost
+        self._on_back = on_back
         self._clock = clock
         self._check = check
         self._former_names = dict(names or {})
@@ -118,6 +124,7 @@ class Cohort:
         self._left_out: dict[str, _LeftOut] = {}  # by key
         self._delays: dict[str, _Delay] = {}
         self._preparing: dict[str, _Preparing] = {}  # by key
+        self._lost: set[str] = set()  #: keys of those that went away in the round under way
         self._last_look = self._last_presence = float("-inf")
         self.members: dict[str, QueryReply] = {}  #: nodes that can train, by key
 
@@ -175,7 +182,10 @@ class Cohort:
         return sorted(there, key=lambda node: self.name(node.key))
 
     def query_newcomers(self) -> None:
-        """Ask every node that was not asked in this run; a late one joins the next round."""
+        """Ask every node that was not asked in this run; a late one joins the next round.
+
+        So is a node asked that went away in the round under way: is its learner there, too?
+        """
         if self._clock() - self._last_look < PRESENCE_INTERVAL:
             return
         self._last_look = self._clock()
@@ -188,7 +198,7 @@ class Cohort:
             node
             for key, node in sorted(nodes.items())
             if node.online
-            and key not in self.members
+            and (key not in self.members or key in self._lost)
             and key not in asked
             and not self._is_left_out(node)
             and (key not in self._delays or self._clock() >= self._delays[key].until)
@@ -199,7 +209,12 @@ class Cohort:
 
     def train(self, records: list[tuple[Node, RecordDict]]) -> None:
         """Send a round to its nodes."""
+        self._lost.clear()
         self._send(records, MessageType.TRAIN, MessageType.TRAIN)
+
+    def train_again(self, node: Node, record: RecordDict) -> None:
+        """Send the round under way to a node that is back."""
+        self._send([(node, record)], MessageType.TRAIN, MessageType.TRAIN)
 
     def notify(self, node: Node, told: UpdateRejected | NodeRejected) -> None:
         """Tell a node something; its answer is taken and forgotten."""
@@ -239,6 +254,8 @@ class Cohort:
                 continue
             if pending.kind == MessageType.QUERY:
                 self._take_query(pending.node, answer)
+            elif answer.has_error() and _is_lost(pending.node, nodes_of(self._grid)):
+                self._lose(pending.node.key)  # Flower says so before our own look does
             else:
                 self._on_update(pending.node.key, answer)
         return came
@@ -256,6 +273,7 @@ class Cohort:
         node = nodes_of(self._grid).get(key)
         self._left_out[key] = _LeftOut(error, node.activated if node else 0.0)
         self.members.pop(key, None)
+        self._lost.discard(key)
 
     def requery_unavailable(self, refused: dict[str, str]) -> None:
         """Ask nodes whether they can train, before they get a round again.
@@ -315,6 +333,9 @@ class Cohort:
                 notices=(*(f"node {name}: {notice}" for notice in reply.notices), *notices),
             )
         )
+        if node.key in self._lost:
+            self._lost.discard(node.key)
+            self._on_back(node)
 
     def _take_preparing(self, node: Node, message: str) -> None:
         """A node decodes its recordings: say how far it is, but not each time that it is asked."""
@@ -356,7 +377,11 @@ class Cohort:
         for message_id in lost:
             pending = self._pending.pop(message_id, None)
             if pending is not None and pending.kind == MessageType.TRAIN:
-                self._on_lost(pending.node.key, "offline")
+                self._lose(pending.node.key)
+
+    def _lose(self, key: str) -> None:
+        self._lost.add(key)
+        self._on_lost(key, OFFLINE)
 
 
 def _is_lost(node: Node, nodes: Mapping[str, Node]) -> bool:

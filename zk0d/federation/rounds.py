@@ -119,6 +119,7 @@ class Rounds:
             query,
             self._take_update,
             self._lose,
+            self._ask_again,
             clock,
             check=normalization.check,
             names=state.names,
@@ -127,6 +128,7 @@ class Rounds:
         )
         self._late = LateNodes(settings.rounds.max_staleness)
         self._answers: RoundAnswers | None = None
+        self._tasks: dict[str, Train] = {}  #: of the latest round, by the node's key
 
     @property
     def late(self) -> Mapping[str, int]:
@@ -367,7 +369,7 @@ class Rounds:
         keys = [node.key for node in chosen]
         self._transport.begin(task, payload, keys, self.late)
         counted = model.variate_rounds
-        records = []
+        self._tasks = {}
         for name, node in reach.items():
             normalized = self._normalization.of(name, self._cohort.members[node.key])
             own = {
@@ -376,9 +378,10 @@ class Rounds:
                 "statistics": normalized,
                 "statistics_sha256": normalized.sha256,
             }
-            message = self._transport.task(task.model_copy(update=own), node.key)
-            records.append((node, message))
-        self._cohort.train(records)
+            self._tasks[node.key] = task.model_copy(update=own)
+        self._cohort.train(
+            [(node, self._transport.task(self._tasks[node.key], node.key)) for node in chosen]
+        )
         return RoundAnswers(
             task,
             plan,
@@ -395,6 +398,16 @@ class Rounds:
             late=self._late,
             before=before,
         )
+
+    def _ask_again(self, node: Node) -> None:
+        """Send the round under way to a node that went away in it and is back."""
+        answers = self._answers
+        if answers is None or not answers.wait_again_for(node):
+            return
+        task = self._tasks[node.key]
+        left = task.deadline_seconds - (self._clock() - answers.sent)
+        task = task.model_copy(update={"deadline_seconds": left})
+        self._cohort.train_again(node, self._transport.task(task, node.key))
 
     def _before(self, number: int) -> RoundAnswers | None:
         """The last try of round ``number``, if that was not the first."""
