@@ -192,8 +192,8 @@ def run(config: Path) -> None:
         return made, settings.learner.socket
 
     rests = partial(read_rest, settings.owner.state, settings.limits)
-    learner = settings.learner
-    LearnerService("learner", make, learner.cache, learner.state, rests).run()
+    own = settings.learner
+    LearnerService("learner", make, own.cache, own.state, rests).run()
 
 
 def look_first(path: Path, datasets: Iterable[str]) -> None:
