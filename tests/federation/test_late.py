@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from tests.federation.fakes import FakeNode, refuse, silent
+from tests.federation.fakes import NEVER, FakeNode, refuse, silent
 from tests.federation.test_rounds import World
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
@@ -141,6 +141,88 @@ def test_a_late_node_that_leaves_is_not_waited_for(world: Make) -> None:
     made.grid.at(110.0, lambda: setattr(late, "online", False))
     made.run()
     assert made.lines[-1]["kind"] == "run.finished"
+
+
+def away_in_round_1(made: World, node: FakeNode, begin: float, end: float, *answers: float) -> None:
+    """A node goes offline so many seconds after it was asked first, and comes back by another
+    session. To its messages it answers after so many seconds, or never.
+    """
+    left = list(answers)
+
+    def comes() -> None:
+        node.online, node.activated = True, made.grid.now
+
+    def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict | None, float]:
+        if len(left) == len(answers):
+            now = made.grid.now - 1000.0
+            made.grid.at(now + begin, lambda: setattr(node, "online", False))
+            made.grid.at(now + end, comes)
+        seconds = left.pop(0) if left else node.seconds
+        return (None if seconds == NEVER else node.update(task, payload)), seconds
+
+    node.train = train
+
+
+def test_a_laptop_that_slept_in_a_round_has_its_part_in_it(world: Make) -> None:
+    """It goes on where it was; the SuperLink shows the same as after a restart."""
+    laptop = FakeNode("laptop", step=4.0)
+    others = [FakeNode("a", seconds=60.0), FakeNode("b")]
+    made = world([*others, laptop], **{"num-server-rounds": 1})
+    away_in_round_1(made, laptop, 10.0, 20.0, 30.0)
+    made.run()
+    assert [line["reason"] for line in made.of("node.lost")] == ["offline"]
+    assert staleness(made) == [{"a": 0, "b": 0, "laptop": 0}]
+    assert made.of("round.committed")[1]["lost"] == {}
+    assert np.allclose(made.weights(1)["a"], 2.0)
+
+
+def test_the_update_of_a_laptop_that_slept_beyond_its_round_counts_late(world: Make) -> None:
+    """Nobody waits for it, it is asked again once it is back, and no work is lost."""
+    laptop = FakeNode("laptop", seconds=15.0)
+    made = world([FakeNode("a", seconds=20.0), FakeNode("b", seconds=20.0), laptop])
+    away_in_round_1(made, laptop, 10.0, 25.0, 50.0)
+    made.run()
+    assert [line["nodes"] for line in made.of("round.started")] == [
+        ["a", "b", "laptop"],
+        ["a", "b"],
+        ["a", "b", "laptop"],
+        ["a", "b", "laptop"],
+    ]
+    counted = [(n["node"], n["staleness"]) for n in made.of("round.committed")[3]["nodes"]]
+    assert counted == [("a", 0), ("b", 0), ("laptop", 2), ("laptop", 0)]
+    assert not made.of("update.refused")
+
+
+def test_a_node_that_restarted_in_a_round_is_asked_in_the_next(world: Make) -> None:
+    """What it had in work is gone, and nothing is held up by that."""
+    node = FakeNode("node", seconds=15.0)
+    made = world([FakeNode("a", seconds=20.0), FakeNode("b", seconds=20.0), node])
+    away_in_round_1(made, node, 5.0, 15.0, NEVER)
+    made.run()
+    assert staleness(made) == [{"a": 0, "b": 0}, *[{"a": 0, "b": 0, "node": 0}] * 3]
+    assert made.grid.now < 1000.0 + 5 * 25.0, "rounds of 20 s"
+
+
+def test_who_is_asked_twice_for_a_round_counts_once(world: Make) -> None:
+    """A try failed while it slept: the answers to both messages come."""
+    laptop = FakeNode("laptop", step=4.0)
+    made = world([FakeNode("a"), laptop], **{"num-server-rounds": 1})
+    away_in_round_1(made, laptop, 3.0, 40.0, 50.0, 55.0)
+    made.run()
+    assert [line["nodes"] for line in made.of("round.started")] == [["a", "laptop"], ["laptop"]]
+    assert staleness(made) == [{"a": 0, "laptop": 0}]
+    (event,) = made.of("round.committed")[1:]
+    assert len(event["nodes"]) == 2
+    assert np.allclose(made.weights(1)["a"], 2.5)
+
+
+def test_without_late_updates_an_absent_node_is_given_up(world: Make) -> None:
+    laptop = FakeNode("laptop", seconds=15.0)
+    made = world([FakeNode("a", seconds=60.0), FakeNode("b"), laptop], **{"max-staleness": 0})
+    away_in_round_1(made, laptop, 10.0, 20.0, 30.0)
+    made.run()
+    assert staleness(made)[0] == {"a": 0, "b": 0}
+    assert made.of("round.committed")[1]["lost"] == {"laptop": "offline"}
 
 
 def test_a_node_that_never_answers_is_asked_again_after_its_own_deadline(world: Make) -> None:

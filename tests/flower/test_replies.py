@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 from flwr.app import Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.linkstate import LinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
@@ -64,10 +64,20 @@ def test_a_reply_is_delivered_though_its_node_has_left_since(link: Link, install
     answered, open_ = link.ask(), link.ask()
     link.answer(answered)
     assert link.state.deactivate_node(link.node)
-    came = {each.metadata.reply_to_message_id: each for each in link.fetch(answered, open_)}
-    assert not came[answered.metadata.message_id].has_error()
-    lost = came[open_.metadata.message_id]
-    assert lost.error.code == ErrorCode.NODE_UNAVAILABLE, "what it has not answered is lost"
+    (came,) = link.fetch(answered, open_)
+    assert came.metadata.reply_to_message_id == answered.metadata.message_id
+    assert not came.has_error()
+
+
+def test_a_node_that_slept_answers_after_it_woke(link: Link, installed: None) -> None:
+    """A laptop whose lid was closed in a round goes on with what it had in work."""
+    asked = link.ask()
+    assert link.state.deactivate_node(link.node)
+    assert link.fetch(asked) == []
+    assert link.state.activate_node(link.node, 30.0)
+    link.answer(asked)
+    (came,) = link.fetch(asked)
+    assert not came.has_error()
 
 
 def test_a_reply_of_a_removed_node_is_not_delivered(link: Link, installed: None) -> None:

@@ -174,12 +174,15 @@ class RoundAnswers:
         quorum = math.ceil(rounds.quorum * len(self.nodes | self.accepted.keys()))
         return not self.open or len(self.accepted) >= max(quorum, rounds.min_fit_clients)
 
-    def take(self, key: str, answer: Message) -> None:
-        """A node's answer, to this round or to the one that it is late for."""
-        if work := self._late.done(key):
+    def take(self, key: str, number: int, answer: Message) -> None:
+        """A node's answer to this round, or to the one that it is late for."""
+        work = self._late.done(key, number)
+        if number == self.task.round:
+            if key in self.keys:
+                return  # it was asked twice: a try failed while it was out of sight
+            work = self._works.get(key, work)
+        if work is not None:
             self.take_to(work, answer)
-        elif key in self.open:
-            self.take_to(self._works[key], answer)
 
     def take_to(self, work: Work, answer: Message) -> None:
         """An answer to what a node was asked for, in this round or before; it may count."""
@@ -221,6 +224,8 @@ class RoundAnswers:
         )
         if work is self._works.get(key):
             self.accepted[key] = accepted
+            self.refused.pop(key, None)
+            self.lost.pop(key, None)
         else:
             self.folded.append(accepted)
         self._record(
@@ -283,21 +288,26 @@ class RoundAnswers:
             ),
         )
 
-    def lose(self, key: str, reason: str) -> None:
-        """No answer will come from a node."""
-        if self._late.done(key) is None:
-            if key not in self.open:
+    def lose(self, key: str, number: int, reason: str) -> None:
+        """A node is not waited for; its answer may come nevertheless, and counts then."""
+        work = self._late.done(key, number)
+        if work is None:
+            if number != self.task.round or key not in self.open:
                 return
             self.lost[key] = reason
+            work = self._works[key]
+        if not self._late.lost_sight_of(key, work):
+            self._cohort.give_up(key, number)
         self._record(NodeLost(round=self.task.round, node=self._cohort.name(key), reason=reason))
 
     def wait_again_for(self, node: Node) -> bool:
         """Whether a node that went away in this round is to be asked again, now that it is back.
 
-        What it was asked for before is not waited for, so that it has one answer at most.
+        It may answer to both messages; the first answer counts.
         """
         if self.closed or self.is_over or self.lost.get(node.key) != OFFLINE:
             return False
+        self._late.done(node.key, self.task.round)
         del self.lost[node.key]
         self._works[node.key] = replace(self._works[node.key], node=node)
         return True
@@ -308,7 +318,7 @@ class RoundAnswers:
             if self._late.waits_for(key, self._works[key]):
                 self.lost[key] = Reason.LATE
             else:
-                self._cohort.give_up([key])
+                self._cohort.give_up(key, self.task.round)
                 self.lost[key] = Reason.DEADLINE
             self._record(
                 NodeLost(round=self.task.round, node=self._cohort.name(key), reason=self.lost[key])

@@ -39,6 +39,8 @@ class _Pending:
 
     node: Node
     kind: str
+    round: int = 0  #: that a node is asked to train
+    lost: bool = False  #: the node went offline; it may have slept, and answer yet
 
 
 @dataclass
@@ -78,7 +80,8 @@ class Cohort:
     query
         What every node is asked once.
     on_update, on_lost
-        Take a node's answer to a round, and the news that none will come; by key.
+        Take a node's answer to a round, and the news that it is not to be waited for; by key and
+        round. An answer may come after such news.
     on_back
         Takes a node that was lost in the round under way, and can train again.
     clock
@@ -98,8 +101,8 @@ class Cohort:
         grid: Grid,
         record: Callable[[AnyEvent], object],
         query: Query,
-        on_update: Callable[[str, Message], None],
-        on_lost: Callable[[str, str], None],
+        on_update: Callable[[str, int, Message], None],
+        on_lost: Callable[[str, int, str], None],
         on_back: Callable[[Node], None],
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -143,7 +146,8 @@ class Cohort:
     @property
     def waits(self) -> bool:
         """Whether an answer is still to come."""
-        return bool(self._pending or self._preparing)
+        waits = any(not pending.lost for pending in self._pending.values())
+        return waits or bool(self._preparing)
 
     def name(self, key: str) -> str:
         """What a node is called in this run; no two the same."""
@@ -189,7 +193,7 @@ class Cohort:
         if self._clock() - self._last_look < PRESENCE_INTERVAL:
             return
         self._last_look = self._clock()
-        asked = {pending.node.key for pending in self._pending.values()}
+        asked = {pending.node.key for pending in self._pending.values() if not pending.lost}
         nodes = nodes_of(self._grid)
         there = {key for key, node in nodes.items() if node.online}
         for key in self._preparing.keys() - there:
@@ -207,27 +211,29 @@ class Cohort:
             record = to_record(self._query)
             self._send([(node, record) for node in newcomers], MessageType.QUERY, MessageType.QUERY)
 
-    def train(self, records: list[tuple[Node, RecordDict]]) -> None:
+    def train(self, records: list[tuple[Node, RecordDict]], number: int) -> None:
         """Send a round to its nodes."""
         self._lost.clear()
-        self._send(records, MessageType.TRAIN, MessageType.TRAIN)
+        self._send(records, MessageType.TRAIN, MessageType.TRAIN, number)
 
-    def train_again(self, node: Node, record: RecordDict) -> None:
+    def train_again(self, node: Node, record: RecordDict, number: int) -> None:
         """Send the round under way to a node that is back."""
-        self._send([(node, record)], MessageType.TRAIN, MessageType.TRAIN)
+        self._send([(node, record)], MessageType.TRAIN, MessageType.TRAIN, number)
 
     def notify(self, node: Node, told: UpdateRejected | NodeRejected) -> None:
         """Tell a node something; its answer is taken and forgotten."""
         self._send([(node, to_record(told))], MessageType.QUERY, _TOLD)
 
-    def _send(self, records: list[tuple[Node, RecordDict]], kind: str, waits_for: str) -> None:
+    def _send(
+        self, records: list[tuple[Node, RecordDict]], kind: str, waits_for: str, number: int = 0
+    ) -> None:
         messages = [
             Message(record, dst_node_id=node.id, message_type=kind) for node, record in records
         ]
         for (node, _), message_id in zip(records, self._grid.push_messages(messages), strict=True):
             self._names.setdefault(node.key, node.name)
             if message_id:
-                self._pending[message_id] = _Pending(node, waits_for)
+                self._pending[message_id] = _Pending(node, waits_for, number)
 
     def collect(self) -> bool:
         """Take the answers that are there; whether there was any.
@@ -255,16 +261,16 @@ class Cohort:
             if pending.kind == MessageType.QUERY:
                 self._take_query(pending.node, answer)
             elif answer.has_error() and _is_lost(pending.node, nodes_of(self._grid)):
-                self._lose(pending.node.key)  # Flower says so before our own look does
+                self._lose(pending)  # Flower says so before our own look does
             else:
-                self._on_update(pending.node.key, answer)
+                self._on_update(pending.node.key, pending.round, answer)
         return came
 
-    def give_up(self, keys: Iterable[str]) -> None:
-        """Wait no longer for these nodes' answers to the round."""
-        given_up = set(keys)
+    def give_up(self, key: str, number: int) -> None:
+        """Wait no longer for a node's answer to round ``number``."""
         for message_id, pending in list(self._pending.items()):
-            if pending.node.key in given_up and pending.kind == MessageType.TRAIN:
+            asked = pending.kind == MessageType.TRAIN and pending.round == number
+            if asked and pending.node.key == key:
                 del self._pending[message_id]
 
     def leave_out(self, key: str, error: Zk0dError) -> None:
@@ -365,31 +371,46 @@ class Cohort:
         return notices
 
     def _give_up_lost(self) -> None:
-        """Stop waiting for nodes that, by the SuperLink's view, cannot answer any more."""
+        """Stop waiting for nodes that, by the SuperLink's view, may not answer any more.
+
+        The SuperLink cannot tell a machine that slept, and goes on where it was, from one that
+        restarted. So a round's message stays open until somebody gives it up.
+        """
         if not self._pending or self._clock() - self._last_presence < PRESENCE_INTERVAL:
             return
         self._last_presence = self._clock()
         nodes = nodes_of(self._grid)
-        lost = [each for each, pending in self._pending.items() if _is_lost(pending.node, nodes)]
+        lost = [
+            each
+            for each, pending in self._pending.items()
+            if not pending.lost and _is_lost(pending.node, nodes)
+        ]
         # They may have answered and left since the look for their answers.
         while self._pull(each for each in lost if each in self._pending):
             pass
         for message_id in lost:
-            pending = self._pending.pop(message_id, None)
-            if pending is not None and pending.kind == MessageType.TRAIN:
-                self._lose(pending.node.key)
+            pending = self._pending.get(message_id)
+            if pending is None:
+                continue
+            if pending.kind == MessageType.TRAIN:
+                self._lose(pending)
+            else:
+                del self._pending[message_id]
 
-    def _lose(self, key: str) -> None:
-        self._lost.add(key)
-        self._on_lost(key, OFFLINE)
+    def _lose(self, pending: _Pending) -> None:
+        """Say once that nobody waits for this answer."""
+        if not pending.lost:
+            pending.lost = True
+            self._lost.add(pending.node.key)
+            self._on_lost(pending.node.key, pending.round, OFFLINE)
 
 
 def _is_lost(node: Node, nodes: Mapping[str, Node]) -> bool:
-    """Whether a node, by the SuperLink's view, cannot answer a message that it was sent."""
+    """Whether a node, by the SuperLink's view, may never answer a message that it was sent."""
     now = nodes.get(node.key)
     if now is None or not now.online or now.id != node.id:
         return True
-    # Another session than the one it was sent to has never seen the message.
+    # Another session has never seen the message, unless the machine only slept.
     return now.activated != node.activated
 
 

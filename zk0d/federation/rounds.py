@@ -224,9 +224,9 @@ class Rounds:
         """Ask newcomers, take the answers that are there; whether there was any."""
         self._cohort.query_newcomers()
         came, number = self._cohort.collect(), self._state.round + 1
-        for key in self._late.too_late(number, self._clock()):
-            self._cohort.give_up([key])
-            name = self._cohort.name(key)
+        for work in self._late.too_late(number, self._clock()):
+            self._cohort.give_up(work.node.key, work.task.round)
+            name = self._cohort.name(work.node.key)
             self._record(NodeLost(round=number, node=name, reason=Reason.DEADLINE))
         return came
 
@@ -380,7 +380,8 @@ class Rounds:
             }
             self._tasks[node.key] = task.model_copy(update=own)
         self._cohort.train(
-            [(node, self._transport.task(self._tasks[node.key], node.key)) for node in chosen]
+            [(node, self._transport.task(self._tasks[node.key], node.key)) for node in chosen],
+            number,
         )
         return RoundAnswers(
             task,
@@ -407,7 +408,7 @@ class Rounds:
         task = self._tasks[node.key]
         left = task.deadline_seconds - (self._clock() - answers.sent)
         task = task.model_copy(update={"deadline_seconds": left})
-        self._cohort.train_again(node, self._transport.task(task, node.key))
+        self._cohort.train_again(node, self._transport.task(task, node.key), task.round)
 
     def _before(self, number: int) -> RoundAnswers | None:
         """The last try of round ``number``, if that was not the first."""
@@ -437,14 +438,14 @@ class Rounds:
             dataset_uri=settings.dataset_uri,
         )
 
-    def _take_update(self, key: str, answer: Message) -> None:
+    def _take_update(self, key: str, number: int, answer: Message) -> None:
         if self._answers is not None and not self._answers.closed:
-            self._answers.take(key, answer)
-        elif key in self._late:
-            self._late.keep(key, answer)
+            self._answers.take(key, number, answer)
+        elif work := self._late.done(key, number):
+            self._late.keep(work, answer)
 
-    def _lose(self, key: str, reason: str) -> None:
+    def _lose(self, key: str, number: int, reason: str) -> None:
         if self._answers is not None and not self._answers.closed:
-            self._answers.lose(key, reason)
-        else:
-            self._late.done(key)
+            self._answers.lose(key, number, reason)
+        elif work := self._late.done(key, number):
+            self._late.lost_sight_of(key, work)

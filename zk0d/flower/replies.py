@@ -1,10 +1,10 @@
-"""A reply that the SuperLink has counts, though its node has left since.
+"""An offline node may answer yet: it slept, was cut off, or left just after its answer.
 
-Flower looks at a message's node before it looks for the reply: once a node is offline, its
-replies that nobody has fetched yet are thrown away, and the ServerApp hears that the node is
-unavailable. A node that leaves after its update (a drain, a pause, a shutdown) would lose that
-update whenever the ServerApp's next look comes a moment later. Here such a node counts as present
-for the messages that it has answered. A node that the operator removed gets no such grace.
+Flower looks at a message's node before it looks for the reply. Once a node is offline, the
+ServerApp hears that it is unavailable, and its reply is thrown away: one that is there already (of
+a node that leaves after its update), and one that comes later (of a laptop whose lid was closed for
+some minutes in a round). Here such a node counts as present for the messages that it was sent. Who
+is online, the ServerApp asks for itself. A node that the operator removed gets no such grace.
 
 A ServerApp asks for the replies to all of its messages at once. It gets a page of them, and the
 rest when it asks again, because each of them lies in its memory.
@@ -16,13 +16,10 @@ changes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any
 
 #: A reply has at most ``transfer.message-kib``, and its files beside it.
 PAGE = 8
-
-_answered: ContextVar[frozenset[str]] = ContextVar("answered", default=frozenset())
 
 
 def install() -> None:
@@ -41,16 +38,11 @@ def install() -> None:
         answered = select(column).where(column.in_(message_ids))
         undelivered = answered.where(reply.delivered_at == "")
         with self.session() as session:
-            found = session.scalars(answered).all()
             page = session.scalars(undelivered.order_by(reply.created_at).limit(PAGE + 1)).all()
         if len(page) > PAGE:
             # Of the others nothing is said before these are taken.
             message_ids = set(page[:PAGE])
-        token = _answered.set(frozenset(found))
-        try:
-            return fetch(self, message_ids, run_id)
-        finally:
-            _answered.reset(token)
+        return fetch(self, message_ids, run_id)
 
     def check_availability(
         inquired_in_message_ids: set[str],
@@ -61,7 +53,7 @@ def install() -> None:
     ) -> Any:
         kept = {
             each
-            for each in inquired_in_message_ids & _answered.get()
+            for each in inquired_in_message_ids
             if found_in_message_dict[each].metadata.dst_node_id in node_id_to_online_until
         }
         inquired_in_message_ids -= kept
