@@ -219,7 +219,7 @@ def test_who_is_asked_twice_for_a_round_counts_once(world: Make) -> None:
 def test_without_late_updates_an_absent_node_is_given_up(world: Make) -> None:
     laptop = FakeNode("laptop", seconds=15.0)
     made = world([FakeNode("a", seconds=60.0), FakeNode("b"), laptop], **{"max-staleness": 0})
-    away_in_round_1(made, laptop, 10.0, 20.0, 30.0)
+    away_in_round_1(made, laptop, 10.0, 50.0, 57.0)
     made.run()
     assert staleness(made)[0] == {"a": 0, "b": 0}
     assert made.of("round.committed")[1]["lost"] == {"laptop": "offline"}
