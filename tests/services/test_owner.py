@@ -37,7 +37,7 @@ from zk0d.machine.rest_note import NOTE_SECONDS, read_note, write_note
 from zk0d.services.coordinator import ask_presence
 from zk0d.services.figures import NodeCollector
 from zk0d.services.learner import LearnerService
-from zk0d.services.owner import BACK_SECONDS, IDLE_SECONDS, RestRules
+from zk0d.services.owner import BACK_SECONDS, RestRules
 from zk0d.services.presence import HEARD_SECONDS, LATE_SECONDS, Presence, PresencePage
 
 MONDAY_NOON = datetime(2026, 11, 30, 12)
@@ -49,7 +49,8 @@ class Machine:
 
     def __init__(self, **limits: Any) -> None:
         self.now, self.clock = MONDAY_NOON, 0.0
-        self.battery, self.program, self.idle = False, "", float("inf")
+        self.battery, self.program = False, ""
+        self.idle: bool | None = True
         self.gpu: list[str] = []
         given = {key.replace("_", "-"): value for key, value in limits.items()}
         self.rules = RestRules(
@@ -58,7 +59,7 @@ class Machine:
             clock=lambda: self.clock,
             on_battery=lambda: self.battery,
             running=lambda names: self.program if self.program in names else "",
-            idle_seconds=lambda: self.idle,
+            is_idle=lambda: self.idle,
             gpu_programs=lambda: self.gpu,
         )
 
@@ -87,7 +88,7 @@ def test_hours_end_a_rest_when_they_begin() -> None:
         ({}, {"battery": True}, "while this machine runs on its battery (limits.on-battery)"),
         (
             {"only_when_idle": True},
-            {"idle": IDLE_SECONDS - 1},
+            {"idle": False},
             "while a session is in use (limits.only-when-idle)",
         ),
         (
@@ -101,7 +102,7 @@ def test_hours_end_a_rest_when_they_begin() -> None:
             "while logind does not say whether it is idle (limits.only-when-idle)",
         ),
         # What nobody asked for.
-        ({}, {"program": "steam", "idle": 0.0, "gpu": ["blender"]}, ""),
+        ({}, {"program": "steam", "idle": False, "gpu": ["blender"]}, ""),
         ({"on_battery": True}, {"battery": True}, ""),
     ],
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ POWER = Path("/sys/class/power_supply")
 _LOGIND = (
     *("busctl", "--json=short", "--auto-start=no", "--timeout=2", "get-property"),
     *("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"),
-    *("IdleHint", "IdleSinceHint"),
+    "IdleHint",
 )
 _SECONDS = 5.0
 #: A desktop holds less of a GPU's memory for its windows; a game or a renderer more.
@@ -55,17 +54,14 @@ def running(names: Collection[str]) -> str:
     return ""
 
 
-def idle_seconds() -> float | None:
-    """How long all sessions have been idle, by logind's word; 0 if one is not.
+def is_idle() -> bool | None:
+    """Whether all sessions are idle, by logind's word: its own are so after five minutes.
 
     A machine to which nobody is logged in is idle. ``None`` if logind cannot be asked.
     """
     try:
         said = subprocess.run(_LOGIND, capture_output=True, timeout=_SECONDS, check=True).stdout
-        hint, since = (json.loads(line)["data"] for line in said.splitlines())
-        if not hint:
-            return 0.0
-        return max(0.0, time.time() - since / 1e6) if since else float("inf")
+        return json.loads(said)["data"] is True
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
         return None
 

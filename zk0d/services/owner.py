@@ -23,8 +23,6 @@ from zk0d.daemon.service import Condition, Service
 from zk0d.machine.roles import SERVICES
 from zk0d.machine.state import write_json
 
-#: So long no session may have been used, with ``only-when-idle``.
-IDLE_SECONDS = 300.0
 #: A rest that is not the hours' ends after so long without its cause: a program may start again.
 BACK_SECONDS = 60.0
 
@@ -34,7 +32,7 @@ class RestRules:
 
     Parameters
     ----------
-    now, clock, on_battery, running, idle_seconds, gpu_programs
+    now, clock, on_battery, running, is_idle, gpu_programs
         Replaced in tests.
     """
 
@@ -46,7 +44,7 @@ class RestRules:
         clock: Callable[[], float] = time.monotonic,
         on_battery: Callable[[], bool] = usage.on_battery,
         running: Callable[[list[str]], str] = usage.running,
-        idle_seconds: Callable[[], float | None] = usage.idle_seconds,
+        is_idle: Callable[[], bool | None] = usage.is_idle,
         gpu_programs: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self._limits = limits
@@ -54,7 +52,7 @@ class RestRules:
         self._clock = clock
         self._on_battery = on_battery
         self._running = running
-        self._idle_seconds = idle_seconds
+        self._is_idle = is_idle
         self._gpu_programs = gpu_programs or partial(usage.gpu_programs, is_own)
         self._last: Rest | None = None
         self._seen = float("-inf")
@@ -86,12 +84,12 @@ class RestRules:
             return Rest("battery", "while this machine runs on its battery (limits.on-battery)")
         if not limits.only_when_idle:
             return None
-        idle = self._idle_seconds()
+        idle = self._is_idle()
         if idle is None:
             return Rest(
                 "unknown", "while logind does not say whether it is idle (limits.only-when-idle)"
             )
-        if idle < IDLE_SECONDS:
+        if not idle:
             return Rest("idle", "while a session is in use (limits.only-when-idle)")
         for program in self._gpu_programs():
             return Rest("idle", f"while {program} works on the GPU (limits.only-when-idle)")
