@@ -16,6 +16,7 @@ from tests import hostile, processes
 from tests.cli.test_cli import BIN, typed
 from zk0d.config.machine import ClientSettings
 from zk0d.daemon.line import LineBook
+from zk0d.daemon.own_rounds import OwnRound, RoundBook
 from zk0d.errors import ConfigError, UsageError
 from zk0d.machine import recordings, units
 from zk0d.machine.certificates import make_certificates
@@ -126,7 +127,8 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     assert content["schema_version"] == 1
     assert content["todo"] == ["no service of this client runs: start it with zk0bot client start"]
     assert set(content) == {
-        *("schema_version", "host", "ok", "services", "run", "nodes", "node", "line", "todo")
+        *("schema_version", "host", "ok", "services", "run", "nodes", "node", "line", "todo"),
+        "trained",
     }
     (folder / "client.toml").write_text('name = "a"\n[cordinator]\n')
     said = typed("zk0bot", "status", "--json", "--folder", str(folder))
@@ -135,6 +137,33 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     empty = typed("zk0bot", "status", "--folder", "/nothing")
     assert empty.returncode == 69
     assert "no zk0d runs on this host" in empty.stderr
+
+
+@pytest.mark.slow
+def test_status_shows_what_this_node_trained(folder: Path) -> None:
+    with (folder / "client.toml").open("a") as toml:
+        toml.write(f'[superexec]\nstate = "{folder / "app"}"\n')
+    for number, loss in ((1, 2.0), (2, None), (3, 0.5)):
+        RoundBook(folder / "app").add(
+            OwnRound(
+                run="7",
+                round=number,
+                steps=40,
+                train_loss=0.6,
+                holdout_loss=loss,
+                seconds=1400.0,
+                joules=1.2e6,
+            )
+        )
+    said = typed("zk0bot", "status", "--folder", str(folder)).stdout.splitlines()
+    assert "trained: 3 rounds, 1 h 10 min, 1 kWh today" in said
+    held_out = "shared policy on your held-out episodes: 2.0000 after round 0, 0.5000 after round 2"
+    assert f"  {held_out}" in said
+    trained = json.loads(typed("zk0bot", "status", "--json", "--folder", str(folder)).stdout)[
+        "trained"
+    ]
+    assert [each["holdout_loss"] for each in trained["rounds"]] == [2.0, None, 0.5]
+    assert trained["today"] == {"rounds": 3, "seconds": 4200.0, "joules": 3.6e6}
 
 
 @pytest.mark.slow

@@ -25,10 +25,12 @@ from tests.serving import served
 from zk0d.config.machine import (
     CONFIG_VARIABLE,
     COORDINATOR_VARIABLE,
+    LINE_FOLDER_VARIABLE,
     ClientSettings,
     ServerSettings,
 )
 from zk0d.config.run import EvaluationSettings, run_settings
+from zk0d.daemon.own_rounds import RoundBook
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app, tries
 from zk0d.federation.aggregate import Combined, aggregate
@@ -424,6 +426,25 @@ def test_nodes_evaluate_on_their_own_held_out_episodes(
     shutil.rmtree(lab.folder / "runs")
     lines = lab.run(monkeypatch, {"eval-rollouts": 0, "num-server-rounds": 1})
     assert [line for line in lines if line["kind"] == "round.committed"][1]["holdout_loss"] is None
+
+
+def test_a_nodes_owner_has_its_rounds_as_the_journal_has_them(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
+    lab.contribute("left", learner=held)
+    monkeypatch.setenv(LINE_FOLDER_VARIABLE, str(lab.folder / "apps"))
+    wanted = {"evaluate-on-nodes": True, "eval-rollouts": 0, "min-fit-clients": 1}
+    lines = lab.run(monkeypatch, wanted)
+    committed = [line for line in lines if line["kind"] == "round.committed"][1:]
+    nodes = [line["nodes"][0] for line in committed]
+    rounds = RoundBook(lab.folder / "apps").read().of_newest_run
+    assert [each.round for each in rounds] == [1, 2]
+    for each, node in zip(rounds, nodes, strict=True):
+        assert (each.run, each.steps) == ("1", node["steps"])
+        assert (each.train_loss, each.holdout_loss) == (node["policy_loss"], node["holdout_loss"])
+        assert each.seconds == node["seconds"]["evaluate"] + node["seconds"]["train"]
+        assert each.joules is None, "there is no GPU"
 
 
 def test_more_episodes_are_held_out_than_there_are(lab: Lab, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from zk0d.learning.policy import spec_for
 from zk0d.learning.progress import (
     CacheUse,
     Decoding,
+    Energy,
     Progress,
     Training,
     event_of,
@@ -39,6 +40,7 @@ SENTENCES: dict[str, Progress] = {
     ),
     "training step 0/60: the first is under way": Training(0, 60, 0.0),
     "training step 20/60, 4 s left, loss 0.2500": Training(20, 60, 2.0, 0.25),
+    "the GPU took 2.5 Wh in this round": Energy(9000.0),
 }
 
 

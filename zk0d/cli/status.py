@@ -90,6 +90,8 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
         typer.echo(f"page {page} of {pages}: zk0bot status --page N, or --json for all")
     if line := content["line"]:
         _print_line(line)
+    if trained := content["trained"]:
+        _print_trained(trained)
     for todo in content["todo"]:
         typer.echo(f"what to do: {todo}")
     if os.geteuid() != 0:
@@ -104,3 +106,24 @@ def _print_line(line: dict[str, Any]) -> None:
     typer.echo(f"line: {say_bytes(today['down'])} down, {say_bytes(today['up'])} up today{of}")
     if line["rests"]:
         typer.echo(f"  rests {line['rests']}")
+
+
+def _print_trained(trained: dict[str, Any]) -> None:
+    from zk0d.config.amounts import say_energy, say_seconds
+
+    today = trained["today"]
+    if today["rounds"]:
+        energy = "" if today["joules"] is None else f", {say_energy(today['joules'])}"
+        said = f"{today['rounds']} rounds, {say_seconds(today['seconds'])}{energy}"
+        typer.echo(f"trained: {said} today")
+    losses = [
+        (each["round"], each["holdout_loss"])
+        for each in trained["rounds"]
+        if each["holdout_loss"] is not None
+    ]
+    if losses:
+        (first, before), (last, now) = losses[0], losses[-1]
+        typer.echo(
+            f"  shared policy on your held-out episodes: {before:.4f} after round {first - 1},"
+            f" {now:.4f} after round {last - 1}"
+        )

@@ -6,22 +6,21 @@ and ``zk0bot status`` read it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt
 
 from zk0d.config.amounts import say_bytes
 from zk0d.config.base import Settings
 from zk0d.config.hours import say_time
 from zk0d.config.limits import LimitsSettings
 from zk0d.config.machine import ClientSettings, is_this_machine
+from zk0d.daemon.book import Book
 from zk0d.daemon.metered import is_metered
-from zk0d.files import whole_file
 
 BOOK = "line.json"
 #: Days that are kept.
@@ -33,6 +32,16 @@ METERED_SECONDS = 30.0
 def local_time() -> time.struct_time:
     """The owner's day and hour."""
     return time.localtime()
+
+
+def day_of(moment: time.struct_time) -> str:
+    """The day's name, as it is noted: ``2026-11-30``."""
+    return time.strftime("%Y-%m-%d", moment)
+
+
+def newest_days[Day](days: dict[str, Day]) -> dict[str, Day]:
+    """Those that are kept."""
+    return dict(sorted(days.items())[-MOST_DAYS:])
 
 
 class DayBytes(Settings):
@@ -64,44 +73,25 @@ class LineRecord(Settings):
 
     def on(self, moment: time.struct_time) -> DayBytes:
         """What moved on this day."""
-        return self.days.get(_day(moment), DayBytes())
+        return self.days.get(day_of(moment), DayBytes())
 
 
-class LineBook:
+class LineBook(Book[LineRecord]):
     """The file, in a folder of the ClientApps' own.
 
     Parameters
     ----------
     now
         Replaced in tests.
-
-    Raises
-    ------
-    OSError
-        From any method that writes.
     """
 
     def __init__(self, folder: Path, now: Callable[[], time.struct_time] = local_time) -> None:
-        self.path = folder / BOOK
+        super().__init__(folder / BOOK, LineRecord)
         self._now = now
-
-    def read(self) -> LineRecord:
-        """What is noted; nothing if there is no file, or it cannot be read."""
-        return self._read()[0]
 
     def today(self) -> DayBytes:
         """What moved since midnight."""
         return self.read().on(self._now())
-
-    def is_hidden(self) -> bool:
-        """Whether this user may not read it."""
-        try:
-            self.path.stat()
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return not os.access(self.path, os.R_OK)
 
     def add(self, *, down: int = 0, up: int = 0, durable: bool = False) -> str:
         """Note bytes that moved; what is wrong with those that were noted before, if so.
@@ -116,40 +106,23 @@ class LineBook:
             moment = self._now()
             before = record.on(moment)
             today = DayBytes(down=before.down + down, up=before.up + up)
-            days = {**record.days, _day(moment): today}
-            kept = dict(sorted(days.items())[-MOST_DAYS:])
-            return record.model_copy(update={"days": kept})
+            days = newest_days({**record.days, day_of(moment): today})
+            return record.model_copy(update={"days": days})
 
-        return self._change(more, durable=durable)
+        return self._lost(self.change(more, durable=durable))
 
     def note_need(self, run: str, size: int) -> str:
         """Note that a round of a run moves more than the day has left; otherwise as :meth:`add`."""
-        need = RoundNeed(day=_day(self._now()), run=run, size=size)
-        return self._change(lambda record: record.model_copy(update={"need": need}))
+        need = RoundNeed(day=day_of(self._now()), run=run, size=size)
+        return self._lost(self.change(lambda record: record.model_copy(update={"need": need})))
 
-    def _change(self, change: Callable[[LineRecord], LineRecord], *, durable: bool = False) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Two ClientApps may count at once: the draft is one's alone, so what it reads stays so.
-        with whole_file(self.path, mode=0o644, durable=durable) as draft:
-            record, trouble = self._read()
-            draft.write_text(change(record).model_dump_json(by_alias=True), encoding="utf-8")
+    def _lost(self, trouble: str) -> str:
         if not trouble:
             return ""
         return (
             f"{self.path}: the bytes of this day cannot be read ({trouble}); the count begins"
             " at 0, so the line may move more than limits.bytes-per-day today."
         )
-
-    def _read(self) -> tuple[LineRecord, str]:
-        """The record, and what is wrong with the file."""
-        try:
-            return LineRecord.model_validate_json(self.path.read_bytes()), ""
-        except FileNotFoundError:
-            return LineRecord(), ""
-        except ValidationError:
-            return LineRecord(), "it is damaged"
-        except OSError as error:
-            return LineRecord(), error.strerror or type(error).__name__
 
 
 def why_it_rests(
@@ -179,7 +152,7 @@ def why_it_rests(
         noted = record.need
         # More than a day has is another refusal, and the round's own.
         if not needs and noted is not None and noted.size <= budget:
-            counts = noted.run == run if run else noted.day == _day(moment)
+            counts = noted.run == run if run else noted.day == day_of(moment)
             needs = noted.size if counts else 0
         if spent + max(needs, 1) > budget:
             said = f"{say_bytes(spent)} of the day's {say_bytes(budget)} are spent"
@@ -252,7 +225,3 @@ class LineWatch:
             "bytes_per_day": self.limits.bytes_per_day or None,
             "rests": self.rests(),
         }
-
-
-def _day(moment: time.struct_time) -> str:
-    return time.strftime("%Y-%m-%d", moment)

@@ -29,6 +29,7 @@ from zk0d.federation.messages import (
     Refusal,
     UpdateRejected,
 )
+from zk0d.federation.own_rounds import OwnRoundNotes
 from zk0d.federation.resting import check_rest
 from zk0d.federation.transport import NodeEnd, carrier_of
 from zk0d.federation.tries import Tries
@@ -70,11 +71,14 @@ def train(message: Message, context: Context) -> Message:
         task, payload = way.task(message.content, learner.held)
         if payload is None:
             raise UpdateError("the round has no weights.")
-        tries = Tries(task.deadline_seconds, _progress_log())
+        own = OwnRoundNotes()
+        tries = Tries(task.deadline_seconds, own.hearing(_progress_log()))
         while True:
             try:
+                reply, update = learner.train(task, payload, tries.take)
+                own.note(task.run, reply)
                 # The update comes from the learner while it is sent.
-                return way.answer(*learner.train(task, payload, tries.take))
+                return way.answer(reply, update)
             except Zk0dError as error:
                 if error.reason == Reason.BASE_LOST and payload.manifest.kind != "weights":
                     log.warning("zk0d: %s The whole weights are fetched.", error.message)

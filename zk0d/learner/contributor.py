@@ -26,6 +26,7 @@ from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainRep
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.cooling import HeatLimit
 from zk0d.learner.duty_cycle import DutyCycle
+from zk0d.learner.energy import EnergyMeter
 from zk0d.learner.held import HeldWeights
 from zk0d.learner.pace import StepTime
 from zk0d.learner.parked import Evaluated, ParkedState, task_key
@@ -40,7 +41,7 @@ from zk0d.learning.pace import Pace
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
-from zk0d.learning.progress import Training
+from zk0d.learning.progress import Energy, Training
 from zk0d.learning.reached import Counts
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.spec import PolicySpec, check_fit
@@ -185,6 +186,7 @@ class Contributor(Learner):
         batches = data.batches(task.statistics)
         control.check()
         ready = time.perf_counter()
+        meter = EnergyMeter(policy.device)
         if parked.evaluated is None:
             parked.evaluated = _evaluate_held_out(task, policy, data, batches)
         control.check()
@@ -213,6 +215,8 @@ class Contributor(Learner):
         )
         prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
+        if (joules := meter.joules()) is not None:
+            control.tell(Energy(joules))
         update = _encode(policy, base, task.training.uplink_codec, prepared.residual)
         if drift:
             update = update.with_beside(drift.variate(task, result.steps))

@@ -104,12 +104,23 @@ class Cooling:
         return f"the GPU has {self.celsius} °C: training continues at {self.limit} °C"
 
 
-Progress = CacheUse | Decoding | Training | Cooling
+@dataclass(frozen=True)
+class Energy:
+    """What the round has taken of the GPU's energy; told once, after its last step."""
+
+    joules: float
+
+    def __str__(self) -> str:
+        return f"the GPU took {self.joules / 3600:.3g} Wh in this round"
+
+
+Progress = CacheUse | Decoding | Training | Cooling | Energy
 _KINDS: dict[str, type[Progress]] = {
     "cache": CacheUse,
     "decoding": Decoding,
     "training": Training,
     "cooling": Cooling,
+    "energy": Energy,
 }
 
 

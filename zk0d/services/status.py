@@ -10,6 +10,7 @@ from typing import Any
 
 from zk0d.config.machine import ClientSettings
 from zk0d.daemon.line import LineWatch
+from zk0d.daemon.own_rounds import RoundBook
 from zk0d.errors import ConfigError
 from zk0d.machine import units
 from zk0d.machine.state import STATE, read_json
@@ -30,6 +31,7 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         "nodes": [],
         "node": None,
         "line": None,
+        "trained": None,
         "todo": [],
     }
     for role in roles:
@@ -38,6 +40,7 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
             if role == "client":
                 client = ClientSettings.load(folder / "client.toml")
                 content["line"] = LineWatch.of(client).facts()
+                content["trained"] = RoundBook.of(client).facts()
         except ConfigError as error:
             # The services are looked at all the same.
             content["todo"].append(error.message)
