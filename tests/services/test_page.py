@@ -18,7 +18,8 @@ from tests.services.lab import lab, nginx
 from zk0d.config.machine import ServerSettings
 from zk0d.federation.nodes import Node
 from zk0d.pages import HEADERS
-from zk0d.services.page import MOST_POINTS, render, thinned
+from zk0d.pages.chart import MOST_POINTS, thinned
+from zk0d.services.page import render
 from zk0d.services.presence import Presence, PresencePage
 
 NODES = [Node(1, "a" * 64, "left", True, 5.0), Node(2, "b" * 64, "right", False, 5.0)]
