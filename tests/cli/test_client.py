@@ -156,7 +156,7 @@ def test_status_shows_what_this_node_trained(folder: Path) -> None:
             )
         )
     said = typed("zk0bot", "status", "--folder", str(folder)).stdout.splitlines()
-    assert "trained: 3 rounds, 1 h 10 min, 1 kWh today" in said
+    assert "trained: 3 rounds, 70 min, 1 kWh today" in said
     held_out = "shared policy on your held-out episodes: 2.0000 after round 0, 0.5000 after round 2"
     assert f"  {held_out}" in said
     trained = json.loads(typed("zk0bot", "status", "--json", "--folder", str(folder)).stdout)[

@@ -137,16 +137,9 @@ def pause(
 @app.command()
 def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """End a pause or a drain."""
-    from zk0d.errors import TryAgainError
-    from zk0d.machine.hold import HOLD, end_hold
+    from zk0d.machine import hold
 
-    state = _settings(folder).supernode.state
-    try:
-        ended = end_hold(state)
-    except OSError as error:
-        raise TryAgainError(
-            f"{state / HOLD}: cannot be removed ({error.strerror}); are you root?"
-        ) from None
+    ended = hold.resume(_settings(folder).supernode.state)
     typer.echo("it takes part again" if ended else "it was neither paused nor drained")
 
 
@@ -164,6 +157,24 @@ def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -
         timeout,
     )
     typer.echo("this node has left; zk0bot client resume, or a reboot, brings it back")
+
+
+@app.command(name="open")
+def open_page(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Show this node on a page of this machine, with pause and resume, until Ctrl-C."""
+    from zk0d.services.own_door import OwnDoor
+    from zk0d.services.own_page import OwnPage
+
+    door = OwnDoor(OwnPage(folder))
+    typer.echo(door.url)
+    typer.echo("the link works once, in a browser of this machine; Ctrl-C ends the page", err=True)
+    try:
+        door.wait()
+        typer.echo("the page was not used any more, and has ended", err=True)
+    except KeyboardInterrupt:
+        typer.echo("ended", err=True)
+    finally:
+        door.close()
 
 
 @app.command(name="wait-online")

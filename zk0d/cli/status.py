@@ -109,12 +109,13 @@ def _print_line(line: dict[str, Any]) -> None:
 
 
 def _print_trained(trained: dict[str, Any]) -> None:
-    from zk0d.config.amounts import say_energy, say_seconds
+    from zk0d.config.amounts import say_energy
+    from zk0d.learning.progress import duration
 
     today = trained["today"]
     if today["rounds"]:
         energy = "" if today["joules"] is None else f", {say_energy(today['joules'])}"
-        said = f"{today['rounds']} rounds, {say_seconds(today['seconds'])}{energy}"
+        said = f"{today['rounds']} rounds, {duration(today['seconds'])}{energy}"
         typer.echo(f"trained: {said} today")
     losses = [
         (each["round"], each["holdout_loss"])

@@ -1,4 +1,4 @@
-"""Amounts as people write and read them: ``"20 GB"``, ``"3 h 20 min"``, ``"1.2 kWh"``."""
+"""Amounts as people write and read them: ``"20 GB"``, ``"1.2 kWh"``."""
 
 from __future__ import annotations
 
@@ -37,14 +37,6 @@ def say_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def say_seconds(seconds: float) -> str:
-    """A span of time for people: ``"42 s"``, ``"12 min"``, ``"3 h 20 min"``."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def say_energy(joules: float) -> str:

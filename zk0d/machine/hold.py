@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from zk0d.daemon.clock import uptime
+from zk0d.errors import TryAgainError
 from zk0d.machine.state import write_json
 
 HOLD = "hold.json"
@@ -96,6 +97,22 @@ def end_hold(state: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def resume(state: Path) -> bool:
+    """The same by a person's command.
+
+    Raises
+    ------
+    TryAgainError
+        If this user may not.
+    """
+    try:
+        return end_hold(state)
+    except OSError as error:
+        raise TryAgainError(
+            f"{state / HOLD}: cannot be removed ({error.strerror}); are you root?"
+        ) from None
 
 
 def boot_id() -> str:

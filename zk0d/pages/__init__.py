@@ -12,17 +12,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 STYLE = files(__name__).joinpath("style.css").read_text(encoding="utf-8")
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 
+
+def _headers(*, forms: bool) -> list[tuple[str, str]]:
+    target, referrer = ("'self'", "same-origin") if forms else ("'none'", "no-referrer")
+    return [
+        ("Content-Type", "text/html; charset=utf-8"),
+        (
+            "Content-Security-Policy",
+            f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none';"
+            f" form-action {target}; frame-ancestors 'none'",
+        ),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", referrer),
+    ]
+
+
 #: Sent with a page: nothing is loaded, framed or run.
-HEADERS = [
-    ("Content-Type", "text/html; charset=utf-8"),
-    (
-        "Content-Security-Policy",
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-]
+HEADERS = _headers(forms=False)
+#: The same for one with forms. Without a referrer a browser hides a form's origin, too.
+FORM_HEADERS = _headers(forms=True)
 
 _templates = Environment(
     loader=PackageLoader("zk0d", "pages"),
