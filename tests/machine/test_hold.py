@@ -11,7 +11,7 @@ import pytest
 from zk0d.daemon.clock import uptime
 from zk0d.errors import TryAgainError
 from zk0d.machine import hold
-from zk0d.machine.hold import HOLD, Hold, end_hold, read_hold
+from zk0d.machine.hold import HOLD, Hold, end_hold, read_hold, resume
 
 
 def test_a_pause_is_read_back_until_it_is_over(
@@ -81,3 +81,13 @@ def test_a_service_that_does_not_see_the_file_knows_the_boot(
     assert read_hold(tmp_path) == made
     monkeypatch.setenv(hold.BOOT_VARIABLE, "0" * 32)
     assert read_hold(tmp_path) is None
+
+
+def test_a_hold_that_may_not_be_removed_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / HOLD).mkdir()  # what nobody can unlink, root neither
+    with pytest.raises(TryAgainError, match=r"hold\.json: cannot be removed \(.*\); are you root"):
+        resume(tmp_path)
+    (tmp_path / HOLD).rmdir()
+    assert resume(tmp_path) is False
+    Hold.pause(60).write(tmp_path)
+    assert resume(tmp_path) is True
