@@ -308,8 +308,7 @@ def test_keys_and_certificates(watched: Watched, tmp_path: Path) -> None:
 
 
 def test_settings(watched: Watched, tmp_path: Path) -> None:
-    from zk0d.machine import recordings
-    from zk0d.machine.setup import set_up_client, set_up_server
+    from zk0d.machine.setup import change_client, set_up_client, set_up_server
 
     set_up_server(tmp_path, ["hub"])
     set_up_client(tmp_path, "left", "hub:9443", b"ca")
@@ -318,7 +317,7 @@ def test_settings(watched: Watched, tmp_path: Path) -> None:
     settings = tmp_path / "client.toml"
     settings.chmod(0o640)
     settings.write_text(f"# mine\n{settings.read_text()}")
-    recordings._write(settings, "ann/cubes")
+    change_client(settings, {"dataset-uri": "ann/cubes"})
     watched.assert_durable(settings)
     text = settings.read_text()
     assert text.startswith("# mine")

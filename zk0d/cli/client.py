@@ -18,6 +18,7 @@ from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
+    from zk0d.services.coordinator import EnrolAnswer
 
 LOOK_SECONDS = 0.5
 _UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -48,7 +49,8 @@ def join(
     from zk0d.machine.enrolment import Invite
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
-    _set_up(folder, name, read.address, read.ca.encode() if read.ca else None, dataset, contact)
+    ca = read.ca.encode() if read.ca else None
+    _set_up(folder, name, read.address, ca, dataset, contact, read.token)
 
 
 @app.command()
@@ -73,14 +75,48 @@ def init(
 
 
 def _set_up(
-    folder: Path, name: str, address: str, ca: bytes | None, dataset: str | None, contact: str
+    folder: Path,
+    name: str,
+    address: str,
+    ca: bytes | None,
+    dataset: str | None,
+    contact: str,
+    token: str = "",
 ) -> None:
     from zk0d.config.names import DatasetUri
-    from zk0d.machine.setup import set_up_client
+    from zk0d.machine.setup import keep_token, set_up_client
 
     own = {"dataset-uri": str(DatasetUri.typed(dataset))} if dataset else {}
-    verbs.tell_kept(set_up_client(folder, name or _host_name(), address, ca, own))
+    verbs.tell_kept(set_up_client(folder, name or host_name(), address, ca, own))
+    if token:
+        keep_token(folder, token)
+        answer = enrol(folder, contact)
+        if answer.approved:
+            typer.echo("the coordinator has approved this node", err=True)
+        else:
+            typer.echo(f"the invite does not let this node in: {answer.sentence}", err=True)
     node.show_request(folder, contact)
+
+
+def enrol(folder: Path, contact: str) -> EnrolAnswer:
+    """Show the coordinator the invite's token; it is kept only if it may help later."""
+    import ssl
+
+    from zk0d.errors import ConfigError
+    from zk0d.machine import node_key
+    from zk0d.machine.setup import keep_token, kept_token
+    from zk0d.services import coordinator
+
+    settings = _settings(folder).coordinator
+    try:
+        trust = ssl.create_default_context(cafile=str(settings.ca))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{settings.ca}: no certificate can be read ({error}).") from None
+    body = node_key.enrolment(folder, contact, kept_token(folder))
+    answer = coordinator.enrol(settings.presence_page, trust, body)
+    if answer.approved or answer.token_refused:
+        keep_token(folder, "")
+    return answer
 
 
 @app.command()
@@ -129,7 +165,7 @@ def pause(
     """Leave after the message in work and return after a time; survives a reboot."""
     from zk0d.machine.hold import Hold
 
-    hold = Hold.pause(_seconds(duration, "--for"))
+    hold = Hold.pause(seconds(duration, "--for"))
     hold.write(_settings(folder).supernode.state)
     typer.echo(hold.sentence())
 
@@ -180,29 +216,35 @@ def open_page(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 @app.command(name="wait-online")
 def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Wait until the coordinator counts this node online and its learner is ready."""
+    settings = _settings(folder)
+    _wait(
+        settings.supernode.state,
+        lambda said: is_ready(settings, said),
+        "this node is not online",
+        timeout,
+    )
+    typer.echo("online")
+
+
+def is_ready(settings: ClientSettings, said: dict[str, Any]) -> bool:
+    """Whether a node that tells ``said`` is online and its learner answers."""
     from zk0d.federation.learner_client import LearnerClient, LearnerError
 
-    settings = _settings(folder)
-
-    def ready(said: dict[str, Any]) -> bool:
-        if not said.get("online"):
-            return False
-        try:
-            with LearnerClient(settings.learner.socket) as learner:
-                learner.status()
-        except LearnerError:
-            return False
-        return True
-
-    _wait(settings.supernode.state, ready, "this node is not online", timeout)
-    typer.echo("online")
+    if not said.get("online"):
+        return False
+    try:
+        with LearnerClient(settings.learner.socket) as learner:
+            learner.status()
+    except LearnerError:
+        return False
+    return True
 
 
 def _wait(state: Path, done: Callable[[dict[str, Any]], bool], otherwise: str, limit: str) -> None:
     from zk0d.errors import TryAgainError
     from zk0d.machine.state import STATE, read_json
 
-    deadline = time.monotonic() + _seconds(limit, "--timeout")
+    deadline = time.monotonic() + seconds(limit, "--timeout")
     while True:
         said = read_json(state / STATE)
         if done(said):
@@ -213,7 +255,8 @@ def _wait(state: Path, done: Callable[[dict[str, Any]], bool], otherwise: str, l
         time.sleep(LOOK_SECONDS)
 
 
-def _seconds(text: str, option: str) -> float:
+def seconds(text: str, option: str) -> float:
+    """What a duration such as ``30m`` means; raises :class:`UsageError` with the option."""
     from zk0d.errors import UsageError
 
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
@@ -222,7 +265,7 @@ def _seconds(text: str, option: str) -> float:
     return float(found[1]) * _UNITS_OF_TIME[found[2]]
 
 
-def _host_name() -> str:
+def host_name() -> str:
     """The name of this machine, as a node may be called."""
     name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower())
     return name.strip("-")[:32] or "node"

@@ -21,6 +21,7 @@ from zk0d.cli import (
     report,
     run,
     server,
+    setup,
     simulate,
     status,
     stop,
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("setup")(setup.setup)
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("simulate")(simulate.simulate)

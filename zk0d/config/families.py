@@ -43,6 +43,8 @@ class PolicyFamily:
         The published model that training begins with; one that is built new where there is none.
     widest
         The most values that it takes as a state or an action; ``None`` is any number.
+    cameras
+        What its base calls its cameras.
     spares_cameras
         Whether it learns from recordings that lack some of its cameras.
     reads_tokens
@@ -66,6 +68,7 @@ class PolicyFamily:
     usual: Usual
     base: str = NEW
     widest: int | None = None
+    cameras: tuple[str, ...] = ()
     spares_cameras: bool = False
     reads_tokens: int = 0
     tokenizer: str = ""
@@ -85,6 +88,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         ),
         base="lerobot/smolvla_base",
         widest=32,  # it pads states and actions to this
+        cameras=("camera1", "camera2", "camera3"),
         spares_cameras=True,
         reads_tokens=48,
         tokenizer="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",

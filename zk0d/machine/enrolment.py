@@ -2,14 +2,16 @@
 
 An *invite* is one line: where the coordinator is and which CA its certificate is signed by. A
 *request* is a short text: a node's name and public key, signed with that key, so that nobody can
-ask for a key that is not theirs and a mangled text is seen. Neither holds a secret; the
-fingerprints are there to be compared by voice.
+ask for a key that is not theirs and a mangled text is seen. The fingerprints are there to be
+compared by voice. A request holds no secret; an invite does if it has a *token*, which lets nodes
+in without a person's word (:mod:`zk0d.machine.invites`).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -27,17 +29,38 @@ from zk0d.machine.certificates import LOOPBACK, is_issued_by, names_of
 from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
 
 INVITE = "zk0d-invite-1:"
+#: A request in one line, of the characters that a QR code packs best; a point ends it.
+LINE = "ZK0D-REQUEST-1:"
 BEGIN, END = "-----BEGIN ZK0D NODE REQUEST-----", "-----END ZK0D NODE REQUEST-----"
 LONGEST_CONTACT = 100
+_LINE = re.compile(rf"{LINE}([A-Z2-7]+)\.")
+#: The curves that keys may be of, by the bytes of a compressed point.
+_CURVES: dict[int, ec.EllipticCurve] = {
+    33: ec.SECP256R1(),
+    49: ec.SECP384R1(),
+    67: ec.SECP521R1(),
+}
+TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 _ADDRESS = re.compile(r"[A-Za-z0-9._\-]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
 class Invite:
-    """``address`` is HOST:PORT; ``ca`` a PEM certificate, or empty for a public authority's."""
+    """Where a coordinator is and how it is known.
+
+    Attributes
+    ----------
+    address
+        HOST:PORT.
+    ca
+        A PEM certificate, or empty for a public authority's.
+    token
+        What a node shows to be let in at once; empty if a person decides.
+    """
 
     address: str
     ca: str
+    token: str = ""
 
     def to_line(self) -> str:
         """The one line to send."""
@@ -51,6 +74,7 @@ class Invite:
                 "address": self.address,
                 "ca": base64.b64encode(der).decode(),
                 "fingerprint": self.fingerprint,
+                **({"token": self.token} if self.token else {}),
             },
             separators=(",", ":"),
         )
@@ -84,7 +108,7 @@ class Invite:
             if der:
                 certificate = x509.load_der_x509_certificate(der)
                 pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-            invite = cls(address, pem)
+            invite = cls(address, pem, _token(content.get("token", "")))
             whole = content["fingerprint"] == invite.fingerprint
         except (ValueError, KeyError, TypeError):
             whole = False
@@ -138,7 +162,7 @@ class Request:
 
     def to_text(self, private_key: Path) -> str:
         """The block to send, signed with the node's key."""
-        signature = load_private_key(private_key).sign(self._signed(), ec.ECDSA(hashes.SHA384()))
+        signature = self._sign(private_key)
         return "\n".join(
             [
                 BEGIN,
@@ -150,6 +174,62 @@ class Request:
                 END,
             ]
         )
+
+    def to_line(self, private_key: Path) -> str:
+        """The same in one short line, for a QR code."""
+        point = load_public_key(self.key.encode(), "the request").public_bytes(
+            serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+        )
+        words = f"{self.name}\n{self.contact}\n".encode()
+        content = words + bytes([len(point)]) + point + self._sign(private_key)
+        return f"{LINE}{base64.b32encode(content).decode().rstrip('=')}."
+
+    def _sign(self, private_key: Path) -> bytes:
+        return load_private_key(private_key).sign(self._signed(), ec.ECDSA(hashes.SHA384()))
+
+    def _check(self, signature: bytes) -> None:
+        public = load_public_key(self.key.encode(), "the request")
+        public.verify(signature, self._signed(), ec.ECDSA(hashes.SHA384()))
+
+    def to_enrolment(self, private_key: Path, token: str) -> str:
+        """The JSON that asks to be let in by a token; only the key's owner can make it."""
+        shown = load_private_key(private_key).sign(
+            _shown(token, self.fingerprint), ec.ECDSA(hashes.SHA384())
+        )
+        content = {
+            "request": self.to_line(private_key),
+            "token": token,
+            "signature": base64.b64encode(shown).decode(),
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_enrolment(cls, body: bytes) -> tuple[Request, str]:
+        """The request and the token of what :meth:`to_enrolment` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it is none, or request or token are not what the key's owner signed.
+        """
+        try:
+            content = json.loads(body)
+            text, token = content["request"], content.get("token", "")
+            signature = base64.b64decode(content.get("signature", ""), validate=True)
+            known = isinstance(text, str) and isinstance(token, str)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            known = False
+        if not known:
+            raise ConfigError("the enrolment cannot be read; zk0bot setup sends one.")
+        request = cls.from_text(text)
+        if not token:
+            return request, ""
+        try:
+            public = load_public_key(request.key.encode(), "the request")
+            public.verify(signature, _shown(token, request.fingerprint), ec.ECDSA(hashes.SHA384()))
+        except InvalidSignature:
+            raise _damaged() from None
+        return request, token
 
     @classmethod
     def of(cls, name: Alias, public_key: Path, contact: str = "") -> Request:
@@ -170,7 +250,9 @@ class Request:
 
     @classmethod
     def from_text(cls, text: str) -> Request:
-        """Read what :meth:`to_text` wrote; what a mail adds before and after is passed over.
+        """Read what :meth:`to_text` or :meth:`to_line` wrote.
+
+        What a mail adds before and after is passed over.
 
         Raises
         ------
@@ -179,6 +261,8 @@ class Request:
         """
         # A mail may quote it, or wrap its long lines.
         cleaned = "\n".join(line.strip().lstrip("> ").strip() for line in text.splitlines())
+        if LINE in cleaned:
+            return cls._from_line(cleaned.replace("\n", ""))
         found = re.search(f"{BEGIN}\n(.*?)\n{END}", cleaned, re.DOTALL)
         if found is None:
             raise ConfigError(
@@ -198,25 +282,57 @@ class Request:
                 # Between a key's kind and its content there is a space, nowhere else.
                 between = " " if last == "key" and " " not in values[last] else ""
                 values[last] += between + line
-        damaged = ConfigError(
-            "the node request is damaged: its signature is not its key's; ask for the whole block"
-            " again."
-        )
         try:
             request = cls(_name(values["name"]), values["key"], _contact(values["contact"]))
             signature = base64.b64decode(values["signature"], validate=True)
-            public = load_public_key(request.key.encode(), "the request")
-            public.verify(signature, request._signed(), ec.ECDSA(hashes.SHA384()))
+            request._check(signature)
         except (KeyError, binascii.Error, InvalidSignature):
-            raise damaged from None
+            raise _damaged() from None
         if values.get("fingerprint") != request.fingerprint:
-            raise damaged
+            raise _damaged()
         return request
+
+    @classmethod
+    def _from_line(cls, text: str) -> Request:
+        try:
+            found = _LINE.search(text)
+            body = found[1] if found else ""
+            content = base64.b32decode(body + "=" * (-len(body) % 8))
+            name, contact, rest = content.split(b"\n", 2)
+            size = rest[0]
+            point = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[size], rest[1 : size + 1])
+            key = point.public_bytes(
+                serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+            )
+            request = cls(_name(name.decode()), key.decode(), _contact(contact.decode()))
+            request._check(rest[size + 1 :])
+        except (ValueError, LookupError, InvalidSignature):
+            raise _damaged() from None
+        return request
+
+
+def _token(text: object) -> str:
+    if text and not (isinstance(text, str) and TOKEN.fullmatch(text)):
+        raise ValueError("not a token")
+    return str(text)
 
 
 def ca_fingerprint(pem: str) -> str:
     """SHA-256 of a certificate, hexadecimal."""
     return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
+
+
+def _shown(token: str, fingerprint: str) -> bytes:
+    """What binds a token to a key, so that nobody enrols another's request with it."""
+    hashed = hashlib.sha256(token.encode()).hexdigest()
+    return f"zk0d enrolment\n{hashed}\n{fingerprint}\n".encode()
+
+
+def _damaged() -> ConfigError:
+    return ConfigError(
+        "the node request is damaged: its signature is not its key's; ask for the whole block"
+        " again."
+    )
 
 
 def _name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from zk0d.config.machine import ClientSettings
@@ -47,16 +48,37 @@ def request(folder: Path, contact: str, *, newer: bool = False) -> str:
 
     ``newer`` is for the key to change to.
     """
-    name = ClientSettings.load(folder / "client.toml").name
     key = folder / (NEXT if newer else "node.key")
-    made = Request.of(name, key.with_suffix(".pub"), contact)
+    return with_key(key, _unsigned(folder, key, contact).to_text)
+
+
+def request_line(folder: Path, contact: str) -> str:
+    """The same in one short line."""
+    key = folder / "node.key"
+    return with_key(key, _unsigned(folder, key, contact).to_line)
+
+
+def enrolment(folder: Path, contact: str, token: str) -> str:
+    """What asks to let the node in by an invite's token."""
+    key = folder / "node.key"
+    asked = _unsigned(folder, key, contact)
+    return with_key(key, lambda plain: asked.to_enrolment(plain, token))
+
+
+def with_key[T](key: Path, use: Callable[[Path], T]) -> T:
+    """What ``use`` makes of the file of a private key, also if that is sealed."""
     sealed = sealed_form(key)
     if key.exists() or not sealed.exists():
-        return made.to_text(key)
+        return use(key)
     with tempfile.TemporaryDirectory() as there:
         plain = Path(there) / "key"
         plain.write_bytes(_systemd_creds("decrypt", str(sealed), "-"))
-        return made.to_text(plain)
+        return use(plain)
+
+
+def _unsigned(folder: Path, key: Path, contact: str) -> Request:
+    name = ClientSettings.load(folder / "client.toml").name
+    return Request.of(name, key.with_suffix(".pub"), contact)
 
 
 def change(key: Path) -> None:

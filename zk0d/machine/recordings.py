@@ -6,15 +6,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import tomlkit
-
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import DatasetUri
 from zk0d.errors import ConfigError, UnavailableError, UsageError
-from zk0d.files import whole_file
 from zk0d.machine import units
-from zk0d.machine.rights import writing
 from zk0d.machine.roles import service
+from zk0d.machine.setup import change_client
 
 NAME = "50-recordings"  #: of the drop-ins
 #: Units that reach beyond the machine, or run what speaks to the coordinator.
@@ -67,7 +64,7 @@ def choose(
         _check_readable(local, hidden)
     changed = str(uri) != settings.dataset_uri
     if changed:
-        _write(path, str(uri))
+        change_client(path, {"dataset-uri": str(uri)})
     if not units.by_systemd(folder):
         return changed
     hides = _hide(local)
@@ -79,18 +76,6 @@ def choose(
         units.systemctl("try-restart", "--no-block", LEARNER)
         changed = True
     return changed or hides
-
-
-def _write(path: Path, uri: str) -> None:
-    """Set ``dataset-uri`` and leave the rest of the file, comments included, as it is."""
-    settings = tomlkit.parse(path.read_text(encoding="utf-8"))
-    settings["dataset-uri"] = uri
-    with writing(path), whole_file(path) as draft:
-        draft.write_text(tomlkit.dumps(settings), encoding="utf-8")
-        if ClientSettings.load(draft).dataset_uri != uri:
-            raise ConfigError(
-                f"{path}: dataset-uri cannot be written there; write it by hand: {uri}"
-            )
 
 
 def _bind(folder: Path | None) -> bool:

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import tomlkit
 
 from zk0d.config.base import Settings
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.names import check_apart
-from zk0d.files import write_file
+from zk0d.errors import ConfigError
+from zk0d.files import whole_file, write_file
 from zk0d.machine.certificates import LOOPBACK, make_certificates
-from zk0d.machine.keys import make_node_key, make_secret
+from zk0d.machine.keys import make_node_key, make_secret, sealed_form, write_private
 from zk0d.machine.rights import writing
 from zk0d.machine.units import SYSTEM_FOLDER
 
+TOKEN_FILE = "invite.token"
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
 _HEAD = "# docs/settings.md has every key.\n"
 _HELD_OUT = """
@@ -106,15 +109,9 @@ def set_up_client(
     given = ClientSettings.parse(merged(paths, settings or {}), where="this node")
     key, secret, file = (folder / n for n in ("node.key", "superexec.secret", "client.toml"))
     kept = [path for path in (key, secret, file) if path.exists()]
-    authority = folder / "tls" / "ca.crt"
+    set_authority(folder, ca)
     with writing(folder):
-        authority.parent.mkdir(parents=True, exist_ok=True)
-        if ca is None:
-            authority.unlink(missing_ok=True)
-            authority.symlink_to(SYSTEM_CA)
-        else:
-            write_file(authority, ca)
-        if key not in kept:
+        if key not in kept and not sealed_form(key).exists():
             make_node_key(key)
         if secret not in kept:
             make_secret(secret)
@@ -127,6 +124,85 @@ def write_settings(path: Path, settings: Settings, remark: str = "") -> None:
     """Write a settings file with what ``settings`` were given, and a remark at its end."""
     given = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     write_file(path, f"{_HEAD}{tomli_w.dumps(given)}{remark}")
+
+
+def set_authority(folder: Path, ca: bytes | None) -> bool:
+    """Have a contributor trust this certificate, or the system's authorities; whether it is new.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    path = folder / "tls" / "ca.crt"
+    with writing(folder):
+        if ca is None:
+            if path.is_symlink():
+                return False
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.symlink_to(SYSTEM_CA)
+            return True
+        if path.exists() and not path.is_symlink() and path.read_bytes() == ca:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, ca)
+        return True
+
+
+def keep_token(folder: Path, token: str) -> None:
+    """Keep an invite's token until the node is let in; an empty one is none.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    path = folder / TOKEN_FILE
+    with writing(path):
+        path.unlink(missing_ok=True)
+        if token:
+            write_private(path, token.encode())
+
+
+def kept_token(folder: Path) -> str:
+    """The token that is kept; empty if there is none."""
+    try:
+        return (folder / TOKEN_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def change_client(path: Path, changes: Mapping[str, Any]) -> ClientSettings:
+    """Set keys of ``client.toml``, in tables or not; the rest stays as it is, comments included.
+
+    Raises
+    ------
+    ConfigError
+        If the settings would be wrong, or such a file cannot be changed by a program.
+    TryAgainError
+        If it cannot be written.
+    """
+    before = ClientSettings.load(path)
+    wanted = ClientSettings.parse(
+        merged(before.model_dump(by_alias=True, exclude_unset=True), changes), where=str(path)
+    )
+    content = tomlkit.parse(path.read_text(encoding="utf-8"))
+    _set(content, changes)
+    with writing(path), whole_file(path) as draft:
+        draft.write_text(tomlkit.dumps(content), encoding="utf-8")
+        if ClientSettings.load(draft) != wanted:
+            keys = ", ".join(f"{key} = {value!r}" for key, value in changes.items())
+            raise ConfigError(f"{path}: cannot be changed by a program; write by hand: {keys}.")
+    return wanted
+
+
+def _set(table: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and key in table:
+            _set(table[key], value)
+        else:
+            table[key] = value
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

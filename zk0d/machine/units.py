@@ -93,6 +93,12 @@ def start(role: str, *, changed: bool = False) -> bool:
     return True
 
 
+def restart(role: str) -> None:
+    """Start a role with the settings as they are now, also if it runs; and at every boot."""
+    systemctl("enable", target(role))
+    systemctl("restart", target(role))
+
+
 def stop(role: str) -> None:
     """Stop a role, now and at every boot."""
     systemctl("disable", target(role))

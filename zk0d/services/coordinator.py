@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,51 @@ def ask_presence(url: str, trust: ssl.SSLContext, note: str = "") -> Word:
             return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))
     except (OSError, HTTPException, ValueError) as error:
         return Word(failure=_plain(error))
+
+
+@dataclass(frozen=True)
+class EnrolAnswer:
+    """What a coordinator said to a request with an invite's token: an HTTP status and a sentence.
+
+    The status is 0 if it did not answer.
+    """
+
+    status: int
+    sentence: str
+
+    @property
+    def approved(self) -> bool:
+        return self.status == HTTPStatus.OK
+
+    @property
+    def token_refused(self) -> bool:
+        """Whether the token lets no node in, however often it is shown."""
+        return self.status == HTTPStatus.FORBIDDEN
+
+    @property
+    def name_taken(self) -> bool:
+        return self.status == HTTPStatus.CONFLICT
+
+
+def enrol(page: str, trust: ssl.SSLContext, body: str) -> EnrolAnswer:
+    """Ask the coordinator to let this node in, by what ``Request.to_enrolment`` wrote."""
+    try:
+        request = Request(f"{page}/enrol", data=body.encode())  # noqa: S310
+        with urlopen(request, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
+            return EnrolAnswer(response.status, _said(response.read()))
+    except HTTPError as error:
+        with error:
+            return EnrolAnswer(error.code, _said(error.read()) or _plain(error))
+    except (OSError, HTTPException, ValueError) as error:
+        return EnrolAnswer(0, _plain(error))
+
+
+def _said(content: bytes) -> str:
+    """The sentence of an answer; empty if it has none, as a gateway's own."""
+    try:
+        return str(json.loads(content)["said"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _clock_ahead(date: str | None) -> float:
