@@ -186,10 +186,12 @@ def test_each_may_write_its_part_of_what_is_on_its_way() -> None:
     """A rename between two of a unit's paths would be one between file systems."""
     own = ServerSettings().transfers
     assert directives(GATEWAY)["ReadWritePaths"] == [str(own.up)]
-    assert directives("zk0d-server.service")["ReadWritePaths"] == [str(own.up)]
+    roster = ServerSettings().superlink.roster
+    assert directives("zk0d-server.service")["ReadWritePaths"] == [str(own.up), f"-{roster}"]
     assert directives("zk0d-server-superexec.service")["ReadWritePaths"] == [str(own.folder)]
     lines = (FOLDER / "tmpfiles.d/zk0d.conf").read_text(encoding="utf-8").splitlines()
     made = {words[1]: words[2:5] for line in lines if (words := line.split())[:1] == ["d"]}
+    assert made[str(roster)] == ["0775", "root", "zk0d-link"]
     assert made[str(own.folder)] == ["0755", "root", "root"]
     assert made[str(own.down)] == ["2750", "zk0d-app", "zk0d-gateway"]
     assert made[str(own.up)] == ["2770", "zk0d-gateway", "zk0d-app"]

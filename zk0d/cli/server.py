@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +51,51 @@ def init(
 
 
 @app.command()
-def invite(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
-    """Print the line that a contributor gives to zk0bot client join."""
+def invite(
+    duration: Annotated[
+        str, typer.Option("--for", help="Let nodes in by itself for so long (30m, 2h, 7d).")
+    ] = "",
+    uses: Annotated[int, typer.Option(help="With --for: how many nodes it lets in.")] = 1,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the invites that let nodes in by themselves.")
+    ] = False,
+    revoke: Annotated[
+        str, typer.Option(metavar="ID", help="End one of them; --list shows its ID.")
+    ] = "",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Print the line that a contributor gives to zk0bot setup."""
+    from zk0d.cli.client import seconds
     from zk0d.config.machine import ServerSettings
+    from zk0d.errors import UsageError
+    from zk0d.machine.audit import note
     from zk0d.machine.enrolment import invite_of
+    from zk0d.machine.invites import OpenInvites
 
-    made = invite_of(ServerSettings.load(folder / "server.toml"))
+    if bool(duration) + list_ + bool(revoke) > 1 or (uses != 1 and not duration):
+        raise UsageError("--for with --uses, --list and --revoke are three different commands.")
+    settings = ServerSettings.load(folder / "server.toml")
+    invites = OpenInvites(settings.superlink.state)
+    if list_:
+        for each in invites.still_open():
+            until = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.until))
+            typer.echo(f"{each.id}  until {until}  {each.uses} left")
+        return
+    if revoke:
+        invites.revoke(revoke)
+        note(folder, "invite.revoked", invite=revoke)
+        typer.echo(f"invite {revoke} lets no node in any more")
+        return
+    made = invite_of(settings)
+    if duration:
+        opened, token = invites.add(seconds(duration, "--for"), uses)
+        note(folder, "invite.made", invite=opened.id, until=opened.until, uses=uses)
+        made = replace(made, token=token)
+        typer.echo(
+            f"invite {opened.id}: its line lets nodes in for {duration}, {uses} in all;"
+            f" zk0bot server invite --revoke {opened.id} ends it",
+            err=True,
+        )
     typer.echo(made.to_line())
     known = f"CA fingerprint {made.fingerprint}" if made.ca else "certificate of a public CA"
     typer.echo(f"{made.address}, {known}", err=True)

@@ -66,6 +66,7 @@ http {{
     # One address: how often it asks, and how many connections it holds.
     limit_req_zone $binary_remote_addr zone=fleet:2m rate={rate}r/s;
     limit_req_zone $binary_remote_addr zone=presence:1m rate=5r/s;
+    limit_req_zone $binary_remote_addr zone=enrol:1m rate=1r/s;
     limit_conn_zone $binary_remote_addr zone=held:2m;
     limit_conn_zone $binary_remote_addr zone=waiting:2m;
     limit_req_status 429;
@@ -121,6 +122,14 @@ http {{
         location /zk0d/v1/nodes/ {{
             limit_except GET {{ deny all; }}
             limit_req zone=presence burst=20 nodelay;
+            proxy_pass http://127.0.0.1:{presence};
+        }}
+
+        # A node with an invite's token asks to be let in.
+        location = /zk0d/v1/enrol {{
+            limit_except POST {{ deny all; }}
+            limit_req zone=enrol burst=20 nodelay;
+            client_max_body_size 4k;
             proxy_pass http://127.0.0.1:{presence};
         }}
 

@@ -1,4 +1,6 @@
-"""The presence page: whether a key is online, and the current round. Read only, nothing else.
+"""The presence page: whether a key is online, and the current round. It is read only.
+
+Beside it a node with an invite's token enrols (:mod:`zk0d.services.enrolment`).
 
 A node cannot see from its own side whether the coordinator still counts it as online: Flower's
 SuperNode can stop its heartbeats and look healthy. So the node asks here.
@@ -33,6 +35,7 @@ from zk0d.machine.rest_note import HEADER, read_note
 from zk0d.machine.roster import read_roster
 from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
+from zk0d.services.enrolment import MOST_BYTES, Enrolment
 from zk0d.services.transfers import Transfers
 
 log = logging.getLogger("zk0d")
@@ -156,8 +159,15 @@ class PresencePage:
         If the port is taken.
     """
 
-    def __init__(self, presence: Presence, port: int, transfers: Transfers | None = None) -> None:
+    def __init__(
+        self,
+        presence: Presence,
+        port: int,
+        transfers: Transfers | None = None,
+        enrolment: Enrolment | None = None,
+    ) -> None:
         self._presence = presence
+        self._enrolment = enrolment
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -174,6 +184,7 @@ class PresencePage:
         routes: list[BaseRoute] = [
             Route(f"{PREFIX}/", self._show, methods=_METHODS),
             Route(f"{PREFIX}/nodes/{{key}}", self._node, methods=_METHODS),
+            Route(f"{PREFIX}/enrol", self._enrol, methods=_METHODS),
             *(transfers.routes(PREFIX) if transfers else ()),
             Route("/{path:path}", self._other, methods=_METHODS),
         ]
@@ -209,6 +220,19 @@ class PresencePage:
             note = request.headers.get(HEADER, "")
             await run_in_threadpool(self._presence.take_note, key, note)
         return JSONResponse(self._presence.of(key), headers=_NOT_KEPT)
+
+    async def _enrol(self, request: Request) -> Response:
+        if self._enrolment is None or request.method != "POST":
+            return await self._other(request)
+        body = b""
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MOST_BYTES:
+                break
+        # It checks a signature and writes files.
+        answer = await run_in_threadpool(self._enrolment.take, body)
+        content = {"version": VERSION, "said": answer.sentence}
+        return JSONResponse(content, answer.status, _NOT_KEPT)
 
     async def _other(self, request: Request) -> Response:
         reads = request.method in _READING

@@ -30,6 +30,7 @@ from zk0d.record.state import NewestRun, RunState
 from zk0d.services import page
 from zk0d.services.autorun import Autorun
 from zk0d.services.database import Database
+from zk0d.services.enrolment import Enrolment
 from zk0d.services.figures import NodeCollector, RunCollector
 from zk0d.services.members import Members
 from zk0d.services.presence import Presence, PresencePage
@@ -102,7 +103,8 @@ class SuperlinkService(Service):
         self._members = Members(self._control, link.roster, self._note)
         self._runs = RunWatch(self._run, self._control, self._note)
         self._transfers = Transfers(self._settings)
-        self._page = PresencePage(self._presence, link.presence_port, self._transfers)
+        enrolment = Enrolment(link.state, link.roster, self._note, self._members.reconcile_soon)
+        self._page = PresencePage(self._presence, link.presence_port, self._transfers, enrolment)
         if link.auto_resume:
             self._resume = Resume(self._control)
         if self._settings.autorun is not None:
