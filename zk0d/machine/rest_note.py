@@ -11,12 +11,9 @@ import binascii
 import time
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from zk0d.errors import ConfigError
-from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
+
+# cryptography takes 12 MB of a SuperNode's service, which needs it only while it rests.
 
 HEADER = "zk0d-rest"
 #: A note counts for so long: no further than a node's clock may be off.
@@ -38,6 +35,11 @@ def write_note(key: Path, until: float | None) -> str:
     ConfigError
         If the file holds no key.
     """
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from zk0d.machine.keys import fingerprint_of, load_private_key
+
     private = load_private_key(key)
     head = f"{until or 0:.0f}.{time.time():.0f}"
     signed = _signed(fingerprint_of(private.public_key()), head)
@@ -58,6 +60,12 @@ def read_note(text: str, public: Path) -> float | None:
     ConfigError
         If it is none, is old, or another key signed it.
     """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from zk0d.machine.keys import fingerprint_of, load_public_key
+
     try:
         until, moment, signature = text.split(".")
         key = load_public_key(public.read_bytes(), public)
