@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,8 +111,10 @@ class FakeNvml:
 
 
 def test_programs_on_the_gpu_are_those_that_compute_or_hold_much() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        name = psutil.Process(other.pid).name()
+    with started(["/bin/sleep", "600"]) as other:
+        # The programs that tie it to this one come before it.
+        name = "sleep"
+        wait_until(lambda: psutil.Process(other.pid).name() == name, "it", 60)
 
         def found(own: bool = False, **programs: Any) -> list[str]:
             library = FakeNvml(programs.get("compute", {}), programs.get("graphics", {}))
@@ -126,5 +126,4 @@ def test_programs_on_the_gpu_are_those_that_compute_or_hold_much() -> None:
         assert found(graphics={other.pid: 3 * 2**30}) == [name]
         assert found(graphics={other.pid: None}) == []
         assert found(compute={2**22 + 5: 1}) == [], "it has ended"
-        other.communicate(b"\n")
     assert list(usage.gpu_programs(lambda process: False, lambda: None)) == []

@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 
 from tests.federation.fakes import FakeNode, refuse
 from tests.federation.test_rounds import Make, World, world
+from tests.services.test_waiting import NOTHING
 from zk0d.cli import status
 from zk0d.federation.cohort import ASK_AGAIN, PREPARING_INTERVAL
 from zk0d.federation.envelope import to_record
@@ -122,7 +123,7 @@ def test_status_lists_how_far_a_node_is(capsys: pytest.CaptureFixture[str]) -> N
     assert superlink._preparing(node, None) == ""
     assert superlink._preparing(dataclasses.replace(node, online=False), state) == ""
     told = {"name": "left", "online": True, "policy_loss": None, "preparing": message}
-    status._print({"services": [], "run": None, "nodes": [told], "line": None, "todo": []})
+    status._print(NOTHING | {"nodes": [told]})
     assert f"node left: online\n  is {message}\n" in capsys.readouterr().out
     state.apply(NodeJoined(node="left", key="k"))
     assert superlink._preparing(node, state) == ""

@@ -189,8 +189,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("policy", ["smolvla", "act"])
+@pytest.mark.parametrize("policy", ["smolvla", pytest.param("act", marks=pytest.mark.long)])
 def test_a_round_of_several_processes_is_that_of_one(
     world: Make, policy: str, settings: str
 ) -> None:

@@ -9,6 +9,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,6 +18,7 @@ import pytest
 
 from tests.browser import PHONE, drawn
 from tests.cli.test_cli import BIN
+from tests.processes import started
 from tests.services.own_lab import DAY, own_folder, tell
 from tests.services.test_page import Tags
 from zk0d.machine import units
@@ -296,10 +298,8 @@ def test_it_listens_on_loopback_alone(door: OwnDoor) -> None:
 @pytest.mark.slow
 def test_the_command_prints_the_link_and_ends_with_ctrl_c(folder: Path) -> None:
     command = [str(BIN / "zk0bot"), "client", "open", "--folder", str(folder)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    try:
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command, **how) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", url)
@@ -309,9 +309,6 @@ def test_the_command_prints_the_link_and_ends_with_ctrl_c(folder: Path) -> None:
         _, said = process.communicate(timeout=60)
         assert said.splitlines()[-1] == "ended"
         assert process.returncode == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow

@@ -36,6 +36,16 @@ WAITS = {
     "since": 60.0,
 }
 
+#: What ``zk0bot status`` gathers where there is nothing.
+NOTHING: dict[str, Any] = {
+    "services": [],
+    "run": None,
+    "nodes": [],
+    "line": None,
+    "trained": None,
+    "todo": [],
+}
+
 
 def waiting() -> Told:
     told = Told(run="7")
@@ -59,7 +69,7 @@ def test_every_place_says_for_what_a_run_waits(capsys: pytest.CaptureFixture[str
         "until": WAITS["until"],
         "next_try": None,
     }
-    _print({"services": [], "run": status, "nodes": [], "line": None, "todo": []})
+    _print(NOTHING | {"run": status})
     shown = capsys.readouterr().out
     assert f": {WAITS['message']}\n  continues when 1 more node can train" in shown
     html = page.render([], run, 100.0).decode()
@@ -209,7 +219,7 @@ def test_many_nodes_are_shown_in_pages(capsys: pytest.CaptureFixture[str]) -> No
         for number in range(120)
     ]
     nodes[1] |= {"rests": True, "rests_until": None}
-    content = {"services": [], "run": None, "nodes": nodes, "line": None, "todo": []}
+    content = NOTHING | {"nodes": nodes}
     shown = []
     for number in (1, 2, 3):
         _print(content, number)

@@ -39,7 +39,12 @@ from zk0d.learning.instructions import cut_instructions
 from zk0d.learning.layout import metadata_hash
 from zk0d.learning.pace import Pace
 from zk0d.learning.policies.base import LoadedPolicy
-from zk0d.learning.policy import limit_gpu_memory, load_policy, release_gpu_memory
+from zk0d.learning.policy import (
+    limit_gpu_memory,
+    load_policy,
+    pick_device,
+    release_gpu_memory,
+)
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Energy, Training
 from zk0d.learning.reached import Counts
@@ -86,6 +91,7 @@ class Contributor(Learner):
         self._parked = parked or ParkedState(None)
         if settings.learner.cpu_threads:
             torch.set_num_threads(settings.learner.cpu_threads)
+        pick_device(settings.learner.device)  # a GPU that cannot be used is said at the start
         self._recordings: dict[str, Recordings] = {}
         self._hashes: dict[str, str] = {}  #: of the metadata of what is open
         self._prepared: Prepared | None = None
