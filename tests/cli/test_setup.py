@@ -146,6 +146,7 @@ def test_a_sealed_key_is_not_replaced(node: Path, invite: Invite) -> None:
     assert not (node / "node.key").exists()
 
 
+@pytest.mark.slow
 def test_recordings_are_found_where_lerobot_keeps_them(
     node: Path, shelf: Path, recordings_folder: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_recordings_in_the_home_before_sudo_are_found(
     assert [each.name for each in look_through(lerobot_folders())] == ["ann/arm", "ann/old"]
 
 
+@pytest.mark.slow
 def test_scripts_get_the_one_dataset_that_there_is(node: Path, shelf: Path) -> None:
     silent = Conversation(Scripted(yes=True), node)
     shutil.copytree(shelf / "ann/arm", shelf / "ann/second")
@@ -192,6 +194,7 @@ def test_scripts_hear_that_there_is_no_dataset(node: Path) -> None:
         Conversation(Scripted(yes=True), node).choose_recordings(None)
 
 
+@pytest.mark.slow
 def test_recordings_that_cannot_be_used_are_not_taken(node: Path, copied_recordings: Path) -> None:
     for table in (copied_recordings / "data").rglob("*.parquet"):
         table.write_bytes(b"broken")

@@ -239,6 +239,7 @@ def test_another_models_features_are_not_used(
     assert len(decoded) == 2 * len(recordings.episodes)
 
 
+@pytest.mark.slow
 def test_a_models_key_is_the_same_in_the_next_process(smolvla: LoadedPolicy) -> None:
     said = subprocess.run(
         [sys.executable, "-c", KEY, smolvla.spec.model_dump_json()],
@@ -410,6 +411,7 @@ def size_of(recordings: Recordings) -> int:
     )
 
 
+@pytest.mark.slow
 def test_the_limit_holds_for_all_that_is_there(tmp_path: Path, decoded: Decoded) -> None:
     sets = []
     for name, lengths in (("a", [5, 4, 6]), ("b", [6, 5, 5]), ("c", [3, 3, 8])):

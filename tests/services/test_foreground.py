@@ -67,6 +67,7 @@ def service(how: str, starts_within: float = 0.0, watchdog: float = 0.0) -> Prog
     return Program(how, argv, starts_within=starts_within, watchdog=watchdog)
 
 
+@pytest.mark.slow
 def test_a_service_without_progress_is_started_again(tmp_path: Path) -> None:
     """As systemd does it by the units' WatchdogSec and TimeoutStartSec."""
     listed = [
