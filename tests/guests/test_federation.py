@@ -260,6 +260,23 @@ def test_recordings_in_a_closed_home(fleet: Fleet) -> None:
     fleet.wait_online()
 
 
+def test_an_invite_with_a_token_lets_one_node_in(fleet: Fleet) -> None:
+    """By the units' own users and rights; a second node waits for the operator."""
+    said = fleet.hub.run([BOT, "server", "invite", "--for", "1h", "--uses", "1"]).stdout
+    (invite,) = [word for word in said.split() if word.startswith("zk0d-invite-1:")]
+    for name, words in (("late", "online;"), ("later", "is not enrolled")):
+        node = fleet._machine(name, "client")
+        join = [BOT, "client", "join", invite, "--name", name]
+        node.run([*join, "--dataset", "local:/srv/recordings"])
+        node.run([BOT, "client", "start"], timeout=START_SECONDS)
+        fleet.wait_for(node, "zk0d-client", words, 180)
+        node.run([BOT, "client", "stop"])
+        fleet._lab.remove(node)
+    assert fleet.hub.run(["ls", "/etc/zk0d/roster.d"]).stdout.split().count("late.pub") == 1
+    assert "later.pub" not in fleet.hub.run(["ls", "/etc/zk0d/roster.d"]).stdout
+    fleet.hub.run("rm /etc/zk0d/roster.d/late.pub")
+
+
 def test_a_wrong_setting_is_named_and_not_retried(fleet: Fleet) -> None:
     node = fleet.nodes[0]
     right = node.read("/etc/zk0d/client.toml")
