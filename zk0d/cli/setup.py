@@ -414,8 +414,8 @@ class Conversation:
             self._say(f"  {self._file} has the limits; restart the services after a change")
             if child is None:
                 return
-            self._say(f"The services run here until Ctrl-C; their lines are in {child.log}.")
-            try:
+            try:  # as soon as it is said, it may be pressed
+                self._say(f"The services run here until Ctrl-C; their lines are in {child.log}.")
                 while child.alive:
                     time.sleep(client.LOOK_SECONDS)
             except KeyboardInterrupt:
