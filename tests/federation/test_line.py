@@ -191,6 +191,20 @@ def test_the_superexec_tells_the_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(next(line_of(told).send(bytes(10**6)))) == 5000
 
 
+def refusal_of_a_query(answer: Any) -> Refused:
+    """How a real ClientApp refuses a query; ``answer`` stands in for its learner's."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    record = to_record(Query(run="7", spec=SPEC))
+    message = Message(record, dst_node_id=1, message_type=MessageType.QUERY)
+    learner = contextlib.nullcontext(SimpleNamespace(query=answer))
+    with client_app.reached_by(lambda context: learner):
+        answered = client_app.query(message, SimpleNamespace(node_config={}))
+    assert isinstance(answered.content, RecordDict)
+    with pytest.raises(Refused) as caught:
+        from_record(answered.content, QueryReply)
+    return caught.value
+
+
 @pytest.mark.parametrize("spent", [0, 5_000_000])
 def test_a_query_is_refused_while_the_line_rests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spent: int
@@ -206,16 +220,7 @@ def test_a_query_is_refused_while_the_line_rests(
         asked.append(task)
         raise Zk0dError("the stand-in was asked", reason="learner_busy")
 
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    record = to_record(Query(run="7", spec=SPEC))
-    message = Message(record, dst_node_id=1, message_type=MessageType.QUERY)
-    learner = contextlib.nullcontext(SimpleNamespace(query=answer))
-    with client_app.reached_by(lambda context: learner):
-        answered = client_app.query(message, SimpleNamespace(node_config={}))
-    with pytest.raises(Refused) as caught:
-        from_record(answered.content, QueryReply)
-    assert isinstance(answered.content, RecordDict)
-    assert caught.value.reason == ("line_rests" if spent else "learner_busy")
+    assert refusal_of_a_query(answer).reason == ("line_rests" if spent else "learner_busy")
     assert len(asked) == (0 if spent else 1)
 
 

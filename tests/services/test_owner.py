@@ -8,14 +8,11 @@ import ssl
 import time
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from flwr.app import Message, MessageType
-from flwr.supercore.task_identity import TaskIdentity
 
-from tests.learner.test_limits import SPEC
+from tests.federation.test_line import refusal_of_a_query
 from tests.processes import started, wait_until
 from tests.services.lab import lab
 from zk0d import monitoring
@@ -25,8 +22,6 @@ from zk0d.daemon import rest as resting
 from zk0d.daemon.clock import uptime
 from zk0d.daemon.rest import FILE, STALE_SECONDS, Rest, read_rest, told_of
 from zk0d.errors import ConfigError, Zk0dError
-from zk0d.federation import client_app
-from zk0d.federation.envelope import Refused, from_record, to_record
 from zk0d.federation.messages import Message as Task
 from zk0d.federation.messages import Query, QueryReply
 from zk0d.federation.nodes import Node
@@ -155,15 +150,8 @@ def owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def asked(answer: Any) -> str:
     """With which reason a real ClientApp refuses a query; its learner is a stand-in."""
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    record = to_record(Query(run="7", spec=SPEC))
-    message = Message(record, dst_node_id=1, message_type=MessageType.QUERY)
-    learner = contextlib.nullcontext(SimpleNamespace(query=answer))
-    with client_app.reached_by(lambda context: learner):
-        answered = client_app.query(message, SimpleNamespace(node_config={}))
-    with pytest.raises(Refused) as caught:
-        from_record(answered.content, QueryReply)
-    return f"{caught.value.reason}: {caught.value.message}"
+    refused = refusal_of_a_query(answer)
+    return f"{refused.reason}: {refused.message}"
 
 
 def test_a_query_is_refused_while_the_node_rests(owner: Path) -> None:
@@ -288,7 +276,10 @@ def test_the_coordinator_knows_that_a_node_rests(
         ask_presence(url.replace(fingerprint, stranger), ssl.create_default_context(), "1.2.3")
         assert stranger not in presence.resting
         ask()
-        assert presence.resting == {}, "it says so no more"
+        assert fingerprint in presence.resting, "anybody may ask without a note"
+        for online in (True, False):
+            presence.update([node(fingerprint, online=online)], None, {})
+        assert presence.resting == {}, "it came back"
         # It is missed ten minutes after the time that it gave.
         ask(write_note(key, until))
         monkeypatch.setattr("zk0d.services.presence.time.time", lambda: until + LATE_SECONDS + 1)

@@ -99,7 +99,10 @@ class Presence:
         self, nodes: Iterable[Node], run: RunState | None, uses: Mapping[str, KeyUse]
     ) -> None:
         """Take a new look."""
-        self._nodes, self._uses = {node.key: node for node in nodes}, uses
+        before, self._nodes, self._uses = self._nodes, {node.key: node for node in nodes}, uses
+        for key, node in self._nodes.items():
+            if node.online and key in before and not before[key].online:
+                self._rests.pop(key, None)
         self._run = (
             {
                 "state": run.phase,
@@ -123,10 +126,7 @@ class Presence:
         }
 
     def take_note(self, key: str, note: str) -> None:
-        """A node says that it rests, or with an empty note that it does not."""
-        if not note:
-            self._rests.pop(key, None)
-            return
+        """A node says that it rests; it is over when the node comes online again."""
         if self._roster is None or (public := read_roster(self._roster).get(key)) is None:
             return
         try:
@@ -215,9 +215,8 @@ class PresencePage:
         key = request.path_params["key"]
         if not _FINGERPRINT.fullmatch(key) or request.method not in _READING:
             return await self._other(request)
-        if key in self._presence:
+        if key in self._presence and (note := request.headers.get(HEADER)):
             # The roster's files are read, and a signature is checked.
-            note = request.headers.get(HEADER, "")
             await run_in_threadpool(self._presence.take_note, key, note)
         return JSONResponse(self._presence.of(key), headers=_NOT_KEPT)
 
