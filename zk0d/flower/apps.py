@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from zk0d.errors import UsageError
+from zk0d.flower import pulls
 from zk0d.flower.processes import serve
 from zk0d.flower.version import check_version, lacks
 
@@ -128,6 +129,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise UsageError(f"apps: the first argument is one of {', '.join(verbs)}.")
     run = verbs[sys.argv.pop(1)]
+    pulls.install()
     if sys.argv[1:2] == ["--forks"]:
         for module in ("flwr.supernode.cli", "flwr.supernode.runtime.run_clientapp"):
             importlib.import_module(module)  # a fork need not

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.flower import pulls
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
 from zk0d.flower.wait_line import HEARTBEAT_PATH, Signer, Told, WaitLine, answer_heartbeat, line_of
@@ -165,6 +166,7 @@ def main() -> None:
     line = line_of(sys.argv[1:], signer)
     session = session_name(os.environ.pop(SESSION_VARIABLE, ""), os.getpid())
     name_requests(session, signer, line)
+    pulls.install()
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 

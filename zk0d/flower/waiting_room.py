@@ -29,8 +29,8 @@ HOLD_SECONDS = 30.0
 #: And for at least this part of it, so that nodes that came together do not stay together.
 LEAST_HELD = 0.9
 #: From a message to the word of it. Flower pushes a message's content after it, and a node that
-#: looks before the content is there asks for it again only after a second.
-TELL_SECONDS = 0.2
+#: looks before the content is there has to ask for it again (:mod:`zk0d.flower.pulls`).
+TELL_SECONDS = 0.05
 #: Requests that are held at once, of all nodes; each has a connection.
 MOST_HELD = 4096
 LOOK_NOW, NOTHING_CAME = 200, 204
