@@ -21,12 +21,15 @@ from zk0d.daemon.child import Child, stop_all, wait_until
 from zk0d.daemon.environment import child_environment, program_path
 from zk0d.demo import federation as demo
 from zk0d.demo.layout import Layout
+from zk0d.errors import Zk0dError
 from zk0d.flower.control import COMPLETED, FINISHED
 from zk0d.services import standalone
 from zk0d.services.foreground import Program
 
 STOCK_APP = Path(__file__).parent / "stock_app"
 RUN_SECONDS = 900.0
+#: Looks at a run, one after the other, that a busy SuperLink may leave unanswered.
+UNANSWERED = 120
 
 
 @contextlib.contextmanager
@@ -137,13 +140,21 @@ def run_stock(running: demo.Federation, rounds: int, nodes: int, parameters: int
 
 
 def _finish(running: demo.Federation, run_id: int) -> None:
-    wait_until(
-        lambda: running.state(run_id).status == FINISHED,
-        "the run's end",
-        RUN_SECONDS,
-        running.children,
-        interval=0.5,
-    )
+    unanswered = 0
+
+    def ended() -> bool:
+        nonlocal unanswered
+        try:
+            answer = running.state(run_id).status == FINISHED
+        except Zk0dError:  # a SuperLink with large messages answers 500 now and then
+            unanswered += 1
+            if unanswered > UNANSWERED:
+                raise
+            return False
+        unanswered = 0
+        return answer
+
+    wait_until(ended, "the run's end", RUN_SECONDS, running.children, interval=0.5)
     state = running.state(run_id)
     if state.outcome != COMPLETED:
         raise SystemExit(f"bench: the run {state.outcome}: {state.details}")
