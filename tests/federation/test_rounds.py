@@ -22,6 +22,7 @@ from tests.federation.fakes import (
 from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
+from zk0d.daemon.looks import PART
 from zk0d.errors import Zk0dError
 from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
 from zk0d.federation.envelope import to_record
@@ -332,6 +333,18 @@ def test_the_round_ends_when_all_are_in(world: Make) -> None:
     made.run()
     collect = made.of("round.committed")[1]["seconds"]["collect"]
     assert 9.0 <= collect < 11.0
+
+
+def test_a_round_that_takes_long_is_looked_at_less_often(world: Make) -> None:
+    nodes = [FakeNode("a", seconds=90.0), FakeNode("b", seconds=90.0)]
+    for node in nodes:
+        node.query = lambda node, task: (to_record(node.query_reply()), 1.0)
+    made = world(nodes, **{"num-server-rounds": 1})
+    made.run()
+    collect = made.of("round.committed")[1]["seconds"]["collect"]
+    assert 90.0 <= collect <= 90.0 * (1 + 2 * PART), "and its end is seen in time"
+    at_each_poll = collect / ServerSettings().poll_interval
+    assert len(made.grid.asked) < at_each_poll / 2, "Flower has to answer each look"
 
 
 def test_a_late_answer_is_not_of_the_next_round(world: Make) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from flwr.supercore import telemetry
 from flwr.supercore.inflatable import inflatable_utils as flower
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.supercore.telemetry import EventType
 
 from zk0d.errors import UnavailableError
 from zk0d.flower import apps, pulls, supernode
@@ -78,12 +81,17 @@ def test_a_flower_without_these_waits_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("verb", ["serverapp", "clientapp"])
-def test_both_apps_wait_so(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    monkeypatch.setattr(apps, f"run_{verb}", lambda: seen.append(first_wait()))
+def test_both_apps_wait_so_and_make_no_event(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run() -> None:
+        seen.extend((first_wait(), telemetry.event(EventType.PING).result(20)))
+
+    monkeypatch.setattr(telemetry, "create_event", telemetry.create_event)
+    monkeypatch.setattr(apps, f"run_{verb}", run)
     monkeypatch.setattr(sys, "argv", ["apps", verb])
     apps.main()
-    assert seen == [pulls.FIRST_WAIT]
+    assert seen == [pulls.FIRST_WAIT, "off"]
 
 
 def test_a_supernode_waits_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +100,7 @@ def test_a_supernode_waits_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "flower_supernode", lambda: seen.append(first_wait()))
     for name in ("line_of", "name_requests"):
         monkeypatch.setattr(supernode, name, lambda *_: None)
-    monkeypatch.setattr(supernode.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     module = importlib.import_module("flwr.supernode.start_client_internal")
     monkeypatch.setattr(module, "time", module.time)
     supernode.main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 
 from tests.processes import wait_until
+from zk0d.daemon.looks import Looks
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.flower import apps, superexec
 from zk0d.flower.processes import Fork
@@ -126,9 +129,52 @@ def test_the_pulse_is_given_at_a_look(tmp_path: Path) -> None:
     assert (tmp_path / "pulse").exists()
 
 
-def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
+def test_work_is_looked_for_often_after_some_came_and_less_often_then() -> None:
+    now, waited = [0.0], list[float]()
 
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        now[0] += seconds
+
+    looks = Looks(0.0, superexec.LONGEST_WAIT, lambda: now[0])
+    pacing = superexec.Pacing(looks, sleep)
+    while now[0] < 60.0:
+        pacing.sleep(0.2)
+    assert waited[0] == 0.2
+    assert waited == sorted(waited)
+    assert waited[-1] == superexec.LONGEST_WAIT
+    looks.news()
+    pacing.sleep(0.2)
+    pacing.sleep(3.0)
+    assert waited[-2:] == [0.2, 3.0], "never more often than the settings say"
+
+
+@pytest.mark.slow
+def test_an_app_that_begins_or_ends_is_news(either: InstalledApps, silent_runtime: str) -> None:
+    news: list[str] = []
+    either.looks.news = lambda: news.append("news")  # type: ignore[method-assign]
+    either.launch(spec(OWN[either._verb], silent_runtime))
+    assert news == ["news"]
+    psutil.Process(either._running[0].pid).send_signal(signal.SIGKILL)
+
+    def ended() -> bool:
+        either.reconcile()
+        return not either._running
+
+    wait_until(ended, "its end", 20)
+    assert news == ["news", "news"]
+
+
+def test_flowers_loop_sleeps_by_our_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    for name in ("get_executor", "time"):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    made = superexec.install("client")
+    assert module.time._looks is made.looks
+    assert inspect.getsource(module).count("time.sleep(task_poll_interval)") == 1
+
+
+def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("flwr.supercore.superexec.run_superexec")
     monkeypatch.delattr(module, "get_executor")
     with pytest.raises(UnavailableError, match="no get_executor"):

@@ -51,6 +51,28 @@ def test_the_wait_grows_when_idle_and_shrinks_with_work() -> None:
     assert waited[-2:] == [SHORT_REPLY_WAIT, FIRST_WAIT]
 
 
+def test_an_answer_that_takes_long_is_looked_for_less_often() -> None:
+    now, waited = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        now[0] += seconds
+
+    pacing = Pacing(sleep, clock=lambda: now[0])
+    now[0] = 500.0  # of waiting for a message
+    pacing.sleep(IDLE_WAIT)
+    began = now[0]
+    while now[0] - began < 60.0:
+        pacing.sleep(REPLY_WAIT)
+    looks = waited[1:]
+    assert looks[0] == SHORT_REPLY_WAIT, "the wait for the message does not count"
+    assert looks == sorted(looks)
+    assert looks[-1] == REPLY_WAIT, "and never less often than Flower looks"
+    pacing.sleep(IDLE_WAIT)
+    pacing.sleep(REPLY_WAIT)
+    assert waited[-1] == SHORT_REPLY_WAIT, "the next message's answer may come at once"
+
+
 def test_a_node_leaves_only_between_messages() -> None:
     told: list[object] = []
     pacing = Pacing(told.append, end=lambda: told.append("end"))

@@ -87,22 +87,29 @@ def stopped(words: str) -> Fault:
     )
 
 
+SERVER_UNITS = ("zk0d-server.target", "zk0d-publish.timer", "zk0d-publish.service")
+
+
 def fill(guest: Guest) -> None:
     used = int(guest.run(f"du -sm {RUNS}").stdout.split()[0])
+    # A file that is open would go on below the small disk.
+    guest.systemctl("stop", *SERVER_UNITS)
     guest.limit_disk(RUNS, f"{used + 64}M")
+    guest.systemctl("start", *SERVER_UNITS[:2])
     guest.fill_disk(RUNS)
 
 
 def free(guest: Guest) -> None:
     """Room again, on the disk that lasts."""
     guest.free_disk(RUNS)
-    # What was written meanwhile goes to the disk below, before its services see it again.
-    guest.systemctl("stop", "zk0d-server.target")
-    guest.run(
-        f"set -e; saved=$(mktemp -d); cp -a {RUNS}/. $saved; umount {RUNS};"
-        f" rm -rf {RUNS}/*; cp -a $saved/. {RUNS}; rm -rf $saved"
+    guest.systemctl("stop", *SERVER_UNITS)
+    guest.run(f"rm -rf /var/tmp/saved; cp -a {RUNS} /var/tmp/saved")
+    # A process that ends may hold it for a moment.
+    guest.wait_until(
+        lambda: guest.run(f"umount {RUNS}", check=False).returncode == 0, 60, "the end of its uses"
     )
-    guest.systemctl("start", "zk0d-server.target")
+    guest.run(f"rm -rf {RUNS}/*; cp -a /var/tmp/saved/. {RUNS}; rm -rf /var/tmp/saved")
+    guest.systemctl("start", *SERVER_UNITS[:2])
 
 
 NODES: dict[str, Fault] = {

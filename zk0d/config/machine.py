@@ -224,7 +224,8 @@ class SuperexecSettings(Settings):
         Path("/var/lib/zk0d/client-superexec"), description="Folder of Flower's own files."
     )
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
-        0.2, description="Seconds between two polls for work."
+        0.2,
+        description="Seconds between two polls for work; they grow to one while there is none.",
     )
 
 
@@ -494,7 +495,9 @@ class ServerSettings(Settings):
     )
     metrics: MetricsSettings = MetricsSettings()
     poll_interval: Annotated[float, Field(ge=0.05, le=10.0)] = Field(
-        0.25, description="Seconds between two polls for the nodes' answers."
+        0.25,
+        description="Seconds between two polls for the nodes' answers; they grow to two while none"
+        " comes.",
     )
 
     @property

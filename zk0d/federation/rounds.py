@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import RunSettings
+from zk0d.daemon.looks import Looks
 from zk0d.errors import ExitCode, Zk0dError
 from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
@@ -177,9 +178,12 @@ class Rounds:
         for work, answer in self._late.pop():
             answers.take_to(work, answer)
         deadline = began + self._settings.rounds.round_deadline
-        while not answers.is_over and self._clock() < deadline:
-            if not self._serve():
-                self._sleep(self._poll_interval)
+        looks = Looks(self._poll_interval, PRESENCE_INTERVAL, self._clock)
+        while not answers.is_over and (left := deadline - self._clock()) > 0:
+            if self._serve():
+                looks.news()
+            else:
+                self._sleep(min(looks.wait, left))
         answers.close()
         return answers, {"send": answers.sent - began, "collect": self._clock() - answers.sent}
 

@@ -15,6 +15,15 @@ from zk0d.flower import pulls
 from zk0d.flower.processes import serve
 from zk0d.flower.version import check_version, lacks
 
+#: What each ClientApp would load by itself, if the process that forks had not.
+NEEDED_BY_EACH = (
+    "flwr.supernode.cli",
+    "flwr.supernode.runtime.run_clientapp",
+    "httpcore",
+    "h11",
+    "zk0d.flower.bundle",
+)
+
 
 def run_clientapp() -> None:
     """Flower's ClientApp process with our ClientApp."""
@@ -130,9 +139,11 @@ def main() -> None:
         raise UsageError(f"apps: the first argument is one of {', '.join(verbs)}.")
     run = verbs[sys.argv.pop(1)]
     pulls.install()
+    # It is off, and yet looks up what machine this is, in processes of its own.
+    _replace(importlib.import_module("flwr.supercore.telemetry"), create_event=lambda *_: "off")
     if sys.argv[1:2] == ["--forks"]:
-        for module in ("flwr.supernode.cli", "flwr.supernode.runtime.run_clientapp"):
-            importlib.import_module(module)  # a fork need not
+        for module in NEEDED_BY_EACH:
+            importlib.import_module(module)
         _installed_clientapp()
         serve(int(sys.argv[2]), run)
     run()

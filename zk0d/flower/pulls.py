@@ -29,7 +29,9 @@ def install() -> None:
     from flwr.supercore.inflatable import inflatable_utils as flower
 
     for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
-        defaults: dict[str, Any] = getattr(getattr(flower, name, None), "__kwdefaults__", None) or {}
+        defaults: dict[str, Any] = (
+            getattr(getattr(flower, name, None), "__kwdefaults__", None) or {}
+        )
         if not {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= defaults.keys():
             raise lacks(f"waits in {name}")
         # Waits that are shorter must not give up sooner: Flower's limit in time stays.

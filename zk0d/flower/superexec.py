@@ -11,12 +11,14 @@ import importlib
 import json
 import os
 import sys
-import time
+import time as real_time
 from collections import Counter
+from collections.abc import Callable
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
+from zk0d.daemon.looks import Looks
 from zk0d.errors import UsageError
 from zk0d.files import write_file
 from zk0d.flower.processes import App, Forks, FreshProcesses, Starter
@@ -26,6 +28,8 @@ PULSE_VARIABLE = "ZK0D_PULSE_FILE"
 #: What each role runs: Flower's task type, and the verb of :mod:`zk0d.flower.apps`.
 ROLES = {"server": ("flwr-serverapp", "serverapp"), "client": ("flwr-clientapp", "clientapp")}
 PULSE_SECONDS = 1.0
+#: Between two looks for work where there was none for long. Each costs the other side as well.
+LONGEST_WAIT = 1.0
 
 
 class InstalledApps:
@@ -46,6 +50,8 @@ class InstalledApps:
         # A run has one ServerApp, and a ClientApp for every message.
         self._starter: Starter = (Forks if role == "client" else FreshProcesses)(program)
         self._running: list[App] = []
+        #: When to look for work: often after some came or ended, a run's next is near then.
+        self.looks = Looks(0.0, LONGEST_WAIT)
         self.started = 0
         #: Ends of apps: by exit status, negative for a signal.
         self.ends: Counter[int] = Counter()
@@ -74,6 +80,7 @@ class InstalledApps:
             spec.token,
         )
         self._running.append(app)
+        self.looks.news()
         self.started += 1
         log(INFO, "zk0d: %s started for task %d (pid %d)", self._verb, spec.task_id, app.pid)
         return LaunchResult.accepted()
@@ -119,12 +126,13 @@ class InstalledApps:
             if status is None:
                 continue
             self._running.remove(app)
+            self.looks.news()
             self.ends[status] += 1
             if status:
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
                 log(WARNING, "zk0d: %s (pid %d) %s", self._verb, app.pid, how)
-        if self._pulse is not None and time.monotonic() - self._last_pulse >= PULSE_SECONDS:
-            self._last_pulse = time.monotonic()
+        if self._pulse is not None and real_time.monotonic() - self._last_pulse >= PULSE_SECONDS:
+            self._last_pulse = real_time.monotonic()
             counts = {"started": self.started, "ends": self.ends, "refused": self.refused}
             try:
                 write_file(self._pulse, json.dumps(counts), durable=False)
@@ -137,8 +145,23 @@ class InstalledApps:
         self._running.clear()
 
 
+class Pacing:
+    """Stands for the ``time`` module inside Flower's loop, which sleeps between looks for work."""
+
+    def __init__(self, looks: Looks, sleep: Callable[[float], None] = real_time.sleep) -> None:
+        self._looks = looks
+        self._sleep = sleep
+
+    def sleep(self, seconds: float) -> None:
+        """Wait at least so long (``superexec.poll-interval``)."""
+        self._sleep(max(seconds, self._looks.wait))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_time, name)
+
+
 def install(role: str) -> InstalledApps:
-    """Put our executor where Flower's SuperExec looks for one.
+    """Put our executor where Flower's SuperExec looks for one, and our waits between its looks.
 
     Raises
     ------
@@ -148,11 +171,13 @@ def install(role: str) -> InstalledApps:
     check_version()
     # The package's attribute of that name is the function in it.
     module = importlib.import_module("flwr.supercore.superexec.run_superexec")
-    if not hasattr(module, "get_executor"):
-        raise lacks("get_executor in its SuperExec")
+    for name in ("get_executor", "time"):
+        if not hasattr(module, name):
+            raise lacks(f"{name} in its SuperExec")
     pulse = os.environ.pop(PULSE_VARIABLE, "")
     apps = InstalledApps(role, Path(pulse) if pulse else None)
     module.get_executor = lambda *_, **__: apps  # type: ignore[attr-defined]
+    module.time = Pacing(apps.looks)  # type: ignore[attr-defined]
     return apps
 
 

@@ -18,6 +18,7 @@ import time as real_time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zk0d.daemon.looks import Looks
 from zk0d.errors import ConfigError
 from zk0d.flower import pulls
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
@@ -26,10 +27,10 @@ from zk0d.flower.wait_line import HEARTBEAT_PATH, Signer, Told, WaitLine, answer
 
 IDLE_WAIT = 3.0  #: the constant in Flower's loop after a look that found nothing
 REPLY_WAIT = 0.5  #: the constant in Flower's loops that wait for an answer
+SHORT_REPLY_WAIT = 0.05  #: ours for an answer that comes at once
 FIRST_WAIT = 0.2
 LEAVE_SIGNAL = signal.SIGUSR1
 GROWTH = 1.2
-SHORT_REPLY_WAIT = 0.05
 #: A node that is told of nothing looks this often, whatever was lost on the way.
 LOOK_ANYWAY_SECONDS = 300.0
 #: A coordinator that does not hold the request, such as an older one, is asked again after this.
@@ -67,6 +68,7 @@ class Pacing:
         self._line = line
         self._clock = clock
         self._wait = FIRST_WAIT
+        self._answer = Looks(SHORT_REPLY_WAIT, REPLY_WAIT, clock)
         self._leaving = False
         self._try_again = float("-inf")
 
@@ -84,10 +86,11 @@ class Pacing:
             if self._wait < IDLE_WAIT or not self._is_told():
                 self._sleep(self._wait)
                 self._wait = min(self._wait * GROWTH, IDLE_WAIT)
+            self._answer.news()  # if there is a message now, its answer is waited for from here on
         elif seconds == REPLY_WAIT:
             # A message is being worked on: the run's next one will come soon after.
             self._wait = FIRST_WAIT
-            self._sleep(SHORT_REPLY_WAIT)
+            self._sleep(self._answer.wait)
         else:
             self._sleep(seconds)
 
