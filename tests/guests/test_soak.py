@@ -26,6 +26,8 @@ SEED = int(os.environ.get("ZK0D_SOAK_SEED", "0"))
 #: Between two faults, and how long one lasts that is not over at once.
 PAUSE, LASTS = (30.0, 120.0), (15.0, 90.0)
 RECOVERED_SECONDS = 400.0
+#: For a boot on a machine that others use, too.
+BOOT_SECONDS = 180.0
 RUNS = "/var/lib/zk0d/server/runs"
 #: Rounds that are kept reach back to the newest checkpoint, even if one could not be written.
 RUN = (
@@ -120,8 +122,8 @@ NODES: dict[str, Fault] = {
     "SuperExec killed": killed("zk0d.flower.superexec"),
     "SuperNode stopped": stopped("zk0d.flower.supernode"),
     "learner stopped": stopped("zk0d learner"),
-    "rebooted": Fault(lambda guest: guest.restart()),
-    "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start()),
+    "rebooted": Fault(lambda guest: guest.restart(BOOT_SECONDS)),
+    "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start(BOOT_SECONDS)),
     "network cut": Fault(lambda guest: guest.cut(), lambda guest: guest.heal()),
     "services restarted": Fault(lambda g: g.systemctl("restart", "zk0d-client.target")),
 }
@@ -133,8 +135,8 @@ COORDINATOR: dict[str, Fault] = {
     "evaluator killed": killed("zk0d evaluator"),
     "nginx killed": Fault(lambda g: g.systemctl("kill", "--signal=KILL", "zk0d-gateway")),
     "ServerApp stopped": stopped("zk0d.flower.apps serverapp"),
-    "rebooted": Fault(lambda guest: guest.restart(180)),
-    "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start()),
+    "rebooted": Fault(lambda guest: guest.restart(BOOT_SECONDS)),
+    "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start(BOOT_SECONDS)),
     "network cut": Fault(lambda guest: guest.cut(), lambda guest: guest.heal()),
     "disk full under the runs": Fault(fill, free),
 }
