@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from zk0d.config.base import known_keys
 from zk0d.config.families import FAMILIES
-from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.machine import ClientSettings, LearnerSettings, ServerSettings
 from zk0d.config.names import DatasetUri
 from zk0d.config.run import RunSettings, parse_overrides, run_key, run_settings, stored_settings
 from zk0d.errors import ConfigError, DataError, ExitCode, UsageError
@@ -62,6 +62,28 @@ def test_a_wrong_key_inside_a_list_is_found(write: Write) -> None:
     path = write("server.toml", '[[evaluation]]\nname = "a"\nuri = "local:/x"\n')
     with pytest.raises(ConfigError, match=r"evaluation\.0\.dataset-uri' is missing"):
         ServerSettings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("learner", "said"),
+    [
+        ('devices = ["cpu", "cuda:0"]', "'learner.devices.0' is wrong: 'cpu' is not a GPU; use"),
+        ('devices = ["cuda"]', "'learner.devices.0' is wrong: 'cuda' is not a GPU; use cuda:N"),
+        ('devices = ["cuda:1", "cuda:1"]', "'learner' is wrong: devices names one twice: cuda:1"),
+        ('device = "cuda:0"\ndevices = ["cuda:1"]', "names device and devices; leave one of"),
+    ],
+)
+def test_gpus_that_cannot_share_a_batch_are_refused(write: Write, learner: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        ClientSettings.load(write("client.toml", f'name = "a"\n[learner]\n{learner}\n'))
+    assert said in refused.value.message
+
+
+def test_what_a_learner_trains_on(write: Write) -> None:
+    text = 'name = "a"\n[learner]\ndevices = ["cuda:1", "cuda:0"]\n'
+    both = ClientSettings.load(write("client.toml", text))
+    assert both.learner.all_devices == ("cuda:1", "cuda:0")
+    assert LearnerSettings().all_devices == ("auto",)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

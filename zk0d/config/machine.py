@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_validator,
 )
 
 from zk0d.config.base import Scalar, Settings, wrong
@@ -96,6 +97,13 @@ def check_device(value: str) -> str:
     return value
 
 
+def check_gpu(value: str) -> str:
+    """``value``, if it names one GPU; else ``ValueError``."""
+    if not re.fullmatch(r"cuda:\d+", value):
+        raise ValueError(f"{value!r} is not a GPU; use cuda:N")
+    return value
+
+
 #: In what a policy computes; what trains is float32 in any case.
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -146,6 +154,11 @@ class LearnerSettings(EvaluatorSettings):
     """The same on a contributor's machine, where it trains."""
 
     socket: Path = Field(DEFAULT_SOCKET, description="Unix socket of this service.")
+    devices: tuple[Annotated[str, AfterValidator(check_gpu)], ...] = Field(
+        (),
+        description="GPUs that share each batch, such as ['cuda:0', 'cuda:1']; the first one also"
+        " evaluates. Empty: device alone.",
+    )
     state: Path = Field(
         Path("/var/lib/zk0d/learner"), description="Folder of what it resumes from after a restart."
     )
@@ -156,6 +169,19 @@ class LearnerSettings(EvaluatorSettings):
     accept_run_dataset: bool = Field(
         False, description="Take the dataset from the run: for demos and simulations only."
     )
+
+    @model_validator(mode="after")
+    def _devices_are_clear(self) -> Self:
+        if self.devices and self.device != "auto":
+            raise ValueError("names device and devices; leave one of them out")
+        if len(set(self.devices)) != len(self.devices):
+            raise ValueError(f"devices names one twice: {', '.join(self.devices)}")
+        return self
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """What it trains on; the first holds the optimizer."""
+        return self.devices or (self.device,)
 
 
 def is_this_machine(url: str) -> bool:

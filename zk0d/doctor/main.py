@@ -51,7 +51,8 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     yield machine.secrets(host, {"supernode.key": key, "supernode.secret": node.secret})
     yield client.key(node.key)
     yield machine.ports(machine.port_uses(settings))
-    yield client.gpu(settings.learner.device)
+    for device in settings.learner.all_devices:
+        yield client.gpu(device)
     yield machine.models(host, settings.models, settings.fetch_models)
     if settings.dataset_uri or not settings.learner.accept_run_dataset:
         yield from _recordings(

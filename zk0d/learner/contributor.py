@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -91,7 +91,8 @@ class Contributor(Learner):
         self._parked = parked or ParkedState(None)
         if settings.learner.cpu_threads:
             torch.set_num_threads(settings.learner.cpu_threads)
-        pick_device(settings.learner.device)  # a GPU that cannot be used is said at the start
+        for device in settings.learner.all_devices:
+            pick_device(device)  # a GPU that cannot be used is said at the start
         self._recordings: dict[str, Recordings] = {}
         self._hashes: dict[str, str] = {}  #: of the metadata of what is open
         self._prepared: Prepared | None = None
@@ -192,7 +193,7 @@ class Contributor(Learner):
         batches = data.batches(task.statistics)
         control.check()
         ready = time.perf_counter()
-        meter = EnergyMeter(policy.device)
+        meters = [EnergyMeter(each) for each in policy.devices]
         if parked.evaluated is None:
             parked.evaluated = _evaluate_held_out(task, policy, data, batches)
         control.check()
@@ -215,14 +216,14 @@ class Contributor(Learner):
             ),
             correction=drift.correction if drift else None,
             on_step=_reporter(control, pace, before),
-            check=self._rests(control, policy.device),
+            check=self._rests(control, policy.devices),
             reached=parked.take_reached(),
             keeper=parked,
         )
         prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
-        if (joules := meter.joules()) is not None:
-            control.tell(Energy(joules))
+        if joules := [each for meter in meters if (each := meter.joules()) is not None]:
+            control.tell(Energy(sum(joules)))
         update = _encode(policy, base, task.training.uplink_codec, prepared.residual)
         if drift:
             update = update.with_beside(drift.variate(task, result.steps))
@@ -265,15 +266,17 @@ class Contributor(Learner):
             limits.max_steps,
         )
 
-    def _rests(self, control: TaskControl, device: torch.device) -> Callable[[], None]:
+    def _rests(self, control: TaskControl, devices: Sequence[torch.device]) -> Callable[[], None]:
         """What the owner's limits ask of the time between two steps."""
         limits = self.settings.limits
-        duty = DutyCycle(control, limits.power_share, device)
-        heat = HeatLimit(control, limits.gpu_max_celsius, device)
+        # The first waits for the others in each step.
+        duty = DutyCycle(control, limits.power_share, devices[0])
+        heats = [HeatLimit(control, limits.gpu_max_celsius, each) for each in devices]
 
         def check() -> None:
             duty()
-            heat()
+            for heat in heats:
+                heat()
 
         return check
 
@@ -359,12 +362,15 @@ class Contributor(Learner):
             self._prepared = None
             learner = self.settings.learner
             # Not before: it takes some of the GPU's memory for as long as this process lives.
-            limit_gpu_memory(learner.device, self.settings.limits.gpu_memory_share)
+            for device in learner.all_devices:
+                limit_gpu_memory(device, self.settings.limits.gpu_memory_share)
+            first, *others = learner.all_devices
             policy = load_policy(
                 spec,
                 models=self.settings.models,
                 revisions=dict(map(split_revision, self.settings.fetch_models)),
-                device=learner.device,
+                device=first,
+                others=others,
                 precision=learner.precision,
             )
             held_out = self._parked.held_out(uri, learner.holdout_episodes, recordings.episodes)

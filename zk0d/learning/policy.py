@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import hashlib
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ def load_policy(
     models: Mapping[str, Path] | None = None,
     revisions: Mapping[str, str | None] | None = None,
     device: str = "auto",
+    others: Sequence[str] = (),
     precision: Precision = "auto",
 ) -> LoadedPolicy:
     """Build or load the policy that ``spec`` means.
@@ -93,6 +96,8 @@ def load_policy(
         Model names that this machine's settings map to folders.
     revisions
         The hub's revisions that model names are pinned to.
+    others
+        Devices that take a share of each batch in training.
     precision
         ``auto`` is bfloat16 on a GPU that computes in it, else float32.
 
@@ -162,7 +167,15 @@ def load_policy(
             reason="model_mismatch",
         )
     loaded.spec = spec.model_copy(update={"sha256": found})
+    loaded.replicas = tuple(replica(loaded, pick_device(each)) for each in others)
     return loaded
+
+
+def replica(loaded: LoadedPolicy, device: torch.device) -> LoadedPolicy:
+    """The same policy on another device."""
+    policy = copy.deepcopy(loaded.policy).to(device)
+    policy.config.device = str(device)
+    return replace(loaded, policy=policy, device=device, replicas=())
 
 
 def policy_sha256(loaded: LoadedPolicy) -> str:
@@ -205,6 +218,11 @@ def pick_device(device: str) -> torch.device:
         raise UnavailableError(
             f"learner.device: a GPU is asked for, but PyTorch sees none{cause}; {cure}, or set the"
             " device to cpu."
+        )
+    if picked.type == "cuda" and (picked.index or 0) >= (count := torch.cuda.device_count()):
+        raise UnavailableError(
+            f"learner: {device} is asked for, and PyTorch sees {count} GPU{'s' * (count > 1)};"
+            f" use one of cuda:0 to cuda:{count - 1}."
         )
     return picked
 

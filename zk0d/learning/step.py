@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -132,14 +132,18 @@ def choose_step(
     clip: float,
     correction: Correction | None = None,
 ) -> Step:
-    """A replayed step where one is possible, else a plain one."""
+    """A replayed step where one is possible, else a plain one; over all of the policy's devices."""
     plain = PlainStep(loaded, optimizer, proximal, clip, correction)
-    if loaded.device.type == "cuda" and loaded.recordable:
+    if loaded.replicas:
+        from zk0d.learning.split_step import SplitStep  # which is made of what is here
+
+        return SplitStep(plain)
+    if plain.is_recordable:
         return ReplayedStep(plain)
     return plain
 
 
-class _Known:
+class Known:
     """The outcome of a step that is over."""
 
     def __init__(self, loss: float, norm: float) -> None:
@@ -169,16 +173,21 @@ class PlainStep:
         self._clip = clip
         self._correction = correction
 
+    @property
+    def is_recordable(self) -> bool:
+        """Whether it can be recorded as a CUDA graph."""
+        return self.loaded.device.type == "cuda" and self.loaded.recordable
+
     def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
         self.use_rate(rate)
         loss = self.forward(batch)
         value = loss.item()
         if not torch.isfinite(loss):
-            return _Known(value, float("nan"))
+            return Known(value, float("nan"))
         norm = self.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return _Known(value, float(norm))
+        return Known(value, float(norm))
 
     def use_rate(self, rate: float | torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -194,6 +203,10 @@ class PlainStep:
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
         """Gradients, pulled, clipped and corrected; their norm before clipping."""
         loss.backward()  # type: ignore[no-untyped-call]
+        return self.adjust()
+
+    def adjust(self) -> torch.Tensor:
+        """Pull, clip and correct the gradients that are there; their norm before clipping."""
         if self._proximal:
             self._proximal.add_gradient()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
@@ -202,7 +215,7 @@ class PlainStep:
         return norm
 
 
-class _Promised:
+class Promised:
     """The outcome of a step that a GPU works on."""
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -217,6 +230,65 @@ class _Promised:
         return loss, norm
 
 
+class Recorded:
+    """Work for a GPU that is recorded once as a CUDA graph, and replayed.
+
+    The graph holds the addresses of everything that the work reads and writes.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self._work = work
+        self._device = device
+        self._begun = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        self._begun += 1
+        with torch.cuda.device(self._device):
+            if self._begun <= WARM_UP:
+                self._run_beside()
+                return
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph):
+                    self._work()
+                log.debug("the step is recorded as a CUDA graph")
+            self._graph.replay()
+
+    def _run_beside(self) -> None:
+        """On another stream, as a warm-up before a recording has to be."""
+        beside = _beside(self._device)
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            self._work()
+        torch.cuda.current_stream().wait_stream(beside)
+
+
+class Inputs:
+    """Tensors by name that stay where they are, with each step's values.
+
+    All steps' have the shapes of the first.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[dict[str, torch.Tensor]] = []
+
+    def take(
+        self, *given: Mapping[str, torch.Tensor], device: torch.device
+    ) -> list[dict[str, torch.Tensor]]:
+        """Take in a step's values, to ``device``; where they are from now on."""
+        if not self._kept:
+            self._kept = [
+                {name: value.to(device, copy=True) for name, value in part.items()}
+                for part in given
+            ]
+            return self._kept
+        for kept, part in zip(self._kept, given, strict=True):
+            for name, value in part.items():
+                kept[name].copy_(value, non_blocking=True)
+        return self._kept
+
+
 class ReplayedStep:
     """A step that is recorded once as a CUDA graph, and replayed.
 
@@ -229,43 +301,24 @@ class ReplayedStep:
     def __init__(self, plain: PlainStep) -> None:
         self._plain = plain
         device = plain.loaded.device
-        self._rate = torch.zeros((), device=device)
         self._outcome = torch.zeros(2, device=device)
-        self._skip = torch.zeros((), device=device)
-        self._inputs: list[dict[str, torch.Tensor]] = []  #: the batch, and what is drawn for it
-        self._begun = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._constants = _Constants()
-        plain.use_rate(self._rate)
-        # With these, as torch's GradScaler uses them, fused AdamW leaves a step out by itself.
-        plain.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        plain.optimizer.found_inf = self._skip  # type: ignore[attr-defined]
+        self._inputs = Inputs()
+        self._constants = Constants()
+        self._work = Recorded(self._run, device)
+        self._rate, self._skip = make_recordable(plain)
 
     def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
         self._rate.fill_(rate)
+        loaded = self._plain.loaded
         # Drawn as the policy itself would, in that order, but outside the graph.
-        drawn = self._plain.loaded.drawn(rows=next(iter(batch.values())).shape[0])
-        self._take_in(batch, drawn)
-        self._begun += 1
-        if self._begun <= WARM_UP:
-            self._run_beside()
-        else:
-            if self._graph is None:
-                self._graph = self._recorded()
-            self._graph.replay()
-        return _Promised(self._outcome)
-
-    def _take_in(self, *given: Mapping[str, torch.Tensor]) -> None:
-        if not self._inputs:
-            self._inputs = [{name: value.clone() for name, value in part.items()} for part in given]
-            return
-        for inputs, part in zip(self._inputs, given, strict=True):
-            for name, value in part.items():
-                inputs[name].copy_(value, non_blocking=True)
+        drawn = loaded.drawn(rows=next(iter(batch.values())).shape[0])
+        self._now = self._inputs.take(batch, drawn, device=loaded.device)
+        self._work()
+        return Promised(self._outcome)
 
     def _run(self) -> None:
         with self._constants:
-            batch, drawn = self._inputs
+            batch, drawn = self._now
             loss = self._plain.forward(dict(batch), **drawn)
             norm = self._plain.backward(loss)
             self._skip.copy_(~(torch.isfinite(loss) & torch.isfinite(norm)))
@@ -275,20 +328,16 @@ class ReplayedStep:
             self._outcome[0] = torch.where(self._skip.bool(), torch.nan, loss.detach())
             self._outcome[1] = norm
 
-    def _run_beside(self) -> None:
-        """On another stream, as a warm-up before a recording has to be."""
-        beside = _beside(self._plain.loaded.device)
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            self._run()
-        torch.cuda.current_stream().wait_stream(beside)
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run()
-        log.debug("the step is recorded as a CUDA graph")
-        return graph
+def make_recordable(plain: PlainStep) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let a recorded step read its rate, and whether it is to be left out, from these tensors."""
+    device = plain.loaded.device
+    rate, skip = torch.zeros((), device=device), torch.zeros((), device=device)
+    plain.use_rate(rate)
+    # With these, as torch's GradScaler uses them, fused AdamW leaves a step out by itself.
+    plain.optimizer.grad_scale = None  # type: ignore[attr-defined]
+    plain.optimizer.found_inf = skip  # type: ignore[attr-defined]
+    return rate, skip
 
 
 @functools.cache
@@ -297,7 +346,7 @@ def _beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class _Constants(TorchFunctionMode):
+class Constants(TorchFunctionMode):
     """Within it, a policy's forward can be recorded.
 
     SmolVLA's makes small tensors of numbers, which would wait for a copy to the GPU: each is made

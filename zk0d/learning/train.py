@@ -7,6 +7,7 @@ corrected: by control variates, or by FedProx's pull towards the global weights.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -207,15 +208,17 @@ def train(
     DataError
         If more than ``plan.max_bad_batches`` batches give a loss that is not finite.
     """
-    policy, training = loaded.policy, plan.training
+    training = plan.training
     pace = plan.pace or SetPace(training.local_steps, training.local_steps)
     proximal = None
     if plan.proximal_mu:
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
     sampler = np.random.default_rng(plan.seed)
     torch.manual_seed(plan.seed)
-    images = loaded.embedded_images() if batches.features else loaded.whole_images()
-    policy.train()
+    images = contextlib.ExitStack()
+    for each in (loaded, *loaded.replicas):
+        images.enter_context(each.embedded_images() if batches.features else each.whole_images())
+        each.policy.train()
     optimizer.zero_grad()
     take = choose_step(loaded, optimizer, proximal, training.grad_clip_norm, correction)
     under_way: deque[Outcome] = deque()

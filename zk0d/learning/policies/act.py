@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 
-from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy
+from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy, actions_that_count
 
 
 class Loaded(LoadedPolicy):
@@ -44,3 +47,7 @@ class Loaded(LoadedPolicy):
         # These would be fetched, only to be overwritten by the policy's own file.
         config.pretrained_backbone_weights = None
         return super().from_folder(folder, config)
+
+    def weight(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """That of its first part; the other, of the latent's distribution, is a mean over rows."""
+        return actions_that_count(batch)

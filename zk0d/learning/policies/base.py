@@ -39,6 +39,8 @@ class LoadedPolicy:
     policy: PreTrainedPolicy
     device: torch.device
     precision: torch.dtype = torch.float32
+    #: The same on other devices, which train a share of each batch (``learning.split_step``).
+    replicas: tuple[LoadedPolicy, ...] = ()
 
     #: Parts of the names of weights that are never used, and that a file may lack.
     unused: ClassVar[tuple[str, ...]] = ()
@@ -116,6 +118,13 @@ class LoadedPolicy:
         """What ``forward`` would draw at random for so many rows, as its arguments by name."""
         return {}
 
+    def weight(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Of how many values a batch's loss is the mean, a scalar on the batch's device.
+
+        The loss of two batches is the mean of theirs by these weights. Here it is the rows.
+        """
+        return torch.ones(len(batch[ACTION]), device=batch[ACTION].device).sum()
+
     def sent(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` on its device, without waiting for what that is doing."""
         if self.device.type != "cuda":
@@ -167,6 +176,11 @@ class LoadedPolicy:
         return 0, 0
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Its own, and those of its replicas."""
+        return (self.device, *(each.device for each in self.replicas))
+
+    @property
     def config(self) -> PreTrainedConfig:
         return self.policy.config
 
@@ -210,6 +224,12 @@ class LoadedPolicy:
                 stats[key] = {k: np.array(v, np.float32) for k, v in IMAGENET_STATS.items()}
         made: tuple[Any, Any] = make_pre_post_processors(self.config, dataset_stats=stats)
         return made
+
+
+def actions_that_count(batch: Mapping[str, Any]) -> torch.Tensor:
+    """A loss's weight, if it is a mean over the actions that lie in their episode."""
+    count: torch.Tensor = (~batch[f"{ACTION}_is_pad"]).sum()
+    return count.float()
 
 
 def add_weights(digest: Any, weights: Mapping[str, torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
 
 from zk0d.learning.policies import tiny_vlm
-from zk0d.learning.policies.base import CHUNK, EXECUTE, LoadedPolicy, add_weights
+from zk0d.learning.policies.base import (
+    CHUNK,
+    EXECUTE,
+    LoadedPolicy,
+    actions_that_count,
+    add_weights,
+)
 from zk0d.learning.policies.noise import TIME_STRATA, frame_noise, frame_time
 
 
@@ -142,6 +148,9 @@ class Loaded(LoadedPolicy):
             yield
         finally:
             del vlm.embed_image
+
+    def weight(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        return actions_that_count(batch)
 
     def drawn(self, rows: int) -> dict[str, torch.Tensor]:
         model = self.policy.model
