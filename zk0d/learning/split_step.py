@@ -63,7 +63,10 @@ class SplitStep:
         for part, share, weight, cut in zip(
             begun, shares, weights, _shares(rows, len(begun)), strict=True
         ):
-            part.begin(share, _cut(drawn, cut), weight / whole)
+            part.take(share, _cut(drawn, cut), weight / whole)
+        # All have their rows by now: a copy from the first GPU would wait for its work.
+        for part in begun:
+            part.work()
         first, *others = begun
         self._total.copy_(first.loss)
         for part in others:
@@ -106,18 +109,18 @@ class _Part:
         self._inputs = Inputs()
         self._constants = Constants() if recorded else contextlib.nullcontext()
         self._recorded = recorded
-        self._work = Recorded(self._run, loaded.device) if recorded else self._run
+        #: Begins on the rows that it has.
+        self.work = Recorded(self._run, loaded.device) if recorded else self._run
 
-    def begin(
+    def take(
         self, batch: Mapping[str, Any], drawn: Mapping[str, torch.Tensor], share: torch.Tensor
     ) -> None:
-        """Begin on these rows, whose loss is ``share`` of the batch's."""
+        """Get these rows, whose loss is ``share`` of the batch's."""
         self._share.copy_(share, non_blocking=True)
         if self._recorded:
             self._now = self._inputs.take(batch, drawn, device=self._loaded.device)
         else:
             self._now = [_moved(batch, self._loaded.device), _moved(drawn, self._loaded.device)]
-        self._work()
 
     def _run(self) -> None:
         # In place: the sum, and a recorded update, read them where they are.

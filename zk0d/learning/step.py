@@ -250,7 +250,8 @@ class Recorded:
                 return
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
+                # torch's own stream for it is the first GPU's.
+                with torch.cuda.graph(self._graph, stream=_beside(self._device)):
                     self._work()
                 log.debug("the step is recorded as a CUDA graph")
             self._graph.replay()

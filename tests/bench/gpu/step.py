@@ -35,7 +35,7 @@ from zk0d.config.run import TrainingSettings
 from zk0d.learning import step as steps_module
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.policies.base import LoadedPolicy
-from zk0d.learning.policy import load_policy, spec_for
+from zk0d.learning.policy import load_policy, replica, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
@@ -250,6 +250,9 @@ def _ours(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[tup
         yield "feature cache", functools.partial(variant, 0.0, True)
         yield "feature cache, FedProx", functools.partial(variant, MU, True)
         yield "feature cache, variates", functools.partial(variant, 0.0, True, corrected=True)
+        if torch.cuda.device_count() > 1:
+            others = (replica(policy, torch.device("cuda:1")),)
+            yield "feature cache, two GPUs", functools.partial(variant, 0.0, True, others=others)
 
 
 def _variant(
@@ -260,6 +263,7 @@ def _variant(
     replayed: bool,
     batch: int,
     corrected: bool = False,
+    others: tuple[LoadedPolicy, ...] = (),
 ) -> Steps:
     schedule = CosineSchedule(peak=1e-4, end=1e-5, warmup_steps=0, total_steps=10_000)
 
@@ -271,7 +275,9 @@ def _variant(
         optimizer = Moments(policy).begin("bench", 1, 1e-10)
         weights = policy.trainable()
         offset = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        policy.replicas = others
         with contextlib.ExitStack() as undone:
+            undone.callback(setattr, policy, "replicas", ())
             if not replayed:
                 kept = steps_module.ReplayedStep
                 undone.callback(setattr, steps_module, "ReplayedStep", kept)
