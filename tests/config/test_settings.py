@@ -79,7 +79,7 @@ def test_gpus_that_cannot_share_a_batch_are_refused(write: Write, learner: str, 
     assert said in refused.value.message
 
 
-def test_what_a_learner_trains_on(write: Write) -> None:
+def test_a_learner_trains_on_all_its_devices(write: Write) -> None:
     text = 'name = "a"\n[learner]\ndevices = ["cuda:1", "cuda:0"]\n'
     both = ClientSettings.load(write("client.toml", text))
     assert both.learner.all_devices == ("cuda:1", "cuda:0")

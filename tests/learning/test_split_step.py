@@ -82,7 +82,7 @@ def run(
 @pytest.mark.parametrize("kind", ["cpu", TWO_GPUS])
 @pytest.mark.parametrize("features", [True, False], ids=["features", "images"])
 @pytest.mark.parametrize("mu", [0.0, 0.5])
-def test_two_devices_do_what_one_does(
+def test_two_devices_have_one_devices_result(
     recordings: Recordings, smolvla_spec: PolicySpec, kind: str, features: bool, mu: float
 ) -> None:
     how = plan(proximal_mu=mu)
