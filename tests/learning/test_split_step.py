@@ -168,7 +168,7 @@ def test_all_devices_have_the_same_weights_at_the_end(
 
 
 @pytest.mark.parametrize("kind", ["cpu", TWO_GPUS])
-def test_a_loss_that_is_no_number_changes_nothing(
+def test_a_loss_of_nan_changes_nothing(
     recordings: Recordings, smolvla_spec: PolicySpec, kind: str
 ) -> None:
     loaded = shared(policy_on(kind, smolvla_spec), 2)
