@@ -66,6 +66,7 @@ class FakeNode:
     """A node; ``train`` and ``query`` may be replaced to misbehave."""
 
     name: str
+    key: str = ""  #: stands for its public key, if that is not its name
     step: float = 1.0  #: what it adds to every weight in a round
     gradient: float = 0.1  #: what its variate has everywhere
     seconds: float = 5.0
@@ -208,7 +209,7 @@ class FakeGrid(Grid):
                 node_id=number,
                 status="online" if node.online else "offline",
                 name=node.name,
-                public_key=node.name.encode(),
+                public_key=(node.key or node.name).encode(),
                 last_activated_at=datetime.fromtimestamp(node.activated, UTC).isoformat()
                 if node.activated
                 else "",

@@ -355,6 +355,45 @@ def test_exposure(name: str) -> None:
     assert row.split("|")[-2].strip() == measured[1]
 
 
+USER = "user/zk0d-client.service"
+HOME = "user/zk0d-client.service.d/10-home.conf"
+
+
+def test_a_users_unit_has_what_its_systemd_can_hold() -> None:
+    """A directive that needs a namespace stands where the installer can leave it out."""
+    seccomp = ("LockPersonality", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID")
+    has, more = directives(USER), directives(HOME)
+    for key in ("NoNewPrivileges", *seccomp):
+        assert has[key] == ["yes"], key
+    assert has["RestrictAddressFamilies"] == ["AF_UNIX AF_INET AF_INET6"]
+    assert has["SystemCallFilter"] == ["@system-service", "~@privileged"]
+    namespaces = {key for key in ALWAYS if key.startswith(("Protect", "Private"))}
+    assert not (namespaces | {"ReadWritePaths", "CapabilityBoundingSet"}) & has.keys()
+    assert more["PrivateUsers"] == ["yes"], "without it a user's systemd passes over the others"
+    assert (more["ProtectSystem"], more["ProtectHome"]) == (["strict"], ["read-only"])
+    # A user's systemd does not do these: they would only look as if.
+    for key in ("DevicePolicy", "IPAddressDeny", "ProtectProc", "ProcSubset", "Slice"):
+        assert key not in has.keys() | more.keys(), key
+
+
+@needs_systemd
+def test_exposure_of_a_users_unit(tmp_path: Path) -> None:
+    text, more = ((FOLDER / name).read_text(encoding="utf-8") for name in (USER, HOME))
+    page = (FOLDER.parent / "docs/units.md").read_text(encoding="utf-8")
+    for name, whole in (("alone", text), ("with its drop-in", f"{text}\n{more}")):
+        unit = tmp_path / f"{name.replace(' ', '-')}.service"
+        unit.write_text(whole, encoding="utf-8")
+        judged = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        measured = re.search(r"Overall exposure level for \S+: (\S+)", judged.stdout)
+        assert measured is not None, judged.stderr
+        assert f"| {name} | {measured[1]} |" in page
+
+
 @needs_systemd
 def test_systemd_reads_every_line(tmp_path: Path) -> None:
     for name in UNITS:

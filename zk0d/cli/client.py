@@ -145,6 +145,13 @@ def stop(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     verbs.stop("client", folder)
 
 
+@app.command(name="renew-secrets")
+def renew_secrets(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Make a new secret of this host's services and restart them; drain first in a round."""
+    secret = _settings(folder).supernode.secret
+    verbs.renew_secrets("client", folder, [secret], ["supernode", "client-superexec"])
+
+
 @app.command()
 def status(as_json: status_verb.Json = False, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Show the services' state; exit code 1 if something is wrong."""

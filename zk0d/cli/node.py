@@ -73,6 +73,19 @@ def switch(key: Key = DEFAULT_KEY) -> None:
 
 
 @app.command()
+def renew(
+    timeout: Annotated[str, typer.Option(help="Give up after this time (30s, 20m, 2h).")] = "1h",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Change this node's key with the coordinator's leave: no person and no round has to wait."""
+    from zk0d.cli.client import seconds
+    from zk0d.services.renewal import KeyChange
+
+    fingerprint = KeyChange(folder, seconds(timeout, "--timeout"), typer.echo).run()
+    typer.echo(f"this node has its new key: fingerprint {fingerprint}")
+
+
+@app.command()
 def seal(key: Key = DEFAULT_KEY) -> None:
     """Encrypt this node's key for this machine alone (systemd-creds) and remove the plain file."""
     from zk0d.machine import node_key

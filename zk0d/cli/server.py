@@ -119,6 +119,19 @@ def renew(
     typer.echo("the certificate is renewed")
 
 
+@app.command(name="renew-secrets")
+def renew_secrets(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+    """Make new secrets of this host's services and restart them; a run under way resumes."""
+    from zk0d.config.machine import ServerSettings
+    from zk0d.machine.audit import note
+
+    link = ServerSettings.load(folder / "server.toml").superlink
+    verbs.renew_secrets(
+        "server", folder, [link.secret, link.control_secret], ["superlink", "server-superexec"]
+    )
+    note(folder, "secrets.renewed")
+
+
 @app.command()
 def start(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """Start the services, now and at every boot; without systemd, here until Ctrl-C."""

@@ -67,6 +67,19 @@ def logs(of: Sequence[str], follow: bool, lines: int) -> None:
     subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
 
 
+def renew_secrets(role: str, folder: Path, files: Sequence[Path], services: Sequence[str]) -> None:
+    """Make new secrets and have the services that share them read them together."""
+    from zk0d.machine.keys import renew_secrets as renew
+
+    renew(files)
+    if units.by_systemd(folder):
+        names = [f"{roles.service(name).unit}.service" for name in services]
+        units.systemctl("try-restart", *names)
+        typer.echo("the services that run have their new secrets")
+    else:
+        typer.echo(f"the new secrets count after a restart: zk0bot {role} stop, then start")
+
+
 def tell_kept(files: Sequence[Path]) -> None:
     """Say which files were there already."""
     for path in files:

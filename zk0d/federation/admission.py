@@ -160,28 +160,41 @@ class Standing:
         Refused updates after which a node sits out; 0 never.
     cooldown
         Rounds that it sits out. Afterwards it begins with none.
+    enrolled
+        The roster's names by key: a new key washes off no strike.
     """
 
-    def __init__(self, refusals: Iterable[UpdateRefused], most: int, cooldown: int) -> None:
+    def __init__(
+        self,
+        refusals: Iterable[UpdateRefused],
+        most: int,
+        cooldown: int,
+        enrolled: Mapping[str, str] | None = None,
+    ) -> None:
+        self._enrolled = enrolled or {}
         self._count: dict[str, int] = {}
         self._until: dict[str, int] = {}
         for refusal in refusals:
             if not refusal.strike:
                 continue
-            count = self._count.get(refusal.key, 0) + 1
+            who = self._who(refusal.key)
+            count = self._count.get(who, 0) + 1
             if most and count > most:
                 count = 1
-            self._count[refusal.key] = count
+            self._count[who] = count
             if count == most:
-                self._until[refusal.key] = refusal.round + cooldown
+                self._until[who] = refusal.round + cooldown
+
+    def _who(self, key: str) -> str:
+        return self._enrolled.get(key, key)
 
     def strikes(self, key: str) -> int:
         """Refused updates of a node since it last sat out, or since it began."""
-        return self._count.get(key, 0)
+        return self._count.get(self._who(key), 0)
 
     def sits_out_until(self, key: str) -> int:
         """The last round that the node sits out; 0 if it never had to."""
-        return self._until.get(key, 0)
+        return self._until.get(self._who(key), 0)
 
     def sits_out(self, key: str, round_: int) -> bool:
         """Whether the node has no part in ``round_``."""

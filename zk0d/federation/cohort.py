@@ -124,6 +124,7 @@ class Cohort:
         self._mixed_units = mixed_units
         self._pending: dict[str, _Pending] = {}
         self._names: dict[str, str] = {}
+        self._enrolled: dict[str, str] = {}  #: the roster's names, by key
         self._left_out: dict[str, _LeftOut] = {}  # by key
         self._delays: dict[str, _Delay] = {}
         self._preparing: dict[str, _Preparing] = {}  # by key
@@ -232,6 +233,7 @@ class Cohort:
         ]
         for (node, _), message_id in zip(records, self._grid.push_messages(messages), strict=True):
             self._names.setdefault(node.key, node.name)
+            self._enrolled[node.key] = node.enrolled
             if message_id:
                 self._pending[message_id] = _Pending(node, waits_for, number)
 
@@ -321,6 +323,7 @@ class Cohort:
         self._delays.pop(node.key, None)
         self._preparing.pop(node.key, None)
         self._left_out.pop(node.key, None)
+        self._replace_former_key(node, reply.name)
         self.members[node.key] = reply
         others = {name for key, name in self._names.items() if key != node.key}
         name = self._former_names.get(node.key, reply.name)
@@ -331,6 +334,7 @@ class Cohort:
             NodeJoined(
                 node=name,
                 key=node.key,
+                enrolled=node.enrolled,
                 frames=reply.usable_frames,
                 episodes=reply.recordings.episodes,
                 shares_statistics=reply.statistics is not None,
@@ -342,6 +346,16 @@ class Cohort:
         if node.key in self._lost:
             self._lost.discard(node.key)
             self._on_back(node)
+
+    def _replace_former_key(self, node: Node, name: str) -> None:
+        """Give the name of a node that changed its key to the new one."""
+        if not node.enrolled:
+            return
+        for key, enrolled in self._enrolled.items():
+            if key != node.key and enrolled == node.enrolled:
+                self.members.pop(key, None)
+                if self._names.get(key) == name:
+                    self._names[key] = f"{name}-{key[:6]}"
 
     def _take_preparing(self, node: Node, message: str) -> None:
         """A node decodes its recordings: say how far it is, but not each time that it is asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ class Node:
     online: bool
     activated: float  #: seconds since the epoch when its session began; 0 if unknown
     counted_until: float = 0.0  #: when the SuperLink stops, or stopped, to count it online
+    enrolled: str = ""  #: the roster's name, whichever key it has; empty where there is no roster
 
     @classmethod
     def of(cls, info: Any) -> Node:
@@ -37,6 +39,7 @@ class Node:
             online=info.status == ONLINE,
             activated=_timestamp(getattr(info, "last_activated_at", "")),
             counted_until=float(getattr(info, "online_until", 0.0) or 0.0),
+            enrolled=getattr(info, "name", "") or "",
         )
 
 
@@ -47,7 +50,21 @@ def nodes_of(grid: Grid) -> dict[str, Node]:
         node = Node.of(info)
         if node.key not in nodes or node.activated >= nodes[node.key].activated:
             nodes[node.key] = node
-    return nodes
+    return {node.key: node for node in current(nodes.values())}
+
+
+def current(nodes: Iterable[Node]) -> list[Node]:
+    """One for each name of the roster, in the order given.
+
+    A node that changes its key has two keys for a while. Its newest session counts, so that nobody
+    has two parts in a round.
+    """
+    newest: dict[str, Node] = {}
+    for node in nodes:
+        who = node.enrolled or node.key
+        if who not in newest or node.activated >= newest[who].activated:
+            newest[who] = node
+    return list(newest.values())
 
 
 def _timestamp(text: str) -> float:

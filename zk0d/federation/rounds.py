@@ -349,7 +349,12 @@ class Rounds:
 
     def _standing(self) -> Standing:
         admission = self._settings.admission
-        return Standing(self._state.refusals, admission.max_strikes, admission.strike_cooldown)
+        return Standing(
+            self._state.refusals,
+            admission.max_strikes,
+            admission.strike_cooldown,
+            self._state.enrolled,
+        )
 
     def _send(
         self, number: int, plan: RoundPlan, model: GlobalModel, chosen: list[Node]

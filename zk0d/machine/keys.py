@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from zk0d.errors import ConfigError
 from zk0d.files import make_folder, write_file
+from zk0d.machine.rights import writing
 
 
 def make_node_key(path: Path) -> str:
@@ -29,11 +31,15 @@ def make_node_key(path: Path) -> str:
             serialization.NoEncryption(),
         ),
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    write_file(path.with_suffix(".pub"), public + b"\n")
+    write_public_half(path, path.with_suffix(".pub"))
     return fingerprint(path.with_suffix(".pub"))
+
+
+def write_public_half(key: Path, path: Path) -> None:
+    """Write the public half of the private key ``key``, as OpenSSH does."""
+    public = load_private_key(key).public_key()
+    text = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    write_file(path, text + b"\n")
 
 
 def load_public_key(content: bytes, where: Path | str) -> ec.EllipticCurvePublicKey:
@@ -118,6 +124,23 @@ def sealed_form(key: Path) -> Path:
 def make_secret(path: Path) -> None:
     """A secret that two local processes share."""
     write_private(path, secrets.token_hex(32).encode())
+
+
+def renew_secrets(paths: Sequence[Path]) -> None:
+    """Put new secrets in the place of those that are there; each is whole at any moment.
+
+    Raises
+    ------
+    ConfigError
+        If one is not there.
+    TryAgainError
+        If it cannot be written.
+    """
+    for path in paths:
+        with writing(path):
+            if not path.exists():
+                raise ConfigError(f"{path}: there is no secret here; is this the settings' folder?")
+            write_file(path, secrets.token_hex(32).encode(), mode=0o600)
 
 
 def write_private(path: Path, content: bytes) -> None:

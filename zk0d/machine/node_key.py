@@ -1,4 +1,4 @@
-"""The key of this node: made, changed, sealed, and used to ask for admission."""
+"""The key of this node: made, changed, renewed, sealed, and used to ask for admission."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import UnavailableError, UsageError
-from zk0d.files import rename, whole_file
+from zk0d.files import rename, whole_file, write_file
 from zk0d.machine import units
 from zk0d.machine.enrolment import Request
-from zk0d.machine.keys import make_node_key, sealed_form
+from zk0d.machine.keys import make_node_key, private_fingerprint, sealed_form, write_public_half
+from zk0d.machine.renewal import Renewal
 from zk0d.machine.rights import writing
 from zk0d.machine.roles import service
 
@@ -98,9 +99,128 @@ def change(key: Path) -> None:
         for suffix in (".key", ".pub"):
             rename(newer.with_suffix(suffix), key.with_suffix(suffix))
     sealed_form(key).unlink(missing_ok=True)
-    if units.has_systemd():
+    if units.by_systemd(key.parent):
         units.write_drop_in(_UNIT, *_DROP_IN, [])
         units.systemctl("try-restart", _UNIT)
+
+
+def renewal(folder: Path) -> tuple[Renewal, str]:
+    """The signed request to change to the next key, which is made if there is none yet.
+
+    Raises
+    ------
+    ConfigError
+        If a key cannot be read.
+    TryAgainError
+        If the next key cannot be written.
+    """
+    key, newer = folder / "node.key", folder / NEXT
+    if not newer.exists():
+        make(newer)
+    name = ClientSettings.load(folder / "client.toml").name
+
+    def signed(plain: Path) -> tuple[Renewal, str]:
+        asked = Renewal.of(name, plain, newer)
+        return asked, asked.to_body(plain, newer)
+
+    return with_key(key, signed)
+
+
+def is_changing(folder: Path) -> bool:
+    """Whether the next key took the place of the old one, which is still kept."""
+    return _kept(folder / "node.key") is not None
+
+
+def change_and_keep(folder: Path) -> None:
+    """Put the next key in the old one's place, and keep that in ``node.key.old``.
+
+    What was cut off continues where it was. A node whose key is sealed has its new key sealed, too.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    UnavailableError
+        If the new key cannot be sealed.
+    """
+    key, newer = folder / "node.key", folder / NEXT
+    sealed = sealed_form(key)
+    with writing(key):
+        if _kept(key) is None:
+            if key.exists():
+                write_file(_old(key), key.read_bytes(), mode=0o600)
+            else:
+                # Under the same name, which systemd-creds checks.
+                write_file(_old(sealed), sealed.read_bytes(), mode=0o600)
+        for suffix in (".key", ".pub"):
+            if newer.with_suffix(suffix).exists():
+                rename(newer.with_suffix(suffix), key.with_suffix(suffix))
+        if key.exists():
+            sealed.unlink(missing_ok=True)
+    if _old(sealed).exists() and key.exists():
+        seal(key)
+    else:
+        _restart(folder)
+
+
+def _restart(folder: Path) -> None:
+    """Have a SuperNode that systemd runs read its key again; without systemd it does so itself."""
+    if units.by_systemd(folder):
+        units.systemctl("try-restart", _UNIT)
+
+
+def change_back(folder: Path) -> None:
+    """Put the old key that is kept in its place again; the new one is gone.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    key = folder / "node.key"
+    kept = _kept(key)
+    assert kept is not None
+    back = kept.with_suffix("")
+    with writing(key):
+        rename(kept, back)
+        for form in {key, sealed_form(key)} - {back}:
+            form.unlink(missing_ok=True)
+        with_key(key, lambda plain: write_public_half(plain, key.with_suffix(".pub")))
+    _restart(folder)
+
+
+def kept_fingerprint(folder: Path) -> str:
+    """The fingerprint of the old key that is kept.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
+    kept = _kept(folder / "node.key")
+    assert kept is not None
+    if kept == _old(folder / "node.key"):
+        return private_fingerprint(kept)
+    with tempfile.TemporaryDirectory() as there:
+        plain = Path(there) / "key"
+        plain.write_bytes(_systemd_creds("decrypt", str(kept), "-"))
+        return private_fingerprint(plain)
+
+
+def forget_old(folder: Path) -> None:
+    """Remove the old key that was kept."""
+    key = folder / "node.key"
+    with writing(key):
+        for path in (_old(key), _old(sealed_form(key))):
+            path.unlink(missing_ok=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
+def _kept(key: Path) -> Path | None:
+    return next((p for p in (_old(key), _old(sealed_form(key))) if p.exists()), None)
 
 
 def seal(key: Path) -> Path:

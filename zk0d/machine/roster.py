@@ -17,12 +17,15 @@ from zk0d.errors import ConfigError, UsageError
 from zk0d.files import make_folder, rename, write_file
 from zk0d.machine.enrolment import Request
 from zk0d.machine.keys import fingerprint
+from zk0d.machine.renewal import SignedRenewal
 from zk0d.machine.rights import writing
 
 log = logging.getLogger("zk0d")
 
 NEXT = ".next"
-_APPROVED = re.compile(r"(\d{4}-\d\d-\d\d)( .*)?")
+#: Stands in the comment of a key that its node asked for itself: its overlap ends by itself, too.
+_RENEWED = "[renewal]"
+_APPROVED = re.compile(rf"(\d{{4}}-\d\d-\d\d)(?: {re.escape(_RENEWED)})?( .*)?")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Entry:
     def next(self) -> bool:
         """Whether it is a key that its node changes to."""
         return self.path.stem.endswith(NEXT)
+
+    @property
+    def renewed(self) -> bool:
+        """Whether it is such a key, and the node asked for it itself."""
+        return self.next and f" {_RENEWED}" in self._comment()
 
     @property
     def contact(self) -> str:
@@ -111,12 +119,56 @@ def approve(folder: Path, request: Request, *, rotate: bool = False) -> Entry:
     if rotate and not own:
         raise UsageError(f"there is no node '{request.name}', so its key cannot be changed.")
     name = f"{request.name}{NEXT}.pub" if rotate else f"{request.name}.pub"
-    today = datetime.now(UTC).date().isoformat()
-    with writing(folder):
-        make_folder(folder)
-        text = f"{request.key} {today} {request.contact}".strip() + "\n"
-        write_file(folder / name, text, mode=0o644)  # the SuperLink's user reads it
+    _write(folder / name, request.key, request.contact)
     return Entry(folder / name, request.fingerprint)
+
+
+class RefusedRenewal(Exception):
+    """Why a node does not get its new key, in one sentence."""
+
+
+def renew(folder: Path, signed: SignedRenewal) -> Entry | None:
+    """Put a node's new key beside its old one; ``None`` if the roster has it so already.
+
+    Raises
+    ------
+    RefusedRenewal
+        If the roster does not know the old key, or knows either under another name.
+    ConfigError
+        If a signature is not its key's.
+    TryAgainError
+        If the folder cannot be written.
+    """
+    asked, known = signed.renewal, {entry.key: entry for entry in entries(folder)}
+    newer, older = known.get(asked.fingerprint), known.get(asked.old)
+    if newer is not None and newer.name != asked.name:
+        raise RefusedRenewal("the new key is another node's; remove node.next.key*, and try again")
+    if older is None:
+        raise RefusedRenewal("the coordinator does not know the key that this node has until now")
+    signed.check(older.path)
+    if older.name != asked.name:
+        raise RefusedRenewal(
+            f"the coordinator calls the node with this key otherwise than '{asked.name}'; set name"
+            " in client.toml to what its operator sees in zk0bot node list"
+        )
+    if asked.fingerprint == older.key:
+        raise RefusedRenewal("the new key is the old one")
+    if newer is not None:
+        return None
+    if older.next:  # its node uses it: it signs with it
+        older = rotate(folder, asked.name)
+    path = folder / f"{asked.name}{NEXT}.pub"
+    _write(path, asked.key, f"{_RENEWED} {older.contact}")
+    return Entry(path, asked.fingerprint)
+
+
+def _write(path: Path, key: str, said: str) -> None:
+    """Write a key's file: with the day, and what its node said of itself."""
+    today = datetime.now(UTC).date().isoformat()
+    with writing(path.parent):
+        make_folder(path.parent)
+        text = f"{key} {today} {said}".strip() + "\n"
+        write_file(path, text, mode=0o644)  # the SuperLink's user reads it
 
 
 def remove(folder: Path, name: str) -> list[Entry]:

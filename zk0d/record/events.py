@@ -115,6 +115,7 @@ class NodeJoined(AnyEvent):
     kind: Literal["node.joined"] = "node.joined"
     node: str
     key: str = ""
+    enrolled: str = ""  #: the roster's name, which stays if the node changes its key
     frames: int = 0
     episodes: int = 0
     shares_statistics: bool = True

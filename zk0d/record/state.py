@@ -102,6 +102,7 @@ class RunState:
     failures: list[RoundFailed | EvaluationFailed] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)  #: every node that was there
     names: dict[str, str] = field(default_factory=dict)  #: what the run calls a node, by key
+    enrolled: dict[str, str] = field(default_factory=dict)  #: the roster's names, by key
     robots: list[RobotDescription] = field(default_factory=list)  #: of all that take part
     preparing: dict[str, NodePreparing] = field(default_factory=dict)  #: by key: how far each is
     unable: dict[str, NodeRefused] = field(default_factory=dict)  #: by key: why it cannot train
@@ -155,7 +156,7 @@ class RunState:
                 self.statistics_groups = event.groups
             case NodeJoined():
                 if event.key:
-                    self.names[event.key] = event.node
+                    self._name(event)
                 self.unable.pop(event.key or event.node, None)
                 self.preparing.pop(event.key or event.node, None)
                 self._member(event.node).version = event.version
@@ -249,6 +250,15 @@ class RunState:
     def _meet(self, robot: RobotDescription | None) -> None:
         if robot is not None and robot not in self.robots:
             self.robots.append(robot)
+
+    def _name(self, event: NodeJoined) -> None:
+        """A node that changed its key keeps its name; the old key has it no more."""
+        for key, name in self.names.items():
+            if name == event.node and key != event.key:
+                self.names[key] = f"{name}-{key[:6]}"
+        self.names[event.key] = event.node
+        if event.enrolled:
+            self.enrolled[event.key] = event.enrolled
 
     def _member(self, node: str) -> Member:
         return self.members.setdefault(node, Member())

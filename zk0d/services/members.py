@@ -7,14 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from zk0d.errors import Zk0dError
 from zk0d.federation.nodes import Node
 from zk0d.flower.control import Control
 from zk0d.flower.sessions import KeyUse
-from zk0d.machine.roster import node_name, read_roster
+from zk0d.machine import roster
+from zk0d.machine.roster import node_name
 
 log = logging.getLogger("zk0d")
 
 RECONCILE_SECONDS = 10.0
+#: A node's old key stays valid for so long while it uses its new one: what it answered with the old
+#: one is thrown away with that.
+OVERLAP_SECONDS = 60.0
 
 
 class Members:
@@ -22,16 +27,19 @@ class Members:
 
     Parameters
     ----------
+    folder
+        The roster.
     note
         Takes an entry for the audit log: its kind, and facts.
     """
 
-    def __init__(self, control: Control, roster: Path, note: Callable[..., None]) -> None:
+    def __init__(self, control: Control, folder: Path, note: Callable[..., None]) -> None:
         self._control = control
-        self._roster = roster
+        self._folder = folder
         self._note = note
         self._next_reconcile = 0.0
         self._online: dict[str, str] = {}  #: names by key
+        self._renewed: dict[str, float] = {}  #: new keys in use, by key: since when
         self.shared: dict[str, str] = {}  #: names by key, of keys that two machines use
 
     def look(self) -> list[Node]:
@@ -67,15 +75,34 @@ class Members:
         self.shared = shared
 
     def _reconcile(self, nodes: list[Node]) -> None:
-        roster = read_roster(self._roster)
         present = {node.key: node for node in nodes}
-        for key, path in roster.items():
+        self._end_renewals(present)
+        known = roster.read_roster(self._folder)
+        for key, path in known.items():
             if key not in present:
                 self._control.register(path, node_name(path))
                 log.info("node %s may join (key %s)", node_name(path), key[:12])
                 self._note("node.admitted", node=node_name(path), key=key)
         for key, node in present.items():
-            if key not in roster:
+            if key not in known:
                 self._control.unregister(node.id)
                 log.info("node %s may not join any more", node.name)
                 self._note("node.cut_off", node=node.name, key=key)
+
+    def _end_renewals(self, present: dict[str, Node]) -> None:
+        """End the old keys of nodes that have used the new ones that they asked for long enough."""
+        in_use: dict[str, float] = {}
+        for entry in roster.entries(self._folder):
+            node = present.get(entry.key)
+            if not entry.renewed or node is None or not node.online:
+                continue
+            in_use[entry.key] = self._renewed.get(entry.key, time.monotonic())
+            if time.monotonic() - in_use[entry.key] >= OVERLAP_SECONDS:
+                try:
+                    roster.rotate(self._folder, entry.name)
+                except Zk0dError as error:  # a full disk is no reason to lose the other nodes
+                    log.error("%s", error.message)
+                    continue
+                log.info("node %s uses its new key: its old one is not valid any more", entry.name)
+                self._note("key.rotated", node=entry.name, key=entry.key, renewal=True)
+        self._renewed = in_use

@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Route
 
 from zk0d.daemon.clock import uptime
 from zk0d.errors import ConfigError, UnavailableError
-from zk0d.federation.nodes import Node
+from zk0d.federation.nodes import Node, current
 from zk0d.flower.sessions import KeyUse
 from zk0d.machine.rest_note import HEADER, read_note
 from zk0d.machine.roster import read_roster
@@ -119,10 +119,9 @@ class Presence:
     @property
     def resting(self) -> dict[str, Resting]:
         """The nodes that rest and are offline for it, by key."""
+        offline = {node.key for node in current(self._nodes.values()) if not node.online}
         return {
-            key: rest
-            for key, rest in list(self._rests.items())
-            if rest.counts and key in self._nodes and not self._nodes[key].online
+            key: rest for key, rest in list(self._rests.items()) if rest.counts and key in offline
         }
 
     def take_note(self, key: str, note: str) -> None:

@@ -15,7 +15,7 @@ from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Supervised
 from zk0d.errors import TryAgainError, Zk0dError
-from zk0d.federation.nodes import Node
+from zk0d.federation.nodes import Node, current
 from zk0d.flower import commands
 from zk0d.flower.control import FINISHED, Control
 from zk0d.flower.logs import relay
@@ -152,7 +152,8 @@ class SuperlinkService(Service):
             )
         waits_for = ""
         try:
-            nodes = self._members.look()
+            every = self._members.look()
+            nodes = current(every)
             self._database.probe()
             online = sum(node.online for node in nodes)
             run = self._runs.look()
@@ -172,9 +173,9 @@ class SuperlinkService(Service):
             )
         self._last_good = time.monotonic()
         uses = read_uses(self._sessions)
-        self._members.tell(nodes, uses)
+        self._members.tell(every, uses)
         shared = self._members.shared
-        self._presence.update(nodes, run, uses)
+        self._presence.update(every, run, uses)
         if self._settings.gateway.status_page:
             self._presence.page = page.render(nodes, run)
         resting = self._presence.resting

@@ -50,6 +50,7 @@ class SupernodeService(Service):
     """Keeps the SuperNode running, and says how it stands with the coordinator."""
 
     name = "supernode"
+    _watch: PresenceWatch
 
     def __init__(self, settings: ClientSettings) -> None:
         port = METRICS_PORTS[self.name] if settings.metrics.enabled else 0
@@ -84,10 +85,10 @@ class SupernodeService(Service):
                 "coordinator.address is missing: write the coordinator's HOST:PORT into"
                 " [coordinator] of client.toml."
             )
-        key = credential("node.key", node.key, "supernode.key")
         secret = credential("superexec.secret", node.secret, "supernode.secret")
         ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
-        self._key, self._key_file = fingerprint_of(key), key
+        self._ca, self._key = ca, ""
+        self._take_key()
         self._told_rest: Rest | None = None
         self._expiry.watch("ca", lambda: expiry_of_ca(ca))
         require_free_port(node.port, "supernode.port")
@@ -95,7 +96,13 @@ class SupernodeService(Service):
         config = node.state / "node.toml"
         commands.write_node_config(config, settings.learner.socket)
         command = commands.supernode(
-            settings.coordinator.address, ca, key, secret, node.port, config, node.state / "flower"
+            settings.coordinator.address,
+            ca,
+            self._key_file,
+            secret,
+            node.port,
+            config,
+            node.state / "flower",
         )
         self._child = Supervised(
             "flower-supernode",
@@ -110,8 +117,19 @@ class SupernodeService(Service):
         )
         if self._kept_out() is None:
             self._child.start()
+
+    def _take_key(self) -> None:
+        """Take the key as it is now: while this node was out, its owner may have changed it."""
+        node = self._settings.supernode
+        self._key_file = credential("node.key", node.key, "supernode.key")
+        key = fingerprint_of(self._key_file)
+        if key == self._key:
+            return
+        if self._key:
+            self._watch.close()
+        self._key = key
         self._watch = PresenceWatch(
-            settings.coordinator.presence_page, ca, self._key, node.presence_interval
+            self._settings.coordinator.presence_page, self._ca, key, node.presence_interval
         )
 
     def _kept_out(self) -> Hold | Rest | None:
@@ -157,7 +175,9 @@ class SupernodeService(Service):
         self._held.set(0)
         self._resting.set(0)
         if self._child.state is State.STOPPED:
+            self._take_key()
             self._child.start()
+            word = self._watch.word
         self._child.look()
         if word is None:
             return Condition("connecting to the coordinator")
