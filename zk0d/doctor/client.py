@@ -8,12 +8,14 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zk0d.config.machine import ClientSettings
-from zk0d.doctor.finding import Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.machine import ask
+from zk0d.learning.chosen_gpu import chosen_gpu
 from zk0d.learning.nvidia import Trouble, nvml, trouble
 from zk0d.services.coordinator import (
     CLOCK_AHEAD,
@@ -23,6 +25,7 @@ from zk0d.services.coordinator import (
     Word,
     ask_presence,
 )
+from zk0d.services.gpu_power import KEY, UNIT, check_bounds, learners_environment
 
 CURVE = "secp384r1"
 CONNECT_SECONDS = 10.0
@@ -119,6 +122,41 @@ def gpu(
             f"set {user}.device to one of cuda:0 to cuda:{torch['count'] - 1}",
         )
     return said
+
+
+@rule("gpu-power")
+def gpu_power(
+    host: Host,
+    settings: ClientSettings,
+    load: Callable[[], Any] = nvml,
+    environment: Callable[[], Mapping[str, str]] = learners_environment,
+) -> str:
+    """The power limit that the owner set holds for the learner's GPU."""
+    watts = settings.limits.gpu_power_watts
+    if not host.systemd:
+        raise Wrong(
+            f"{KEY} has no effect here.",
+            f"only the system's service {UNIT} may set it",
+            f"set {KEY} to 0, and use limits.power-share",
+        )
+    library = load()
+    if library is None or settings.learner.device == "cpu":
+        raise Wrong(
+            f"{KEY} is {watts}, and the learner uses no NVIDIA GPU here.",
+            f"learner.device is '{settings.learner.device}'; see the rule gpu",
+            f"set {KEY} to 0",
+        )
+    gpu = chosen_gpu(library, settings.learner.device, environment())
+    check_bounds(library, gpu, watts)
+    now = library.nvmlDeviceGetPowerManagementLimit(gpu.handle) / 1000
+    if now != watts:
+        said = ask("systemctl", "show", UNIT, "--property=StatusText", "--value").stdout
+        raise Wrong(
+            f"{gpu} may draw {now:g} W, and {KEY} is {watts}.",
+            in_one_line(said) or f"{UNIT} has not set it",
+            f"systemctl restart {UNIT}; journalctl -u {UNIT} says why it is refused",
+        )
+    return f"{gpu} may draw {now:g} W"
 
 
 @rule("coordinator-name")
