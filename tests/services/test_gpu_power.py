@@ -340,7 +340,7 @@ def test_the_program_sets_and_restores_with_a_broken_file_too(
     assert machine.card.limit == USUAL
 
 
-def test_where_no_unit_runs_a_limit_is_said_to_have_no_effect(tmp_path: Path) -> None:
+def test_a_limit_without_a_unit_has_no_effect_and_says_so(tmp_path: Path) -> None:
     said = (
         "limits.gpu-power-watts has no effect here: only the system's service"
         " zk0d-gpu-power.service may set it; set it to 0, and use limits.power-share."
