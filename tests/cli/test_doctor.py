@@ -536,7 +536,7 @@ def test_the_power_limit_that_the_owner_set_holds(
     is_right(found(250), "GPU 0 (RTX 4090) may draw 250 W")
     is_wrong(found(300), "may draw 250 W, and limits.gpu-power-watts is 300", "does not let root")
     is_wrong(found(90), "takes 100 to 480 W")
-    is_wrong(found(250, "cpu"), "learner.device is 'cpu'")
+    is_wrong(found(250, "cpu"), "it is to use cpu")
     is_wrong(found(250, host=BARE), "has no effect here", "zk0d-gpu-power.service")
 
 

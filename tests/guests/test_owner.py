@@ -188,7 +188,9 @@ def test_the_gpus_power_limit_is_the_owners_again_whatever_ends(
     node.run(["touch", "/run/fake-gpu/hold"])
     node.systemctl("start", "--no-block", POWER)
     node.wait_until("test -e /run/fake-gpu/waits", 60)
-    assert json.loads(node.read(BEFORE))["limit"] == 450_000, "before the card is changed"
+    assert json.loads(node.read(BEFORE))["gpus"][0]["limit"] == 450_000, (
+        "before the card is changed"
+    )
     node.systemctl("kill", "--signal=KILL", POWER)
     node.wait_until(f"! test -e {BEFORE}", 60)
     assert card(node) == (450, 0)

@@ -107,8 +107,8 @@ class Machine:
             boot=lambda: self.boot,
         )
 
-    def set(self, watts: int, device: str = "auto", **environment: str) -> str:
-        return self.limit().set(device, watts, environment)
+    def set(self, watts: int, *devices: str, **environment: str) -> str:
+        return self.limit().set(devices or ("auto",), watts, environment)
 
     @property
     def card(self) -> FakeCard:
@@ -147,7 +147,7 @@ def test_another_limit_replaces_the_first_and_the_old_one_stays_known(machine: M
     machine.set(250)
     machine.set(300)
     assert machine.card.limit == 300_000
-    assert json.loads(machine.file.read_text())["limit"] == USUAL
+    assert json.loads(machine.file.read_text())["gpus"][0]["limit"] == USUAL
     assert machine.set(0) == "GPU 0 (RTX 4090) may draw 450 W again"
     assert machine.card.limit == USUAL
     assert machine.set(0) == AS_IT_IS
@@ -159,6 +159,21 @@ def test_another_gpu_of_the_learner_frees_the_first(machine: Machine) -> None:
     machine.set(250, "cuda:0")
     machine.set(250, "cuda:1")
     assert [card.limit for card in machine.nvml.cards] == [USUAL, 250_000]
+
+
+def test_every_gpu_of_the_learner_gets_the_limit_or_none(machine: Machine) -> None:
+    assert machine.nvml is not None
+    machine.nvml.cards += [FakeCard(), FakeCard(limit=400_000)]
+    said = machine.set(250, "cuda:0", "cuda:2")
+    assert said.startswith("GPU 0 (RTX 4090) and GPU 2 (RTX 4090) may draw 250 W")
+    assert said.endswith("before it was 450 W, 400 W")
+    assert [card.limit for card in machine.nvml.cards] == [250_000, USUAL, 250_000]
+    machine.limit().restore()
+    assert [card.limit for card in machine.nvml.cards] == [USUAL, USUAL, 400_000]
+    machine.nvml.cards[2].bounds = (300_000, 480_000)
+    with pytest.raises(ConfigError, match=r"GPU 2 .* takes 300 to 480 W"):
+        machine.set(250, "cuda:0", "cuda:2")
+    assert machine.card.limit == USUAL
 
 
 def test_the_note_is_on_disk_before_anything_is_changed(machine: Machine) -> None:
@@ -193,7 +208,7 @@ def test_a_limit_that_the_owner_has_set_since_stays(machine: Machine) -> None:
 
 
 def test_a_note_that_cannot_be_read_is_dropped(machine: Machine) -> None:
-    for content in ("{", "{}", '{"version": 1, "boot": "first"}', "[]"):
+    for content in ("{", "{}", '{"boot": "first", "gpus": [{}]}', "[]"):
         machine.file.write_text(content)
         assert machine.limit().restore() == ""
         assert not machine.file.exists()

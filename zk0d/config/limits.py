@@ -60,8 +60,8 @@ class LimitsSettings(Settings):
     )
     gpu_power_watts: Annotated[int, Field(ge=0, le=2000)] = Field(
         0,
-        description="Watts that the learner's GPU may draw, while zk0d-client.target runs; 0: as it"
-        " is. Only the system's service zk0d-gpu-power can set it.",
+        description="Watts that each GPU of the learner may draw, while zk0d-client.target runs; 0:"
+        " as it is. Only the system's service zk0d-gpu-power can set it.",
     )
     power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
         1.0,

@@ -140,23 +140,27 @@ def gpu_power(
             f"set {KEY} to 0, and use limits.power-share",
         )
     library = load()
-    if library is None or settings.learner.device == "cpu":
+    devices = settings.learner.all_devices
+    if library is None or "cpu" in devices:
         raise Wrong(
             f"{KEY} is {watts}, and the learner uses no NVIDIA GPU here.",
-            f"learner.device is '{settings.learner.device}'; see the rule gpu",
+            f"it is to use {', '.join(devices)}; see the rule gpu",
             f"set {KEY} to 0",
         )
-    gpu = chosen_gpu(library, settings.learner.device, environment())
-    check_bounds(library, gpu, watts)
-    now = library.nvmlDeviceGetPowerManagementLimit(gpu.handle) / 1000
-    if now != watts:
-        said = ask("systemctl", "show", UNIT, "--property=StatusText", "--value").stdout
-        raise Wrong(
-            f"{gpu} may draw {now:g} W, and {KEY} is {watts}.",
-            in_one_line(said) or f"{UNIT} has not set it",
-            f"systemctl restart {UNIT}; journalctl -u {UNIT} says why it is refused",
-        )
-    return f"{gpu} may draw {now:g} W"
+    said = []
+    for device in devices:
+        gpu = chosen_gpu(library, device, environment())
+        check_bounds(library, gpu, watts)
+        now = library.nvmlDeviceGetPowerManagementLimit(gpu.handle) / 1000
+        said.append(f"{gpu} may draw {now:g} W")
+        if now != watts:
+            told = ask("systemctl", "show", UNIT, "--property=StatusText", "--value").stdout
+            raise Wrong(
+                f"{said[-1]}, and {KEY} is {watts}.",
+                in_one_line(told) or f"{UNIT} has not set it",
+                f"systemctl restart {UNIT}; journalctl -u {UNIT} says why it is refused",
+            )
+    return ", ".join(said)
 
 
 @rule("coordinator-name")

@@ -39,7 +39,7 @@ def gpus(library: Any) -> list[Gpu]:
 
 
 def chosen_gpu(library: Any, device: str, environment: Mapping[str, str]) -> Gpu:
-    """The GPU of ``learner.device``.
+    """The GPU of one of the learner's devices.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def chosen_gpu(library: Any, device: str, environment: Mapping[str, str]) -> Gpu
             return there[index]
     among = "" if visible is None else f" among CUDA_VISIBLE_DEVICES ('{visible}')"
     raise ConfigError(
-        f"learner.device is '{device}', and this machine has no such whole GPU{among}; it has"
+        f"the learner is to use '{device}', and this machine has no such whole GPU{among}; it has"
         f" {', '.join(map(str, there))}."
     )
 

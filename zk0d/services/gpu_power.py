@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,10 @@ class Before:
 
     Parameters
     ----------
-    boot
-        A boot resets a GPU, so what was before an earlier one counts no more.
     kept
         Whether its driver kept settings while no program used it (persistence mode).
     """
 
-    boot: str
     uuid: str
     limit: int
     ours: int
@@ -55,12 +52,12 @@ class Before:
 
 
 class PowerLimit:
-    """Sets the limit of one GPU, and puts back what it had.
+    """Sets the limit of the learner's GPUs, and puts back what they had.
 
     Parameters
     ----------
     folder
-        Where that is noted.
+        Where that is noted, with the boot: a boot resets a GPU, so an older note counts no more.
     load, trouble, boot
         NVIDIA's library, why there is none, and this boot; replaced in tests.
     """
@@ -78,12 +75,12 @@ class PowerLimit:
         self._trouble = trouble
         self._boot = boot
 
-    def set(self, device: str, watts: int, environment: Mapping[str, str]) -> str:
-        """Give the learner's GPU its limit; 0 puts back what it had.
+    def set(self, devices: Sequence[str], watts: int, environment: Mapping[str, str]) -> str:
+        """Give each of the learner's GPUs its limit; 0 puts back what they had.
 
         Parameters
         ----------
-        environment
+        devices, environment
             The learner's.
 
         Returns
@@ -93,34 +90,39 @@ class PowerLimit:
         Raises
         ------
         ConfigError
-            If this GPU does not take the limit, or there is none; nothing was changed.
+            If a GPU does not take the limit, or there is none; nothing was changed.
         UnavailableError
             If the driver does not work.
         """
         if watts == 0:
             return self.restore() or AS_IT_IS
-        library, gpu = self._gpu(device, watts, environment)
-        check_bounds(library, gpu, watts)
+        library = self._library(devices, watts)
+        chosen = [chosen_gpu(library, device, environment) for device in devices]
+        for gpu in chosen:
+            check_bounds(library, gpu, watts)
         self.restore()
-        try:
-            limit = library.nvmlDeviceGetPowerManagementLimit(gpu.handle)
-        except library.NVMLError as error:
-            raise _refused(library, gpu, watts, error) from None
-        before = Before(self._boot(), gpu.uuid, limit, watts * 1000, _keeps(library, gpu))
+        befores = [self._before(library, gpu, watts) for gpu in chosen]
         # First on disk: whoever kills this process leaves a note of what is to be put back.
-        write_json(self._file, {"version": VERSION, **asdict(before)}, durable=True)
-        try:
-            if not before.kept:
-                # Without it the driver forgets the limit as soon as no program uses the GPU.
-                library.nvmlDeviceSetPersistenceMode(gpu.handle, library.NVML_FEATURE_ENABLED)
-            library.nvmlDeviceSetPowerManagementLimit(gpu.handle, before.ours)
-        except library.NVMLError as error:
-            self.restore()
-            raise _refused(library, gpu, watts, error) from None
-        return f"{gpu} may draw {watts} W ({KEY}); before it was {before.limit / 1000:g} W"
+        noted = {
+            "version": VERSION,
+            "boot": self._boot(),
+            "gpus": [asdict(each) for each in befores],
+        }
+        write_json(self._file, noted, durable=True)
+        for gpu, before in zip(chosen, befores, strict=True):
+            try:
+                if not before.kept:
+                    # Without it the driver forgets the limit once no program uses the GPU.
+                    library.nvmlDeviceSetPersistenceMode(gpu.handle, library.NVML_FEATURE_ENABLED)
+                library.nvmlDeviceSetPowerManagementLimit(gpu.handle, before.ours)
+            except library.NVMLError as error:
+                self.restore()
+                raise _refused(library, gpu, watts, error) from None
+        had = ", ".join(f"{before.limit / 1000:g} W" for before in befores)
+        return f"{_names(chosen)} may draw {watts} W ({KEY}); before it was {had}"
 
     def restore(self) -> str:
-        """Put back what the GPU had, if this program changed it; what holds then, or nothing.
+        """Put back what the GPUs had, if this program changed them; what holds then, or nothing.
 
         A limit that somebody else has set since stays.
 
@@ -129,46 +131,50 @@ class PowerLimit:
         UnavailableError
             If the driver does not do it; the next start or stop tries again.
         """
-        before = self._before()
-        if before is None:
+        befores = self._noted()
+        if not befores:
             self._file.unlink(missing_ok=True)
             return ""
         library = self._load()
         if library is None:
             raise UnavailableError(
-                f"NVIDIA's driver does not answer, so the GPU's limit of {before.limit / 1000:g} W"
-                f" is not put back yet; systemctl restart {UNIT} tries again."
+                "NVIDIA's driver does not answer, so the GPU's limit of"
+                f" {befores[0].limit / 1000:g} W is not put back yet; systemctl restart {UNIT}"
+                " tries again."
             )
-        said = ""
-        for gpu in gpus(library):
-            if gpu.uuid != before.uuid:
+        there = {gpu.uuid: gpu for gpu in gpus(library)}
+        said, failed = [], []
+        for before in befores:
+            if (gpu := there.get(before.uuid)) is None:
                 continue
+            watts = f"{before.limit / 1000:g}"
             try:
                 if library.nvmlDeviceGetPowerManagementLimit(gpu.handle) == before.ours:
                     library.nvmlDeviceSetPowerManagementLimit(gpu.handle, before.limit)
-                    said = f"{gpu} may draw {before.limit / 1000:g} W again"
+                    said.append(f"{gpu} may draw {watts} W again")
                 if not before.kept:
                     library.nvmlDeviceSetPersistenceMode(gpu.handle, library.NVML_FEATURE_DISABLED)
             except library.NVMLError as error:
-                raise UnavailableError(
-                    f"{gpu}: its limit of {before.limit / 1000:g} W is not put back ({error});"
-                    f" nvidia-smi -i {gpu.index} -pl {before.limit / 1000:g} does it, and so does a"
-                    " reboot."
-                ) from None
+                failed.append(
+                    f"{gpu}: its limit of {watts} W is not put back ({error}); nvidia-smi -i"
+                    f" {gpu.index} -pl {watts} does it, and so does a reboot."
+                )
+        if failed:  # the others have theirs all the same
+            raise UnavailableError(failed[0])
         self._file.unlink(missing_ok=True)
-        return said
+        return "; ".join(said)
 
-    def _before(self) -> Before | None:
-        """What this boot's GPU had before; ``None`` if it is as it was."""
+    def _noted(self) -> list[Before]:
+        """What this boot's GPUs had before; empty if they are as they were."""
         said = read_json(self._file)
         try:
-            before = Before(**{key: value for key, value in said.items() if key != "version"})
-        except (AttributeError, TypeError):
-            return None
-        return before if before.boot == self._boot() else None
+            befores = [Before(**each) for each in said["gpus"]]
+            return befores if said["boot"] == self._boot() else []
+        except (AttributeError, KeyError, TypeError):
+            return []
 
-    def _gpu(self, device: str, watts: int, environment: Mapping[str, str]) -> tuple[Any, Gpu]:
-        if device == "cpu":
+    def _library(self, devices: Sequence[str], watts: int) -> Any:
+        if "cpu" in devices:
             raise ConfigError(
                 f"{KEY} is {watts}, and learner.device is 'cpu': no GPU of this machine is used;"
                 f" set {KEY} to 0."
@@ -183,7 +189,19 @@ class PowerLimit:
             raise ConfigError(
                 f"{KEY} is {watts}, and this machine shows no NVIDIA GPU; set it to 0."
             )
-        return library, chosen_gpu(library, device, environment)
+        return library
+
+    @staticmethod
+    def _before(library: Any, gpu: Gpu, watts: int) -> Before:
+        try:
+            limit = library.nvmlDeviceGetPowerManagementLimit(gpu.handle)
+        except library.NVMLError as error:
+            raise _refused(library, gpu, watts, error) from None
+        return Before(gpu.uuid, limit, watts * 1000, _keeps(library, gpu))
+
+
+def _names(listed: Sequence[Gpu]) -> str:
+    return " and ".join(map(str, listed))
 
 
 def check_bounds(library: Any, gpu: Gpu, watts: int) -> None:
@@ -242,7 +260,7 @@ def run(config: Path, restore: bool = False) -> None:
             settings = ClientSettings.load(config)
             watts = settings.limits.gpu_power_watts
             said = limit.set(
-                settings.learner.device, watts, learners_environment() if watts else {}
+                settings.learner.all_devices, watts, learners_environment() if watts else {}
             )
     except Zk0dError as error:
         notify.status(error.message)
