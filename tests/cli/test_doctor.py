@@ -33,6 +33,8 @@ from tests.learner.test_metrics import FakeNvml
 from tests.learning.damage import change_info, set_value
 from tests.processes import wait_until
 from tests.services.lab import lab
+from tests.services.test_gpu_power import FakeCard
+from tests.services.test_gpu_power import FakeNvml as FakePower
 from zk0d.config.machine import ClientSettings, GatewaySettings, ServerSettings, SuperlinkSettings
 from zk0d.demo.federation import _free_ports
 from zk0d.doctor import client, machine, recordings, server
@@ -514,6 +516,28 @@ def test_no_gpu_is_wrong_only_where_one_is_asked_for() -> None:
     is_wrong(no_gpu("cuda"), "learner.device is 'cuda'", "driver")
     evaluator = no_gpu("cuda", user="evaluator")
     is_wrong(evaluator, "evaluator.device is 'cuda'", "set evaluator.device to 'auto'")
+
+
+def test_the_power_limit_that_the_owner_set_holds(
+    host: Host, program: Callable[[str, str], None]
+) -> None:
+    """By a fake card, and a systemctl that says what the unit said."""
+    card = FakeCard(limit=250_000)
+    program("systemctl", "echo the driver does not let root set it")
+
+    def found(watts: int, device: str = "auto", host: Host = host) -> Finding:
+        settings = ClientSettings.parse(
+            {"name": "a", "limits": {"gpu-power-watts": watts}, "learner": {"device": device}},
+            where="test",
+        )
+        library = FakePower([card])
+        return client.gpu_power(host, settings, lambda: library, dict)
+
+    is_right(found(250), "GPU 0 (RTX 4090) may draw 250 W")
+    is_wrong(found(300), "may draw 250 W, and limits.gpu-power-watts is 300", "does not let root")
+    is_wrong(found(90), "takes 100 to 480 W")
+    is_wrong(found(250, "cpu"), "it is to use cpu")
+    is_wrong(found(250, host=BARE), "has no effect here", "zk0d-gpu-power.service")
 
 
 @pytest.mark.slow

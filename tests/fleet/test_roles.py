@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,8 @@ from tests.guests.environment import REPOSITORY
 from tests.guests.guest import INIT, INIT_INSIDE
 from tests.guests.podman import podman
 from tests.setup.releases import make_release
+from zk0d.config.limits import LimitsSettings
+from zk0d.config.machine import ClientSettings
 from zk0d.machine.certificates import make_certificates
 from zk0d.machine.keys import make_node_key
 
@@ -126,6 +129,53 @@ def test_the_specs_are_the_defaults(role: str) -> None:
     for name, option in options.items():
         assert option.get("default") == defaults[name], name
         assert option["description"]
+
+
+#: Variables of zk0d_client that are keys of [limits].
+LENT = ("hours", "priority", "only_when_idle", "on_battery", "gpu_max_celsius", "gpu_power_watts")
+
+
+def test_limits_that_have_variables_are_those_of_the_settings() -> None:
+    defaults = yaml.safe_load((ANSIBLE / "roles/zk0d_client/defaults/main.yml").read_text())
+    limits = LimitsSettings().model_dump(by_alias=False)
+    assert {name: defaults[f"zk0d_client_{name}"] for name in LENT} == {
+        name: limits[name] for name in LENT
+    }
+
+
+@pytest.mark.slow
+def test_limits_reach_the_settings_file(tmp_path: Path) -> None:
+    """By the role's own task, with its defaults and what a host sets."""
+    role = ANSIBLE / "roles/zk0d_client"
+    tasks = yaml.safe_load((role / "tasks/configure.yml").read_text())
+    (task,) = [each for each in tasks if each["name"] == "Write the settings"]
+    del task["notify"], task["ansible.builtin.copy"]["validate"]
+
+    def written(**variables: Any) -> ClientSettings:
+        task["ansible.builtin.copy"]["dest"] = str(tmp_path / "client.toml")
+        given = {"zk0d_client_name": "a", "zk0d_client_dataset": "local:/srv/a"} | {
+            f"zk0d_client_{name}": value for name, value in variables.items()
+        }
+        (tmp_path / "given.yml").write_text(yaml.safe_dump(given))
+        files = [str(role / "defaults/main.yml"), str(tmp_path / "given.yml")]
+        play = {"hosts": "localhost", "gather_facts": False, "vars_files": files, "tasks": [task]}
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+        run_ansible(["ansible-playbook", "-c", "local", str(tmp_path / "play.yml")], ANSIBLE)
+        return ClientSettings.load(tmp_path / "client.toml")
+
+    assert "limits" not in written().model_fields_set, "an older version knows fewer"
+    lent = {
+        "hours": "22:00-07:00",
+        "priority": ["steam"],
+        "only_when_idle": True,
+        "on_battery": True,
+        "gpu_max_celsius": 80,
+        "gpu_power_watts": 300,
+    }
+    assert set(lent) == set(LENT)
+    made = written(**lent, device="cuda:1", settings={"limits": {"gpu-power-watts": 250}})
+    assert made.learner.device == "cuda:1"
+    assert {name: getattr(made.limits, name) for name in LENT} == {**lent, "gpu_power_watts": 250}
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """A stand-in for zk0d in the releases of tests/guests/test_installer.py: real units, no learning.
 
-As ``zk0d`` it is a service that says READY; as ``zk0bot`` it knows the verbs that the installer and
-zk0d-release call. ``VERSION`` and ``HEALTHY`` are written above this text.
+As ``zk0d`` it is a service that says READY, or a oneshot that has nothing to do; as ``zk0bot`` it
+knows the verbs that the installer and zk0d-release call. ``VERSION`` and ``HEALTHY`` are written
+above this text.
 """
 
 import os
@@ -32,7 +33,9 @@ def main() -> None:
     words = sys.argv[1:]
     folder = pathlib.Path(words[words.index("--folder") + 1]) if "--folder" in words else SYSTEM
     if sys.argv[0].endswith("/zk0d"):
-        serve()
+        if words[:1] != ["gpu-power"]:  # which ends at once
+            serve()
+        return
     elif words[:2] == ["client", "join"]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "client.toml").write_text('name = "stand-in"\ndataset-uri = "local:/srv"\n')

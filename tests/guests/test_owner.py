@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guests.lab import Guest, Lab
+from tests.guests.lab import Guest, Lab, install_units
 from tests.guests.test_faults import committed, in_training, wait_for_updates
-from tests.guests.test_federation import BOT, Fleet, recordings_of
+from tests.guests.test_federation import BOT, START_SECONDS, Fleet, recordings_of
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
@@ -19,6 +19,9 @@ RUN = (
     "model-name=tiny num-server-rounds=2000 local-steps=100 batch-size=8 eval-frames=40"
     " eval-frequency=0 min-fit-clients=1 keep-rounds=3"
 )
+FAKE_NVML = Path(__file__).with_name("fake_nvml.py")
+POWER = "zk0d-gpu-power"
+CARD, BEFORE = "/run/fake-gpu/card.json", "/var/lib/zk0d/gpu-power/before.json"
 GAME = "/usr/local/bin/a-game-of-the-test"
 
 
@@ -117,3 +120,91 @@ def test_logind_says_whether_a_machine_is_idle(fleet: Fleet, run: str, home: Gue
     home.systemctl("mask", "--now", "systemd-logind")
     said = "resting while logind does not say whether it is idle (limits.only-when-idle)"
     fleet.wait_for(home, "zk0d-client", said, 120)
+
+
+def card(node: Guest) -> tuple[int, int]:
+    """The watts that the card may draw now, and whether its driver keeps them while it rests."""
+    facts: dict[str, int] = json.loads(node.read(CARD))
+    return facts["limit"] // 1000, facts["kept"]
+
+
+def allow(node: Guest, most: int) -> None:
+    before, _, _ = node.read("/etc/zk0d/client.toml").partition("[limits]")
+    node.write("/etc/zk0d/client.toml", f"{before}[limits]\ngpu-power-watts = {most}\n")
+
+
+def test_the_gpus_power_limit_is_the_owners_again_whatever_ends(
+    guests: Callable[..., Guest], recordings_folder: Path, tmp_path: Path
+) -> None:
+    """The card is a fake, which asks for root's capability; systemd and its sandbox are real."""
+    recordings = recordings_of(recordings_folder, tmp_path)
+    node = guests("card", mounts={recordings: "/srv/recordings", FAKE_NVML: "/srv/fake_nvml.py"})
+    install_units(node)
+    node.write(
+        f"/etc/systemd/system/{POWER}.service.d/fake.conf",
+        "[Service]\nBindReadOnlyPaths=/srv/fake_nvml.py:/opt/zk0d/packages/pynvml.py\n"
+        "ReadWritePaths=/run/fake-gpu\n",
+    )
+    node.write("/etc/tmpfiles.d/fake.conf", "d /run/fake-gpu 0755 root root -\n")
+    node.write("/srv/fake-usual", "450000")
+    node.run(["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/fake.conf"])
+    node.systemctl("daemon-reload")
+    node.run([BOT, "server", "init", "--host", "hub", "--folder", "/root/hub"])
+    init = [BOT, "client", "init", "--name", "card", "--coordinator", "hub:9443"]
+    node.run([*init, "--ca", "/root/hub/tls/ca.crt", "--dataset", "local:/srv/recordings"])
+
+    allow(node, 250)
+    node.run([BOT, "client", "start"], timeout=START_SECONDS)
+    assert card(node) == (250, 1)
+    said = json.loads(node.run([BOT, "status", "--json"], check=False).stdout)
+    (unit,) = [each for each in said["services"] if each["name"] == POWER]
+    assert (unit["state"], unit["todo"]) == ("active (exited)", "")
+    assert unit["status"].startswith("GPU 0 (Fake) may draw 250 W")
+    assert node.unit_state(POWER)["MainPID"] == "0", "no process of it stays"
+
+    node.wait_until(lambda: node.unit_state("zk0d-learner")["ActiveState"] == "active", 240)
+    node.systemctl("kill", "--signal=KILL", "zk0d-learner.service")
+    node.wait_until(lambda: node.unit_state("zk0d-learner")["NRestarts"] != "0", 60)
+    assert (node.unit_state(POWER)["ActiveState"], card(node)) == ("active", (250, 1))
+    allow(node, 300)
+    node.systemctl("reload", POWER)
+    assert card(node) == (300, 1)
+    allow(node, 50)
+    assert node.systemctl("reload", POWER, check=False).returncode != 0
+    assert card(node) == (300, 1), "a reload that is refused changes nothing"
+
+    node.systemctl("restart", POWER, check=False)
+    state = node.unit_state(POWER)
+    assert (state["ActiveState"], state["ExecMainStatus"]) == ("failed", "78")
+    assert card(node) == (450, 0)
+    assert (
+        "limits.gpu-power-watts is 50, and GPU 0 (Fake) takes 100 to 480 W" in state["StatusText"]
+    )
+    told = node.run([BOT, "status"], check=False).stdout
+    assert f"what to do: {POWER}: journalctl -u {POWER} says why it ended" in told
+    assert node.unit_state("zk0d-learner")["ActiveState"] in ("active", "activating")
+
+    allow(node, 250)
+    node.run(["touch", "/run/fake-gpu/hold"])
+    node.systemctl("start", "--no-block", POWER)
+    node.wait_until("test -e /run/fake-gpu/waits", 60)
+    assert json.loads(node.read(BEFORE))["gpus"][0]["limit"] == 450_000, (
+        "before the card is changed"
+    )
+    node.systemctl("kill", "--signal=KILL", POWER)
+    node.wait_until(f"! test -e {BEFORE}", 60)
+    assert card(node) == (450, 0)
+    node.run(["rm", "/run/fake-gpu/hold"])
+    node.wait_until(lambda: card(node) == (250, 1), 120, "systemd's next start of it")
+
+    node.systemctl("stop", "zk0d-client.target")
+    node.wait_until(lambda: card(node) == (450, 0), 60, "the end of the target")
+    assert node.run(["test", "-e", BEFORE], check=False).returncode
+    node.systemctl("start", POWER)
+    node.write("/srv/fake-usual", "440000")
+    node.kill()
+    assert node.start(120)
+    node.wait_until(lambda: node.unit_state(POWER)["ActiveState"] == "active", 120)
+    assert card(node) == (250, 1)
+    node.run([BOT, "client", "stop"])
+    assert card(node) == (440, 0), "as this boot had it, and not the one whose power was cut"

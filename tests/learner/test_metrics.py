@@ -1,6 +1,6 @@
 """What a learner and the SuperExec beside it show to Prometheus."""
 
-# ruff: noqa: N802 - the fake has NVIDIA's names
+# ruff: noqa: N802, N815 - the fake has NVIDIA's names
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tests.learner.test_app import TASK, Scripted
 from tests.serving import served
 from zk0d.daemon.gpu import AGAIN_SECONDS, GpuCollector
 from zk0d.daemon.metrics import Metrics
-from zk0d.errors import DataError
+from zk0d.errors import DataError, UnavailableError
 from zk0d.federation.learner_client import LearnerClient, LearnerError
 from zk0d.learner.metrics import LearnerMetrics
 from zk0d.learning.progress import CacheUse, Decoding, Progress, Training, event_of
+from zk0d.services.learner import LearnerService
 from zk0d.services.superexec import AppCollector, LearnerCollector
 
 
@@ -128,7 +129,20 @@ class FakeNvml:
     """Stands for NVIDIA's library: one GPU that tells all, one that tells its memory only."""
 
     NVML_TEMPERATURE_GPU = 0
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC, NVML_AGGREGATE_ECC = 1, 0, 1
+    nvmlEventTypeXidCriticalError = 8
+    nvmlClocksEventReasonSwPowerCap = 0x4
+    nvmlClocksEventReasonHwSlowdown = 0x8
+    nvmlClocksEventReasonSwThermalSlowdown = 0x20
+    nvmlClocksEventReasonHwThermalSlowdown = 0x40
+    nvmlClocksEventReasonHwPowerBrakeSlowdown = 0x80
     unloaded = False
+    old = False  #: a driver that knows only the old name of a function
+    reasons = 0x4 | 0x80
+
+    def __init__(self) -> None:
+        self.watched: list[int] = []
+        self.xids: list[tuple[int, int]] = []  #: that the driver has to tell: GPU and number
 
     class NVMLError(Exception):
         """What the library raises."""
@@ -152,6 +166,39 @@ class FakeNvml:
     def nvmlDeviceGetPowerUsage(self, handle: int) -> object:
         return self._only_first(handle, 250_500)
 
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> object:
+        return self._only_first(handle, 300_000)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> object:
+        if self.old:
+            raise self.NVMLError("function not found")
+        return self._only_first(handle, self.reasons)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> object:
+        return self._only_first(handle, self.reasons)
+
+    def nvmlDeviceGetRemappedRows(self, handle: int) -> object:
+        return self._only_first(handle, (5, 2, 1, 0))
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: int, kind: int, counter: int) -> object:
+        assert kind == self.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+        return self._only_first(handle, 3 if counter == self.NVML_AGGREGATE_ECC else 1)
+
+    def nvmlEventSetCreate(self) -> list[int]:
+        return self.watched
+
+    def nvmlDeviceRegisterEvents(self, handle: int, kinds: int, events: list[int]) -> None:
+        assert kinds == self.nvmlEventTypeXidCriticalError
+        events.append(handle)
+
+    def nvmlEventSetWait_v2(self, events: list[int], milliseconds: int) -> object:
+        assert events is self.watched
+        assert milliseconds == 0, "a scrape waits for nothing"
+        if not self.xids:
+            raise self.NVMLError("timeout")
+        device, number = self.xids.pop(0)
+        return SimpleNamespace(device=device, eventData=number)
+
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:
         return SimpleNamespace(used=2**30, total=2**33)
 
@@ -166,6 +213,91 @@ def test_gpu_figures_are_in_base_units() -> None:
     assert value(text, 'zk0d_gpu_utilization_ratio{gpu="0"}') == 0.87
     assert value(text, 'zk0d_gpu_memory_bytes{gpu="1",kind="used"}') == 2**30
     assert 'zk0d_gpu_power_watts{gpu="1"}' not in text
+
+
+def test_the_health_of_a_gpu() -> None:
+    nvml = FakeNvml()
+    text = page(GpuCollector(lambda: nvml))
+    assert value(text, 'zk0d_gpu_power_limit_watts{gpu="0"}') == 300
+    slowed = {
+        reason: value(text, f'zk0d_gpu_slowed{{gpu="0",reason="{reason}"}}')
+        for reason in ("power", "thermal", "hardware")
+    }
+    assert slowed == {"power": 1, "thermal": 0, "hardware": 1}
+    assert value(text, 'zk0d_gpu_ecc_uncorrected_errors{gpu="0",kind="boot"}') == 1
+    assert value(text, 'zk0d_gpu_ecc_uncorrected_errors{gpu="0",kind="life"}') == 3
+    for kind, rows in (("corrected", 5), ("uncorrected", 2), ("pending", 1), ("failed", 0)):
+        assert value(text, f'zk0d_gpu_remapped_rows{{gpu="0",kind="{kind}"}}') == rows
+    for name in ("slowed", "ecc_uncorrected_errors", "remapped_rows", "power_limit_watts"):
+        assert f'zk0d_gpu_{name}{{gpu="1"' not in text, "a GPU that tells nothing of it"
+    nvml.old, nvml.reasons = True, 0x20
+    text = page(GpuCollector(lambda: nvml))
+    assert value(text, 'zk0d_gpu_slowed{gpu="0",reason="thermal"}') == 1
+
+
+def xids(text: str, gpu: int, number: int) -> float:
+    return value(text, f'zk0d_gpu_xid_errors_total{{gpu="{gpu}",xid="{number}"}}')
+
+
+def test_a_drivers_errors_are_counted_over_restarts(tmp_path: Path) -> None:
+    """Many of them end the learner that would show them."""
+    nvml = FakeNvml()
+    figures = GpuCollector(lambda: nvml, folder=tmp_path)
+    assert xids(page(figures), 0, 79) == 0, "shown before it happens, so that it is an increase"
+    assert nvml.watched == [0, 1]
+    nvml.xids += [(1, 31), (1, 31), (0, 79)]
+    text = page(figures)
+    assert (xids(text, 1, 31), xids(text, 0, 79), xids(text, 1, 79)) == (2, 1, 0)
+    assert 'gpu="0",xid="31"' not in text
+    assert nvml.watched == [0, 1], "it is told once"
+    nvml.xids.append((0, 79))
+    figures.take_xids()  # as when the process ends
+    again = page(GpuCollector(lambda: nvml, folder=tmp_path))
+    assert (xids(again, 1, 31), xids(again, 0, 79)) == (2, 2)
+    assert xids(page(GpuCollector(lambda: nvml)), 0, 79) == 0, "without a folder"
+
+
+def test_an_error_that_ends_the_learner_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml, scripted, path = FakeNvml(), Scripted(), tmp_path / "l.sock"
+    monkeypatch.setattr(
+        "zk0d.learner.metrics.GpuCollector",
+        lambda folder: GpuCollector(lambda: nvml, folder=folder),
+    )
+    service = LearnerService("learner", lambda: (scripted, path), state=tmp_path)
+    service.start()
+
+    def fail(*_: object) -> None:
+        nvml.xids.append((0, 79))
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    try:
+        with LearnerClient(path) as client:
+            assert xids(page(LearnerCollector(path)), 0, 79) == 0
+            scripted.work = fail  # type: ignore[assignment]
+            with pytest.raises(LearnerError):
+                client.start(TASK)
+        with pytest.raises(UnavailableError):
+            service.look()
+    finally:
+        service.stop()
+    assert xids(page(GpuCollector(lambda: nvml, folder=tmp_path)), 0, 79) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[[1]]", '{"a": 1}', '[["0", "x", 1]]'])
+def test_a_count_that_cannot_be_read_begins_at_0(tmp_path: Path, content: str) -> None:
+    (tmp_path / "xids.json").write_text(content)
+    assert xids(page(GpuCollector(FakeNvml, folder=tmp_path)), 0, 79) == 0
+
+
+def test_a_driver_that_tells_no_errors_hides_no_figure() -> None:
+    class Silent(FakeNvml):
+        def nvmlEventSetCreate(self) -> list[int]:
+            raise self.NVMLError("not supported")
+
+    text = page(GpuCollector(Silent))
+    assert value(text, 'zk0d_gpu_temperature_celsius{gpu="0"}') == 61
 
 
 def test_without_a_gpu_there_are_no_series() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zk0d.machine.roles import METRICS_PORTS, SERVICES, Role, Service, files, target, units
+from zk0d.machine.roles import METRICS_PORTS, SERVICES, Role, Service, files, once, target, units
 from zk0d.services.main import command_line
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,7 +45,8 @@ def test_a_verb_of_zk0d_runs_a_module(each: Service) -> None:
     (role, *_) = each.roles
     given = command_line().parse_args(list(each.argv(role, Path("/etc/zk0d/x.toml"))[1:]))
     assert callable(given.run)
-    assert callable(import_module(f"zk0d.services.{each.verb[0]}").run)
+    module = each.verb[0].replace("-", "_")
+    assert callable(import_module(f"zk0d.services.{module}").run)
 
 
 def test_no_two_services_share_a_port() -> None:
@@ -63,6 +64,13 @@ def test_a_service_knows_its_own_processes() -> None:
     assert not gateway.runs_as("/opt/nginxes/server")
 
 
+def test_what_runs_once_leaves_no_process() -> None:
+    for each in SERVICES:
+        unit = f"{each.unit}.service"
+        assert each.once == (directive(unit, "RemainAfterExit") == ["yes"]), each.name
+        assert not each.once or directive(unit, "Type") == ["oneshot"]
+
+
 @pytest.mark.parametrize("path", files(REPOSITORY), ids=lambda path: path.name)
 def test_files_made_from_the_table_are_fresh(path: Path) -> None:
     assert path.read_text() == files(REPOSITORY)[path], "make reference"
@@ -77,6 +85,10 @@ def test_zk0d_release_waits_for_the_services_of_a_role(role: Role) -> None:
     asked = f"{functions}\nis_root() {{ true; }}\nservices_of {role}\n"
     said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
     assert tuple(said.stdout.split()) == units(role)
+    asked = f"{functions}\nis_root() {{ true; }}\nrunning_of {role}\n"
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    left = [each.unit for each in once(role)]
+    assert said.stdout.split() == [name for name in units(role) if name not in left]
 
 
 def test_users_are_made_and_removed() -> None:
@@ -147,5 +159,5 @@ def test_systemd_and_the_foreground_wait_equally_long(each: Service) -> None:
 
 
 def test_every_service_of_ours_is_watched() -> None:
-    ours = {each.name for each in SERVICES if each.verb and not each.every}
+    ours = {each.name for each in SERVICES if each.verb and not (each.every or each.once)}
     assert ours == {each.name for each in SERVICES if each.watchdog and each.starts_within}

@@ -49,6 +49,8 @@ LOSSES = {f"zk0d_policy_loss_best{LINK}": "0.2x60"}
 STATES = {**RUNNING, f"zk0d_last_round_committed_timestamp_seconds{LINK}": "60x300"}
 NODE = 'node="left"'
 CLIENT = 'instance="node", job="zk0d-client", node="left"'
+GPU = f'{CLIENT}, gpu="0"'
+OF_GPU = {"instance": "node", "job": "zk0d-client", "node": "left", "gpu": "0"}
 WAITS = {f'zk0d_run_waiting_since_timestamp_seconds{LINK[:-1]}, reason="too_few_nodes"}}': "60x200"}
 DISK = '{instance="link", holds="runs"}'
 
@@ -409,6 +411,72 @@ CASES = [
         10,
     ),
     silent("Zk0dGpuTooHot", "no GPU", {"zk0d_learner_up": "1x60"}, 30),
+    fires(
+        "Zk0dGpuSlowed",
+        {f'zk0d_gpu_slowed{{{GPU}, reason="hardware"}}': "1x60"},
+        12,
+        severity="warning",
+        reason="hardware",
+        **OF_GPU,
+    ),
+    silent(
+        "Zk0dGpuSlowed",
+        "its power limit, which its owner set",
+        {f'zk0d_gpu_slowed{{{GPU}, reason="power"}}': "1x60"},
+        30,
+    ),
+    silent(
+        "Zk0dGpuSlowed",
+        "a moment",
+        {f'zk0d_gpu_slowed{{{GPU}, reason="thermal"}}': "0x5 1x5 0x60"},
+        12,
+    ),
+    fires(
+        "Zk0dGpuError",
+        {f'zk0d_gpu_xid_errors_total{{{GPU}, xid="79"}}': "0x5 1x60"},
+        10,
+        severity="warning",
+        xid="79",
+        **OF_GPU,
+    ),
+    silent(
+        "Zk0dGpuError",
+        "an hour has passed",
+        {f'zk0d_gpu_xid_errors_total{{{GPU}, xid="79"}}': "0x5 1x90"},
+        70,
+    ),
+    silent(
+        "Zk0dGpuError",
+        "it is from before, and only the learner restarted",
+        {f'zk0d_gpu_xid_errors_total{{{GPU}, xid="79"}}': "1x5 _x3 1x60"},
+        15,
+    ),
+    fires(
+        "Zk0dGpuMemoryBroken",
+        {f'zk0d_gpu_ecc_uncorrected_errors{{{GPU}, kind="life"}}': "3x5 4x60"},
+        10,
+        severity="warning",
+        kind="life",
+        **OF_GPU,
+    ),
+    fires(
+        "Zk0dGpuMemoryBroken",
+        {f'zk0d_gpu_remapped_rows{{{GPU}, kind="pending"}}': "1x60"},
+        10,
+        severity="warning",
+        kind="pending",
+        **OF_GPU,
+    ),
+    silent(
+        "Zk0dGpuMemoryBroken",
+        "errors of long ago, and rows that were replaced",
+        {
+            f'zk0d_gpu_ecc_uncorrected_errors{{{GPU}, kind="life"}}': "3x60",
+            f'zk0d_gpu_remapped_rows{{{GPU}, kind="uncorrected"}}': "2x60",
+            f'zk0d_gpu_remapped_rows{{{GPU}, kind="failed"}}': "0x60",
+        },
+        30,
+    ),
     fires(
         "Zk0dDiskFilling",
         {

@@ -104,6 +104,31 @@ def test_uninstall_removes_decoded_frames(tmp_path: Path) -> None:
     assert other.exists()
 
 
+def test_a_unit_that_the_other_version_lacks_is_stopped_by_its_own_version(tmp_path: Path) -> None:
+    """The GPU's limit would stay, if its unit lost its file before it ended."""
+    text = PROGRAM.read_text()
+    functions = text[text.index("left_out() {") : text.index("install_units() {")]
+    stubs = """
+        with_systemd() { true; }
+        ctl() { printf '%s\\n' "$*"; }
+        each_file() {
+          printf '/x\\t/usr/lib/systemd/system/zk0d-learner.service\\n'
+          [ "$1" = 1 ] || printf '/x\\t/usr/lib/systemd/system/zk0d-gpu-power.service\\n'
+          [ "$1" = 1 ] || printf '/x\\t/usr/lib/systemd/system/zk0d-gpu-power.service.d/20.conf\\n'
+        }
+    """
+
+    def stops(version: str, before: str) -> list[str]:
+        asked = f"{stubs}\n{functions}\nstop_left_out '{version}' '{before}'"
+        said = processes.run(["bash", "-euc", asked], text=True, check=True)
+        return said.stdout.splitlines()
+
+    assert stops("1", "2") == ["stop zk0d-gpu-power.service"]
+    assert stops("2", "1") == stops("2", "2") == stops("1", "") == []
+    put = text[text.index("put_in_place() {") :]
+    assert put.index("stop_left_out") < put.index("use ") < put.index("install_units")
+
+
 def test_a_torn_installation_is_made_again(
     installed: Release, tmp_path: Path, prefix: Path
 ) -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from zk0d.config.machine import ServerSettings
+from zk0d.services.gpu_power import DEFAULT_STATE
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 #: What systemd adds to every unit whose name begins with zk0d-, after the unit's own lines.
 SHARED = FOLDER / "zk0d-.service.d/10-sandbox.conf"
 GATEWAY, RENEW, OWNER = "zk0d-gateway.service", "zk0d-renew.service", "zk0d-owner.service"
+POWER = "zk0d-gpu-power.service"
+#: What that one has beside, after what is shared.
+POWER_CAPABILITY = FOLDER / f"{POWER}.d/20-gpu-power.conf"
 #: Those that run a program of ours as a user of their own, with a state.
-SERVICES = sorted(
-    path.name for path in FOLDER.glob("*.service") if path.name not in (GATEWAY, RENEW, OWNER)
-)
+OTHERS = (GATEWAY, RENEW, OWNER, POWER)
+SERVICES = sorted(path.name for path in FOLDER.glob("*.service") if path.name not in OTHERS)
 ONESHOTS = ("zk0d-fetch.service", "zk0d-publish.service")
 DAEMONS = [name for name in SERVICES if name not in ONESHOTS]
 UNITS = sorted(
@@ -89,6 +92,8 @@ def directives(name: str) -> dict[str, list[str]]:
     text = (FOLDER / name).read_text(encoding="utf-8")
     if name.endswith(".service") and not name.startswith("user/"):
         text += SHARED.read_text(encoding="utf-8")
+    if name == POWER:
+        text += POWER_CAPABILITY.read_text(encoding="utf-8")
     found: dict[str, list[str]] = defaultdict(list)
     for line in text.splitlines():
         if "=" in line and not line.startswith("#"):
@@ -169,6 +174,35 @@ def test_what_looks_at_the_owners_programs_can_do_nothing_else() -> None:
     assert (has["Type"], has["Restart"]) == (["notify"], ["always"])
 
 
+def test_what_sets_the_gpus_limit_has_one_capability_of_roots_and_no_network() -> None:
+    has = directives(POWER)
+    other = ("CapabilityBoundingSet", "PrivateUsers")
+    wanted = {key: value for key, value in ALWAYS.items() if key not in other}
+    assert {key: has[key] for key in wanted} == wanted
+    assert POWER_CAPABILITY.name > SHARED.name, "systemd reads the last one last"
+    assert has["CapabilityBoundingSet"] == ["", "CAP_SYS_ADMIN"]
+    assert (has["User"], has["PrivateUsers"]) == (["root"], ["no"])
+    assert {"User", "PrivateUsers"} <= commented(POWER)
+    assert (has["PrivateNetwork"], has["RestrictAddressFamilies"]) == (["yes"], ["AF_UNIX"])
+    assert not has["LoadCredential"]
+    assert not has["ReadWritePaths"]
+
+
+def test_the_gpus_limit_ends_with_the_unit_however_that_ends() -> None:
+    """ExecStop= would not run after a start that failed; ExecStopPost= always does."""
+    has = directives(POWER)
+    assert (has["Type"], has["RemainAfterExit"]) == (["oneshot"], ["yes"])
+    (start,) = has["ExecStart"]
+    assert has["ExecReload"] == [start]
+    assert has["ExecStopPost"] == [f"{start} --restore"]
+    assert not has["ExecStop"]
+    assert has["StateDirectory"] == ["zk0d/gpu-power"]
+    assert Path("/var/lib", has["StateDirectory"][0]) == DEFAULT_STATE
+    # The refusal of a limit stops no training.
+    for name in DAEMONS:
+        assert POWER not in " ".join(directives(name)["Requires"] + directives(name)["BindsTo"])
+
+
 def test_a_reload_of_the_gateway_is_a_signal_alone() -> None:
     """A program of it has no credentials, so nginx -t would refuse the certificate's path."""
     assert directives(GATEWAY)["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
@@ -199,7 +233,7 @@ def test_each_may_write_its_part_of_what_is_on_its_way() -> None:
     assert made[str(own.taken)] == ["0750", "zk0d-app", "zk0d-app"]
 
 
-@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER])
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER, POWER])
 def test_a_looser_directive_has_a_reason(name: str) -> None:
     has, reasons = directives(name), commented(name)
     looser = {key for key, value in UNLESS_SAID.items() if has[key] != value}
@@ -254,8 +288,8 @@ def test_restarts_never_reach_the_start_limit(name: str) -> None:
 def test_users_and_groups_exist(name: str) -> None:
     users, groups, _ = accounts()
     has = directives(name)
-    if name == RENEW:
-        assert has["User"] == ["root"], "the authority's key is root's"
+    if name in (RENEW, POWER):
+        assert has["User"] == ["root"], "the authority's key, and the driver, are root's"
         return
     assert set(has["User"]) <= users
     wanted = " ".join(has["Group"] + has["SocketGroup"] + has["SupplementaryGroups"])
@@ -324,14 +358,14 @@ def test_no_service_repeats_the_shared_directives() -> None:
     shared = {line.partition("=")[0] for line in SHARED.read_text().splitlines() if "=" in line} - {
         ""
     }
-    for name in (*SERVICES, GATEWAY, RENEW, OWNER):
+    for name in (*SERVICES, *OTHERS):
         text = (FOLDER / name).read_text(encoding="utf-8")
         own = {line.partition("=")[0] for line in text.splitlines() if "=" in line}
         assert not {key for key in own & shared if not key.startswith("#")}, name
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER])
+@pytest.mark.parametrize("name", [*SERVICES, GATEWAY, OWNER, POWER])
 def test_exposure(name: str) -> None:
     threshold = 10 if name in SANDBOXED_MOST else 15  # of 100
     judged = subprocess.run(
@@ -398,8 +432,12 @@ def test_exposure_of_a_users_unit(tmp_path: Path) -> None:
 def test_systemd_reads_every_line(tmp_path: Path) -> None:
     for name in UNITS:
         text = (FOLDER / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(re.sub(r"(?m)^ExecStart=.*", "ExecStart=/bin/true", text))
-    shutil.copytree(SHARED.parent, tmp_path / SHARED.parent.name)
+        text = re.sub(r"(?m)^Exec(Start|StopPost)=.*", r"Exec\1=/bin/true", text)
+        (tmp_path / name).write_text(
+            re.sub(r"(?m)^ExecReload=/opt.*", "ExecReload=/bin/true", text)
+        )
+    for folder in (SHARED.parent, POWER_CAPABILITY.parent):
+        shutil.copytree(folder, tmp_path / folder.name)
     said = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in UNITS)],
         capture_output=True,

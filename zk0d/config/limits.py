@@ -58,10 +58,15 @@ class LimitsSettings(Settings):
         description="No step is taken while the GPU is hotter, until it is 5 degrees cooler; 0: its"
         " driver's own limit.",
     )
+    gpu_power_watts: Annotated[int, Field(ge=0, le=2000)] = Field(
+        0,
+        description="Watts that each GPU of the learner may draw, while zk0d-client.target runs; 0:"
+        " as it is. Only the system's service zk0d-gpu-power can set it.",
+    )
     power_share: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
         1.0,
         description="Share of the time that it computes. It rests between steps, so the mean power"
-        " is about that share. Only root can set a cap in the driver (nvidia-smi -pl).",
+        " is about that share. It needs no system service, as gpu-power-watts does.",
     )
     upload_rate: Bytes = Field(
         0,

@@ -8,12 +8,14 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zk0d.config.machine import ClientSettings
-from zk0d.doctor.finding import Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
+from zk0d.doctor.machine import ask
+from zk0d.learning.chosen_gpu import chosen_gpu
 from zk0d.learning.nvidia import Trouble, nvml, trouble
 from zk0d.services.coordinator import (
     CLOCK_AHEAD,
@@ -23,6 +25,7 @@ from zk0d.services.coordinator import (
     Word,
     ask_presence,
 )
+from zk0d.services.gpu_power import KEY, UNIT, check_bounds, learners_environment
 
 CURVE = "secp384r1"
 CONNECT_SECONDS = 10.0
@@ -119,6 +122,45 @@ def gpu(
             f"set {user}.device to one of cuda:0 to cuda:{torch['count'] - 1}",
         )
     return said
+
+
+@rule("gpu-power")
+def gpu_power(
+    host: Host,
+    settings: ClientSettings,
+    load: Callable[[], Any] = nvml,
+    environment: Callable[[], Mapping[str, str]] = learners_environment,
+) -> str:
+    """The power limit that the owner set holds for the learner's GPU."""
+    watts = settings.limits.gpu_power_watts
+    if not host.systemd:
+        raise Wrong(
+            f"{KEY} has no effect here.",
+            f"only the system's service {UNIT} may set it",
+            f"set {KEY} to 0, and use limits.power-share",
+        )
+    library = load()
+    devices = settings.learner.all_devices
+    if library is None or "cpu" in devices:
+        raise Wrong(
+            f"{KEY} is {watts}, and the learner uses no NVIDIA GPU here.",
+            f"it is to use {', '.join(devices)}; see the rule gpu",
+            f"set {KEY} to 0",
+        )
+    said = []
+    for device in devices:
+        gpu = chosen_gpu(library, device, environment())
+        check_bounds(library, gpu, watts)
+        now = library.nvmlDeviceGetPowerManagementLimit(gpu.handle) / 1000
+        said.append(f"{gpu} may draw {now:g} W")
+        if now != watts:
+            told = ask("systemctl", "show", UNIT, "--property=StatusText", "--value").stdout
+            raise Wrong(
+                f"{said[-1]}, and {KEY} is {watts}.",
+                in_one_line(told) or f"{UNIT} has not set it",
+                f"systemctl restart {UNIT}; journalctl -u {UNIT} says why it is refused",
+            )
+    return ", ".join(said)
 
 
 @rule("coordinator-name")

@@ -53,6 +53,8 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     yield machine.ports(machine.port_uses(settings))
     for device in settings.learner.all_devices:
         yield client.gpu(device)
+    if settings.limits.gpu_power_watts:
+        yield client.gpu_power(host, settings)
     yield machine.models(host, settings.models, settings.fetch_models)
     if settings.dataset_uri or not settings.learner.accept_run_dataset:
         yield from _recordings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -16,9 +17,15 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class LearnerMetrics:
-    """The figures of one learner. None of these takes a lock that training waits for."""
+    """The figures of one learner. None of these takes a lock that training waits for.
 
-    def __init__(self, metrics: Metrics, kinds: Iterable[str]) -> None:
+    Parameters
+    ----------
+    state
+        Where what is counted over restarts is kept; ``None`` keeps nothing.
+    """
+
+    def __init__(self, metrics: Metrics, kinds: Iterable[str], state: Path | None = None) -> None:
         self._metrics = metrics
         self._steps = metrics.counter("train_steps", "Optimizer steps taken.")
         # Progress comes for several steps at once: a histogram would be one of means. Of two
@@ -43,7 +50,8 @@ class LearnerMetrics:
             self._tasks.labels(kind, "done")
             self._task_seconds.labels(kind)
         self._received, self._sent = self._bytes.labels("received"), self._bytes.labels("sent")
-        metrics.collect(GpuCollector())
+        self._gpus = GpuCollector(folder=state)
+        metrics.collect(self._gpus)
         self._step, self._trained, self._began = 0, 0.0, 0.0
 
     def began(self) -> None:
@@ -82,6 +90,10 @@ class LearnerMetrics:
         for uri, summary in facts.get("datasets", {}).items():
             self._frames.labels(uri).set(summary["frames"])
             self._episodes.labels(uri).set(summary["episodes"])
+
+    def gpu_failed(self) -> None:
+        """Keep what the driver told of a GPU that ends this process."""
+        self._gpus.take_xids()
 
     def page(self) -> bytes:
         """Everything, as Prometheus reads it."""

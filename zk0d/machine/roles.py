@@ -41,6 +41,9 @@ class Service:
     first, every
         Of what ends by itself: seconds until its first start, and from an end to the next. 0 is a
         service that runs all the time.
+    once
+        Whether its work is done when it has started, and undone when it is stopped. No process of
+        it stays, its refusal stops no other service, and only systemd starts it.
     starts_within, watchdog
         Seconds that a service has to say that it is ready, and in which it has to show progress; 0
         for one that says neither.
@@ -56,6 +59,7 @@ class Service:
     metrics: int = 0
     first: float = 0.0
     every: float = 0.0
+    once: bool = False
     starts_within: float = 0.0
     watchdog: float = 0.0
     option: str = "--config {file}"
@@ -102,6 +106,8 @@ SERVICES = (
             "train on this machine's recordings", starts_within=180, watchdog=180),
     Service("owner", _CLIENT, "zk0d-owner", "zk0d-owner", "zk0d owner",
             "look whether the owner needs this machine", starts_within=90, watchdog=60),
+    Service("gpu-power", _CLIENT, "zk0d-gpu-power", "root", "zk0d gpu-power",
+            "set the power limit of the learner's GPU", once=True),
     Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
             "download the settings' datasets and models from the hub", option="--{role} {file}",
             every=float("inf")),
@@ -121,7 +127,12 @@ def service(name: str) -> Service:
 
 def services(role: str) -> list[Service]:
     """What runs all the time on a machine of a role."""
-    return [each for each in SERVICES if role in each.roles and not each.every]
+    return [each for each in SERVICES if role in each.roles and not (each.every or each.once)]
+
+
+def once(role: str) -> list[Service]:
+    """What does its work at the start of a role and undoes it at the end."""
+    return [each for each in SERVICES if role in each.roles and each.once]
 
 
 def scraped(role: str) -> list[Service]:
@@ -130,8 +141,8 @@ def scraped(role: str) -> list[Service]:
 
 
 def units(role: str) -> tuple[str, ...]:
-    """What runs all the time, by systemd's names."""
-    return tuple(each.unit for each in services(role))
+    """What a role's target starts, by systemd's names."""
+    return tuple(each.unit for each in (*services(role), *once(role)))
 
 
 def target(role: str) -> str:
@@ -160,8 +171,10 @@ def files(repository: Path) -> Mapping[Path, str]:
             f"zk0d_{role}_{name}: [{', '.join(f'{each.unit}.service' for each in listed)}]\n"
             for name, listed in (
                 ("services", [each for each in services(role) if each.verb]),
+                ("once", once(role)),
                 ("scraped", scraped(role)),
             )
+            if listed
         )
         if role is Role.CLIENT:
             made[vars_] += f"zk0d_client_dataset_pattern: '(?:{DATASET_PATTERN})\\Z'\n"

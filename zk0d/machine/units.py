@@ -11,7 +11,7 @@ from pathlib import Path
 from zk0d.errors import UnavailableError
 from zk0d.files import make_folder, write_file
 from zk0d.machine.rights import writing
-from zk0d.machine.roles import Role, target, units
+from zk0d.machine.roles import Role, Service, once, services, target, units
 
 SYSTEM_FOLDER = Path("/etc/zk0d")  #: whose settings the units read
 
@@ -85,12 +85,19 @@ def start(role: str, *, changed: bool = False) -> bool:
 
     ``changed`` is whether the caller changed something, and it is to be started in any case.
     """
-    names = [target(role), *(f"{name}.service" for name in units(role))]
-    runs = systemctl("is-active", *names, check=False).stdout.split() == ["active"] * len(names)
+    names = [target(role), *(f"{each.unit}.service" for each in services(role))]
+    said = systemctl("is-active", *names, check=False).stdout.split()
+    runs = said == ["active"] * len(names) and not _is_stopped(once(role))
     if runs and not changed and _is_enabled(target(role)):
         return False
     systemctl("enable", "--now", target(role))
     return True
+
+
+def _is_stopped(listed: list[Service]) -> bool:
+    """Whether somebody stopped one; what was refused would be refused again."""
+    said = [systemctl("is-active", f"{each.unit}.service", check=False).stdout for each in listed]
+    return "inactive\n" in said
 
 
 def restart(role: str) -> None:

@@ -76,6 +76,7 @@ class LearnerService(Service):
             folders = {"cache": cache.place} | ({"state": state} if state else {})
             self.metrics.collect(DiskCollector(folders))
         self._make = make
+        self._state = state
         self._rests = rests
         self._path: Path | None = None
         self._server: uvicorn.Server | None = None
@@ -88,7 +89,8 @@ class LearnerService(Service):
         listening = inherited()
         if listening is None:
             listening, self._path = listen(path), path
-        self._app = LearnerApp(learner, LearnerMetrics(self.metrics, learner.kinds))
+        self._figures = LearnerMetrics(self.metrics, learner.kinds, self._state)
+        self._app = LearnerApp(learner, self._figures)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._app.asgi,
@@ -118,6 +120,7 @@ class LearnerService(Service):
         if not self._thread.is_alive():
             raise UnavailableError("the learner's socket was closed; see the lines above.")
         if self._app.broken:
+            self._figures.gpu_failed()
             raise GpuFailedError(
                 f"the GPU failed ({self._app.broken}), and only a new process can use it again; if"
                 " that fails as well, see the kernel's log (journalctl -k) and restart the machine."

@@ -19,7 +19,7 @@ _DEFAULTS = {Role.SERVER: DEFAULT_SERVER_CONFIG, Role.CLIENT: DEFAULT_CLIENT_CON
 
 def _of(name: str) -> Callable[..., Any]:
     """What runs a service; its module is loaded now."""
-    run: Callable[..., Any] = import_module(f"zk0d.services.{name}").run
+    run: Callable[..., Any] = import_module(f"zk0d.services.{name.replace('-', '_')}").run
     return run
 
 
@@ -38,7 +38,15 @@ def command_line() -> argparse.ArgumentParser:
             verb = add(each.name, each.text)
             default = _DEFAULTS[each.roles[0]]
             verb.add_argument("--config", type=Path, default=default, help="settings (%(default)s)")
-            verb.set_defaults(run=lambda given, name=each.name: _of(name)(given.config))
+            if each.once:
+                verb.add_argument(
+                    "--restore", action="store_true", help="undo it: systemd calls this at the end"
+                )
+                verb.set_defaults(
+                    run=lambda given, name=each.name: _of(name)(given.config, given.restore)
+                )
+            else:
+                verb.set_defaults(run=lambda given, name=each.name: _of(name)(given.config))
     verb = add("superexec", service("server-superexec").text)
     verb.add_argument("role", choices=tuple(map(str, Role)))
     verb.add_argument("--config", type=Path, help="settings (of the role, in /etc/zk0d)")

@@ -21,6 +21,7 @@ from zk0d.machine.roles import SERVICES, services
 from zk0d.machine.state import read_json, write_json
 from zk0d.machine.units import Unit
 from zk0d.services.foreground import Chore, Foreground, Program
+from zk0d.services.gpu_power import without_unit
 
 LOOK_SECONDS, STOP_SECONDS = 0.5, 30.0
 SERVICES_FILE = "services.json"
@@ -112,6 +113,8 @@ def run(role: str, folder: Path, besides: Sequence[Program] = ()) -> None:
     written = None
     notify, said_ready = Notify(), False  # where a user's own unit started this
     print("the services run here until Ctrl-C.", file=sys.stderr)
+    if said := without_effect(role, folder):
+        print(said, file=sys.stderr)
     try:
         with Foreground(state, show, restart=True) as supervisor:
             supervisor.start(running)
@@ -135,6 +138,11 @@ def run(role: str, folder: Path, besides: Sequence[Program] = ()) -> None:
         print("stopped", file=sys.stderr)
     finally:
         (state / SERVICES_FILE).unlink(missing_ok=True)
+
+
+def without_effect(role: str, folder: Path) -> str:
+    """What of a role's settings only the system's units could do, in a sentence; else empty."""
+    return without_unit(ClientSettings.load(folder / "client.toml")) if role == "client" else ""
 
 
 def look(role: str, state: Path) -> list[Unit]:

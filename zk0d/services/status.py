@@ -15,6 +15,7 @@ from zk0d.errors import ConfigError
 from zk0d.machine import units
 from zk0d.machine.state import STATE, read_json
 from zk0d.services import standalone
+from zk0d.services.gpu_power import without_unit
 
 SCHEMA_VERSION = 1
 
@@ -41,6 +42,8 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
                 client = ClientSettings.load(folder / "client.toml")
                 content["line"] = LineWatch.of(client).facts()
                 content["trained"] = RoundBook.of(client).facts()
+                if not units.by_systemd(folder) and (unheard := without_unit(client)):
+                    content["todo"].append(unheard)
         except ConfigError as error:
             # The services are looked at all the same.
             content["todo"].append(error.message)

@@ -9,7 +9,17 @@ TITLE = "Training and GPUs"
 
 def panels() -> list[Panel]:
     """Top left to bottom right."""
-    return [step_time(), utilization(), temperature(), power(), gpu_memory(), busy()]
+    return [
+        step_time(),
+        utilization(),
+        temperature(),
+        power(),
+        gpu_memory(),
+        busy(),
+        slowed(),
+        errors(),
+        memory_errors(),
+    ]
 
 
 def step_time() -> Panel:
@@ -46,9 +56,10 @@ def temperature() -> Panel:
 def power() -> Panel:
     return graph(
         "GPU power",
-        "Power of each GPU, with other programs' use.",
+        "Power of each GPU, with other programs' use, and its limit (limits.gpu-power-watts).",
         "watt",
         Query('zk0d_gpu_power_watts{node=~"$node"}', "{{node}} {{instance}} {{gpu}}"),
+        Query('zk0d_gpu_power_limit_watts{node=~"$node"}', "limit {{node}} {{instance}} {{gpu}}"),
         span=8,
     )
 
@@ -74,6 +85,53 @@ def busy() -> Panel:
         "1 while a learner or evaluator works on a task.",
         "short",
         Query('zk0d_learner_busy{node=~"$node"}', "{{node}} {{instance}}"),
+        points=True,
+        span=8,
+    )
+
+
+def slowed() -> Panel:
+    return graph(
+        "GPUs slowed down",
+        "1 while a GPU's clocks are lowered for its power limit (power), its heat (thermal), or by"
+        " the card itself or its power supply (hardware). The alert fires for the last two.",
+        "short",
+        Query('zk0d_gpu_slowed{node=~"$node"}', "{{node}} {{instance}} {{gpu}} {{reason}}"),
+        limits=((1, ORANGE),),
+        points=True,
+        span=8,
+    )
+
+
+def errors() -> Panel:
+    return graph(
+        "GPU errors",
+        "Errors that the driver reported (Xid) within an hour. The alert says which.",
+        "short",
+        Query(
+            'sum by (node, instance, gpu) (increase(zk0d_gpu_xid_errors_total{node=~"$node"}[1h]))',
+            "{{node}} {{instance}} {{gpu}}",
+        ),
+        limits=((0.5, ORANGE),),
+        points=True,
+        span=8,
+    )
+
+
+def memory_errors() -> Panel:
+    return graph(
+        "GPU memory errors",
+        "Errors in a card's life that it could not correct, and rows that it replaced after them.",
+        "short",
+        Query(
+            'zk0d_gpu_ecc_uncorrected_errors{kind="life", node=~"$node"}',
+            "errors {{node}} {{instance}} {{gpu}}",
+        ),
+        Query(
+            'zk0d_gpu_remapped_rows{kind!="corrected", node=~"$node"}',
+            "rows {{kind}} {{node}} {{instance}} {{gpu}}",
+        ),
+        limits=((1, ORANGE),),
         points=True,
         span=8,
     )
