@@ -35,6 +35,15 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
 """
 
 
+@rule("shared-ports")
+def shared_ports(folder: Path) -> str:
+    """None of its ports is one of another contributor's on this machine, or the coordinator's."""
+    from zk0d.machine.instances import check_ports
+
+    check_ports(folder)
+    return "no other settings of this machine name its ports"
+
+
 @rule("key")
 def key(path: Path) -> str:
     """The node's key is P-384, and the public half beside it is its own."""

@@ -51,6 +51,7 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     yield machine.secrets(host, {"supernode.key": key, "supernode.secret": node.secret})
     yield client.key(node.key)
     yield machine.ports(machine.port_uses(settings))
+    yield client.shared_ports(path.parent)
     for device in settings.learner.all_devices:
         yield client.gpu(device)
     yield machine.models(host, settings.models, settings.fetch_models)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from zk0d.config.machine import CacheSettings, ClientSettings, ServerSettings
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.daemon.line import LineWatch
 from zk0d.daemon.metrics import Definition, Metrics, definitions_of
 from zk0d.daemon.supervised import child_counters
 from zk0d.flower.commands import Command
 from zk0d.learner.metrics import LearnerMetrics
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.services.learner import LearnerService
 from zk0d.services.superexec import LineCollector, SuperexecService
 from zk0d.services.superlink import SuperlinkService

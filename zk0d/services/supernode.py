@@ -28,7 +28,6 @@ from zk0d.flower.supernode import ENDS, LEAVE_SIGNAL, reason_of, session_name
 from zk0d.machine.credentials import credential, fingerprint_of
 from zk0d.machine.hold import Hold, read_hold
 from zk0d.machine.rest_note import write_note
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.state import StateFile
 from zk0d.services.coordinator import (
     CLOCK_AHEAD,
@@ -52,7 +51,7 @@ class SupernodeService(Service):
     name = "supernode"
 
     def __init__(self, settings: ClientSettings) -> None:
-        port = METRICS_PORTS[self.name] if settings.metrics.enabled else 0
+        port = settings.metrics_ports.get(self.name, 0)
         super().__init__(Metrics(self.name, settings.metrics.host, port))
         self._settings = settings
         self._online = self.metrics.gauge("online", "1 if the coordinator counts this node online.")
