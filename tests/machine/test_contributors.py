@@ -59,7 +59,7 @@ def test_one_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> No
     for name in ("bob", "ann"):
         make(tmp_path, name)
     assert contributors.existing(tmp_path, "bob") == tmp_path / "clients/bob"
-    with pytest.raises(UsageError, match="no contributor 'eve'.*there are ann, bob"):
+    with pytest.raises(UsageError, match=r"no contributor 'eve'.*there are ann, bob"):
         contributors.existing(tmp_path, "eve")
 
 
@@ -91,7 +91,7 @@ def test_a_port_of_two_is_one_sentence(tmp_path: Path) -> None:
         f"{ann}/client.toml: superexec.metrics-port: 9472 is also supernode.metrics-port of"
         f" {first}/client.toml; set another number."
     )
-    with pytest.raises(ConfigError, match="is also superexec.metrics-port of"):
+    with pytest.raises(ConfigError, match=r"is also superexec\.metrics-port of"):
         instances.check_ports(first)
 
 
@@ -126,7 +126,7 @@ def test_recordings_never_go(tmp_path: Path) -> None:
     data = ann / "recordings"
     data.mkdir()
     change_client(ann / "client.toml", {"dataset-uri": f"local:{data}"})
-    with pytest.raises(UsageError, match="these recordings lie in .* move them first"):
+    with pytest.raises(UsageError, match=r"these recordings lie in .* move them first"):
         removal.remove(ann)
     assert data.exists()
     assert (ann / "node.key").exists()
