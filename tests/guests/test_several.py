@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guests.environment import make_version, shared_mounts
 from tests.guests.lab import Guest, Lab
 from tests.guests.test_federation import BOT, START_SECONDS, Fleet, recordings_of
 
@@ -83,6 +84,18 @@ def test_the_metrics_are_those_of_each(fleet: OneMachine) -> None:
     assert len(seen) == 4
 
 
+def test_the_doctor_looks_at_one(fleet: OneMachine) -> None:
+    doctor = [BOT, "doctor", "--contributor", ANN, "--json"]
+    said = json.loads(fleet.host.run(doctor, check=False, timeout=300).stdout)
+    found = {finding["rule"]: finding for finding in said["findings"]}
+    for rule in (
+        *("units", "exposure", "client.settings", "client.secrets", "client.key"),
+        *("client.ports", "client.shared-ports", "client.enrolled", "client.dataset"),
+    ):
+        assert found[rule]["ok"], found[rule]
+    assert f"zk0d-learner@{ANN}.service" in found["exposure"]["evidence"]
+
+
 def test_neither_reads_what_is_the_others(fleet: OneMachine) -> None:
     """Its key, its credentials, its state, and the socket of its learner."""
     host = fleet.host
@@ -146,3 +159,61 @@ def test_one_goes_with_all_that_is_its_own(fleet: OneMachine) -> None:
     assert "online;" in fleet.status(host, f"zk0d-client@{BOB}")
     refused = host.run([BOT, "client", "start", "--contributor", ANN], check=False)
     assert (refused.returncode, "there are bob" in refused.stderr) == (64, True)
+
+
+VERSIONS = ("0.1.0", "0.1.1")
+
+
+@pytest.fixture
+def installed(
+    lab: Lab, recordings_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guest]:
+    """A machine with two versions of zk0d, of which it uses none yet."""
+    recordings = recordings_of(recordings_folder, tmp_path_factory.mktemp("upgraded"))
+    mounts = {recordings: "/srv/recordings", **shared_mounts()}
+    guest = lab.guest("upgraded", mounts=mounts, environment=False)
+    for version in VERSIONS:
+        make_version(tmp_path / version, version)
+        (tmp_path / version / ".zk0d-complete").touch()
+        guest.run(["mkdir", "-p", f"/opt/zk0d/{version}"])
+        guest.copy_in(tmp_path / version, f"/opt/zk0d/{version}")
+    yield guest
+    lab.remove(guest)
+
+
+def test_an_upgrade_restarts_both_and_a_removal_leaves_neither(installed: Guest) -> None:
+    old, new = VERSIONS
+    release = f"/opt/zk0d/{old}/bin/zk0d-release"
+    installed.run("ldconfig")  # libpython3.so, when the interpreter has one
+    installed.run(["bash", release, "switch", old])
+    installed.run([BOT, "server", "init", "--host", "host"])  # for its authority
+    init = [BOT, "client", "init", "--coordinator", "host:9443", "--ca", "/etc/zk0d/tls/ca.crt"]
+    for name in NAMES:
+        installed.run([*init, "--contributor", name, "--dataset", "local:/srv/recordings"])
+        start = [BOT, "client", "start", "--contributor", name]
+        installed.run(start, timeout=START_SECONDS)
+    learners = [f"zk0d-learner@{name}" for name in NAMES]
+    for unit in learners:
+        installed.wait_until(f"systemctl is-active {unit}", 180)
+    before = {unit: installed.unit_state(unit)["MainPID"] for unit in learners}
+
+    switch = ["bash", release, "switch", new, "--no-drain", "--timeout", "300"]
+    said = installed.run(switch, timeout=400).stderr
+    assert f"{new} is in use" in said
+    for unit in learners:
+        state = installed.unit_state(unit)
+        assert state["ActiveState"] == "active"
+        assert state["MainPID"] != before[unit]
+
+    installed.run(["cp", release, "/root/zk0d-release"])
+    installed.run(["bash", "/root/zk0d-release", "uninstall", "--purge"], timeout=120)
+    left = installed.run("pgrep -af '[z]k0d [a-z]|[f]lower'", check=False).stdout
+    assert left == ""
+    places = "/etc/zk0d /var/lib/zk0d /var/cache/zk0d /run/zk0d /opt/zk0d"
+    assert installed.run(f"ls -d {places}", check=False).stdout == ""
+    kinds = ("systemd", "sysusers.d", "tmpfiles.d")
+    folders = " ".join(f"/{above}/{kind}" for above in ("etc", "usr/lib") for kind in kinds)
+    assert installed.run(f"find {folders} -name 'zk0d*'").stdout == ""
+    accounts = installed.run("getent passwd; getent group").stdout
+    assert "zk0d" not in accounts
+    assert installed.run("ls /srv/recordings/meta").stdout

@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from zk0d.cli.main import app
 from zk0d.config.machine import ClientSettings
-from zk0d.errors import ConfigError, UsageError
+from zk0d.errors import ConfigError, UnavailableError, UsageError
 from zk0d.machine import contributors, instances, removal
 from zk0d.machine.roles import SERVICES, Role
 from zk0d.machine.setup import change_client, set_up_client
+from zk0d.services.coordinator import Word
+from zk0d.services.supernode import SupernodeService
 
 LONGEST_USER = 31
 
@@ -63,7 +65,7 @@ def test_one_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> No
         contributors.existing(tmp_path, "eve")
 
 
-def test_each_gets_ports_that_nobody_has(tmp_path: Path) -> None:
+def test_each_gets_ports_of_its_own(tmp_path: Path) -> None:
     first = make(tmp_path, "")
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,6 +121,31 @@ def test_one_goes_and_the_others_stay(tmp_path: Path) -> None:
     assert contributors.names(tmp_path) == ["bob"]
     assert (first / "node.key").exists()
     assert (bob / "node.key").exists()
+
+
+@pytest.mark.parametrize("name", ["", "ann"])
+def test_what_a_node_asks_for_names_its_contributor(tmp_path: Path, name: str) -> None:
+    """Otherwise its owner would send another node's request."""
+    folder = make(tmp_path, name)
+    settings = ClientSettings.load(folder / "client.toml")
+    service = SupernodeService(settings)
+    service._key = "k" * 64
+    said = service._offline(Word(answer={"enrolled": False})).status
+    assert f"zk0bot node request{contributors.option(folder)} to the coordinator" in said
+
+
+def test_a_service_serves_at_the_port_of_its_settings(tmp_path: Path) -> None:
+    ann = make(tmp_path, "ann")
+    settings = ClientSettings.load(ann / "client.toml")
+    service = SupernodeService(settings)
+    service.metrics.serve()
+    try:
+        with socket.create_connection(("127.0.0.1", settings.supernode.metrics_port), timeout=10):
+            pass
+        with pytest.raises(UnavailableError, match=r"metrics-port of supernode: .* another port"):
+            SupernodeService(settings).metrics.serve()
+    finally:
+        service.metrics.close()
 
 
 def test_recordings_never_go(tmp_path: Path) -> None:

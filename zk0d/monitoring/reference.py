@@ -25,7 +25,8 @@ LEARNER = "learner"
 
 _INTRODUCTION = """# Metrics
 
-Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings):
+Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings, and
+`metrics-port` of the service's table). By default these are:
 {ports}.
 The format is Prometheus' text or OpenMetrics, as the client prefers. A learner and an evaluator
 have no network: the SuperExec beside them asks over their socket at each scrape (for a second at
