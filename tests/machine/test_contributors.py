@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from zk0d.cli.main import app
 from zk0d.config.machine import ClientSettings
+from zk0d.doctor.finding import Host
 from zk0d.errors import ConfigError, UnavailableError, UsageError
-from zk0d.machine import contributors, instances, removal
+from zk0d.machine import contributors, instances, recordings, removal, units
 from zk0d.machine.roles import SERVICES, Role
 from zk0d.machine.setup import change_client, set_up_client
 from zk0d.services.coordinator import Word
@@ -146,6 +147,28 @@ def test_a_service_serves_at_the_port_of_its_settings(tmp_path: Path) -> None:
             SupernodeService(settings).metrics.serve()
     finally:
         service.metrics.close()
+
+
+def test_the_doctor_looks_where_the_units_of_a_contributor_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(units, "has_systemd", lambda: True)
+    host = Host.of(Path("/etc/zk0d/clients/ann"))
+    assert host.systemd
+    assert host.hub == Path("/var/cache/zk0d/clients/ann/hub")
+    assert host.fetch == "zk0d-fetch@ann"
+    assert "zk0d-learner@ann" in host.services[Role.CLIENT]
+    assert Host.of(Path("/etc/zk0d")) == Host(systemd=True)
+    assert not Host.of(Path("/home/ann/clients/ann")).systemd
+
+
+def test_recordings_are_hidden_from_the_services_of_their_contributor() -> None:
+    """Two may hide theirs from the coordinator's service, which neither owns."""
+    hidden = {name: dict(recordings.networked(name)) for name in ("", "ann", "bob")}
+    assert hidden["ann"]["zk0d-client@ann.service"] == recordings.NAME
+    assert hidden[""]["zk0d-client.service"] == recordings.NAME
+    publish = [each["zk0d-publish.service"] for each in hidden.values()]
+    assert publish == [recordings.NAME, f"{recordings.NAME}-ann", f"{recordings.NAME}-bob"]
 
 
 def test_recordings_never_go(tmp_path: Path) -> None:
