@@ -19,11 +19,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.bench.table import show
 from tests.services.lab import lab
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.daemon.child import wait_until
 from zk0d.daemon.metrics import Metrics
 from zk0d.federation.nodes import Node
 from zk0d.learner.metrics import LearnerMetrics
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.record.events import NodeRound
 from zk0d.record.state import Member, NewestRun, RunState
 from zk0d.services.figures import NodeCollector, RunCollector

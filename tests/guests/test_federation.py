@@ -28,6 +28,13 @@ class Fleet:
     def __init__(self, lab: Lab, recordings: Path) -> None:
         self._mounts = {recordings: "/srv/recordings"}
         self._lab = lab
+        self._make_coordinator()
+        self.nodes = self._join()
+        # A start waits until torch is loaded, which takes a busy machine long.
+        self.hub.run([BOT, "server", "start"], timeout=START_SECONDS)
+        self._start()
+
+    def _make_coordinator(self) -> None:
         self.hub = self._machine("hub", "server")
         self.hub.write(
             "/etc/zk0d/server.toml",
@@ -37,9 +44,11 @@ class Fleet:
         )
         self.hub.run([BOT, "server", "init", "--host", "hub"])
         self.invite = self.hub.run([BOT, "server", "invite"]).stdout.strip()
-        self.nodes = [self._contributor(name) for name in NODES]
-        # A start waits until torch is loaded, which takes a busy machine long.
-        self.hub.run([BOT, "server", "start"], timeout=START_SECONDS)
+
+    def _join(self) -> list[Guest]:
+        return [self._contributor(name) for name in NODES]
+
+    def _start(self) -> None:
         for node in self.nodes:
             node.run([BOT, "client", "start"], timeout=START_SECONDS)
 
@@ -54,11 +63,14 @@ class Fleet:
 
     def _contributor(self, name: str) -> Guest:
         node = self._machine(name, "client")
-        join = [BOT, "client", "join", self.invite, "--name", name]
+        self._let_in(node, "--name", name)
+        return node
+
+    def _let_in(self, node: Guest, *options: str) -> None:
+        join = [BOT, "client", "join", self.invite, *options]
         asked = node.run([*join, "--dataset", "local:/srv/recordings"]).stdout
         self.hub.write("/tmp/request", asked)
         self.hub.run([BOT, "node", "approve", "/tmp/request", "--yes"])
-        return node
 
     def status(self, guest: Guest, unit: str) -> str:
         return guest.unit_state(unit).get("StatusText", "")

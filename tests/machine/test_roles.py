@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zk0d.machine.roles import METRICS_PORTS, SERVICES, Role, Service, files, once, target, units
+from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.ports import METRICS_PORTS
+from zk0d.machine.roles import SERVICES, Role, Service, files, once, scraped, target, units
 from zk0d.services.main import command_line
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,9 +37,11 @@ def test_a_unit_agrees_with_the_table(each: Service) -> None:
 
 
 def test_every_unit_has_a_row() -> None:
-    assert {path.stem for path in SYSTEMD.glob("*.service")} == {each.unit for each in SERVICES}
+    units = {each.unit for each in SERVICES}
+    mine = {f"{each.unit}@" for each in SERVICES if Role.CLIENT in each.roles}
+    assert {path.stem for path in SYSTEMD.glob("*.service")} == units | mine
     for kind in ("socket", "timer"):
-        assert {path.stem for path in SYSTEMD.glob(f"*.{kind}")} <= {s.unit for s in SERVICES}
+        assert {path.stem for path in SYSTEMD.glob(f"*.{kind}")} <= units | mine
 
 
 @pytest.mark.parametrize("each", [s for s in SERVICES if s.verb], ids=lambda each: each.name)
@@ -51,6 +55,16 @@ def test_a_verb_of_zk0d_runs_a_module(each: Service) -> None:
 
 def test_no_two_services_share_a_port() -> None:
     assert len(set(METRICS_PORTS.values())) == len(METRICS_PORTS)
+
+
+def test_the_settings_have_a_port_for_each_service_that_is_scraped() -> None:
+    both = ((ServerSettings(), Role.SERVER), (ClientSettings(name="a"), Role.CLIENT))
+    for settings, role in both:
+        assert settings.metrics_ports == {each.name: each.metrics for each in scraped(role)}
+        off = settings.model_copy(
+            update={"metrics": settings.metrics.model_copy(update={"enabled": False})}
+        )
+        assert off.metrics_ports == {}
 
 
 def test_a_service_knows_its_own_processes() -> None:
@@ -76,19 +90,37 @@ def test_files_made_from_the_table_are_fresh(path: Path) -> None:
     assert path.read_text() == files(REPOSITORY)[path], "make reference"
 
 
+def asked_of_zk0d_release(words: str, settings: Path = Path("/etc/zk0d")) -> list[str]:
+    """What functions of the program say, as root, with the units of this repository."""
+    program = (SYSTEMD / "zk0d-release").read_text()
+    program = program.replace("/usr/lib/systemd/system", f"{SYSTEMD}")
+    functions = program.replace("=/etc/zk0d\n", f"={settings}\n").rpartition("\nmain ")[0]
+    asked = f"{functions}\nis_root() {{ true; }}\n{words}\n"
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    return said.stdout.split()
+
+
 @pytest.mark.parametrize("role", Role)
 def test_zk0d_release_waits_for_the_services_of_a_role(role: Role) -> None:
-    program = (
-        (SYSTEMD / "zk0d-release").read_text().replace("/usr/lib/systemd/system", f"{SYSTEMD}")
-    )
-    functions = program.rpartition("\nmain ")[0]
-    asked = f"{functions}\nis_root() {{ true; }}\nservices_of {role}\n"
-    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
-    assert tuple(said.stdout.split()) == units(role)
-    asked = f"{functions}\nis_root() {{ true; }}\nrunning_of {role}\n"
-    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert tuple(asked_of_zk0d_release(f"services_of {role}")) == units(role)
     left = [each.unit for each in once(role)]
-    assert said.stdout.split() == [name for name in units(role) if name not in left]
+    running = [name for name in units(role) if name not in left]
+    assert asked_of_zk0d_release(f"running_of {role}") == running
+
+
+def test_zk0d_release_knows_every_contributor(tmp_path: Path) -> None:
+    for name in ("ann", "b-2"):
+        (tmp_path / "clients" / name).mkdir(parents=True)
+        (tmp_path / "clients" / name / "client.toml").touch()
+    (tmp_path / "clients/torn").mkdir()
+    roles = ["server", "client", "client@ann", "client@b-2"]
+    assert asked_of_zk0d_release("roles", tmp_path) == roles
+    assert tuple(asked_of_zk0d_release("services_of client@b-2")) == units("client", "b-2")
+    assert asked_of_zk0d_release("unit_of client@b-2") == [target("client", "b-2")]
+    assert asked_of_zk0d_release("option_of client@b-2; option_of client") == [
+        "--contributor",
+        "b-2",
+    ]
 
 
 def test_users_are_made_and_removed() -> None:

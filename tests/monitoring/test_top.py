@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from tests.record.test_state import write
 from zk0d.cli.main import app
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.daemon.metrics import Metrics
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.federation.nodes import Node
 from zk0d.learner.metrics import LearnerMetrics
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.monitoring.samples import LocalServices, Sample, Samples
 from zk0d.monitoring.top import View, _bytes, _span
 from zk0d.record.journal import Journal

@@ -19,12 +19,12 @@ from tests.monitoring.server import Prometheus, prometheus
 from tests.monitoring.tools import program
 from tests.processes import wait_until
 from tests.running.lab import LOOK_SECONDS, finished, layout, zk0bot_run
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.config.run import RunSettings
 from zk0d.daemon.gpu import GpuCollector
 from zk0d.daemon.metrics import Metrics
 from zk0d.demo.federation import Federation, federation
 from zk0d.flower.control import COMPLETED, FINISHED
-from zk0d.machine.roles import METRICS_PORTS
 
 SERVER, CLIENT = ("superlink", "server-superexec"), ("supernode", "client-superexec")
 FAKE_GPU_PORT = 9479

@@ -358,7 +358,8 @@ def test_the_program_sets_and_restores_with_a_broken_file_too(
 def test_a_limit_without_a_unit_has_no_effect_and_says_so(tmp_path: Path) -> None:
     said = (
         "limits.gpu-power-watts has no effect here: only the system's service"
-        " zk0d-gpu-power.service may set it; set it to 0, and use limits.power-share."
+        " zk0d-gpu-power.service may set it, by the machine's own client.toml; set it to 0, and use"
+        " limits.power-share."
     )
     client(tmp_path, "gpu-power-watts = 250")
     assert standalone.without_effect("client", tmp_path) == said

@@ -22,13 +22,20 @@ POWER = "zk0d-gpu-power.service"
 POWER_CAPABILITY = FOLDER / f"{POWER}.d/20-gpu-power.conf"
 #: Those that run a program of ours as a user of their own, with a state.
 OTHERS = (GATEWAY, RENEW, OWNER, POWER)
-SERVICES = sorted(path.name for path in FOLDER.glob("*.service") if path.name not in OTHERS)
+SERVICES = sorted(
+    path.name
+    for path in FOLDER.glob("*.service")
+    if path.name not in OTHERS and "@" not in path.name
+)
+#: Of one of several contributors: made from the plain ones, so they have the same directives.
+TEMPLATES = sorted(path.name for path in FOLDER.iterdir() if "@" in path.name)
 ONESHOTS = ("zk0d-fetch.service", "zk0d-publish.service")
 DAEMONS = [name for name in SERVICES if name not in ONESHOTS]
 UNITS = sorted(
     path.name
     for path in FOLDER.iterdir()
     if path.suffix in (".service", ".socket", ".target", ".slice", ".timer")
+    and "@" not in path.name
 )
 SANDBOXED_MOST = ("zk0d-learner.service", "zk0d-evaluator.service")
 NETWORKED = ("zk0d-client.service", "zk0d-client-superexec.service", *ONESHOTS)
@@ -137,7 +144,7 @@ def accounts() -> tuple[set[str], set[str], set[tuple[str, str]]]:
     return users, groups | users, members
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", [*UNITS, *TEMPLATES])
 def test_first_line_says_where_changes_belong(name: str) -> None:
     first = (FOLDER / name).read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
@@ -430,7 +437,7 @@ def test_exposure_of_a_users_unit(tmp_path: Path) -> None:
 
 @needs_systemd
 def test_systemd_reads_every_line(tmp_path: Path) -> None:
-    for name in UNITS:
+    for name in (*UNITS, *TEMPLATES):
         text = (FOLDER / name).read_text(encoding="utf-8")
         text = re.sub(r"(?m)^Exec(Start|StopPost)=.*", r"Exec\1=/bin/true", text)
         (tmp_path / name).write_text(
@@ -439,7 +446,11 @@ def test_systemd_reads_every_line(tmp_path: Path) -> None:
     for folder in (SHARED.parent, POWER_CAPABILITY.parent):
         shutil.copytree(folder, tmp_path / folder.name)
     said = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in UNITS)],
+        [
+            *("systemd-analyze", "verify", "--man=no"),
+            *(str(tmp_path / name) for name in UNITS),
+            *(str(tmp_path / name.replace("@", "@ann")) for name in TEMPLATES),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -469,3 +480,82 @@ def test_systemd_makes_the_users(tmp_path: Path) -> None:
     )
     assert said.returncode == 0, said.stderr
     assert "not a valid" not in said.stderr
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_differs_from_its_unit_in_what_is_a_contributors_own(name: str) -> None:
+    plain, has = directives(name.replace("@", "")), directives(name)
+    own = {key for key in plain if plain[key] != has[key]}
+    assert plain.keys() == has.keys()
+    assert own <= {
+        "After",
+        "Also",
+        "Before",
+        "CacheDirectory",
+        "Description",
+        "Environment",
+        "ExecStart",
+        "Group",
+        "ListenStream",
+        "LoadCredential",
+        "PartOf",
+        "Requires",
+        "RuntimeDirectory",
+        "SocketGroup",
+        "StateDirectory",
+        "User",
+        "WantedBy",
+    }
+    assert all("%i" in " ".join(has[key]) for key in own)
+
+
+def test_a_named_contributor_shares_no_user_folder_or_file_with_another() -> None:
+    """By the units: whatever is zk0d's and is named there has the contributor's name."""
+    for name in TEMPLATES:
+        has = directives(name)
+        for key in ("User", "Group", "SocketGroup"):
+            assert all(value.endswith("-%i") for value in has[key]), name
+        for key in ("StateDirectory", "CacheDirectory", "RuntimeDirectory", "ListenStream"):
+            assert all("zk0d/clients/%i/" in value for value in has[key]), name
+        said = " ".join(value for key in has for value in has[key])
+        said = said.replace("/opt/zk0d/current/", "")
+        assert set(re.findall(r"(?<=[/=])zk0d/\S+?/\S+?/", said)) <= {"zk0d/clients/%i/"}, name
+
+
+def test_settings_of_a_named_contributor_lie_where_its_units_may_write() -> None:
+    from zk0d.config.machine import ClientSettings
+    from zk0d.machine.setup import _client_paths
+
+    given = _client_paths(Path("/etc/zk0d/clients/ann"))
+    client = ClientSettings.parse({"name": "ann", **given}, where="test")
+    for path, unit in (
+        (client.supernode.state, "zk0d-client@.service"),
+        (client.superexec.state, "zk0d-client-superexec@.service"),
+        (client.learner.state, "zk0d-learner@.service"),
+    ):
+        state = directives(unit)["StateDirectory"][0].replace("%i", "ann")
+        assert path.is_relative_to(Path("/var/lib", state)), unit
+    (socket,) = directives("zk0d-learner@.socket")["ListenStream"]
+    assert str(client.learner.socket) == socket.replace("%i", "ann")
+    (owner,) = directives("zk0d-owner@.service")["RuntimeDirectory"]
+    assert str(client.owner.state) == f"/run/{owner.replace('%i', 'ann')}"
+    loaded = " ".join(directives("zk0d-client@.service")["LoadCredential"]).replace("%i", "ann")
+    for path in (client.supernode.key, client.supernode.secret, client.coordinator.ca):
+        assert f":{path}" in loaded
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name.endswith(".service")])
+def test_a_template_is_sandboxed_as_its_unit(name: str) -> None:
+    """The shared drop-in reaches it by its prefix."""
+    judged = {}
+    for unit in (name.replace("@", ""), name.replace("@", "@ann")):
+        said = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager", str(FOLDER / unit)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        judged[unit] = re.findall(r"Overall exposure level for \S+: (\S+)", said.stdout)
+    (plain, made) = judged.values()
+    assert plain == made != []

@@ -14,7 +14,7 @@ import typer
 
 from zk0d.cli import node, verbs
 from zk0d.cli import status as status_verb
-from zk0d.machine import units
+from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
@@ -33,6 +33,11 @@ Dataset = Annotated[
     str | None, typer.Option(help="A folder, or user/name; without it, start asks.")
 ]
 Contact = Annotated[str, typer.Option(help="Your mail address, for the operator.")]
+NewContributor = Annotated[
+    str,
+    typer.Option(contributors.OPTION, help="Make one of several contributors here, of this name."),
+]
+Device = Annotated[str, typer.Option(help="What its learner computes on: auto, cpu, cuda:1 …")]
 
 
 @app.command()
@@ -43,14 +48,17 @@ def join(
     name: Name = "",
     dataset: Dataset = None,
     contact: Contact = "",
+    device: Device = "",
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: NewContributor = "",
 ) -> None:
     """Make this node's settings and key from an invite, and print its request to join."""
     from zk0d.machine.enrolment import Invite
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
     ca = read.ca.encode() if read.ca else None
-    _set_up(folder, name, read.address, ca, dataset, contact, read.token)
+    folder = new_place(folder, contributor)
+    _set_up(folder, name, read.address, ca, _own(dataset, device), contact, read.token)
 
 
 @app.command()
@@ -60,7 +68,9 @@ def init(
     ca: Annotated[Path | None, typer.Option(help="The coordinator's ca.crt.")] = None,
     dataset: Dataset = None,
     contact: Contact = "",
+    device: Device = "",
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: NewContributor = "",
 ) -> None:
     """Make them without an invite, from the coordinator's address and ca.crt."""
     from zk0d.errors import ConfigError, UsageError
@@ -71,7 +81,23 @@ def init(
         certificate = ca.read_bytes()
     except OSError as error:
         raise ConfigError(f"--ca: {ca} cannot be read ({error.strerror}).") from None
-    _set_up(folder, name, coordinator, certificate, dataset, contact)
+    folder = new_place(folder, contributor)
+    _set_up(folder, name, coordinator, certificate, _own(dataset, device), contact)
+
+
+def new_place(folder: Path, contributor: str) -> Path:
+    """The folder of a contributor that may be new; raises :class:`UsageError` for its name."""
+    return contributors.home(folder, contributors.check_name(contributor) if contributor else "")
+
+
+def _own(dataset: str | None, device: str) -> dict[str, Any]:
+    """What the settings hold besides whose node this is."""
+    from zk0d.config.names import DatasetUri
+
+    return {
+        **({"dataset-uri": str(DatasetUri.typed(dataset))} if dataset else {}),
+        **({"learner": {"device": device}} if device else {}),
+    }
 
 
 def _set_up(
@@ -79,15 +105,13 @@ def _set_up(
     name: str,
     address: str,
     ca: bytes | None,
-    dataset: str | None,
+    own: dict[str, Any],
     contact: str,
     token: str = "",
 ) -> None:
-    from zk0d.config.names import DatasetUri
     from zk0d.machine.setup import keep_token, set_up_client
 
-    own = {"dataset-uri": str(DatasetUri.typed(dataset))} if dataset else {}
-    verbs.tell_kept(set_up_client(folder, name or host_name(), address, ca, own))
+    verbs.tell_kept(set_up_client(folder, name or usual_name(folder), address, ca, own))
     if token:
         keep_token(folder, token)
         answer = enrol(folder, contact)
@@ -125,11 +149,15 @@ def start(
         str | None, typer.Argument(help="The recordings: a folder, or user/name on the hub.")
     ] = None,
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
 ) -> None:
     """Start the services, now and at every boot; without systemd, here until Ctrl-C."""
     from zk0d.machine import recordings
     from zk0d.machine.hold import read_hold
+    from zk0d.machine.instances import check_ports
 
+    folder = verbs.place(folder, contributor)
+    check_ports(folder)
     if dataset is None and sys.stdin.isatty() and _settings(folder).dataset_uri is None:
         dataset = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
     changed = recordings.choose(dataset, folder, lambda line: typer.echo(line, err=True))
@@ -140,57 +168,72 @@ def start(
 
 
 @app.command()
-def stop(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def stop(folder: verbs.Folder = units.CONFIG_FOLDER, contributor: verbs.Contributor = "") -> None:
     """Stop the services, now and at every boot; a round under way is abandoned."""
-    verbs.stop("client", folder)
+    verbs.stop("client", verbs.place(folder, contributor))
 
 
 @app.command(name="renew-secrets")
-def renew_secrets(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def renew_secrets(
+    folder: verbs.Folder = units.CONFIG_FOLDER, contributor: verbs.Contributor = ""
+) -> None:
     """Make a new secret of this host's services and restart them; drain first in a round."""
+    folder = verbs.place(folder, contributor)
     secret = _settings(folder).supernode.secret
     verbs.renew_secrets("client", folder, [secret], ["supernode", "client-superexec"])
 
 
 @app.command()
-def status(as_json: status_verb.Json = False, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def status(
+    as_json: status_verb.Json = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
+) -> None:
     """Show the services' state; exit code 1 if something is wrong."""
-    status_verb.show(["client"], as_json, folder)
+    status_verb.show(["client"], as_json, verbs.place(folder, contributor))
 
 
 @app.command()
-def logs(follow: verbs.Follow = False, lines: verbs.Lines = 50) -> None:
+def logs(
+    follow: verbs.Follow = False, lines: verbs.Lines = 50, contributor: verbs.Contributor = ""
+) -> None:
     """Show the services' lines in systemd's journal."""
-    verbs.logs(["client"], follow, lines)
+    verbs.logs(["client"], follow, lines, contributor)
 
 
 @app.command()
 def pause(
     duration: Annotated[str, typer.Option("--for", help="How long (30m, 2h, 1d).")] = "8h",
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
 ) -> None:
     """Leave after the message in work and return after a time; survives a reboot."""
     from zk0d.machine.hold import Hold
 
     hold = Hold.pause(seconds(duration, "--for"))
-    hold.write(_settings(folder).supernode.state)
+    hold.write(_settings(verbs.place(folder, contributor)).supernode.state)
     typer.echo(hold.sentence())
 
 
 @app.command()
-def resume(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def resume(folder: verbs.Folder = units.CONFIG_FOLDER, contributor: verbs.Contributor = "") -> None:
     """End a pause or a drain."""
     from zk0d.machine import hold
 
-    ended = hold.resume(_settings(folder).supernode.state)
+    ended = hold.resume(_settings(verbs.place(folder, contributor)).supernode.state)
     typer.echo("it takes part again" if ended else "it was neither paused nor drained")
 
 
 @app.command()
-def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def drain(
+    timeout: Timeout = "1h",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
+) -> None:
     """Answer the message in work, leave, and wait for that; for maintenance."""
     from zk0d.machine.hold import Hold
 
+    folder = verbs.place(folder, contributor)
     state = _settings(folder).supernode.state
     Hold.drain().write(state)
     _wait(
@@ -199,16 +242,19 @@ def drain(timeout: Timeout = "1h", folder: verbs.Folder = units.CONFIG_FOLDER) -
         "this node has not left: its message is still in work",
         timeout,
     )
-    typer.echo("this node has left; zk0bot client resume, or a reboot, brings it back")
+    again = f"zk0bot client resume{contributors.option(folder)}"
+    typer.echo(f"this node has left; {again}, or a reboot, brings it back")
 
 
 @app.command(name="open")
-def open_page(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def open_page(
+    folder: verbs.Folder = units.CONFIG_FOLDER, contributor: verbs.Contributor = ""
+) -> None:
     """Show this node on a page of this machine, with pause and resume, until Ctrl-C."""
     from zk0d.services.own_door import OwnDoor
     from zk0d.services.own_page import OwnPage
 
-    door = OwnDoor(OwnPage(folder))
+    door = OwnDoor(OwnPage(verbs.place(folder, contributor)))
     typer.echo(door.url)
     typer.echo("the link works once, in a browser of this machine; Ctrl-C ends the page", err=True)
     try:
@@ -221,9 +267,13 @@ def open_page(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
 
 
 @app.command(name="wait-online")
-def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
+def wait_online(
+    timeout: Timeout = "2m",
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
+) -> None:
     """Wait until the coordinator counts this node online and its learner is ready."""
-    settings = _settings(folder)
+    settings = _settings(verbs.place(folder, contributor))
     _wait(
         settings.supernode.state,
         lambda said: is_ready(settings, said),
@@ -231,6 +281,31 @@ def wait_online(timeout: Timeout = "2m", folder: verbs.Folder = units.CONFIG_FOL
         timeout,
     )
     typer.echo("online")
+
+
+@app.command()
+def remove(
+    contributor: Annotated[
+        str, typer.Option(contributors.OPTION, help="The name of the contributor that goes.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Remove one of several contributors: services, users, settings, key; recordings stay."""
+    from zk0d.errors import UsageError
+    from zk0d.machine import removal
+    from zk0d.services import standalone
+
+    folder = contributors.existing(folder, contributor)
+    going = ", ".join(map(str, removal.removed_with(folder)))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"zk0bot cannot ask here whether {going} may go; add --yes.")
+        typer.confirm(f"Remove {going}, with the node's key?", abort=True, err=True)
+    if not units.by_systemd(folder):
+        standalone.stop("client", folder)
+    removal.remove(folder)
+    typer.echo(f"the contributor {contributor} is removed; recordings stay where they are")
 
 
 def is_ready(settings: ClientSettings, said: dict[str, Any]) -> bool:
@@ -270,6 +345,12 @@ def seconds(text: str, option: str) -> float:
     if not found or not float(found[1]):
         raise UsageError(f"{option}: {text!r} is not a duration; write 45s, 30m, 2h or 1d.")
     return float(found[1]) * _UNITS_OF_TIME[found[2]]
+
+
+def usual_name(folder: Path) -> str:
+    """What a node is called whose owner does not say: as its machine, and its contributor."""
+    named = contributors.name_of(folder)
+    return f"{host_name()[: 31 - len(named)]}-{named}" if named else host_name()
 
 
 def host_name() -> str:

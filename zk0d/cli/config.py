@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zk0d.cli.verbs import Contributor, place
 from zk0d.machine.roles import Role
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ def check(
     file: Annotated[
         Path | None, typer.Option(help="Check this file instead, before you put it in place.")
     ] = None,
+    contributor: Contributor = "",
 ) -> None:
     """Check the settings file; name the first mistake, if there is one (exit code 78)."""
     from zk0d.config.machine import ServerSettings
 
-    path = file or folder / f"{role}.toml"
+    path = file or place(folder, contributor) / f"{role}.toml"
     settings = _load(role, path)
     if isinstance(settings, ServerSettings):
         settings.check_autorun(str(path))
@@ -49,9 +51,10 @@ def check(
 
 
 @app.command()
-def show(role: Role, folder: Folder = FOLDER) -> None:
+def show(role: Role, folder: Folder = FOLDER, contributor: Contributor = "") -> None:
     """Show the value of every setting, with the defaults, as JSON."""
-    typer.echo(_load(role, folder / f"{role}.toml").model_dump_json(by_alias=True, indent=1))
+    path = place(folder, contributor) / f"{role}.toml"
+    typer.echo(_load(role, path).model_dump_json(by_alias=True, indent=1))
 
 
 @app.command()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zk0d.cli.simulate import Camera, Learner, MixedUnits, cameras, reading
+from zk0d.cli.verbs import Contributor, place
+from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.learning.inspection import Inspection, Remark
@@ -45,6 +47,7 @@ def check(
     folder: Annotated[
         Path | None, typer.Option(help="Folder of a node's settings, whose cache limits are told.")
     ] = None,
+    contributor: Contributor = "",
     as_json: Json = False,
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
@@ -57,6 +60,8 @@ def check(
     from zk0d.learning.inspection import inspect_together
 
     tell: Callable[[str], None] = (lambda text: None) if as_json else typer.echo
+    if contributor:
+        folder = place(folder or units.CONFIG_FOLDER, contributor)
     keeps = _cache_limits(learner, folder)
     opened = []
     report: list[dict[str, Any]] = []
@@ -279,7 +284,6 @@ def _cache_limits(learner: list[str] | None, folder: Path | None) -> str:
     """
     from zk0d.config.machine import CacheSettings, ClientSettings
     from zk0d.errors import ConfigError
-    from zk0d.machine import units
 
     file = (folder or units.CONFIG_FOLDER) / "client.toml"
     cache, of = CacheSettings(), ""

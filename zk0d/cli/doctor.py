@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zk0d.cli.status import Json
-from zk0d.cli.verbs import Folder
+from zk0d.cli.verbs import Contributor, Folder, place
 from zk0d.machine import units
 from zk0d.machine.roles import Role
 
@@ -27,14 +27,16 @@ def doctor(
     ] = None,
     as_json: Json = False,
     folder: Folder = units.CONFIG_FOLDER,
+    contributor: Contributor = "",
 ) -> None:
     """Check this machine; show each problem, its evidence and its cure (exit code 1)."""
     from zk0d.doctor.finding import Host
     from zk0d.doctor.main import examine
 
-    host = Host(systemd=units.by_systemd(folder))
+    folder = place(folder, contributor)
+    role = role or (Role.CLIENT if contributor else None)
     findings = []
-    for finding in examine([role.value] if role else [], folder, host):
+    for finding in examine([role.value] if role else [], folder, Host.of(folder)):
         findings.append(finding)
         if not as_json:
             _print(finding)

@@ -27,17 +27,18 @@ Name = Annotated[str, typer.Argument(help="The node's name.")]
 @app.command()
 def keygen(
     key: Key = DEFAULT_KEY,
+    contributor: verbs.Contributor = "",
     next_: Annotated[
         bool, typer.Option("--next", help="Make the next key, beside the present one.")
     ] = False,
 ) -> None:
     """Make this node's key, which never leaves this machine."""
-    from zk0d.machine import node_key
+    from zk0d.machine import contributors, node_key
 
-    _check_apart(key)
+    key = _key(key, contributor)
     fingerprint = node_key.make(key.with_name(node_key.NEXT) if next_ else key)
     typer.echo(f"fingerprint {fingerprint}")
-    more = " --next" if next_ else ""
+    more = (" --next" if next_ else "") + contributors.option(key.parent)
     typer.echo(f"Next: zk0bot node request{more}", err=True)
 
 
@@ -46,9 +47,10 @@ def request(
     contact: Annotated[str, typer.Option(help="Your mail address, for the operator.")] = "",
     next_: Annotated[bool, typer.Option("--next", help="Use the next key.")] = False,
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
 ) -> None:
     """Print this node's request to join, to send to the coordinator's operator."""
-    show_request(folder, contact, next_=next_)
+    show_request(verbs.place(folder, contributor), contact, next_=next_)
 
 
 def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
@@ -63,11 +65,11 @@ def show_request(folder: Path, contact: str, *, next_: bool = False) -> None:
 
 
 @app.command()
-def switch(key: Key = DEFAULT_KEY) -> None:
+def switch(key: Key = DEFAULT_KEY, contributor: verbs.Contributor = "") -> None:
     """Change to the key that zk0bot node keygen --next made and the operator approved."""
     from zk0d.machine import node_key
 
-    _check_apart(key)
+    key = _key(key, contributor)
     node_key.change(key)
     typer.echo("this node has its new key; the operator ends the old one: zk0bot node rotate NAME")
 
@@ -76,21 +78,24 @@ def switch(key: Key = DEFAULT_KEY) -> None:
 def renew(
     timeout: Annotated[str, typer.Option(help="Give up after this time (30s, 20m, 2h).")] = "1h",
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
 ) -> None:
     """Change this node's key with the coordinator's leave: no person and no round has to wait."""
     from zk0d.cli.client import seconds
     from zk0d.services.renewal import KeyChange
 
-    fingerprint = KeyChange(folder, seconds(timeout, "--timeout"), typer.echo).run()
+    fingerprint = KeyChange(
+        verbs.place(folder, contributor), seconds(timeout, "--timeout"), typer.echo
+    ).run()
     typer.echo(f"this node has its new key: fingerprint {fingerprint}")
 
 
 @app.command()
-def seal(key: Key = DEFAULT_KEY) -> None:
+def seal(key: Key = DEFAULT_KEY, contributor: verbs.Contributor = "") -> None:
     """Encrypt this node's key for this machine alone (systemd-creds) and remove the plain file."""
     from zk0d.machine import node_key
 
-    _check_apart(key)
+    key = _key(key, contributor)
     sealed = node_key.seal(key)
     typer.echo(f"the key is sealed for this machine: {sealed}; {key} is gone")
 
@@ -177,11 +182,17 @@ def rotate(name: Name, folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     typer.echo(f"{entry.name} has one key: {entry.key[:16]}")
 
 
-def _check_apart(key: Path) -> None:
-    """What is made of a key lies beside it."""
+def _key(key: Path, contributor: str) -> Path:
+    """The key that the options mean."""
     from zk0d.config.names import check_apart
+    from zk0d.errors import UsageError
 
-    check_apart(key, "--key")
+    if contributor:
+        if key != DEFAULT_KEY:
+            raise UsageError("--key and --contributor both name a key; give one of the two.")
+        return verbs.place(units.CONFIG_FOLDER, contributor) / DEFAULT_KEY.name
+    check_apart(key, "--key")  # what is made of a key lies beside it
+    return key
 
 
 def _roster(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import typer
 
 from zk0d.cli import client, verbs
 from zk0d.cli.questions import Questions
-from zk0d.machine import units
+from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ClientSettings
@@ -49,12 +49,13 @@ def setup(
     ] = False,
     timeout: Annotated[str, typer.Option(help="Wait so long to be online (30s, 20m, 2h).")] = "1h",
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: client.NewContributor = "",
 ) -> None:
     """Set this node up by questions: from an invite to a node that is online."""
     import click
 
     client.seconds(timeout, "--timeout")
-    talk = Conversation(Questions(yes=yes), folder)
+    talk = Conversation(Questions(yes=yes), client.new_place(folder, contributor))
     try:
         talk.join(invite, name)
         talk.choose_recordings(dataset)
@@ -103,7 +104,7 @@ class Conversation:
                 " for a folder of your own."
             )
         read = self._invite(invite)
-        usual = check_alias(name or client.host_name())
+        usual = check_alias(name or client.usual_name(self._folder))
         # Before the next question, so that no invite is pasted twice.
         set_up_client(self._folder, usual, read.address, _authority(read))
         keep_token(self._folder, read.token)
@@ -242,7 +243,7 @@ class Conversation:
     def _host(self) -> Host:
         from zk0d.doctor.finding import Host
 
-        return Host(systemd=units.by_systemd(self._folder))
+        return Host.of(self._folder)
 
     def _is_here(self, uri: Any) -> bool:
         from zk0d.config.names import DATASET_FILE
@@ -408,9 +409,10 @@ class Conversation:
         with self._services() as child:
             self._wait(timeout, child)
             self._say(f"\n{self._settings.name} is online. What next:")
-            self._say("  zk0bot status               what it does now")
-            self._say("  zk0bot top                  losses, steps, GPU, live")
-            self._say("  zk0bot client pause --for 2h")
+            mine = contributors.option(self._folder)
+            self._say(f"  zk0bot status{mine}               what it does now")
+            self._say(f"  zk0bot top{mine}                  losses, steps, GPU, live")
+            self._say(f"  zk0bot client pause --for 2h{mine}")
             self._say(f"  {self._file} has the limits; restart the services after a change")
             if child is None:
                 return
@@ -433,9 +435,9 @@ class Conversation:
         state = self._settings.supernode.state
         if units.by_systemd(self._folder):
             if self._changed:
-                units.restart("client")
+                units.restart("client", self._folder)
             else:
-                units.start("client")
+                units.start("client", self._folder)
             yield None
             return
         if standalone.look("client", state):

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zk0d.cli.verbs import Folder
-from zk0d.machine import units
+from zk0d.cli.verbs import Contributor, Folder, place
+from zk0d.machine import contributors, units
 from zk0d.machine.roles import Role
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON; docs/cli.md has the schema.")]
@@ -25,14 +25,27 @@ Page = Annotated[
 ]
 
 
-def status(as_json: Json = False, page: Page = 1, folder: Folder = units.CONFIG_FOLDER) -> None:
+def status(
+    as_json: Json = False,
+    page: Page = 1,
+    folder: Folder = units.CONFIG_FOLDER,
+    contributor: Contributor = "",
+) -> None:
     """Show this host's services, run and nodes; exit code 1 if something is wrong."""
     from zk0d.errors import UnavailableError
 
-    if units.by_systemd(folder):
+    folder = place(folder, contributor)
+    if contributor:
+        roles: list[str] = [Role.CLIENT]
+    elif units.by_systemd(folder):
         roles = units.enabled_roles()
     else:
         roles = [role for role in Role if (folder / f"{role}.toml").exists()]
+    if not roles and (others := contributors.names(folder)):
+        raise UnavailableError(
+            f"the contributors here have names ({', '.join(others)}): zk0bot status"
+            f" {contributors.OPTION} NAME shows one."
+        )
     if not roles:
         raise UnavailableError(
             "no zk0d runs on this host: zk0bot server start or zk0bot client start starts it."
@@ -92,6 +105,9 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
         _print_line(line)
     if trained := content["trained"]:
         _print_trained(trained)
+    if others := content["contributors"]:
+        how = f"zk0bot status {contributors.OPTION} NAME"
+        typer.echo(f"other contributors here: {', '.join(others)} ({how})")
     for todo in content["todo"]:
         typer.echo(f"what to do: {todo}")
     if os.geteuid() != 0:

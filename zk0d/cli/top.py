@@ -18,6 +18,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two frames.")] = 2.0,
     folder: verbs.Folder = units.CONFIG_FOLDER,
+    contributor: verbs.Contributor = "",
 ) -> None:
     """Show run, nodes and learners in a terminal, live, until Ctrl-C."""
     from rich.console import Console
@@ -25,6 +26,7 @@ def top(
     from zk0d.monitoring.samples import LocalServices, Prometheus, Source
     from zk0d.monitoring.top import show
 
-    source: Source = Prometheus(prometheus) if prometheus else LocalServices(folder)
+    here = verbs.place(folder, contributor)
+    source: Source = Prometheus(prometheus) if prometheus else LocalServices(here)
     with contextlib.suppress(KeyboardInterrupt):
         show(source, Console(), once=once, interval=interval)

@@ -9,15 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zk0d.machine import roles, units
+from zk0d.machine import contributors, roles, units
 
 if TYPE_CHECKING:
     from zk0d.services.foreground import Program
 
 #: Services work in folders of their own, so a relative one would be another there.
 Folder = Annotated[Path, typer.Option(help="Folder of the settings.", callback=Path.absolute)]
+Contributor = Annotated[
+    str, typer.Option(contributors.OPTION, help="One of several contributors here, by its name.")
+]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Show new lines as they come.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of newest lines.")]
+
+
+def place(folder: Path, contributor: str) -> Path:
+    """The folder of the settings that ``--folder`` and ``--contributor`` mean together.
+
+    Raises
+    ------
+    UsageError
+        If there is no such contributor.
+    """
+    return contributors.existing(folder, contributor)
 
 
 def start(
@@ -36,8 +50,8 @@ def start(
         from zk0d.services import standalone
 
         standalone.run(role, folder, besides)
-    elif units.start(role, changed=changed):
-        typer.echo(f"started; zk0bot {role} status shows the state")
+    elif units.start(role, folder, changed=changed):
+        typer.echo(f"started; zk0bot {role} status{contributors.option(folder)} shows the state")
     else:
         typer.echo("it runs already; nothing was changed")
 
@@ -45,7 +59,7 @@ def start(
 def stop(role: str, folder: Path) -> None:
     """Stop them: by systemd, now and at every boot, or where they run in the foreground."""
     if units.by_systemd(folder):
-        units.stop(role)
+        units.stop(role, folder)
         return
     from zk0d.services import standalone
 
@@ -53,7 +67,7 @@ def stop(role: str, folder: Path) -> None:
         typer.echo("nothing runs", err=True)
 
 
-def logs(of: Sequence[str], follow: bool, lines: int) -> None:
+def logs(of: Sequence[str], follow: bool, lines: int, contributor: str = "") -> None:
     """What the services wrote to systemd's journal."""
     from zk0d.errors import UnavailableError
 
@@ -62,7 +76,10 @@ def logs(of: Sequence[str], follow: bool, lines: int) -> None:
             "systemd does not run here, so it keeps no log; the services write to the terminal of"
             " zk0bot start."
         )
-    names = [word for role in of for name in roles.units(role) for word in ("-u", name)]
+    contributors.existing(units.SYSTEM_FOLDER, contributor)
+    names = [
+        word for role in of for name in roles.units(role, contributor) for word in ("-u", name)
+    ]
     more = ["--follow"] if follow else []
     subprocess.run(["journalctl", "--no-pager", f"--lines={lines}", *names, *more], check=False)
 
@@ -73,7 +90,8 @@ def renew_secrets(role: str, folder: Path, files: Sequence[Path], services: Sequ
 
     renew(files)
     if units.by_systemd(folder):
-        names = [f"{roles.service(name).unit}.service" for name in services]
+        whose = contributors.name_of(folder)
+        names = [f"{roles.service(name).unit_of(whose)}.service" for name in services]
         units.systemctl("try-restart", *names)
         typer.echo("the services that run have their new secrets")
     else:

@@ -25,6 +25,7 @@ from pydantic import (
 from zk0d.config.base import Scalar, Settings, wrong
 from zk0d.config.limits import LimitsSettings
 from zk0d.config.names import Alias, Cameras, DatasetUriText
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.config.run import LATEST_OR_BASE, RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
 
@@ -230,6 +231,7 @@ class SupernodeSettings(Settings):
     key: Path = Field(Path("/etc/zk0d/node.key"), description="This node's private key.")
     secret: Path = Field(DEFAULT_SECRET, description="Secret shared with the SuperExec.")
     port: Port = Field(9094, description="Port of its Runtime API, on loopback, for the SuperExec.")
+    metrics_port: Port = Field(METRICS_PORTS["supernode"], description="Port of its metrics.")
     state: Path = Field(
         Path("/var/lib/zk0d/supernode"), description="Folder of Flower's own files."
     )
@@ -246,6 +248,10 @@ class SupernodeSettings(Settings):
 class SuperexecSettings(Settings):
     """The SuperExec: starts the apps that are installed here, and no others."""
 
+    metrics_port: Port = Field(
+        METRICS_PORTS["client-superexec"],
+        description="Port of its metrics, those of the learner included.",
+    )
     state: Path = Field(
         Path("/var/lib/zk0d/client-superexec"), description="Folder of Flower's own files."
     )
@@ -299,6 +305,15 @@ class ClientSettings(Settings):
     owner: OwnerSettings = OwnerSettings()
     metrics: MetricsSettings = MetricsSettings()
 
+    @property
+    def metrics_ports(self) -> dict[str, int]:
+        """The services that show metrics, and where; none if metrics are switched off."""
+        ports = {
+            "supernode": self.supernode.metrics_port,
+            "client-superexec": self.superexec.metrics_port,
+        }
+        return ports if self.metrics.enabled else {}
+
     def require_dataset(self) -> None:
         """Raise :class:`ConfigError` if no recordings are named, and no run may name any."""
         if not self.dataset_uri and not self.learner.accept_run_dataset:
@@ -336,6 +351,10 @@ class EvaluationDataset(Settings):
 class ServerSuperexecSettings(SuperexecSettings):
     """The same on the coordinator, where it starts the ServerApp."""
 
+    metrics_port: Port = Field(
+        METRICS_PORTS["server-superexec"],
+        description="Port of its metrics, those of the evaluator included.",
+    )
     state: Path = Field(
         Path("/var/lib/zk0d/server/flower"), description="Folder of Flower's own files."
     )
@@ -345,6 +364,7 @@ class SuperlinkSettings(Settings):
     """The SuperLink: Flower's server. Loopback only; a gateway lets nodes in."""
 
     port: Port = Field(8000, description="Its port, on loopback.")
+    metrics_port: Port = Field(METRICS_PORTS["superlink"], description="Port of its metrics.")
     state: Path = Field(Path("/var/lib/zk0d/superlink"), description="Folder of its database.")
     roster: Path = Field(
         Path("/etc/zk0d/roster.d"), description="Folder of NAME.pub: the nodes that may join."
@@ -525,6 +545,15 @@ class ServerSettings(Settings):
         description="Seconds between two polls for the nodes' answers; they grow to two while none"
         " comes.",
     )
+
+    @property
+    def metrics_ports(self) -> dict[str, int]:
+        """The services that show metrics, and where; none if metrics are switched off."""
+        ports = {
+            "superlink": self.superlink.metrics_port,
+            "server-superexec": self.superexec.metrics_port,
+        }
+        return ports if self.metrics.enabled else {}
 
     @property
     def runs(self) -> Path:

@@ -72,6 +72,7 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self._where = (host, port)
+        self._service = service
         self._part = part
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
@@ -137,8 +138,8 @@ class Metrics:
             self._server, self._thread = start_http_server(port, host, self.registry)
         except OSError as error:
             raise UnavailableError(
-                f"metrics.port: {host}:{port} cannot be opened ({error.strerror}); end what listens"
-                " there or set another port."
+                f"metrics-port of {self._service}: {host}:{port} cannot be opened"
+                f" ({error.strerror}); end what listens there or set another port."
             ) from None
 
     def close(self) -> None:

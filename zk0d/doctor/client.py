@@ -38,6 +38,15 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
 """
 
 
+@rule("shared-ports")
+def shared_ports(folder: Path) -> str:
+    """None of its ports is one of another contributor's on this machine, or the coordinator's."""
+    from zk0d.machine.instances import check_ports
+
+    check_ports(folder)
+    return "no other settings of this machine name its ports"
+
+
 @rule("key")
 def key(path: Path) -> str:
     """The node's key is P-384, and the public half beside it is its own."""
@@ -130,13 +139,14 @@ def gpu_power(
     settings: ClientSettings,
     load: Callable[[], Any] = nvml,
     environment: Callable[[], Mapping[str, str]] = learners_environment,
+    contributor: str = "",
 ) -> str:
     """The power limit that the owner set holds for the learner's GPU."""
     watts = settings.limits.gpu_power_watts
-    if not host.systemd:
+    if not host.systemd or contributor:
         raise Wrong(
             f"{KEY} has no effect here.",
-            f"only the system's service {UNIT} may set it",
+            f"only the system's service {UNIT} may set it, by the machine's own client.toml",
             f"set {KEY} to 0, and use limits.power-share",
         )
     library = load()

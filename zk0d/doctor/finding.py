@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zk0d.errors import Zk0dError
-from zk0d.machine.roles import Role, units
+from zk0d.machine import units as machine_units
+from zk0d.machine.contributors import name_of, relocated
+from zk0d.machine.roles import Role, service, units
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,21 @@ class Host:
     )
     shipped: Path = Path("/usr/lib/systemd/system")
     changed: Path = Path("/etc/systemd/system")
-    hub: Path = Path("/var/cache/zk0d/hub")  #: where zk0d-fetch.service puts downloads
+    hub: Path = Path("/var/cache/zk0d/hub")  #: where the unit ``fetch`` puts downloads
+    fetch: str = service("fetch").unit
+
+    @classmethod
+    def of(cls, folder: Path) -> Host:
+        """The machine, as that of whose settings lie in ``folder``."""
+        name, systemd = name_of(folder), machine_units.by_systemd(folder)
+        if not name:
+            return cls(systemd)
+        return cls(
+            systemd,
+            {Role.CLIENT: units(Role.CLIENT, name)},
+            hub=Path(relocated(str(cls.hub), name)),
+            fetch=service("fetch").unit_of(name),
+        )
 
 
 class Wrong(Exception):

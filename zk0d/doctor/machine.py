@@ -18,7 +18,7 @@ from zk0d.daemon.ports import require_free_port
 from zk0d.doctor.finding import Host, Unchecked, Wrong, in_one_line, rule
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.learning import backbones
-from zk0d.machine.roles import Role, Service, scraped, service
+from zk0d.machine.roles import Service, service
 
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = 5 * GIB, 4 * GIB
@@ -139,7 +139,9 @@ def units(host: Host, roles: Iterable[str]) -> str:
     """The units are those that were shipped; changes are drop-ins."""
     _require_systemd(host)
     wanted = [f"{name}.service" for role in roles for name in host.services[role]]
-    missing = [name for name in wanted if not (host.shipped / name).is_file()]
+    # One of several contributors has its units from a template.
+    files = [re.sub(r"@[^.]*", "@", name) for name in wanted]
+    missing = [name for name in files if not (host.shipped / name).is_file()]
     copies = [
         path
         for path in sorted(host.changed.glob("zk0d*"))
@@ -203,18 +205,17 @@ def disk(state: Path) -> str:
 def port_uses(settings: ClientSettings | ServerSettings) -> list[PortUse]:
     """The ports that the services of a role open."""
     if isinstance(settings, ServerSettings):
-        role, link = Role.SERVER, settings.superlink
+        link = settings.superlink
         uses = [
             ("superlink.port", link.port, service("superlink")),
             ("superlink.presence-port", link.presence_port, service("superlink")),
             ("gateway.port", settings.gateway.port, service("gateway")),
         ]
     else:
-        role = Role.CLIENT
         uses = [("supernode.port", settings.supernode.port, service("supernode"))]
-    if settings.metrics.enabled:
-        uses += [(f"metrics of {each.name}", each.metrics, each) for each in scraped(role)]
-    return uses
+    return uses + [
+        (f"metrics of {name}", port, service(name)) for name, port in settings.metrics_ports.items()
+    ]
 
 
 @rule("ports")
@@ -241,7 +242,7 @@ def ports(uses: Iterable[PortUse], processes: Path = Path("/proc")) -> str:
                 f"{program}, process {holder[0]}, listens there",
                 "end that program, or set another port"
                 if key.endswith("port")
-                else "end that program, or set metrics.enabled to false",
+                else "end that program, set another metrics-port, or metrics.enabled to false",
             )
     if unknown:
         raise Unchecked("; ".join(unknown))
@@ -349,7 +350,7 @@ def settings(path: Path, model: type[ClientSettings] | type[ServerSettings]) -> 
 
 def fetch_command(host: Host) -> str:
     """What downloads what the settings name."""
-    return "systemctl start zk0d-fetch" if host.systemd else "zk0d fetch"
+    return f"systemctl start {host.fetch}" if host.systemd else "zk0d fetch"
 
 
 def ask(*command: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.doctor import client, machine, recordings, server
 from zk0d.doctor.finding import Finding, Host
+from zk0d.machine import contributors
 from zk0d.machine.roles import Role
 
 
@@ -51,10 +52,11 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     yield machine.secrets(host, {"supernode.key": key, "supernode.secret": node.secret})
     yield client.key(node.key)
     yield machine.ports(machine.port_uses(settings))
+    yield client.shared_ports(path.parent)
     for device in settings.learner.all_devices:
         yield client.gpu(device)
     if settings.limits.gpu_power_watts:
-        yield client.gpu_power(host, settings)
+        yield client.gpu_power(host, settings, contributor=contributors.name_of(path.parent))
     yield machine.models(host, settings.models, settings.fetch_models)
     if settings.dataset_uri or not settings.learner.accept_run_dataset:
         yield from _recordings(

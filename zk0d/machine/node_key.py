@@ -11,7 +11,7 @@ from pathlib import Path
 from zk0d.config.machine import ClientSettings
 from zk0d.errors import UnavailableError, UsageError
 from zk0d.files import rename, whole_file, write_file
-from zk0d.machine import units
+from zk0d.machine import contributors, units
 from zk0d.machine.enrolment import Request
 from zk0d.machine.keys import make_node_key, private_fingerprint, sealed_form, write_public_half
 from zk0d.machine.renewal import Renewal
@@ -20,7 +20,6 @@ from zk0d.machine.roles import service
 
 NEXT = "node.next.key"
 CREDENTIAL = "node.key"
-_UNIT = f"{service('supernode').unit}.service"
 _DROP_IN = ("50-sealed-key", "the key is sealed")
 
 
@@ -100,8 +99,8 @@ def change(key: Path) -> None:
             rename(newer.with_suffix(suffix), key.with_suffix(suffix))
     sealed_form(key).unlink(missing_ok=True)
     if units.by_systemd(key.parent):
-        units.write_drop_in(_UNIT, *_DROP_IN, [])
-        units.systemctl("try-restart", _UNIT)
+        units.write_drop_in(_unit(key), *_DROP_IN, [])
+        units.systemctl("try-restart", _unit(key))
 
 
 def renewal(folder: Path) -> tuple[Renewal, str]:
@@ -166,7 +165,7 @@ def change_and_keep(folder: Path) -> None:
 def _restart(folder: Path) -> None:
     """Have a SuperNode that systemd runs read its key again; without systemd it does so itself."""
     if units.by_systemd(folder):
-        units.systemctl("try-restart", _UNIT)
+        units.systemctl("try-restart", _unit(folder / "node.key"))
 
 
 def change_back(folder: Path) -> None:
@@ -252,10 +251,16 @@ def seal(key: Path) -> Path:
             raise UnavailableError(
                 f"{sealed}: cannot be decrypted again; the key stays a plain file."
             )
-    units.write_drop_in(_UNIT, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
+    unit = _unit(key)
+    units.write_drop_in(unit, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
     key.unlink()
-    units.systemctl("try-restart", _UNIT)
+    units.systemctl("try-restart", unit)
     return sealed
+
+
+def _unit(key: Path) -> str:
+    """The unit of the SuperNode that uses a key."""
+    return f"{service('supernode').unit_of(contributors.name_of(key.parent))}.service"
 
 
 def _systemd_creds(verb: str, *files: str) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.daemon.environment import program_path
 
 
@@ -36,8 +37,6 @@ class Service:
         What starts it, and with which settings.
     process
         What the command line of the process that does its work has, if that is another program.
-    metrics
-        Its port; 0 for none.
     first, every
         Of what ends by itself: seconds until its first start, and from an end to the next. 0 is a
         service that runs all the time.
@@ -56,13 +55,25 @@ class Service:
     start: str
     text: str
     process: str = ""
-    metrics: int = 0
     first: float = 0.0
     every: float = 0.0
     once: bool = False
     starts_within: float = 0.0
     watchdog: float = 0.0
     option: str = "--config {file}"
+
+    @property
+    def metrics(self) -> int:
+        """Its metrics' port where the settings name no other; 0 for none."""
+        return METRICS_PORTS.get(self.name, 0)
+
+    def unit_of(self, contributor: str) -> str:
+        """The unit of one of several contributors; the plain one without a name."""
+        return instance(self.unit, contributor)
+
+    def user_of(self, contributor: str) -> str:
+        """The user of one of several contributors."""
+        return f"{self.user}-{contributor}" if contributor else self.user
 
     @property
     def verb(self) -> list[str]:
@@ -89,18 +100,18 @@ SERVICES = (
     Service("gateway", _SERVER, "zk0d-gateway", "zk0d-gateway", "nginx",
             "let nodes reach the SuperLink"),
     Service("superlink", _SERVER, "zk0d-server", "zk0d-link", "zk0d superlink",
-            "the coordinator's SuperLink", process="zk0d.flower.superlink", metrics=9470,
+            "the coordinator's SuperLink", process="zk0d.flower.superlink",
             starts_within=90, watchdog=60),
     Service("server-superexec", _SERVER, "zk0d-server-superexec", "zk0d-app",
-            "zk0d superexec server", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9471,
+            "zk0d superexec server", _ONE_SIDE, process="zk0d.flower.superexec",
             starts_within=90, watchdog=60),
     Service("evaluator", _SERVER, "zk0d-evaluator", "zk0d-learner", "zk0d evaluator",
             "evaluate beside the coordinator", starts_within=180, watchdog=180),
     Service("supernode", _CLIENT, "zk0d-client", "zk0d-node", "zk0d supernode",
-            "this machine's SuperNode", process="zk0d.flower.supernode", metrics=9472,
+            "this machine's SuperNode", process="zk0d.flower.supernode",
             starts_within=90, watchdog=90),
     Service("client-superexec", _CLIENT, "zk0d-client-superexec", "zk0d-app",
-            "zk0d superexec client", _ONE_SIDE, process="zk0d.flower.superexec", metrics=9473,
+            "zk0d superexec client", _ONE_SIDE, process="zk0d.flower.superexec",
             starts_within=90, watchdog=60),
     Service("learner", _CLIENT, "zk0d-learner", "zk0d-learner", "zk0d learner",
             "train on this machine's recordings", starts_within=180, watchdog=180),
@@ -117,7 +128,6 @@ SERVICES = (
             "send checkpoints and figures out, once", first=120.0, every=300.0),
 )
 # fmt: on
-METRICS_PORTS = {service.name: service.metrics for service in SERVICES if service.metrics}
 
 
 def service(name: str) -> Service:
@@ -140,19 +150,28 @@ def scraped(role: str) -> list[Service]:
     return [each for each in services(role) if each.metrics]
 
 
-def units(role: str) -> tuple[str, ...]:
+def instance(unit: str, contributor: str) -> str:
+    """A unit of one of several contributors; the plain one without a name."""
+    name, dot, kind = unit.partition(".")
+    return f"{name}@{contributor}{dot}{kind}" if contributor else unit
+
+
+def units(role: str, contributor: str = "") -> tuple[str, ...]:
     """What a role's target starts, by systemd's names."""
-    return tuple(each.unit for each in (*services(role), *once(role)))
+    # What is started once is for the machine, which its contributors share.
+    shared = [] if contributor else once(role)
+    return tuple(each.unit_of(contributor) for each in (*services(role), *shared))
 
 
-def target(role: str) -> str:
+def target(role: str, contributor: str = "") -> str:
     """The unit that brings all of a role."""
-    return f"zk0d-{role}.target"
+    return instance(f"zk0d-{role}.target", contributor)
 
 
 def files(repository: Path) -> Mapping[Path, str]:
     """The other files that name services, as they have to be, and what a dataset may be called."""
     from zk0d.config.names import DATASET_PATTERN  # loads pydantic
+    from zk0d.machine import templates
 
     systemd, ansible = repository / "systemd", repository / "ansible/roles"
     made, jobs = {}, []
@@ -181,6 +200,10 @@ def files(repository: Path) -> Mapping[Path, str]:
         ports = ", ".join(str(each.metrics) for each in scraped(role))
         jobs.append(f"  - {{job: zk0d-{role}, role: {role}, ports: [{ports}]}}\n")
     made[ansible / "monitoring/vars/main.yml"] = f"{_HEAD}monitoring_jobs:\n{''.join(jobs)}"
+    for path in (*map(systemd.joinpath, templates.PLAIN), systemd / "user/zk0d-client.service"):
+        if path.exists():
+            text = made[path] if path in made else path.read_text(encoding="utf-8")
+            made[path.with_stem(f"{path.stem}@")] = templates.template(path.name, text)
     return made
 
 

@@ -17,6 +17,7 @@ from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.config.names import check_apart
 from zk0d.errors import ConfigError
 from zk0d.files import whole_file, write_file
+from zk0d.machine import contributors, instances
 from zk0d.machine.certificates import LOOPBACK, make_certificates
 from zk0d.machine.keys import make_node_key, make_secret, sealed_form, write_private
 from zk0d.machine.rights import writing
@@ -106,8 +107,11 @@ def set_up_client(
     check_apart(folder, "--folder")
     own = {"name": name, "coordinator": {"address": coordinator}}
     paths = merged(_client_paths(folder), own)
-    given = ClientSettings.parse(merged(paths, settings or {}), where="this node")
     key, secret, file = (folder / n for n in ("node.key", "superexec.secret", "client.toml"))
+    contributor = contributors.name_of(folder)
+    if contributor and not file.exists():
+        paths = merged(paths, instances.port_settings(contributors.root_of(folder)))
+    given = ClientSettings.parse(merged(paths, settings or {}), where="this node")
     kept = [path for path in (key, secret, file) if path.exists()]
     set_authority(folder, ca)
     with writing(folder):
@@ -117,6 +121,8 @@ def set_up_client(
             make_secret(secret)
         if file not in kept:
             write_settings(file, given)
+    if contributor and contributors.root_of(folder.absolute()) == SYSTEM_FOLDER:
+        instances.make_users(contributor)
     return kept
 
 
@@ -246,6 +252,8 @@ def _client_paths(folder: Path) -> dict[str, Any]:
     home = folder.absolute()
     if home == SYSTEM_FOLDER:
         return {}
+    if contributors.root_of(home) == SYSTEM_FOLDER:
+        return _paths_of_named(contributors.name_of(home))
     return {
         "coordinator": {"ca": home / "tls/ca.crt"},
         "supernode": {
@@ -256,4 +264,20 @@ def _client_paths(folder: Path) -> dict[str, Any]:
         "superexec": {"state": home / "state/superexec"},
         "learner": {"socket": home / "state/learner.sock", "state": home / "state/learner"},
         "owner": {"state": home / "state/owner"},
+    }
+
+
+def _paths_of_named(contributor: str) -> dict[str, Any]:
+    """Where the files of one of several contributors are: as usual, in folders with its name."""
+    usual = ClientSettings(name=contributor).model_dump(mode="json", by_alias=True)
+    keys = {
+        "coordinator": ("ca",),
+        "supernode": ("key", "secret", "state"),
+        "superexec": ("state",),
+        "learner": ("socket", "state"),
+        "owner": ("state",),
+    }
+    return {
+        table: {key: contributors.relocated(usual[table][key], contributor) for key in listed}
+        for table, listed in keys.items()
     }

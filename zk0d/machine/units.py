@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zk0d.errors import UnavailableError
 from zk0d.files import make_folder, write_file
+from zk0d.machine.contributors import name_of, option, root_of
 from zk0d.machine.rights import writing
 from zk0d.machine.roles import Role, Service, once, services, target, units
 
@@ -45,7 +46,7 @@ def has_systemd() -> bool:
 
 def by_systemd(folder: Path) -> bool:
     """Whether the system's units run what has its settings in this folder."""
-    return has_systemd() and folder.absolute() == SYSTEM_FOLDER
+    return has_systemd() and root_of(folder.absolute()) == SYSTEM_FOLDER
 
 
 def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -76,21 +77,29 @@ def write_drop_in(unit: str, name: str, why: str, lines: list[str]) -> bool:
 
 
 def enabled_roles() -> list[str]:
-    """The roles whose target is enabled."""
+    """The roles of the machine itself whose target is enabled."""
     return [role for role in Role if _is_enabled(target(role))]
 
 
-def start(role: str, *, changed: bool = False) -> bool:
+def start(role: str, folder: Path = SYSTEM_FOLDER, *, changed: bool = False) -> bool:
     """Start a role, now and at every boot; ``False`` if it runs so already.
 
-    ``changed`` is whether the caller changed something, and it is to be started in any case.
+    Parameters
+    ----------
+    folder
+        Of its settings; as in every function here, that of one of several contributors means its
+        own units.
+    changed
+        Whether the caller changed something, and it is to be started in any case.
     """
-    names = [target(role), *(f"{each.unit}.service" for each in services(role))]
+    target_, _ = _named(role, folder)
+    name = name_of(folder)
+    names = [target_, *(f"{each.unit_of(name)}.service" for each in services(role))]
     said = systemctl("is-active", *names, check=False).stdout.split()
-    runs = said == ["active"] * len(names) and not _is_stopped(once(role))
-    if runs and not changed and _is_enabled(target(role)):
+    runs = said == ["active"] * len(names) and not (_is_stopped(once(role)) and not name)
+    if runs and not changed and _is_enabled(target_):
         return False
-    systemctl("enable", "--now", target(role))
+    systemctl("enable", "--now", target_)
     return True
 
 
@@ -100,25 +109,34 @@ def _is_stopped(listed: list[Service]) -> bool:
     return "inactive\n" in said
 
 
-def restart(role: str) -> None:
+def restart(role: str, folder: Path = SYSTEM_FOLDER) -> None:
     """Start a role with the settings as they are now, also if it runs; and at every boot."""
-    systemctl("enable", target(role))
-    systemctl("restart", target(role))
+    target_, _ = _named(role, folder)
+    systemctl("enable", target_)
+    systemctl("restart", target_)
 
 
-def stop(role: str) -> None:
+def stop(role: str, folder: Path = SYSTEM_FOLDER) -> None:
     """Stop a role, now and at every boot."""
-    systemctl("disable", target(role))
+    target_, services = _named(role, folder)
+    systemctl("disable", target_)
     # By name: systemctl does not wait for what stops with a target.
-    systemctl("stop", target(role), *(f"{name}.service" for name in units(role)))
+    systemctl("stop", target_, *services)
 
 
-def look(role: str) -> list[Unit]:
+def look(role: str, folder: Path = SYSTEM_FOLDER) -> list[Unit]:
     """The services of a role, as systemd sees them."""
-    return [_unit(role, name) for name in units(role)]
+    start_again = f"zk0bot {role} start{option(folder)}"
+    return [_unit(name, start_again) for name in units(role, name_of(folder))]
 
 
-def _unit(role: str, name: str) -> Unit:
+def _named(role: str, folder: Path) -> tuple[str, list[str]]:
+    """A role's target and its services."""
+    name = name_of(folder)
+    return target(role, name), [f"{unit}.service" for unit in units(role, name)]
+
+
+def _unit(name: str, start_again: str) -> Unit:
     said = systemctl("show", f"{name}.service", f"--property={_PROPERTIES}").stdout
     facts = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     todo = ""
@@ -128,7 +146,7 @@ def _unit(role: str, name: str) -> Unit:
     elif facts["SubState"] == "auto-restart":
         todo = f"it keeps ending (status {facts['ExecMainStatus']}): journalctl -u {name} says why"
     elif facts["ActiveState"] not in ("active", "activating", "reloading"):
-        todo = f"it does not run: zk0bot {role} start"
+        todo = f"it does not run: {start_again}"
     return Unit(
         name,
         f"{facts['ActiveState']} ({facts['SubState']})",

@@ -114,7 +114,8 @@ scrape_configs:
   - job_name: zk0d-server
     static_configs:
       - targets: [{server}]
-  # A contributor: one block for each machine, with the name that the coordinator knows it by.
+  # A contributor: one block for each, with the name that the coordinator knows it by. One of
+  # several on a machine has its ports in client.toml (metrics-port of supernode and superexec).
   - job_name: zk0d-client
     static_configs:
       - targets: [{client}]

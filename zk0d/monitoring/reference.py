@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from zk0d.config.machine import CacheSettings, ClientSettings, ServerSettings
+from zk0d.config.ports import METRICS_PORTS
 from zk0d.daemon.line import LineWatch
 from zk0d.daemon.metrics import Definition, Metrics, definitions_of
 from zk0d.daemon.supervised import child_counters
 from zk0d.flower.commands import Command
 from zk0d.learner.metrics import LearnerMetrics
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.services.learner import LearnerService
 from zk0d.services.superexec import LineCollector, SuperexecService
 from zk0d.services.superlink import SuperlinkService
@@ -25,7 +25,8 @@ LEARNER = "learner"
 
 _INTRODUCTION = """# Metrics
 
-Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings):
+Each service serves Prometheus on its own port of 127.0.0.1 (`[metrics]` of the settings, and
+`metrics-port` of the service's table). By default these are:
 {ports}.
 The format is Prometheus' text or OpenMetrics, as the client prefers. A learner and an evaluator
 have no network: the SuperExec beside them asks over their socket at each scrape (for a second at

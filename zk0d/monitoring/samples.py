@@ -10,9 +10,9 @@ from typing import Protocol
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from zk0d.config.machine import ClientSettings, MetricsSettings, ServerSettings
+from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.errors import ConfigError, UnavailableError
-from zk0d.machine.roles import Role, scraped
+from zk0d.machine.roles import Role
 
 SECONDS = 5.0  #: how long an answer may take
 #: All that the view shows; the rules' alerts are a metric of Prometheus' own.
@@ -91,10 +91,10 @@ class LocalServices:
             if not path.exists():
                 continue
             found = True
-            settings = _metrics_of(role, path)
-            if settings.enabled:
-                for each in scraped(role):
-                    self._addresses[each.name] = f"{settings.host}:{each.metrics}"
+            kind = ServerSettings if role is Role.SERVER else ClientSettings
+            settings = kind.load(path)
+            for name, port in settings.metrics_ports.items():
+                self._addresses[name] = f"{settings.metrics.host}:{port}"
         if not self._addresses:
             raise ConfigError(
                 f"{folder}: metrics.enabled is false, so there is nothing to show; set it to true."
@@ -155,9 +155,3 @@ class Prometheus:
             and sample.labels.get("job", "").startswith("zk0d")
         ]
         return Samples.of(samples, silent)
-
-
-def _metrics_of(role: str, path: Path) -> MetricsSettings:
-    if role == "server":
-        return ServerSettings.load(path).metrics
-    return ClientSettings.load(path).metrics

@@ -275,6 +275,6 @@ def without_unit(settings: ClientSettings) -> str:
     if not settings.limits.gpu_power_watts:
         return ""
     return (
-        f"{KEY} has no effect here: only the system's service {UNIT} may set it; set it to 0, and"
-        " use limits.power-share."
+        f"{KEY} has no effect here: only the system's service {UNIT} may set it, by the machine's"
+        " own client.toml; set it to 0, and use limits.power-share."
     )

@@ -21,7 +21,7 @@ from zk0d.config.machine import ClientSettings
 from zk0d.daemon.line import local_time
 from zk0d.errors import UsageError
 from zk0d.learning.progress import duration
-from zk0d.machine import hold, units
+from zk0d.machine import contributors, hold, units
 from zk0d.machine.roles import Role, target
 from zk0d.pages.chart import LossChart
 from zk0d.services.status import gather
@@ -136,7 +136,8 @@ class OwnPage:
 
     def _restart(self) -> str:
         if units.by_systemd(self._folder):
-            return f"systemctl restart {target(Role.CLIENT)}"
+            name = contributors.name_of(self._folder)
+            return f"systemctl restart {target(Role.CLIENT, name)}"
         return "end zk0bot client start and start it again"
 
 

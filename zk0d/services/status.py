@@ -12,7 +12,7 @@ from zk0d.config.machine import ClientSettings
 from zk0d.daemon.line import LineWatch
 from zk0d.daemon.own_rounds import RoundBook
 from zk0d.errors import ConfigError
-from zk0d.machine import units
+from zk0d.machine import contributors, units
 from zk0d.machine.state import STATE, read_json
 from zk0d.services import standalone
 from zk0d.services.gpu_power import without_unit
@@ -33,6 +33,7 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         "node": None,
         "line": None,
         "trained": None,
+        "contributors": _others(folder),
         "todo": [],
     }
     for role in roles:
@@ -42,17 +43,22 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
                 client = ClientSettings.load(folder / "client.toml")
                 content["line"] = LineWatch.of(client).facts()
                 content["trained"] = RoundBook.of(client).facts()
-                if not units.by_systemd(folder) and (unheard := without_unit(client)):
+                heard = units.by_systemd(folder) and not contributors.name_of(folder)
+                if not heard and (unheard := without_unit(client)):
                     content["todo"].append(unheard)
         except ConfigError as error:
             # The services are looked at all the same.
             content["todo"].append(error.message)
             state = Path("/nonexistent")
-        found = units.look(role) if units.by_systemd(folder) else standalone.look(role, state)
+        if units.by_systemd(folder):
+            found = units.look(role, folder)
+        else:
+            found = standalone.look(role, state)
         services += found
         if not found:
             content["todo"].append(
-                f"no service of this {role} runs: start it with zk0bot {role} start"
+                f"no service of this {role} runs: start it with zk0bot {role}"
+                f" start{contributors.option(folder)}"
             )
         said = read_json(state / STATE)
         if role == "server":
@@ -82,3 +88,9 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
     content["todo"] += [f"{unit.name}: {unit.todo}" for unit in services if unit.todo]
     content["ok"] = not content["todo"]
     return content
+
+
+def _others(folder: Path) -> list[str]:
+    """The contributors with names beside the one whose settings lie in ``folder``."""
+    mine = contributors.name_of(folder)
+    return [name for name in contributors.names(contributors.root_of(folder)) if name != mine]

@@ -33,7 +33,6 @@ from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.superexec import PULSE_VARIABLE
 from zk0d.machine.credentials import credential
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.services.reports import Reports
 
 PULSE_LIMIT = 30.0  #: seconds without a look for work that count as stuck
@@ -250,7 +249,7 @@ def run(config: Path, role: str) -> None:
             env={CONFIG_VARIABLE: str(config)},
         )
         settings: SuperexecSettings = server.superexec
-        port, metrics_settings = server.superlink.port, server.metrics
+        port, host, ports = server.superlink.port, server.metrics.host, server.metrics_ports
         learner = server.evaluator.socket
     else:
         client = ClientSettings.load(config)
@@ -270,12 +269,11 @@ def run(config: Path, role: str) -> None:
                 OWNER_VARIABLE: str(client.owner.state),
             },
         )
-        settings, port, metrics_settings = client.superexec, client.supernode.port, client.metrics
+        settings, port = client.superexec, client.supernode.port
+        host, ports = client.metrics.host, client.metrics_ports
         learner = client.learner.socket
     reports = Reports(server.runs) if role == "server" else None
     line = LineWatch.of(client) if role == "client" else None
     name = f"{role}-superexec"
-    metrics = Metrics(
-        name, metrics_settings.host, METRICS_PORTS[name] if metrics_settings.enabled else 0
-    )
+    metrics = Metrics(name, host, ports.get(name, 0))
     SuperexecService(role, settings, metrics, command, port, learner, reports, line).run()

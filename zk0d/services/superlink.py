@@ -24,7 +24,6 @@ from zk0d.flower.sessions import FILE_VARIABLE, read_uses
 from zk0d.machine.audit import AuditLog
 from zk0d.machine.certificates import Certificates, expiry_of, shown_expiry
 from zk0d.machine.credentials import credential
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.state import StateFile
 from zk0d.record.state import NewestRun, RunState
 from zk0d.services import page
@@ -52,7 +51,7 @@ class SuperlinkService(Service):
     stuck_reasons = ("no_answer",)
 
     def __init__(self, settings: ServerSettings) -> None:
-        port = METRICS_PORTS["superlink"] if settings.metrics.enabled else 0
+        port = settings.metrics_ports.get(self.name, 0)
         super().__init__(Metrics(self.name, settings.metrics.host, port))
         self._settings = settings
         self._link = settings.superlink

@@ -25,10 +25,10 @@ from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.sessions import SESSION_VARIABLE
 from zk0d.flower.supernode import ENDS, LEAVE_SIGNAL, reason_of, session_name
+from zk0d.machine import contributors
 from zk0d.machine.credentials import credential, fingerprint_of
 from zk0d.machine.hold import Hold, read_hold
 from zk0d.machine.rest_note import write_note
-from zk0d.machine.roles import METRICS_PORTS
 from zk0d.machine.state import StateFile
 from zk0d.services.coordinator import (
     CLOCK_AHEAD,
@@ -53,7 +53,7 @@ class SupernodeService(Service):
     _watch: PresenceWatch
 
     def __init__(self, settings: ClientSettings) -> None:
-        port = METRICS_PORTS[self.name] if settings.metrics.enabled else 0
+        port = settings.metrics_ports.get(self.name, 0)
         super().__init__(Metrics(self.name, settings.metrics.host, port))
         self._settings = settings
         self._online = self.metrics.gauge("online", "1 if the coordinator counts this node online.")
@@ -75,6 +75,8 @@ class SupernodeService(Service):
         self._offline_since: float | None = None
         self._leaving_since: float | None = None
         self._todo = ""
+        # Its key lies beside its settings, which are those of one of several contributors or not.
+        self._option = contributors.option(settings.supernode.key.parent)
         self._session = secrets.token_hex(8)  #: names this service in its SuperNodes' requests
         self._state = StateFile(settings.supernode.state)
 
@@ -240,10 +242,11 @@ class SupernodeService(Service):
     def _offline(self, word: Word) -> Condition:
         if not word.answer.get("enrolled"):
             self._offline_since = None
-            self._todo = "send the output of zk0bot node request to the coordinator's operator"
+            send = f"zk0bot node request{self._option} to the coordinator's operator"
+            self._todo = f"send the output of {send}"
             return Condition(
                 f"this node is not enrolled (fingerprint {self._key[:16]}): send the output of"
-                " zk0bot node request to the coordinator's operator"
+                f" {send}"
             )
         ahead = word.clock_ahead
         if ahead > CLOCK_AHEAD or ahead < -CLOCK_BEHIND:
