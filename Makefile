@@ -91,7 +91,7 @@ test-monitoring: venv ## Guests: alerts that fire and clear
 
 .PHONY: test-installer
 test-installer: venv ## Guests: get-zk0bot.sh on bare machines
-	$(PYTEST) -m guest tests/guests/test_installer.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_installer.py tests/guests/test_user_unit.py $(ARGS)
 
 .PHONY: test-site
 test-site: venv ## Guests: playbooks from bare machines to a run, upgrade, backup, refusals, removal

@@ -139,6 +139,7 @@ class FakeNvml:
     unloaded = False
     old = False  #: a driver that knows only the old name of a function
     reasons = 0x4 | 0x80
+    remapped_rows = (5, 2, 1, 0)  #: correctable, uncorrectable, pending, failed
 
     def __init__(self) -> None:
         self.watched: list[int] = []
@@ -178,7 +179,7 @@ class FakeNvml:
         return self._only_first(handle, self.reasons)
 
     def nvmlDeviceGetRemappedRows(self, handle: int) -> object:
-        return self._only_first(handle, (5, 2, 1, 0))
+        return self._only_first(handle, self.remapped_rows)
 
     def nvmlDeviceGetTotalEccErrors(self, handle: int, kind: int, counter: int) -> object:
         assert kind == self.NVML_MEMORY_ERROR_TYPE_UNCORRECTED

@@ -99,6 +99,12 @@ class Watched:
     folders: tuple[Path, Path]  #: with settings: the coordinator's, a contributor's
 
 
+class FakeGpu(FakeNvml):
+    """One whose memory is in order."""
+
+    remapped_rows = (5, 2, 0, 0)
+
+
 @pytest.fixture(scope="package")
 def watched(
     request: pytest.FixtureRequest, running: Federation, hosts: list[str]
@@ -113,7 +119,7 @@ def watched(
             jobs["zk0d-client"].append((address, {"node": f"contributor-{letter}"}))
     # There is no GPU here: one that is made up, read by our own collector.
     gpu = Metrics("fake-gpu", hosts[1], FAKE_GPU_PORT)
-    gpu.collect(GpuCollector(FakeNvml))
+    gpu.collect(GpuCollector(FakeGpu))
     gpu.serve()
     jobs["zk0d-client-fake-gpu"] = [(f"{hosts[1]}:{FAKE_GPU_PORT}", {"node": "contributor-a"})]
     made = running.layout

@@ -18,6 +18,7 @@ from zk0d.machine.roster import read_roster
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(nginx() is None, reason="nginx is not here"),
+    pytest.mark.xdist_group("renewal"),  # each test goes on where the one before it ended
 ]
 
 
