@@ -43,6 +43,7 @@ NOTHING: dict[str, Any] = {
     "nodes": [],
     "line": None,
     "trained": None,
+    "contributors": [],
     "todo": [],
 }
 

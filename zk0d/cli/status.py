@@ -105,7 +105,7 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
         _print_line(line)
     if trained := content["trained"]:
         _print_trained(trained)
-    if others := content.get("contributors"):
+    if others := content["contributors"]:
         how = f"zk0bot status {contributors.OPTION} NAME"
         typer.echo(f"other contributors here: {', '.join(others)} ({how})")
     for todo in content["todo"]:

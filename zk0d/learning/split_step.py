@@ -55,15 +55,14 @@ class SplitStep:
     def __call__(self, batch: dict[str, Any], rate: float) -> Outcome:
         rows = next(each.shape[0] for each in batch.values() if torch.is_tensor(each))
         drawn = self._plain.loaded.drawn(rows)
-        shares = [_cut(batch, each) for each in _shares(rows, len(self._parts))]
-        weights = [self._plain.loaded.weight(each) for each in shares]
-        whole = torch.stack(weights).sum().clamp_min(1)
+        shares = _shares(rows, len(self._parts))
         # More GPUs than rows: the last ones have nothing to do.
         begun = self._parts[: len(shares)]
-        for part, share, weight, cut in zip(
-            begun, shares, weights, _shares(rows, len(begun)), strict=True
-        ):
-            part.take(share, _cut(drawn, cut), weight / whole)
+        cut = [_cut(batch, share) for share in shares]
+        weights = torch.stack([self._plain.loaded.weight(each) for each in cut])
+        weights /= weights.sum().clamp_min(1)
+        for part, share, own, weight in zip(begun, shares, cut, weights, strict=True):
+            part.take(own, _cut(drawn, share), weight)
         # All have their rows by now: a copy from the first GPU would wait for its work.
         for part in begun:
             part.work()
