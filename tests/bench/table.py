@@ -17,7 +17,7 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=f"{title}\n{os.cpu_count()} cores", title_justify="left")
+    table = Table(title=f"{title}\n{len(os.sched_getaffinity(0))} cores", title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:

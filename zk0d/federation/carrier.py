@@ -24,7 +24,7 @@ from zk0d.config.limits import LimitsSettings
 from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.line import Line
 from zk0d.federation.messages import BLOCK_BYTES, Mirror, Piece, Route
-from zk0d.federation.streams import cut
+from zk0d.federation.streams import cut, gathered
 
 log = logging.getLogger("flwr")
 
@@ -152,13 +152,18 @@ class Carrier:
                         answer.read()
                         waits.refused(answer)
                         continue
-                    for part in answer.iter_raw():
+                    for part in gathered(self._received(answer, waits)):
                         at += len(part)
-                        self._line.received(len(part))
-                        waits.moved()
                         yield part
             except httpx.TransportError as error:
                 waits.cut(error)
+
+    def _received(self, answer: httpx.Response, waits: _Waits) -> Iterator[bytes]:
+        """An answer's bytes as they come: one TLS record at a time."""
+        for part in answer.iter_raw():
+            self._line.received(len(part))
+            waits.moved()
+            yield part
 
     def upload(self, source: Iterator[bytes], route: Route) -> tuple[Piece, ...]:
         """Send an update's bytes, but for pieces that are there; what names them."""

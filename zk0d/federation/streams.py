@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Literal
 
 #: A payload's chunks in memory are at most so long.
 CHUNK_BYTES = 4 * 2**20
+#: What comes in small parts is given on in parts of this size, or after so long.
+GATHERED_BYTES, GATHERED_SECONDS = 2**20, 1.0
 
 
 class Once:
@@ -96,6 +99,31 @@ def cut(source: Iterator[bytes], size: int) -> Iterator[bytes]:
                 block.clear()
     if block:
         yield bytes(block)
+
+
+def gathered(
+    source: Iterator[bytes], clock: Callable[[], float] = time.monotonic
+) -> Iterator[bytes]:
+    """The same bytes in larger parts: each part costs its reader the same, however short it is.
+
+    A slow source's bytes are held back for :data:`GATHERED_SECONDS` at most once they came and
+    others follow. The bytes of one that breaks are given on before its error is raised.
+    """
+    block, began, broken = bytearray(), 0.0, None
+    try:
+        for part in source:
+            if not block:
+                began = clock()
+            block += part
+            if len(block) >= GATHERED_BYTES or clock() - began >= GATHERED_SECONDS:
+                yield bytes(block)
+                block.clear()
+    except Exception as error:
+        broken = error
+    if block:
+        yield bytes(block)
+    if broken is not None:
+        raise broken
 
 
 def pieces_of(file: IO[bytes]) -> Iterator[bytes]:

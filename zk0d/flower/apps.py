@@ -10,6 +10,7 @@ import importlib
 import sys
 from typing import Any
 
+from zk0d.daemon.freed import keep_freed_memory
 from zk0d.errors import UsageError
 from zk0d.flower import pulls
 from zk0d.flower.processes import serve
@@ -138,6 +139,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise UsageError(f"apps: the first argument is one of {', '.join(verbs)}.")
     run = verbs[sys.argv.pop(1)]
+    keep_freed_memory()
     pulls.install()
     # It is off, and yet looks up what machine this is, in processes of its own.
     _replace(importlib.import_module("flwr.supercore.telemetry"), create_event=lambda *_: "off")

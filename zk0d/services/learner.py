@@ -19,6 +19,7 @@ import uvicorn
 from zk0d.config.machine import CacheSettings, ClientSettings
 from zk0d.config.names import check_apart
 from zk0d.daemon.disk import DiskCollector
+from zk0d.daemon.freed import keep_freed_memory
 from zk0d.daemon.metrics import Metrics
 from zk0d.daemon.rest import Rest, read_rest
 from zk0d.daemon.service import Condition, Service
@@ -83,6 +84,7 @@ class LearnerService(Service):
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        keep_freed_memory()
         with self._more_time():
             learner, path = self._make()
         self._learner = learner
