@@ -237,15 +237,15 @@ def refused(*rounds: int, key: str = "x", strike: bool = True) -> list[UpdateRef
 
 
 def test_three_strikes() -> None:
-    standing = Standing(refused(1, 2), most=3, cooldown=10)
+    standing = Standing(refused(1, 2), most=3)
     assert standing.strikes("x") == 2
     assert not standing.sits_out("x", 3)
-    standing = Standing([*refused(1, 2, 4), *refused(4, key="y", strike=False)], 3, 10)
+    standing = Standing([*refused(1, 2, 4), *refused(4, key="y", strike=False)], 3)
     assert standing.strikes("x") == 3
     assert [n for n in range(5, 20) if standing.sits_out("x", n)] == list(range(5, 15))
     assert not standing.sits_out("y", 5)
-    assert Standing(refused(1, 2, 4, 15), 3, 10).strikes("x") == 1, "it begins again"
-    never = Standing(refused(*range(9)), most=0, cooldown=10)
+    assert Standing(refused(1, 2, 4, 15), 3).strikes("x") == 1, "it begins again"
+    never = Standing(refused(*range(9)), most=0)
     assert never.strikes("x") == 9
     assert not never.sits_out("x", 9)
 

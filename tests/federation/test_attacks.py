@@ -20,6 +20,7 @@ from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, first_weig
 from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
+from zk0d.federation.admission import COOLDOWN_ROUNDS
 from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Train, TrainReply
 from zk0d.federation.run import Run
@@ -186,7 +187,6 @@ def trained(folder: Path, attack: Attack | None) -> tuple[float, list[dict[str, 
             "node-wait": 50.0,
             "max-update-ratio": 0.0,
             "max-strikes": 3,
-            "strike-cooldown": 2,
             **((attack.settings if attack else None) or {}),
         }
     )
@@ -228,12 +228,12 @@ def test_an_attack_changes_nothing(
     elif attack.reason:
         assert {line["reason"] for line in refused} <= set(attack.reason.split("|"))
         assert {line["node"] for line in refused} == {"d"}
-        # Three strikes, then two rounds without it.
+        # Three strikes, then some rounds without it.
         first = refused[0]["round"]
         assert [line["round"] for line in refused][:3] == [first, first + 1, first + 2]
         assert [n.reason for n in node.notices][:1] == [refused[0]["reason"]], "it is told"
         sits_out = next(line for line in lines if line["kind"] == "node.sits_out")
-        assert sits_out["until"] == first + 4
+        assert sits_out["until"] == first + 2 + COOLDOWN_ROUNDS
         became = f"refused: {refused[0]['reason']}; sits out after 3"
     else:
         assert not refused

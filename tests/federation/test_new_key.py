@@ -35,7 +35,7 @@ def test_a_new_key_washes_off_no_strike(tmp_path: Path) -> None:
     made = World(
         tmp_path / "run",
         [FakeNode("good"), old, new],
-        **{"num-server-rounds": 6, "max-strikes": 3, "strike-cooldown": 9, "min-fit-clients": 1},
+        **{"num-server-rounds": 6, "max-strikes": 3, "min-fit-clients": 1},
     )
     made.grid.at(12.0, lambda: change(old, new))
     made.run()

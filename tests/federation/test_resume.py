@@ -18,7 +18,7 @@ from tests.record.lines import read_lines
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
-from zk0d.federation import model, variates
+from zk0d.federation import admission, model, variates
 from zk0d.federation.messages import Train
 from zk0d.federation.rounds import Rounds, RunFailedError
 from zk0d.federation.run import Run
@@ -35,7 +35,6 @@ SETTINGS = {
     "min-fit-clients": 3,
     "max-update-ratio": 0.0,
     "max-strikes": 2,
-    "strike-cooldown": 2,
     "scheduler-type": "reduce-on-plateau",
     "dynamic-training-decay": True,
     "keep-rounds": 9,
@@ -327,6 +326,7 @@ def test_strikes_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def bad(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, float]:
         return node.update(task, payload, samples=10**9), 1.0
 
+    monkeypatch.setattr(admission, "COOLDOWN_ROUNDS", 2)
     world = World(tmp_path / "run")
     world.nodes.append(FakeNode("bad", train=bad))
     with monkeypatch.context() as patched:

@@ -171,7 +171,7 @@ def test_a_runs_results_are_reported_and_sent(fleet: Fleet) -> None:
     )
     hub.run(["systemctl", "daemon-reload"])
     fleet.wait_online()
-    wanted = " initial-lr=0.003 warmup-steps=1 hf-repo-id=lab/arm use-wandb=true"
+    wanted = " initial-lr=0.003 warmup-steps=1 hf-repo-id=lab/arm wandb-project=zk0d"
     run = hub.run([BOT, "run", "-c", RUN.format(40) + wanted]).stdout.strip()
     fleet.wait_for_end(run)
     hub.wait_until(f"test -s /var/lib/zk0d/server/runs/{run}/report/policy_loss.png", 120)

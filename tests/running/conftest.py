@@ -32,12 +32,12 @@ ROUNDS = 3
 #: The demo's SuperExecs look for work every 0.1 s, from which a test gains nothing.
 SLOW_POLL = {"poll-interval": 0.5}
 #: ``[run]`` in server.toml.
-OWN_RUN = {"max-strikes": 7, "strike-cooldown": 4}
+OWN_RUN = {"max-strikes": 7, "keep-rounds": 4}
 #: The first run's own settings; one is the default, which is not what server.toml says.
 FIRST_RUN: dict[str, Any] = {
     "eval-rollouts": 1,
     "num-server-rounds": ROUNDS,
-    "strike-cooldown": RunSettings().admission.strike_cooldown,
+    "keep-rounds": RunSettings().release.keep_rounds,
 }
 
 

@@ -39,7 +39,7 @@ def test_zk0bot_run_trains_on_real_processes(first_run: Ran) -> None:
 def test_a_run_has_its_own_settings_and_then_those_of_server_toml(first_run: Ran) -> None:
     started = next(line for line in read_lines(first_run.folder) if line["kind"] == "run.started")
     expected = {**RunSettings().to_flat(), **OWN_RUN, **TINY, **FIRST_RUN}
-    assert expected["strike-cooldown"] != OWN_RUN["strike-cooldown"]
+    assert expected["keep-rounds"] != OWN_RUN["keep-rounds"]
     assert started["settings"] == expected
 
 

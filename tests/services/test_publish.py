@@ -207,7 +207,7 @@ def test_the_token_is_found_without_systemd(coordinator: Coordinator, hub: HubSt
 def test_figures_go_to_wandb_by_and_by(coordinator: Coordinator) -> None:
     """Without a key into files, which ``wandb sync`` sends; each round once."""
     pytest.importorskip("wandb")
-    told = Told(coordinator.folder / "state/runs/1", "1", **{"use-wandb": True})
+    told = Told(coordinator.folder / "state/runs/1", "1", **{"wandb-project": "zk0d"})
     told.round(0, 2.0)
     told.round(1, 1.5)
     done = coordinator.publish()

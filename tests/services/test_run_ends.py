@@ -39,20 +39,18 @@ WRONG = [
         "the run has fewer rounds than 50 (20)",
     ),
     ({"hf-repo-id": "lab/arm", "eval-frequency": 0}, "eval-frequency", "passed the gate"),
-    ({"use-wandb": True, "wandb-project": "a/b"}, "wandb-project", "is not a project name of W&B"),
-    ({"use-wandb": True, "wandb-project": ""}, "wandb-project", "is not a project name of W&B"),
+    ({"wandb-project": "a/b"}, "wandb-project", "is not a project name of W&B"),
 ]
 #: The same, of what the coordinator lacks.
 LACKING = [
     ("hf.token", {"hf-repo-id": "lab/arm"}, "hf-repo-id", "there is no token of the hub"),
     ("evaluation", {"hf-repo-id": "lab/arm"}, "hf-repo-id", "add an [[evaluation]] table"),
-    ("wandb", {"use-wandb": True}, "use-wandb", "pip install 'zk0d[wandb]'"),
+    ("wandb", {"wandb-project": "arms"}, "wandb-project", "pip install 'zk0d[wandb]'"),
 ]
 RIGHT = {
     "hf-repo-id": "lab/arm",
     "hf-public": True,
     "checkpoint-interval": 10,
-    "use-wandb": True,
     "wandb-project": "our arms",
 }
 
@@ -232,7 +230,7 @@ def test_a_resumed_run_is_not_stopped_by_the_check(site: Site) -> None:
 
 
 @pytest.mark.parametrize("verb", ["demo", "simulate", "train", "compare"])
-@pytest.mark.parametrize("setting", ["hf-repo-id=lab/arm", "use-wandb=true", "hf-public=true"])
+@pytest.mark.parametrize("setting", ["hf-repo-id=lab/arm", "wandb-project=arms", "hf-public=true"])
 def test_commands_that_send_nothing_refuse_these_settings(
     verb: str, setting: str, recordings_folder: Path, tmp_path: Path
 ) -> None:
@@ -245,17 +243,17 @@ def test_commands_that_send_nothing_refuse_these_settings(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-NAMES = ["zk0d", "our arms", "", *(f"a{letter}b" for letter in "/#%:?\\"), "x" * 128, "x" * 129]
+NAMES = ["zk0d", "our arms", *(f"a{letter}b" for letter in "/#%:?\\"), "x" * 128, "x" * 129]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_wandb_accepts_the_project_names(name: str) -> None:
     wandb = pytest.importorskip("wandb")
-    ours = RunSettings.parse({"use-wandb": True, "wandb-project": name}, where="test")
+    ours = RunSettings.parse({"wandb-project": name}, where="test")
     try:
         wandb.Settings(project=name)
-        taken = bool(name)  # an empty one is W&B's "uncategorized", which nobody asks for
+        taken = True
     except Exception:
         taken = False
     try:

@@ -609,10 +609,10 @@ class ServerSettings(Settings):
                 f"there is no token of the hub to push with; write one into"
                 f" {self.publish.hf_token} (publish.hf-token)",
             )
-        if run.release.use_wandb and find_spec("wandb") is None:
+        if run.release.wandb_project and find_spec("wandb") is None:
             raise wrong(
                 where,
-                f"{table}use-wandb",
+                f"{table}wandb-project",
                 "wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment",
             )
 

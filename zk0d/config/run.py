@@ -250,7 +250,6 @@ class AdmissionSettings(Settings):
     max_strikes: NonNegativeInt = Field(
         3, description="Refused updates after which a node sits out; 0: never."
     )
-    strike_cooldown: PositiveInt = Field(10, description="Rounds that such a node sits out.")
     allow_mixed_units: bool = Field(
         False,
         description="Let recordings train together whose joints have other scales (degrees beside"
@@ -296,10 +295,11 @@ class ReleaseSettings(Settings):
         " repository of the hub (user/name).",
     )
     hf_public: bool = Field(False, description="Make a new repository public instead of private.")
-    use_wandb: bool = Field(
-        False, description="Log rounds to Weights & Biases, or into files without wandb.key."
+    wandb_project: str = Field(
+        "",
+        description="Log rounds to this project at Weights & Biases, or into files without"
+        " wandb.key.",
     )
-    wandb_project: str = Field("zk0d", description="Project at Weights & Biases.")
 
 
 class RunSettings(FlatSettings):
@@ -453,7 +453,7 @@ class RunSettings(FlatSettings):
                 f"{table}hf-public",
                 "hf-public needs hf-repo-id; set it, or leave hf-public out",
             )
-        if self.release.use_wandb and not _is_project(self.release.wandb_project):
+        if self.release.wandb_project and not _is_project(self.release.wandb_project):
             raise wrong(
                 where,
                 f"{table}wandb-project",
@@ -469,7 +469,7 @@ class RunSettings(FlatSettings):
         ConfigError
             Naming the key.
         """
-        for name in ("hf_repo_id", "hf_public", "use_wandb"):
+        for name in ("hf_repo_id", "hf_public", "wandb_project"):
             if getattr(self.release, name):
                 raise wrong(
                     where,
@@ -551,6 +551,8 @@ REMOVED = {
     "spike-threshold": "a rise of the loss by 0.5 is a spike",
     "trim-fraction": "trimmed-mean leaves out a quarter at each end",
     "variate-max-age": "a node's mean gradient counts for 20 rounds",
+    "strike-cooldown": "a node that max-strikes leaves out sits out ten rounds",
+    "use-wandb": "wandb-project names where to log to, and is empty for nowhere",
 }
 
 
@@ -593,6 +595,8 @@ def stored_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in {*REMOVED, "local-epochs"}}
     if values.get("local-epochs"):
         kept["local-steps"] = values["local-epochs"]
+    if not values.get("use-wandb", True):
+        kept["wandb-project"] = ""
     if values.get("eval-mode") == "full":
         kept["eval-frames"] = 0
     # Runs began without it before it was there.

@@ -14,6 +14,8 @@ from zk0d.record.events import NodeFigures, UpdateRefused
 
 #: Fewer updates have no median to be far from.
 FEWEST_FOR_MEDIAN = 3
+#: So long a node sits out that had too many updates refused.
+COOLDOWN_ROUNDS = 10
 #: What an encoding may add to a variate's norm.
 VARIATE_MARGIN = 1.1
 
@@ -157,9 +159,8 @@ class Standing:
     refusals
         In the order in which they came.
     most
-        Refused updates after which a node sits out; 0 never.
-    cooldown
-        Rounds that it sits out. Afterwards it begins with none.
+        Refused updates after which a node sits out :data:`COOLDOWN_ROUNDS`; 0 never. Afterwards it
+        begins with none.
     enrolled
         The roster's names by key: a new key washes off no strike.
     """
@@ -168,7 +169,6 @@ class Standing:
         self,
         refusals: Iterable[UpdateRefused],
         most: int,
-        cooldown: int,
         enrolled: Mapping[str, str] | None = None,
     ) -> None:
         self._enrolled = enrolled or {}
@@ -183,7 +183,7 @@ class Standing:
                 count = 1
             self._count[who] = count
             if count == most:
-                self._until[who] = refusal.round + cooldown
+                self._until[who] = refusal.round + COOLDOWN_ROUNDS
 
     def _who(self, key: str) -> str:
         return self._enrolled.get(key, key)

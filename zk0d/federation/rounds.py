@@ -352,7 +352,6 @@ class Rounds:
         return Standing(
             self._state.refusals,
             admission.max_strikes,
-            admission.strike_cooldown,
             self._state.enrolled,
         )
 

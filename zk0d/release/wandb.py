@@ -40,7 +40,7 @@ def log_rounds(
         import wandb
     except ImportError:
         raise ConfigError(
-            "use-wandb: wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment."
+            "wandb-project: wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment."
         ) from None
     name = events[0].run
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,10 @@ def log_rounds(
                 run.summary[f"final_{label.removeprefix('server_')}"] = value
         run.finish(exit_code=int(isinstance(events[-1], RunFailed)))
     except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"use-wandb: the key is refused ({error}); see wandb.key.") from None
+        raise ConfigError(f"wandb-project: the key is refused ({error}); see wandb.key.") from None
     except (wandb.errors.Error, OSError) as error:
         raise TryAgainError(
-            f"use-wandb: W&B cannot be reached ({type(error).__name__}); the rest is sent later."
+            f"wandb-project: W&B cannot be reached ({type(error).__name__}); the rest is sent later."
         ) from None
 
 

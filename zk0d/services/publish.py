@@ -41,7 +41,7 @@ def run(config: Path) -> None:
     for folder in _runs(server.runs):
         try:
             settings = settings_of(folder)
-            if settings.release.hf_repo_id or settings.release.use_wandb:
+            if settings.release.hf_repo_id or settings.release.wandb_project:
                 notify.status(f"sending out run {folder.name}")
                 noted = Sent(server.publish.state / f"{folder.name}.json")
                 sent += _send(folder, settings, noted, server)
@@ -67,7 +67,7 @@ def _asks(config: Path) -> str:
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         settings = content["settings"]
-        asks = settings.get("hf-repo-id") or settings.get("use-wandb")
+        asks = settings.get("hf-repo-id") or settings.get("wandb-project")
         return str(content.get("timestamp") or "unknown") if asks else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
@@ -99,7 +99,7 @@ def _send(folder: Path, settings: RunSettings, sent: Sent, server: ServerSetting
             done += _checkpoint(events, settings, sent, server)
         except Zk0dError as error:
             errors.append(error)
-    if settings.release.use_wandb:
+    if settings.release.wandb_project:
         try:
             done += _figures(events, settings, sent, server)
         except Zk0dError as error:
