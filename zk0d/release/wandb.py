@@ -40,7 +40,8 @@ def log_rounds(
         import wandb
     except ImportError:
         raise ConfigError(
-            "wandb-project: wandb is not installed; pip install 'zk0d[wandb]' in zk0d's environment."
+            "wandb-project: wandb is not installed; pip install 'zk0d[wandb]' in zk0d's"
+            " environment."
         ) from None
     name = events[0].run
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,8 @@ def log_rounds(
         raise ConfigError(f"wandb-project: the key is refused ({error}); see wandb.key.") from None
     except (wandb.errors.Error, OSError) as error:
         raise TryAgainError(
-            f"wandb-project: W&B cannot be reached ({type(error).__name__}); the rest is sent later."
+            f"wandb-project: W&B cannot be reached ({type(error).__name__}); the rest is sent"
+            " later."
         ) from None
 
 
