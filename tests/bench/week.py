@@ -21,7 +21,7 @@ from statistics import fmean
 from tests.bench.learning_results import FOLDER, TODAY, base
 from tests.federation.fakes import FakeEvaluator
 from tests.week.evaluator import InProcessEvaluator
-from tests.week.homes import Home, homes, steady
+from tests.week.homes import Home, homes, steady, undisturbed
 from tests.week.learners import FakeLearners, RealLearners
 from tests.week.week import TROUBLE, Account, Trouble, run_week, say
 from zk0d.config.run import run_settings
@@ -62,7 +62,9 @@ STAND_INS = {
     "eval-frequency": 0,
 }
 
-WEEK, ROUNDS_ALIKE, WORK_ALIKE = "a week", "undisturbed, as many rounds", "undisturbed, same work"
+WEEK, SAME_MACHINES = "a week", "undisturbed, the same machines"
+#: Twelve machines that are all alike.
+ROUNDS_ALIKE, WORK_ALIKE = "undisturbed, as many rounds", "undisturbed, same work"
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,17 @@ class Outcome:
     seconds: float
 
 
+def lent_in(title: str, seed: int) -> list[Home]:
+    """The homes of a line."""
+    if title == WEEK:
+        return homes(seed)
+    return undisturbed(homes(seed)) if title == SAME_MACHINES else steady(12)
+
+
 def make(title: str, seed: int, *, parks: bool, rounds: int) -> Outcome:
     """Train one line."""
     began = time.monotonic()
-    lent: list[Home] = homes(seed) if title == WEEK else steady(12)
+    lent = lent_in(title, seed)
     settings = {**SETTINGS, "num-server-rounds": rounds, "eval-frequency": rounds // LOOKS}
     simulation = base("region", len(lent), seed, **settings)
     folder = FOLDER.absolute() / "week" / f"{title.replace(' ', '-')}-{seed}"
@@ -165,7 +174,7 @@ def run(seeds: list[int], only: list[str], *, parks: bool) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     FOLDER.mkdir(exist_ok=True)
     for seed in seeds:
-        for title in (WEEK, WORK_ALIKE, ROUNDS_ALIKE):
+        for title in (WEEK, SAME_MACHINES, WORK_ALIKE, ROUNDS_ALIKE):
             if (title, seed) in kept() or (only and title not in only):
                 continue
             rounds = ROUNDS

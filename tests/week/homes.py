@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -116,6 +116,11 @@ def homes(seed: int, days: int = 7) -> list[Home]:
             )
         )
     return made
+
+
+def undisturbed(homes: list[Home]) -> list[Home]:
+    """The same machines and lines, with nothing that happens to them."""
+    return [replace(home, pattern="always", hours="", away=(), full=()) for home in homes]
 
 
 def steady(count: int) -> list[Home]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.numpy
 
 from tests.federation.fakes import FakeEvaluator
 from tests.week.grid import BOOT_SECONDS
-from tests.week.homes import DAY, HOUR, MINUTE, Away, Home, Kind, Span, homes
+from tests.week.homes import DAY, HOUR, MINUTE, Away, Home, Kind, Span, homes, undisturbed
 from tests.week.learners import FakeLearners, told_by
 from tests.week.week import Account, Trouble, run_week
 from zk0d.config.run import run_settings
@@ -146,3 +147,10 @@ def test_homes_are_the_same_for_a_seed_and_their_absences_lie_apart(seed: int) -
     for home in made:
         for before, after in zip(home.away, home.away[1:], strict=False):
             assert before.end + BOOT_SECONDS <= after.begin
+
+
+def test_undisturbed_homes_have_the_same_machines_and_lines() -> None:
+    made = homes(3)
+    for home, calm in zip(made, undisturbed(made), strict=True):
+        same = replace(home, pattern=calm.pattern, hours="", away=(), full=())
+        assert calm == same
