@@ -29,7 +29,7 @@ from zk0d.config.run import TrainingSettings, run_settings
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.learning import backbones, policies
 from zk0d.learning.checkpoint import write_checkpoint
-from zk0d.learning.evaluate import seeded_loss
+from zk0d.learning.evaluate import roll_out, seeded_loss
 from zk0d.learning.policies import family, tiny_clip
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, spec_for
@@ -39,6 +39,7 @@ from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.step import PlainStep
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 from zk0d.learning.untrusted import STEPS
+from zk0d.simulators.soreach import SoReach
 
 ROOT = Path(__file__).parents[2]
 ROWS = torch.tensor([0, 17, 60])
@@ -100,7 +101,7 @@ def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
     policy_class = get_policy_class(name)
     assert known.policy_class == f"{policy_class.__module__}.{policy_class.__name__}"
     assert config.type == name
-    padded = [getattr(config, key, None) for key in ("max_state_dim", "max_action_dim")]
+    padded: list[Any] = [getattr(config, f"max_{what}_dim", None) for what in ("state", "action")]
     assert known.widest == (min(padded) if all(padded) else None)
     for key in known.companion.keys if known.companion else ():
         assert key in {field.name for field in fields(config)}
@@ -368,6 +369,14 @@ def test_a_plan_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
             planned.append(prepared.policy.plan(seen, episodes=ROWS, frame=3))
     assert torch.equal(*planned)
     assert planned[0].shape[0] == len(ROWS)
+
+
+@pytest.mark.slow
+def test_a_family_drives_an_arm(prepared: PreparedRecordings) -> None:
+    statistics = prepared.statistics()
+    for seeds in ([4], [5, 4]):
+        rolled = roll_out(prepared.policy, statistics, lambda: SoReach(cameras=("top",)), seeds)
+        assert rolled.episodes == len(seeds)
 
 
 def test_the_noise_before_a_step_equals_the_policys_own(
