@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import pkgutil
+import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,20 +14,23 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.xvla.configuration_xvla import XVLAConfig
 
 import zk0d
 from tests.learning.damage import make_dataset
-from zk0d.config.families import FAMILIES, NEW, TINY
+from zk0d.config.families import CLIP, FAMILIES, NEW, TINY, UNTRAINED
 from zk0d.config.machine import CacheSettings
 from zk0d.config.run import TrainingSettings, run_settings
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.learning import backbones, policies
 from zk0d.learning.checkpoint import write_checkpoint
-from zk0d.learning.evaluate import seeded_loss
-from zk0d.learning.policies import family
+from zk0d.learning.evaluate import roll_out, seeded_loss
+from zk0d.learning.policies import family, tiny_clip
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
@@ -34,7 +39,9 @@ from zk0d.learning.schedule import CosineSchedule
 from zk0d.learning.step import PlainStep
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 from zk0d.learning.untrusted import STEPS
+from zk0d.simulators.soreach import SoReach
 
+ROOT = Path(__file__).parents[2]
 ROWS = torch.tensor([0, 17, 60])
 
 
@@ -48,14 +55,14 @@ def prepared(loaded: LoadedPolicy, recordings: Recordings) -> PreparedRecordings
     return PreparedRecordings(recordings, loaded, CacheSettings())
 
 
-def trained(prepared: PreparedRecordings) -> TrainResult:
-    schedule = CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=4)
+def trained(prepared: PreparedRecordings, steps: int = 2) -> TrainResult:
+    schedule = CosineSchedule(peak=1e-3, end=1e-4, warmup_steps=0, total_steps=2 * steps)
     return train(
         prepared.policy,
         prepared.batches(prepared.statistics()),
         prepared.usable,
         Moments(prepared.policy).begin("run", 1, 0.01),
-        StepPlan(TrainingSettings(local_steps=2, batch_size=4), 0, schedule, seed=1),
+        StepPlan(TrainingSettings(local_steps=steps, batch_size=4), 0, schedule, seed=1),
     )
 
 
@@ -67,19 +74,21 @@ def evaluated(prepared: PreparedRecordings, seed: int = 0) -> float:
 def test_every_family_has_a_file_and_every_file_is_registered() -> None:
     files = {module.name for module in pkgutil.iter_modules(policies.__path__)}
     assert set(FAMILIES) <= files
-    shared = {"base", "noise", "tiny_vlm"}
+    shared = {"base", "noise", "several_frames", "tiny_clip", "tiny_vlm"}
     assert files - shared == set(FAMILIES)
     for name in FAMILIES:
         assert issubclass(family(name), LoadedPolicy)
 
 
 def test_the_instructions_that_a_family_reads_are_lerobots() -> None:
-    usual = SmolVLAConfig(device="cpu")
-    known = FAMILIES["smolvla"]
-    assert (usual.tokenizer_max_length, usual.vlm_model_name) == (
-        known.reads_tokens,
-        known.tokenizer,
-    )
+    for usual, tokenizer in (
+        (SmolVLAConfig(device="cpu"), "vlm_model_name"),
+        (MultiTaskDiTConfig(device="cpu"), "text_encoder_name"),
+        (XVLAConfig(device="cpu"), "tokenizer_name"),
+    ):
+        known = FAMILIES[usual.type]
+        assert usual.tokenizer_max_length == known.reads_tokens
+        assert getattr(usual, tokenizer) == known.tokenizer
     for name, family_ in FAMILIES.items():
         assert bool(family_.reads_tokens) == bool(family_.tokenizer)
         reads = hasattr(family(name).tiny_config(64), "tokenizer_max_length")
@@ -92,17 +101,42 @@ def test_a_familys_facts_hold_for_the_loaded_policy(name: str) -> None:
     policy_class = get_policy_class(name)
     assert known.policy_class == f"{policy_class.__module__}.{policy_class.__name__}"
     assert config.type == name
-    padded = [getattr(config, key, None) for key in ("max_state_dim", "max_action_dim")]
-    assert padded == [known.widest, known.widest]
-    if known.companion:
-        assert known.companion in {field.name for field in fields(config)}
-        assert Path(getattr(config, known.companion)).is_dir()
+    padded: list[Any] = [getattr(config, f"max_{what}_dim", None) for what in ("state", "action")]
+    assert known.widest == (min(padded) if all(padded) else None)
+    for key in known.companion.keys if known.companion else ():
+        assert key in {field.name for field in fields(config)}
+        assert Path(getattr(config, key)).is_dir()
     steps = {
         step._registry_name
         for pipeline in make_pre_post_processors(config, dataset_stats={})
         for step in pipeline.steps
     }
     assert known.steps <= steps <= STEPS
+
+
+def test_every_policy_of_lerobots_is_a_family_or_has_a_reason_why_not() -> None:
+    lerobots = set(PreTrainedConfig.get_known_choices())
+    assert lerobots == FAMILIES.keys() | UNTRAINED.keys()
+    assert not FAMILIES.keys() & UNTRAINED.keys()
+    for name, why in UNTRAINED.items():
+        with pytest.raises(ConfigError) as caught:
+            run_settings({"policy": name})
+        assert f"'{name}' is not trained here: {why}; take {', '.join(FAMILIES)}" in str(
+            caught.value.message
+        )
+
+
+def test_the_page_on_training_has_every_policy_of_lerobots() -> None:
+    page = ROOT / "docs" / "training.md"
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if len(cells := line.split("|")) > 3 and cells[1].startswith(" `")
+    }
+    for name, known in FAMILIES.items():
+        assert rows[f"`{name}`"][0].startswith(f"`{known.base}`"), name
+    for name, why in UNTRAINED.items():
+        assert rows[f"`{name}`"] == [why], name
 
 
 def test_every_family_begins_with_a_published_model_or_is_built_new() -> None:
@@ -117,7 +151,7 @@ def test_every_family_begins_with_a_published_model_or_is_built_new() -> None:
 
 
 #: Warm-up and batch, ours and LeRobot's, where docs/training.md says that they differ.
-OURS_AND_LEROBOTS = {"smolvla": ((20, 32), (1000, 8))}
+OURS_AND_LEROBOTS = {"smolvla": ((20, 32), (1000, 8)), "xvla": ((20, 8), (1000, 8))}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -150,7 +184,44 @@ USUAL_SIZES: dict[str, dict[str, Any]] = {
         "down_dims": (512, 1024, 2048),
         "vision_backbone": "resnet18",
     },
+    "multi_task_dit": {
+        "horizon": 32,
+        "n_obs_steps": 2,
+        "n_action_steps": 24,
+        "hidden_dim": 512,
+        "num_layers": 6,
+        "vision_encoder_name": CLIP,
+        "text_encoder_name": CLIP,
+        "image_resize_shape": (224, 224),
+    },
 }
+
+
+def put_encoder(cache: Path) -> None:
+    """A CLIP of toy size in the hub's cache, under the name of the usual one."""
+    home = cache / f"models--{CLIP.replace('/', '--')}"
+    shutil.copytree(tiny_clip.folder(64).name, home / "snapshots" / "1")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("1")
+
+
+def test_a_family_that_needs_a_package_has_an_extra_of_its_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for name, known in FAMILIES.items():
+        assert bool(known.needs) == (name in project["optional-dependencies"]), name
+
+
+def test_an_encoder_that_is_missing_is_named(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in (name for name, known in FAMILIES.items() if known.encoder):
+        with pytest.raises(UnavailableError) as caught:
+            load_policy(spec_for(name, NEW, 0, recordings.summary, {}), device="cpu")
+        assert caught.value.message == (
+            f"a new '{name}' begins with the weights of {FAMILIES[name].encoder}, which are not on"
+            " this machine; name it under fetch-models and run zk0d fetch."
+        )
 
 
 @pytest.mark.slow
@@ -159,6 +230,8 @@ def test_a_new_policy_has_the_usual_size_and_the_recordings_shape(
     name: str, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    put_encoder(tmp_path)
     spec = spec_for(name, NEW, 3, recordings.summary, {})
     assert spec.cameras == recordings.summary.cameras
     assert ("begins with a resnet18 of random weights" in spec.notice) == bool(
@@ -255,11 +328,26 @@ def test_adam_remembers_as_long_as_in_lerobots_preset(loaded: LoadedPolicy) -> N
 
 @pytest.mark.slow
 def test_a_family_trains(prepared: PreparedRecordings) -> None:
-    before = prepared.policy.weights()
-    result = trained(prepared)
-    assert (result.steps, result.bad_batches) == (2, 0)
+    before, loss = prepared.policy.weights(), evaluated(prepared)
+    result = trained(prepared, steps=20)
+    assert (result.steps, result.bad_batches) == (20, 0)
     after = prepared.policy.weights()
     assert any((after[name] != weights).any() for name, weights in before.items())
+    assert evaluated(prepared) < loss
+
+
+def test_each_weight_trains_at_the_rate_that_lerobots_trainer_has(loaded: LoadedPolicy) -> None:
+    preset = loaded.config.get_optimizer_preset()
+    optimizer = preset.build(loaded.policy.get_optim_params())
+    theirs = {
+        weight: group["lr"] / preset.lr
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    ours = Moments(loaded).begin("run", 1, 0.0)
+    for group in ours.param_groups:
+        for weight in group["params"]:
+            assert group["lr_factor"] == pytest.approx(theirs[weight])
 
 
 @pytest.mark.slow
@@ -281,6 +369,14 @@ def test_a_plan_repeats_to_the_bit(prepared: PreparedRecordings) -> None:
             planned.append(prepared.policy.plan(seen, episodes=ROWS, frame=3))
     assert torch.equal(*planned)
     assert planned[0].shape[0] == len(ROWS)
+
+
+@pytest.mark.slow
+def test_a_family_drives_an_arm(prepared: PreparedRecordings) -> None:
+    statistics = prepared.statistics()
+    for seeds in ([4], [5, 4]):
+        rolled = roll_out(prepared.policy, statistics, lambda: SoReach(cameras=("top",)), seeds)
+        assert rolled.episodes == len(seeds)
 
 
 def test_the_noise_before_a_step_equals_the_policys_own(

@@ -152,6 +152,8 @@ def actions_elsewhere(code: str, checkpoint: Path, batch: Path, cwd: Path, **env
         pytest.param("smolvla", "tiny-wide", marks=pytest.mark.long),
         pytest.param("act", "tiny", marks=pytest.mark.long),
         pytest.param("diffusion", "tiny", marks=pytest.mark.long),
+        pytest.param("multi_task_dit", "tiny", marks=pytest.mark.long),
+        pytest.param("xvla", "tiny", marks=pytest.mark.long),
         pytest.param("smolvla", "anns-base", marks=pytest.mark.long),
     ],
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.fake_hub import FakeHub
+from zk0d.config.families import CLIP
 from zk0d.errors import TryAgainError
 from zk0d.learning import backbones
 from zk0d.services import fetch
@@ -124,6 +125,20 @@ def test_a_checkpoint_that_carries_its_vision_language_model(
     there = {path.name for path in (machine.hub / "models").rglob("zk0d/vlm-1/*")}
     assert there == {"config.json", "tokenizer.json", "merges.txt"}
     assert not [path for _, path in hub.asked if "models/ann/vlm" in path]
+
+
+@pytest.mark.slow
+def test_an_encoder_that_new_policies_begin_with_comes_with_its_weights(
+    machine: Machine, hub: FakeHub, tmp_path: Path
+) -> None:
+    (tmp_path / "vlm" / "pytorch_model.bin").write_bytes(b"can run code")
+    hub.repositories[f"models/{CLIP}"] = tmp_path / "vlm"
+    machine.write(models=f'["{CLIP}"]')
+    done = machine.fetch()
+    assert done.returncode == 0, done.stderr
+    snapshots = machine.hub / "models" / f"models--{CLIP.replace('/', '--')}" / "snapshots"
+    there = {path.name for path in snapshots.rglob("*") if path.is_file()}
+    assert there == {"config.json", "tokenizer.json", "model.safetensors"}
 
 
 @pytest.mark.slow

@@ -30,6 +30,25 @@ class Usual:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """Another model that a policy is built on.
+
+    Attributes
+    ----------
+    keys
+        The keys in the policy's configuration that name it; all of them name the same one.
+    word
+        What a checkpoint's own copy of it is called; LeRobot takes no CLIP without "clip" in it.
+    weights
+        Whether LeRobot loads its weights, too, before the policy's own file overwrites them.
+    """
+
+    keys: tuple[str, ...]
+    word: str = "vlm"
+    weights: bool = False
+
+
+@dataclass(frozen=True)
 class PolicyFamily:
     """A policy class of LeRobot.
 
@@ -52,10 +71,11 @@ class PolicyFamily:
     tokenizer
         The model on the hub whose tokenizer its base has.
     companion
-        The key in its configuration that names another model, whose settings and tokenizer it
-        needs.
+        Another model, whose settings and tokenizer it needs.
     backbone
         The vision backbone whose ImageNet weights a new one begins with.
+    encoder
+        The model on the hub whose weights a new one begins with, and LeRobot asks for; empty: none.
     embedding
         Bytes that are kept of a picture where its base's vision encoder is frozen; 0: the picture.
     steps
@@ -72,12 +92,15 @@ class PolicyFamily:
     spares_cameras: bool = False
     reads_tokens: int = 0
     tokenizer: str = ""
-    companion: str | None = None
+    companion: Companion | None = None
     backbone: str | None = None
+    encoder: str = ""
     embedding: int = 0
     steps: frozenset[str] = frozenset()
     needs: str = ""
 
+
+CLIP = "openai/clip-vit-base-patch16"
 
 #: By LeRobot's name for them.
 FAMILIES: Mapping[str, PolicyFamily] = {
@@ -92,7 +115,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         spares_cameras=True,
         reads_tokens=48,
         tokenizer="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        companion="vlm_model_name",
+        companion=Companion(keys=("vlm_model_name",)),
         embedding=64 * 960 * 2,  # tokens of a width, in bfloat16
         steps=frozenset({"smolvla_new_line_processor"}),
     ),
@@ -108,4 +131,56 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         ),
         needs="diffusers",
     ),
+    "multi_task_dit": PolicyFamily(
+        policy_class=("lerobot.policies.multi_task_dit.modeling_multi_task_dit.MultiTaskDiTPolicy"),
+        usual=Usual(
+            initial_lr=2e-5, weight_decay=0.0, warmup_steps=0, batch_size=8, betas=(0.95, 0.999)
+        ),
+        reads_tokens=77,
+        tokenizer=CLIP,
+        companion=Companion(
+            keys=("vision_encoder_name", "text_encoder_name"), word="clip", weights=True
+        ),
+        encoder=CLIP,
+        needs="diffusers",
+    ),
+    "xvla": PolicyFamily(
+        policy_class="lerobot.policies.xvla.modeling_xvla.XVLAPolicy",
+        usual=Usual(
+            initial_lr=1e-4, weight_decay=0.0, warmup_steps=20, batch_size=8, betas=(0.9, 0.99)
+        ),
+        base="lerobot/xvla-base",
+        widest=20,  # of its actions; a state may have 32 values
+        reads_tokens=64,
+        tokenizer="facebook/bart-large",
+        companion=Companion(keys=("tokenizer_name",), word="words"),
+        steps=frozenset({"xvla_image_to_float", "xvla_imagenet_normalize", "xvla_add_domain_id"}),
+    ),
+}
+
+_REWARDS = "it learns from rewards, which recordings of demonstrations lack"
+_FIXED_SIZE = (
+    "LeRobot fixes its size at billions of weights, so no test of zk0d could train one and load its"
+    " checkpoint"
+)
+_LARGE = "it stands on a large model that zk0d was not tried with"
+#: LeRobot's other policies, and why each is not trained here.
+UNTRAINED: Mapping[str, str] = {
+    "tdmpc": _REWARDS,
+    "gaussian_actor": _REWARDS,
+    "vqbet": (
+        "it first learns codes for actions in a phase of its own, and LeRobot keeps them, and the"
+        " count that ends the phase, outside the weights that nodes send"
+    ),
+    "pi0": _FIXED_SIZE,
+    "pi05": f"{_FIXED_SIZE}; it also normalizes by quantiles, which nodes do not send",
+    "pi0_fast": _FIXED_SIZE,
+    "groot": _LARGE,
+    "eo1": _LARGE,
+    "evo1": _LARGE,
+    "fastwam": _LARGE,
+    "lingbot_va": _LARGE,
+    "molmoact2": _LARGE,
+    "vla_jepa": _LARGE,
+    "wall_x": _LARGE,
 }

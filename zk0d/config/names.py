@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from zk0d.config.base import suggest
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import FAMILIES, UNTRAINED
 from zk0d.errors import ConfigError, DataError, UsageError
 
 ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
@@ -188,6 +188,8 @@ def check_repository(name: str) -> None:
 
 
 def _policy(value: str) -> str:
+    if why := UNTRAINED.get(value):
+        raise ValueError(f"{value!r} is not trained here: {why}; take {', '.join(FAMILIES)}")
     if value not in FAMILIES:
         known = list(FAMILIES)
         raise ValueError(f"{value!r} is none of {', '.join(known)}{suggest(value, known)}")

@@ -23,8 +23,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from safetensors import SafetensorError
 
 from zk0d.config.cameras import camera_feature
-from zk0d.config.families import FAMILIES
-from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER
+from zk0d.config.families import FAMILIES, Companion
+from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER, WEIGHTS_FILE
 from zk0d.errors import not_written
 from zk0d.files import whole_folder
 from zk0d.learning.policies.base import LoadedPolicy
@@ -47,8 +47,9 @@ def write_checkpoint(
 ) -> Path:
     """Write the policy as it is now to ``folder``, which appears whole or not at all.
 
-    A vision-language model that lies in a folder of this machine, as that of a tiny SmolVLA does,
-    goes with it: its settings and tokenizer, under a name of their content, ``zk0d/vlm-HASH``.
+    A companion that lies in a folder of this machine, as a tiny SmolVLA's vision-language model
+    does, goes with it: its settings and tokenizer, and its weights where LeRobot needs them, under
+    a name of their content, ``zk0d/vlm-HASH``.
     LeRobot looks for such a name below the current folder and, offline, in the user's cache of the
     hub: they are put there, too, if it can be written.
 
@@ -80,10 +81,11 @@ def write_checkpoint(
             processors = {draft: loaded.processors(statistics)}
             for group, own in groups.items():
                 processors[draft / GROUPS_FOLDER / group] = loaded.processors(own)
-            key = FAMILIES[config.type].companion
-            if key and Path(getattr(config, key)).is_absolute():
-                name = _carry(Path(getattr(config, key)), draft)
-                setattr(config, key, name)
+            companion = FAMILIES[config.type].companion
+            if companion and (source := Path(getattr(config, companion.keys[0]))).is_absolute():
+                name = _carry(source, draft, companion)
+                for key in companion.keys:
+                    setattr(config, key, name)
                 for preprocess, _ in processors.values():
                     for step in preprocess.steps:
                         if hasattr(step, "tokenizer_name"):
@@ -113,11 +115,11 @@ def _renamed(
     }
 
 
-def _carry(source: Path, checkpoint: Path) -> str:
-    """Settings and tokenizer of a vision-language model, without the place they came from."""
-    folder = checkpoint / VLM_FOLDER / "vlm"
+def _carry(source: Path, checkpoint: Path, companion: Companion) -> str:
+    """Settings and tokenizer of another model, without the place they came from."""
+    folder = checkpoint / VLM_FOLDER / companion.word
     folder.mkdir(parents=True)
-    for pattern in PROCESSOR_FILES:
+    for pattern in (*PROCESSOR_FILES, *([WEIGHTS_FILE] if companion.weights else [])):
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     for name in ("config.json", "tokenizer_config.json"):
@@ -129,7 +131,7 @@ def _carry(source: Path, checkpoint: Path) -> str:
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         whole.update(path.name.encode() + b"\0" + path.read_bytes())
-    name = f"{VLM_FOLDER}/vlm-{whole.hexdigest()[:12]}"
+    name = f"{VLM_FOLDER}/{companion.word}-{whole.hexdigest()[:12]}"
     folder.rename(checkpoint / name)
     _cache(checkpoint / name, name, revision=whole.hexdigest()[:40])
     return name

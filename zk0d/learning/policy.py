@@ -144,7 +144,8 @@ def load_policy(
                 policy = kind.from_folder(folder, config)
         except (OSError, ValueError, RuntimeError) as error:
             _check_disk(error, spec.model_name)
-            built_on = FAMILIES[spec.policy].companion
+            companion = FAMILIES[spec.policy].companion
+            built_on = companion and companion.keys[-1]
             more = f" with the configuration and tokenizer of its '{built_on}'" if built_on else ""
             raise UnavailableError(
                 f"model '{spec.model_name}': {folder} cannot be loaded"
@@ -183,8 +184,9 @@ def policy_sha256(loaded: LoadedPolicy) -> str:
     digest = hashlib.sha256()
     companion = FAMILIES[loaded.spec.policy].companion
     if loaded.spec.model_name in BUILT and companion:
-        tokenizer = Path(getattr(loaded.config, companion)) / "tokenizer.json"
-        digest.update(hashlib.sha256(tokenizer.read_bytes()).hexdigest().encode())
+        tokenizer = Path(getattr(loaded.config, companion.keys[0])) / "tokenizer.json"
+        if tokenizer.is_file():  # the hub's own is what its name says
+            digest.update(hashlib.sha256(tokenizer.read_bytes()).hexdigest().encode())
     add_weights(digest, loaded.policy.state_dict())
     return digest.hexdigest()
 
@@ -345,7 +347,8 @@ def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
         ) from error
     if config is None:
         raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{kind}'.")
-    if key := FAMILIES[policy].companion:
+    companion = FAMILIES[policy].companion
+    for key in companion.keys if companion else ():
         named = getattr(config, key)
         # A checkpoint of ours carries it; LeRobot looks below the current folder.
         for place in (folder / named, Path(named)) if named else ():

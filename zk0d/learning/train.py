@@ -79,14 +79,14 @@ class Moments:
         }
         # LeRobot's trainer has a group of its own for a vision backbone, too.
         prefix = loaded.backbone_prefix
-        groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+        groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
         for name, parameter in loaded.trainable().items():
-            groups[prefix is not None and name.startswith(prefix)].append(parameter)
+            is_backbone = prefix is not None and name.startswith(prefix)
+            groups.setdefault((is_backbone, loaded.rate_factor(name)), []).append(parameter)
         self._optimizer = torch.optim.AdamW(
             [
-                {"params": each, "lr_factor": 1.0, "is_backbone": is_backbone}
-                for is_backbone, each in groups.items()
-                if each
+                {"params": each, "lr_factor": own, "own_factor": own, "is_backbone": is_backbone}
+                for (is_backbone, own), each in sorted(groups.items(), key=lambda item: item[0])
             ],
             lr=0.0,
             betas=FAMILIES[loaded.spec.policy].usual.betas,
@@ -154,7 +154,8 @@ class Moments:
         self._before = _copied(self._optimizer.state)
         for group in self._optimizer.param_groups:
             group["weight_decay"] = weight_decay
-            group["lr_factor"] = backbone_lr_factor if group["is_backbone"] else 1.0
+            asked = backbone_lr_factor if group["is_backbone"] else 1.0
+            group["lr_factor"] = group["own_factor"] * asked
         return self._optimizer
 
 

@@ -56,13 +56,13 @@ from {module} import {name}
 
 folder = "."  # this repository's folder: hf download USER/NAME --local-dir FOLDER
 config = PreTrainedConfig.from_pretrained(folder)
-config.{companion} = f"{{folder}}/{{config.{companion}}}"  # is in this folder, too
+{carried}
 policy = {name}.from_pretrained(folder, config=config)
 policy.eval()
 preprocess, postprocess = make_pre_post_processors(
     config,
     pretrained_path=folder,
-    preprocessor_overrides={{"tokenizer_processor": {{"tokenizer_name": config.{companion}}}}},
+    preprocessor_overrides={{"tokenizer_processor": {{"tokenizer_name": config.{key}}}}},
 )
 # action = postprocess(policy.select_action(preprocess(observation)))
 """
@@ -263,8 +263,12 @@ def _insights(summary: RunSummary) -> str:
 def _usage(summary: RunSummary, statistics: RunStatistics, carries_vlm: bool) -> str:
     family = FAMILIES[_policy(summary)]
     module, _, name = family.policy_class.rpartition(".")
+    keys = family.companion.keys if family.companion else ("",)
+    carried = "\n".join(
+        f'config.{key} = f"{{folder}}/{{config.{key}}}"  # is in this folder, too' for key in keys
+    )
     code = (CARRIED if carries_vlm else USAGE).format(
-        module=module, name=name, companion=family.companion
+        module=module, name=name, carried=carried, key=keys[-1]
     )
     text = f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
     return f"{text}\n\n{_groups(statistics)}" if statistics.groups else text

@@ -25,7 +25,14 @@ from zk0d.config.machine import (
     ClientSettings,
     ServerSettings,
 )
-from zk0d.config.names import POLICY_FILES, PROCESSOR_FILES, DatasetUri, split_revision
+from zk0d.config.names import (
+    CONFIG_FILE,
+    POLICY_FILES,
+    PROCESSOR_FILES,
+    WEIGHTS_FILE,
+    DatasetUri,
+    split_revision,
+)
 from zk0d.daemon.notify import Notify
 from zk0d.errors import ConfigError, TryAgainError, Zk0dError
 from zk0d.files import rename, whole_file
@@ -169,15 +176,25 @@ def _model(name: str) -> bool:
     """Fetch a backbone, or a policy and what it needs of the model that it is built on."""
     if name in backbones.URLS:
         return _backbone(name)
+    if name in {family.encoder for family in FAMILIES.values()}:
+        return _companion(name, weights=True)
     new, folder = _snapshot(name, POLICY_FILES, _is_policy)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = FAMILIES.get(config.get("type"))
-    named = config.get(family.companion) if family else None
-    if isinstance(named, str) and not (folder / named).exists():
+    companion = family.companion if family else None
+    named = config.get(companion.keys[0]) if companion else None
+    if companion and isinstance(named, str) and not (folder / named).exists():
         with _plainly("model", named):
-            newer, _ = _snapshot(named, PROCESSOR_FILES, lambda at: (at / "config.json").is_file())
+            newer = _companion(named, weights=companion.weights)
         new = new or newer
     return new
+
+
+def _companion(name: str, *, weights: bool) -> bool:
+    """Fetch settings and tokenizer of a model that a policy is built on, and perhaps weights."""
+    if weights:
+        return _snapshot(name, (*PROCESSOR_FILES, WEIGHTS_FILE), _is_policy)[0]
+    return _snapshot(name, PROCESSOR_FILES, lambda at: (at / CONFIG_FILE).is_file())[0]
 
 
 def _backbone(name: str) -> bool:

@@ -51,6 +51,8 @@ class LoadedPolicy:
     recordable: ClassVar[bool] = False
     #: What the names of its vision backbone's weights begin with, if that trains at its own rate.
     backbone_prefix: ClassVar[str | None] = None
+    #: What the names of weights begin with that train at a multiple of the rate, and that multiple.
+    rate_factors: ClassVar[Mapping[str, float]] = {}
 
     @classmethod
     def tiny_config(cls, width: int) -> PreTrainedConfig:
@@ -174,6 +176,11 @@ class LoadedPolicy:
                 tokens = step.input_tokenizer(read, verbose=False)["input_ids"]
                 return sum(len(each) > step.max_length for each in tokens), step.max_length
         return 0, 0
+
+    def rate_factor(self, name: str) -> float:
+        """At which multiple of the rate the weight of that name trains, as in LeRobot's trainer."""
+        own = (f for prefix, f in self.rate_factors.items() if name.startswith(prefix))
+        return next(own, 1.0)
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
