@@ -96,7 +96,7 @@ def test_both_are_trusted_and_the_old_one_signs_until_the_end(hub: ServerSetting
 
 
 @pytest.mark.parametrize("written", range(1, 4))
-def test_a_beginning_that_was_cut_off_goes_on(
+def test_a_beginning_that_was_cut_off_continues(
     hub: ServerSettings, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever file was the last."""
@@ -110,7 +110,7 @@ def test_a_beginning_that_was_cut_off_goes_on(
 
 
 @pytest.mark.parametrize("written", range(1, 6))
-def test_an_end_that_was_cut_off_goes_on(
+def test_an_end_that_was_cut_off_continues(
     hub: ServerSettings, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollover.begin(hub)
