@@ -606,22 +606,24 @@ def test_gateway(tls: Certificates, tmp_path: Path) -> None:
     other = make_certificates(tmp_path / "other", ["127.0.0.1"])
     elsewhere = make_certificates(tmp_path / "elsewhere", ["hub"])
     with serving(tls) as address:
-        is_right(client.gateway(address, tls.ca), "TLSv1.3", "good for 397 days")
-        is_wrong(client.gateway(address, other.ca), "is not trusted", "ca.crt")
-        is_wrong(client.gateway(address, tmp_path / "none"), f"{tmp_path / 'none'} is missing")
-        is_wrong(client.gateway(address, tls.key), "no certificate")
-    is_wrong(client.gateway(address, tls.ca), f"{address} cannot be reached")
+        is_right(client.gateway(address, tls.ca, tmp_path), "TLSv1.3", "good for 397 days")
+        is_wrong(client.gateway(address, other.ca, tmp_path), "is not trusted", "a new invite")
+        is_wrong(
+            client.gateway(address, tmp_path / "none", tmp_path), f"{tmp_path / 'none'} is missing"
+        )
+        is_wrong(client.gateway(address, tls.key, tmp_path), "no certificate")
+    is_wrong(client.gateway(address, tls.ca, tmp_path), f"{address} cannot be reached")
     with serving(elsewhere) as address:
-        is_wrong(client.gateway(address, elsewhere.ca), "not valid for '127.0.0.1'")
+        is_wrong(client.gateway(address, elsewhere.ca, tmp_path), "not valid for '127.0.0.1'")
     with serving(None) as address:
-        is_wrong(client.gateway(address, tls.ca), "does not speak TLS")
-    is_unchecked(client.gateway("", tls.ca), "coordinator.address is missing")
+        is_wrong(client.gateway(address, tls.ca, tmp_path), "does not speak TLS")
+    is_unchecked(client.gateway("", tls.ca, tmp_path), "coordinator.address is missing")
 
 
-def test_a_gateway_that_never_answers(tls: Certificates) -> None:
+def test_a_gateway_that_never_answers(tls: Certificates, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        is_wrong(client.gateway(address, tls.ca, seconds=0.1), "cannot be reached")
+        is_wrong(client.gateway(address, tls.ca, tmp_path, seconds=0.1), "cannot be reached")
 
 
 def test_a_gateway_with_an_expired_certificate(
@@ -630,7 +632,7 @@ def test_a_gateway_with_an_expired_certificate(
     monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
     over = make_certificates(tmp_path / "over", ["127.0.0.1"])
     with serving(over) as address:
-        is_wrong(client.gateway(address, over.ca), "certificate has expired")
+        is_wrong(client.gateway(address, over.ca, tmp_path), "certificate has expired")
 
 
 def node_settings(folder: Path, address: str, ca: Path) -> ClientSettings:
@@ -721,7 +723,7 @@ def test_a_certificate_that_ends(
 ) -> None:
     monkeypatch.setattr(certificates, "SERVER_DAYS", days)
     made = make_certificates(tmp_path / "tls", ["127.0.0.1"])
-    is_wrong(server.certificate(link(made)), "superlink.certificate", words, "server init")
+    is_wrong(server.certificate(link(made)), "superlink.certificate", words, "server renew-ca")
     theirs = GatewaySettings(certificate=made.certificate, key=made.key)
     is_wrong(server.certificate(theirs), "gateway.certificate", words, "zk0bot server renew")
 

@@ -26,6 +26,7 @@ from zk0d.config.machine import (
     CONFIG_VARIABLE,
     COORDINATOR_VARIABLE,
     LINE_FOLDER_VARIABLE,
+    SOCKET_KEY,
     ClientSettings,
     ServerSettings,
 )
@@ -103,7 +104,7 @@ class DirectGrid(Grid):
             context = Context(
                 run_id=1,
                 node_id=number,
-                node_config={client_app.SOCKET_KEY: str(self._sockets[number][1])},
+                node_config={SOCKET_KEY: str(self._sockets[number][1])},
                 state=RecordDict(),
                 run_config={},
             )

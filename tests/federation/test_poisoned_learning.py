@@ -13,6 +13,7 @@ import pytest
 from flwr.app import Context
 
 from tests.federation.test_in_process import Lab, lab  # noqa: F401 - a fixture
+from zk0d.config.machine import SOCKET_KEY
 from zk0d.federation import client_app
 from zk0d.federation.learner_client import LearnerClient, Progress
 from zk0d.federation.messages import Train, TrainReply
@@ -60,7 +61,7 @@ class HostileLearner(LearnerClient):
 
 
 def reach(context: Context) -> LearnerClient:
-    return HostileLearner(str(context.node_config[client_app.SOCKET_KEY]), streams=True)
+    return HostileLearner(str(context.node_config[SOCKET_KEY]), streams=True)
 
 
 def turned(payload: Payload) -> Payload:

@@ -176,6 +176,8 @@ def test_limits_reach_the_settings_file(tmp_path: Path) -> None:
     made = written(**lent, device="cuda:1", settings={"limits": {"gpu-power-watts": 250}})
     assert made.learner.device == "cuda:1"
     assert {name: getattr(made.limits, name) for name in LENT} == {**lent, "gpu_power_watts": 250}
+    shared = ["cuda:0", "cuda:1"]
+    assert written(devices=shared).learner.all_devices == tuple(shared)
 
 
 @pytest.mark.slow
@@ -191,10 +193,10 @@ def ask_inventory(name: str, *command: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_example_of_a_lab_has_three_hosts() -> None:
+def test_the_example_of_a_lab_has_four_hosts() -> None:
     listed = json.loads(ask_inventory("lab", "ansible-inventory", "--list"))
     assert listed["coordinator"]["hosts"] == ["hub"]
-    assert listed["contributors"]["hosts"] == ["left-bench", "right-bench"]
+    assert listed["contributors"]["hosts"] == ["left-bench", "right-bench", "gpu-server"]
     left = listed["_meta"]["hostvars"]["left-bench"]
     assert left["zk0d_client_dataset"] == "local:/srv/recordings/left"
     assert left["zk0d_client_settings"] == {"limits": {"max-steps": 500}}

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from tests import processes
 from tests.processes import wait_until
 from tests.recordings.shapes import write
-from zk0d.config.machine import ClientSettings
+from zk0d.config.machine import SOCKET_KEY, ClientSettings
 from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.federation import client_app
 from zk0d.federation.envelope import from_record, kind_of, to_record
@@ -140,7 +140,7 @@ def answer(machine: Machine, task: Train, weights: Payload) -> RecordDict:
     """What the ClientApp sends."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     message = Message(to_record(task, weights), dst_node_id=1, message_type="train")
-    config = {client_app.SOCKET_KEY: str(machine.socket)}
+    config = {SOCKET_KEY: str(machine.socket)}
     context = Context(
         run_id=1, node_id=1, node_config=dict(config), state=RecordDict(), run_config={}
     )

@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import wait_until
 from tests.serving import served
-from zk0d.config.machine import ClientSettings
+from zk0d.config.machine import SOCKET_KEY, ClientSettings
 from zk0d.errors import Zk0dError
 from zk0d.federation import client_app, learner_client
 from zk0d.federation.envelope import from_record, to_record
@@ -119,7 +119,7 @@ def test_the_coordinator_is_told_by_a_refusal_that_passes(
     monkeypatch.setattr(learner_client, "PREPARING_SECONDS", 0.0)
     monkeypatch.setattr(learner_client, "ALMOST_SECONDS", -1.0)
     with served(contributor, tmp_path / "s") as path:
-        context: Any = SimpleNamespace(node_config={client_app.SOCKET_KEY: str(path)})
+        context: Any = SimpleNamespace(node_config={SOCKET_KEY: str(path)})
         answers: list[Any] = []
         monkeypatch.setattr(client_app, "Message", lambda record, reply_to: answers.append(record))
         message: Any = SimpleNamespace(content=to_record(query))

@@ -28,7 +28,7 @@ from zk0d.federation.nodes import Node
 from zk0d.learner.tasks import Learner
 from zk0d.learning.progress import Decoding, event_of
 from zk0d.machine.keys import make_node_key
-from zk0d.machine.rest_note import NOTE_SECONDS, read_note, write_note
+from zk0d.machine.rest_note import HEADER, NOTE_SECONDS, read_note, write_note
 from zk0d.services.coordinator import ask_presence
 from zk0d.services.figures import NodeCollector
 from zk0d.services.learner import LearnerService
@@ -260,7 +260,7 @@ def test_the_coordinator_knows_that_a_node_rests(
         url = f"http://127.0.0.1:{page.port}/zk0d/v1/nodes/{fingerprint}"
 
         def ask(note: str = "") -> dict[str, Any]:
-            return ask_presence(url, ssl.create_default_context(), note).answer
+            return ask_presence(url, ssl.create_default_context(), {HEADER: note}).answer
 
         assert ask(write_note(key, None))["online"]
         assert presence.resting == {}, "it is still there"
@@ -273,7 +273,9 @@ def test_the_coordinator_knows_that_a_node_rests(
         other, stranger = keys(tmp_path / "other")
         ask(write_note(other, None))
         assert presence.resting[fingerprint].until is not None, "another key's word is nothing"
-        ask_presence(url.replace(fingerprint, stranger), ssl.create_default_context(), "1.2.3")
+        ask_presence(
+            url.replace(fingerprint, stranger), ssl.create_default_context(), {HEADER: "1.2.3"}
+        )
         assert stranger not in presence.resting
         ask()
         assert fingerprint in presence.resting, "anybody may ask without a note"

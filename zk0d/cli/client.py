@@ -56,9 +56,10 @@ def join(
     from zk0d.machine.enrolment import Invite
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
-    ca = read.ca.encode() if read.ca else None
     folder = new_place(folder, contributor)
-    _set_up(folder, name, read.address, ca, _own(dataset, device), contact, read.token)
+    _set_up(
+        folder, name, read.address, read.authorities, _own(dataset, device), contact, read.token
+    )
 
 
 @app.command()
@@ -124,20 +125,15 @@ def _set_up(
 
 def enrol(folder: Path, contact: str) -> EnrolAnswer:
     """Show the coordinator the invite's token; it is kept only if it may help later."""
-    import ssl
-
-    from zk0d.errors import ConfigError
     from zk0d.machine import node_key
+    from zk0d.machine.authorities import Authorities
     from zk0d.machine.setup import keep_token, kept_token
     from zk0d.services import coordinator
 
-    settings = _settings(folder).coordinator
-    try:
-        trust = ssl.create_default_context(cafile=str(settings.ca))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{settings.ca}: no certificate can be read ({error}).") from None
+    settings = _settings(folder)
+    trust = Authorities.of(settings).context()
     body = node_key.enrolment(folder, contact, kept_token(folder))
-    answer = coordinator.enrol(settings.presence_page, trust, body)
+    answer = coordinator.enrol(settings.coordinator.presence_page, trust, body)
     if answer.approved or answer.token_refused:
         keep_token(folder, "")
     return answer

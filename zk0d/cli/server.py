@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zk0d.cli import status as status_verb
 from zk0d.cli import verbs
-from zk0d.machine import units
+from zk0d.machine import roles, units
+
+if TYPE_CHECKING:
+    from zk0d.config.machine import ServerSettings
+    from zk0d.machine.rollover import Cas
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's services on this host.")
 
@@ -117,6 +121,75 @@ def renew(
         return
     gateway.show_certificate(folder)
     typer.echo("the certificate is renewed")
+
+
+@app.command(name="renew-ca")
+def renew_ca(
+    begin: Annotated[
+        bool, typer.Option("--begin", help="Make the next CA; nodes then trust both.")
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Use the next CA alone; a run under way resumes.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --finish: also if a node lacks the next CA.")
+    ] = False,
+    folder: verbs.Folder = units.CONFIG_FOLDER,
+) -> None:
+    """Change the certificate authority (CA) in two steps, or show which nodes have the next one."""
+    from zk0d.config.machine import ServerSettings
+    from zk0d.errors import UnavailableError, UsageError
+    from zk0d.machine import rollover
+    from zk0d.machine.audit import note
+
+    if (begin and finish) or (force and not finish):
+        raise UsageError("--begin and --finish are two steps; --force belongs to --finish.")
+    settings = ServerSettings.load(folder / "server.toml")
+    cas = rollover.read_cas(settings.superlink.ca, settings.gateway.certificate)
+    if begin:
+        is_new = cas.next is None
+        cas = rollover.begin(settings)
+        if is_new and cas.next is not None:
+            note(folder, "ca.begun", ca=cas.next.fingerprint, by=cas.next.by)
+    _show_ca(settings, cas)
+    if not finish:
+        return
+    missed = [each.name for each in rollover.standings(settings) if each.is_missed]
+    # Who trusts a public authority needs nothing of ours.
+    if missed and cas.shown and not force:
+        raise UnavailableError(
+            f"the next CA is not on {', '.join(missed)} yet, which would be cut off; wait until"
+            " they have been online, or add --force and send their owners a new invite."
+        )
+    rollover.finish(settings)
+    if units.by_systemd(folder):
+        names = ("gateway", "superlink", "server-superexec")
+        units.systemctl("try-restart", *(f"{roles.service(n).unit}.service" for n in names))
+    rollover.end(settings)
+    note(folder, "ca.finished", ca=cas.next.fingerprint if cas.next else "", missed=missed)
+    typer.echo(
+        "the next CA is the only one now; the services have its certificates"
+        if units.by_systemd(folder)
+        else "the next CA counts after a restart: zk0bot server stop, then start"
+    )
+
+
+def _show_ca(settings: ServerSettings, cas: Cas) -> None:
+    from zk0d.machine import rollover
+    from zk0d.machine.successor import fingerprint
+
+    if cas.next is None:
+        typer.echo(f"CA {fingerprint(cas.present)[:16]}; no change of it is under way")
+        return
+    typer.echo(f"CA {cas.next.by[:16]}, to be followed by {cas.next.fingerprint[:16]}")
+    for each in rollover.standings(settings) if cas.shown else ():
+        if each.has:
+            said = "has the next CA"
+        elif each.is_missed:
+            said = "does not have it yet"
+        else:
+            said = "does not have it, and was not online in the last 30 days"
+        typer.echo(f"node {each.name}: {said}")
 
 
 @app.command(name="renew-secrets")

@@ -106,7 +106,7 @@ class Conversation:
         read = self._invite(invite)
         usual = check_alias(name or client.usual_name(self._folder))
         # Before the next question, so that no invite is pasted twice.
-        set_up_client(self._folder, usual, read.address, _authority(read))
+        set_up_client(self._folder, usual, read.address, read.authorities)
         keep_token(self._folder, read.token)
         self._say(f"Its settings and its key are in {self._folder}.")
         if not name:
@@ -145,7 +145,7 @@ class Conversation:
                     " --folder for a second node, or write the new address into"
                     f" coordinator.address of {self._file}."
                 )
-            if set_authority(self._folder, _authority(read)):
+            if set_authority(self._folder, read.authorities):
                 self._changed = True
             if not address:
                 self._change({"coordinator": {"address": read.address}})
@@ -378,16 +378,16 @@ class Conversation:
 
     def _coordinators_word(self) -> dict[str, Any]:
         """What the presence page says of this node's key; empty if it does not answer."""
-        import ssl
-
+        from zk0d.errors import ConfigError
+        from zk0d.machine.authorities import Authorities
         from zk0d.machine.keys import fingerprint
         from zk0d.services.coordinator import ask_presence
 
         coordinator = self._settings.coordinator
         key = fingerprint(self._folder / "node.pub")
         try:
-            trust = ssl.create_default_context(cafile=str(coordinator.ca))
-        except (OSError, ssl.SSLError):
+            trust = Authorities.of(self._settings).context()
+        except ConfigError:
             return {}
         word = ask_presence(f"{coordinator.presence_page}/nodes/{key}", trust)
         if word.failure:
@@ -534,10 +534,6 @@ def _read_invite(line: str) -> Invite:
     from zk0d.machine.enrolment import Invite
 
     return Invite.from_line(sys.stdin.read() if line == "-" else line)
-
-
-def _authority(invite: Invite) -> bytes | None:
-    return invite.ca.encode() if invite.ca else None
 
 
 def _in_groups(fingerprint: str) -> str:

@@ -49,6 +49,9 @@ COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA
 LIMITS_VARIABLE, LINE_FOLDER_VARIABLE = "ZK0D_LIMITS", "ZK0D_LINE_FOLDER"
 #: … and where it is said whether the owner needs this machine.
 OWNER_VARIABLE = "ZK0D_OWNER_FOLDER"
+#: How a SuperNode tells its ClientApps where their learner is, and by which authorities (PEM) they
+#: know the coordinator, if not by those of ``coordinator.ca``.
+SOCKET_KEY, AUTHORITIES_KEY = "learner-socket", "authorities"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 MirrorUrl = Annotated[

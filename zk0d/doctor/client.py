@@ -195,9 +195,9 @@ def coordinator_name(address: str) -> str:
 
 
 @rule("gateway")
-def gateway(address: str, ca: Path, seconds: float = CONNECT_SECONDS) -> str:
+def gateway(address: str, ca: Path, state: Path, seconds: float = CONNECT_SECONDS) -> str:
     """The gateway answers over TLS, with a certificate that the CA signed for its name."""
-    trust = _trust(ca)
+    trust = _trust(ca, state)
     if not address:
         raise Unchecked("coordinator.address is missing")
     host, port = _split(address)
@@ -211,8 +211,9 @@ def gateway(address: str, ca: Path, seconds: float = CONNECT_SECONDS) -> str:
         raise Wrong(
             f"coordinator.ca: the certificate of {address} is not trusted.",
             error.verify_message,
-            f"ask the coordinator's operator for the present ca.crt and put it to {ca}; if the"
-            " name or the date is wrong, the operator has to make a new certificate",
+            "if the coordinator has another CA (ask its operator), zk0bot client join with a new"
+            " invite, then zk0bot client stop and start; if the name or the date is wrong, the"
+            " operator has to make a new certificate",
         ) from None
     except ssl.SSLError as error:
         raise Wrong(
@@ -281,22 +282,27 @@ def _ask_coordinator(settings: ClientSettings) -> tuple[str, Word]:
             own = fingerprint(path.with_suffix(".pub"))
         except ConfigError:
             raise Unchecked(f"this node's key is not known: {error.message}") from None
-    word = ask_presence(f"{coordinator.presence_page}/nodes/{own}", _trust(coordinator.ca))
+    word = ask_presence(
+        f"{coordinator.presence_page}/nodes/{own}", _trust(coordinator.ca, settings.supernode.state)
+    )
     if word.failure:
         raise Unchecked(f"{coordinator.presence_page} does not answer ({word.failure})")
     return own, word
 
 
-def _trust(ca: Path) -> ssl.SSLContext:
+def _trust(ca: Path, state: Path) -> ssl.SSLContext:
+    from zk0d.errors import ConfigError
+    from zk0d.machine.authorities import Authorities
+
+    if ca.exists():
+        ca.open("rb").close()  # one that only root reads is not wrong
     try:
-        return ssl.create_default_context(cafile=str(ca))
-    except PermissionError:
-        raise
-    except OSError as error:  # ssl's own errors among them
+        return Authorities.read(ca, state).context()
+    except ConfigError as error:
         raise Wrong(
             f"coordinator.ca: {ca} is missing or no certificate.",
-            error.strerror or type(error).__name__,
-            f"ask the coordinator's operator for ca.crt and put it to {ca}",
+            error.message,
+            "ask the coordinator's operator for an invite, then zk0bot client join",
         ) from None
 
 

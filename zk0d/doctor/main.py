@@ -63,7 +63,7 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
             host, settings.dataset_uri, settings.cameras, settings.learner.max_bad_frames
         )
     yield client.coordinator_name(coordinator.address)
-    yield client.gateway(coordinator.address, coordinator.ca)
+    yield client.gateway(coordinator.address, coordinator.ca, node.state)
     yield client.enrolled(settings)
     yield client.clock_at_coordinator(settings)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 LEAST_DAYS = 30
 _ANEW = (
-    "move the folder away, run zk0bot server init --host NAME, give the new ca.crt to the nodes,"
-    " and restart zk0d-server and zk0d-gateway"
+    "zk0bot server renew-ca --begin makes the next CA; docs/security.md, Certificates, has the"
+    " steps, also for one that has ended"
 )
 _RENEW = "zk0bot server renew makes a new one; replace a certificate of your own yourself"
 

@@ -45,6 +45,8 @@ class Carrier:
 
     Parameters
     ----------
+    authorities
+        Those by which it is known instead (PEM).
     patience
         Seconds.
     sleep
@@ -64,6 +66,7 @@ class Carrier:
         url: str,
         ca: Path | None,
         *,
+        authorities: str = "",
         patience: float = PATIENCE_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
         line: Line | None = None,
@@ -72,7 +75,11 @@ class Carrier:
         self._line = line or Line(LimitsSettings())
         self._patience = patience
         self._sleep = sleep
-        trust = ssl.create_default_context(cafile=str(ca)) if ca else True
+        trust: ssl.SSLContext | bool = True
+        if authorities:
+            trust = ssl.create_default_context(cadata=authorities)
+        elif ca:
+            trust = ssl.create_default_context(cafile=str(ca))
         self._http = httpx.Client(
             base_url=url, verify=trust, timeout=httpx.Timeout(30.0), trust_env=False
         )

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from zk0d.config.machine import DEFAULT_SOCKET, SOCKET_VARIABLE
+from zk0d.config.machine import AUTHORITIES_KEY, DEFAULT_SOCKET, SOCKET_KEY, SOCKET_VARIABLE
 from zk0d.errors import Zk0dError
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.learner_client import LearnerClient, NodeLearner
@@ -36,8 +37,6 @@ from zk0d.federation.tries import Tries
 from zk0d.federation.update import UpdateError
 from zk0d.learning.progress import CacheUse, told_by
 from zk0d.record.reasons import Reason
-
-SOCKET_KEY = "learner-socket"
 
 app = ClientApp()
 log = logging.getLogger("flwr")
@@ -87,7 +86,8 @@ def train(message: Message, context: Context) -> Message:
                     task = tries.again(task, learner, error)
                     payload = way.again(learner.held)
 
-    with contextlib.closing(NodeEnd(carrier_of, line_of())) as way:
+    known = partial(carrier_of, authorities=str(context.node_config.get(AUTHORITIES_KEY, "")))
+    with contextlib.closing(NodeEnd(known, line_of())) as way:
         return _answer(message, context, ask)
 
 

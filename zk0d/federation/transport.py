@@ -360,8 +360,18 @@ class NodeEnd:
         return self._carrier
 
 
-def carrier_of(line: Line, environment: os._Environ[str] | dict[str, str] = os.environ) -> Carrier:
+def carrier_of(
+    line: Line,
+    environment: os._Environ[str] | dict[str, str] = os.environ,
+    *,
+    authorities: str = "",
+) -> Carrier:
     """The way that the SuperExec told its ClientApps.
+
+    Parameters
+    ----------
+    authorities
+        By which the SuperNode knows the coordinator (PEM), if not by those that the SuperExec told.
 
     Raises
     ------
@@ -371,7 +381,7 @@ def carrier_of(line: Line, environment: os._Environ[str] | dict[str, str] = os.e
     url, ca = environment.get(COORDINATOR_VARIABLE), environment.get(CA_VARIABLE)
     if not url:
         raise UnavailableError("the ClientApp was not told where the coordinator's files are.")
-    return Carrier(url, Path(ca) if ca else None, line=line)
+    return Carrier(url, Path(ca) if ca else None, authorities=authorities, line=line)
 
 
 def _needed(task: Train, offered: Payload, held: Callable[[], str]) -> Payload:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import tomli_w
 
+from zk0d.config.machine import AUTHORITIES_KEY, SOCKET_KEY
 from zk0d.daemon.environment import child_environment
+from zk0d.files import write_file
 
 if TYPE_CHECKING:
     from zk0d.machine.certificates import Certificates
@@ -120,6 +122,15 @@ def supernode(
     )
 
 
-def write_node_config(path: Path, learner_socket: Path) -> None:
-    """What a SuperNode tells its ClientApps."""
-    path.write_text(tomli_w.dumps({"learner-socket": str(learner_socket)}), encoding="utf-8")
+def write_node_config(path: Path, learner_socket: Path, authorities: str = "") -> None:
+    """What a SuperNode tells its ClientApps.
+
+    Parameters
+    ----------
+    authorities
+        By which they know the coordinator (PEM), if not by those of ``coordinator.ca``.
+    """
+    told = {SOCKET_KEY: str(learner_socket)}
+    if authorities:
+        told[AUTHORITIES_KEY] = authorities
+    write_file(path, tomli_w.dumps(told))

@@ -43,25 +43,60 @@ def make_certificates(folder: Path, names: list[str]) -> Certificates:
     """A certificate authority and a server certificate for ``names`` (hosts or addresses)."""
     make_folder(folder)
     now = datetime.datetime.now(datetime.UTC)
-    ca_key = ec.generate_private_key(ec.SECP384R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0d federation CA")])
-    ca = (
-        _builder(ca_name, ca_name, ca_key.public_key(), now, CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(ca_key, hashes.SHA384())
-    )
+    ca_key, ca = _authority(now)
     files = Certificates(folder / "ca.crt", folder / "server.crt", folder / "server.key")
     write_private(folder / "ca.key", _pem(ca_key))
     _write(files.ca, ca)
-    for name, alternatives, days in (
-        ("server", names, SERVER_DAYS),
-        ("link", list(LOOPBACK), CA_DAYS),
-    ):
-        key, certificate = _signed(ca_key, ca, alternatives, now, days)
+    for name, alternatives, days in _pairs():
+        key, certificate = _signed(ca_key, ca, alternatives or names, now, days)
         write_private(folder / f"{name}.key", _pem(key))
         _write(folder / f"{name}.crt", certificate)
     return files
+
+
+def make_authority() -> tuple[bytes, str]:
+    """Another certificate authority: its key and its certificate (PEM)."""
+    key, ca = _authority(datetime.datetime.now(datetime.UTC))
+    return _pem(key), ca.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, str]:
+    """The key and the certificate (PEM) of the authority that signs.
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be read.
+    """
+    key, ca = _read_authority(folder)
+    return key, ca.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def sign_all(folder: Path, ca: str, key: Path) -> None:
+    """New ``server.crt`` and ``link.crt``, by another authority, for the same names.
+
+    Parameters
+    ----------
+    ca, key
+        The authority's certificate (PEM) and its key's file.
+
+    Raises
+    ------
+    ConfigError
+        If the key is not the authority's, or the old certificate cannot be read.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    authority = x509.load_pem_x509_certificate(ca.encode())
+    try:
+        ca_key = serialization.load_pem_private_key(key.read_bytes(), None)
+        names = names_of(x509.load_pem_x509_certificate((folder / "server.crt").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: the certificates cannot be read ({error}).") from None
+    if ca_key.public_key() != authority.public_key():
+        raise ConfigError(f"{key}: is not the key of the next CA; ca.next.key is.")
+    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    for name, alternatives, days in _pairs():
+        _replace(folder, name, *_signed(ca_key, authority, alternatives or names, now, days))
 
 
 def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = None) -> bool:
@@ -75,23 +110,58 @@ def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = 
     now = now or datetime.datetime.now(datetime.UTC)
     try:
         old = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
-        ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-        ca_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: the certificates cannot be read ({error}); zk0bot server init makes them."
-        ) from None
+        raise _unreadable(folder, error) from None
+    ca_key, ca = _read_authority(folder)
     if not force and old.not_valid_after_utc - now > datetime.timedelta(days=RENEW_DAYS):
         return False
-    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
-    key, certificate = _signed(ca_key, ca, names_of(old), now, SERVER_DAYS)
-    # Each by a rename; who starts in between finds a pair that does not fit, and is restarted.
-    for name, content, private in (
-        ("server.key", _pem(key), True),
-        ("server.crt", certificate.public_bytes(serialization.Encoding.PEM), False),
-    ):
-        write_file(folder / name, content, mode=0o600 if private else None)
+    _replace(folder, "server", *_signed(ca_key, ca, names_of(old), now, SERVER_DAYS))
     return True
+
+
+def _pairs() -> tuple[tuple[str, list[str], int], ...]:
+    """What an authority signs: for which names, if not for those that nodes use; for how long."""
+    return ("server", [], SERVER_DAYS), ("link", list(LOOPBACK), CA_DAYS)
+
+
+def _replace(
+    folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
+) -> None:
+    """Each by a rename; who starts in between finds a pair that does not fit, and is restarted."""
+    write_file(folder / f"{name}.key", _pem(key), mode=0o600)
+    _write(folder / f"{name}.crt", certificate)
+
+
+def _read_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The authority that signs: ``ca.crt`` holds two certificates while one follows another."""
+    try:
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        known = x509.load_pem_x509_certificates((folder / "ca.crt").read_bytes())
+        ca = next((each for each in known if each.public_key() == key.public_key()), None)
+        if ca is None:
+            raise ValueError("ca.key is not the key of ca.crt")
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key, ca
+
+
+def _unreadable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{folder}: the certificates cannot be read ({error}); zk0bot server init makes them."
+    )
+
+
+def _authority(now: datetime.datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0d federation CA")])
+    certificate = (
+        _builder(name, name, key.public_key(), now, CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+    return key, certificate
 
 
 def expiry_of(path: Path) -> float:

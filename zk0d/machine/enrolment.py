@@ -27,6 +27,7 @@ from zk0d.config.names import Alias, check_alias
 from zk0d.errors import ConfigError
 from zk0d.machine.certificates import LOOPBACK, is_issued_by, names_of
 from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
+from zk0d.machine.successor import pems
 
 INVITE = "zk0d-invite-1:"
 #: A request in one line, of the characters that a QR code packs best; a point ends it.
@@ -56,25 +57,24 @@ class Invite:
         A PEM certificate, or empty for a public authority's.
     token
         What a node shows to be let in at once; empty if a person decides.
+    next
+        The certificate of the CA that is to follow, while one follows another.
     """
 
     address: str
     ca: str
     token: str = ""
+    next: str = ""
 
     def to_line(self) -> str:
         """The one line to send."""
-        der = b""
-        if self.ca:
-            der = x509.load_pem_x509_certificate(self.ca.encode()).public_bytes(
-                serialization.Encoding.DER
-            )
         content = json.dumps(
             {
                 "address": self.address,
-                "ca": base64.b64encode(der).decode(),
+                "ca": _to_der(self.ca),
                 "fingerprint": self.fingerprint,
                 **({"token": self.token} if self.token else {}),
+                **({"next": _to_der(self.next)} if self.next else {}),
             },
             separators=(",", ":"),
         )
@@ -84,6 +84,11 @@ class Invite:
     def fingerprint(self) -> str:
         """SHA-256 of the CA certificate, or empty."""
         return ca_fingerprint(self.ca) if self.ca else ""
+
+    @property
+    def authorities(self) -> bytes | None:
+        """What a node's ``coordinator.ca`` is to hold; ``None`` for a public authority."""
+        return (self.ca + self.next).encode() if self.ca else None
 
     @classmethod
     def from_line(cls, line: str) -> Invite:
@@ -103,12 +108,9 @@ class Invite:
         body = text.removeprefix(INVITE)
         try:
             content = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-            address, der = str(content["address"]), base64.b64decode(content["ca"], validate=True)
-            pem = ""
-            if der:
-                certificate = x509.load_der_x509_certificate(der)
-                pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-            invite = cls(address, pem, _token(content.get("token", "")))
+            address = str(content["address"])
+            ca, following = _from_der(content["ca"]), _from_der(content.get("next", ""))
+            invite = cls(address, ca, _token(content.get("token", "")), following)
             whole = content["fingerprint"] == invite.fingerprint
         except (ValueError, KeyError, TypeError):
             whole = False
@@ -130,8 +132,10 @@ def invite_of(settings: ServerSettings) -> Invite:
     gateway = settings.gateway
     try:
         seen = x509.load_pem_x509_certificate(gateway.certificate.read_bytes())
-        ca = settings.superlink.ca.read_text(encoding="utf-8")
-        ours = is_issued_by(seen, x509.load_pem_x509_certificate(ca.encode()))
+        known = pems(settings.superlink.ca.read_text(encoding="utf-8"))
+        ours = any(
+            is_issued_by(seen, x509.load_pem_x509_certificate(pem.encode())) for pem in known
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"gateway.certificate: {gateway.certificate} cannot be read ({error}); zk0bot server"
@@ -142,7 +146,8 @@ def invite_of(settings: ServerSettings) -> Invite:
         names = [name for name in names_of(seen) if name not in LOOPBACK] or ["localhost"]
         host = f"[{names[0]}]" if ":" in names[0] else names[0]
         address = f"{host}:{gateway.port}"
-    return Invite(address, ca if ours else "")
+    # While one CA follows another, the file has both.
+    return Invite(address, known[0], next="".join(known[1:2])) if ours else Invite(address, "")
 
 
 @dataclass(frozen=True)
@@ -309,6 +314,21 @@ class Request:
         except (ValueError, LookupError, InvalidSignature):
             raise _damaged() from None
         return request
+
+
+def _to_der(pem: str) -> str:
+    if not pem:
+        return ""
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    return base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
+
+
+def _from_der(text: str) -> str:
+    der = base64.b64decode(text, validate=True)
+    if not der:
+        return ""
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _token(text: object) -> str:

@@ -7,16 +7,13 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
-
-from zk0d.machine.rest_note import HEADER
 
 #: How far a node's clock may be off before the coordinator refuses its signatures.
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 300.0
@@ -45,21 +42,30 @@ class Word:
 class PresenceWatch:
     """Asks the presence page from a thread of its own, so that no look has to wait for it."""
 
-    def __init__(self, page: str, ca: Path, key: str, interval: float) -> None:
-        self._note: Callable[[], str] = str
+    def __init__(self, page: str, trust: ssl.SSLContext, key: str, interval: float) -> None:
+        self._notes: dict[str, Callable[[], str]] = {}
         self._soon = threading.Event()
         self._url = f"{page}/nodes/{key}"
-        self._trust = ssl.create_default_context(cafile=str(ca))
+        self._trust = trust
         self._interval = interval
         self._end = threading.Event()
         self.word: Word | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def tell(self, note: Callable[[], str]) -> None:
+    def tell(self, header: str, note: Callable[[], str]) -> None:
         """Have the coordinator told at once, and from now on, what ``note`` writes."""
-        self._note = note
+        self._notes[header] = note
         self._soon.set()
+
+    def trust(self, trust: ssl.SSLContext) -> None:
+        """Know the coordinator otherwise from now on."""
+        self._trust = trust
+        self._soon.set()
+
+    def answers(self, trust: ssl.SSLContext) -> bool:
+        """Whether the page answers at this moment to one who knows it so."""
+        return not ask_presence(self._url, trust).failure
 
     def close(self) -> None:
         self._end.set()
@@ -77,7 +83,8 @@ class PresenceWatch:
                 return
 
     def _ask(self) -> Word:
-        word, before = ask_presence(self._url, self._trust, self._note()), self.word
+        notes = {header: note() for header, note in list(self._notes.items())}
+        word, before = ask_presence(self._url, self._trust, notes), self.word
         if word.failure and before is not None and before.failure:
             return replace(word, since=before.since)
         return word
@@ -95,11 +102,12 @@ def next_wait(word: Word, interval: float, before: float) -> float:
     return max(interval, min(before * _GROWTH, QUIET_FACTOR * interval))
 
 
-def ask_presence(url: str, trust: ssl.SSLContext, note: str = "") -> Word:
-    """What a presence page says at this moment; ``note`` is what a node that rests tells."""
+def ask_presence(url: str, trust: ssl.SSLContext, notes: Mapping[str, str] | None = None) -> Word:
+    """What a presence page says at this moment; ``notes`` is what a node tells, by headers."""
     try:
         # By the standard library: httpx alone takes 6 MB. Settings allow http(s) only.
-        request = Request(url, headers={HEADER: note} if note else {})  # noqa: S310
+        told = {header: note for header, note in (notes or {}).items() if note}
+        request = Request(url, headers=told)  # noqa: S310
         with urlopen(request, timeout=PRESENCE_SECONDS, context=trust) as response:  # noqa: S310
             content = json.load(response)
             return Word(answer=content, clock_ahead=_clock_ahead(response.headers["Date"]))

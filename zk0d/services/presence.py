@@ -31,11 +31,14 @@ from zk0d.daemon.clock import uptime
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.federation.nodes import Node, current
 from zk0d.flower.sessions import KeyUse
-from zk0d.machine.rest_note import HEADER, read_note
+from zk0d.machine import rest_note, successor
+from zk0d.machine.rest_note import read_note
 from zk0d.machine.roster import read_roster
+from zk0d.machine.successor import read_word
 from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
 from zk0d.services.enrolment import MOST_BYTES, Enrolment
+from zk0d.services.overlap import Overlap
 from zk0d.services.transfers import Transfers
 
 log = logging.getLogger("zk0d")
@@ -82,10 +85,13 @@ class Presence:
     ----------
     roster
         The folder of the keys by which a node's word is known.
+    overlap
+        Which CA nodes may expect, and who has the next one.
     """
 
-    def __init__(self, roster: Path | None = None) -> None:
+    def __init__(self, roster: Path | None = None, overlap: Overlap | None = None) -> None:
         self._roster = roster
+        self._overlap = overlap
         self._rests: dict[str, Resting] = {}
         self._nodes: dict[str, Node] = {}
         self._uses: Mapping[str, KeyUse] = {}
@@ -133,6 +139,17 @@ class Presence:
         except ConfigError as error:
             log.warning("%s: %s", key[:12], error.message)
 
+    def take_word(self, key: str, word: str) -> None:
+        """A node says that it has the next CA."""
+        if self._roster is None or self._overlap is None or not self._overlap.wants(key):
+            return
+        if (public := read_roster(self._roster).get(key)) is None:
+            return
+        try:
+            self._overlap.has(key, read_word(word, public))
+        except ConfigError as error:
+            log.warning("%s: %s", key[:12], error.message)
+
     def of(self, key: str) -> dict[str, Any]:
         """What the page says about a key; there is no list."""
         node = self._nodes.get(key)
@@ -146,6 +163,7 @@ class Presence:
             "since": since,
             **asdict(self._uses.get(key, KeyUse())),
             "run": self._run,
+            "authority": self._overlap.told if self._overlap else None,
         }
 
 
@@ -214,9 +232,12 @@ class PresencePage:
         key = request.path_params["key"]
         if not _FINGERPRINT.fullmatch(key) or request.method not in _READING:
             return await self._other(request)
-        if key in self._presence and (note := request.headers.get(HEADER)):
+        if key in self._presence:
             # The roster's files are read, and a signature is checked.
-            await run_in_threadpool(self._presence.take_note, key, note)
+            if note := request.headers.get(rest_note.HEADER):
+                await run_in_threadpool(self._presence.take_note, key, note)
+            if word := request.headers.get(successor.HEADER):
+                await run_in_threadpool(self._presence.take_word, key, word)
         return JSONResponse(self._presence.of(key), headers=_NOT_KEPT)
 
     async def _enrol(self, request: Request) -> Response:

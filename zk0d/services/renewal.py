@@ -7,14 +7,14 @@ continues with the next call.
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from zk0d.config.machine import ClientSettings
-from zk0d.errors import ConfigError, TryAgainError, UnavailableError
+from zk0d.errors import TryAgainError, UnavailableError
 from zk0d.machine import node_key
+from zk0d.machine.authorities import Authorities
 from zk0d.machine.hold import Hold, end_hold, read_hold
 from zk0d.machine.keys import fingerprint
 from zk0d.machine.state import STATE, read_json
@@ -45,11 +45,7 @@ class KeyChange:
         self._state = self._settings.supernode.state
         self._seconds = seconds
         self._say = say
-        ca = self._settings.coordinator.ca
-        try:
-            self._trust = ssl.create_default_context(cafile=str(ca))
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{ca}: no certificate can be read ({error}).") from None
+        self._trust = Authorities.of(self._settings).context()
 
     def run(self) -> str:
         """Change it, or go on with a change that was cut off; the new key's fingerprint.

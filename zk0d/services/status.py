@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zk0d.config.machine import ClientSettings
+from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.daemon.line import LineWatch
 from zk0d.daemon.own_rounds import RoundBook
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, Zk0dError
 from zk0d.machine import contributors, units
 from zk0d.machine.state import STATE, read_json
 from zk0d.services import standalone
@@ -31,6 +31,7 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         "run": None,
         "nodes": [],
         "node": None,
+        "next_ca": None,
         "line": None,
         "trained": None,
         "contributors": _others(folder),
@@ -63,6 +64,7 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
         said = read_json(state / STATE)
         if role == "server":
             content["run"], content["nodes"] = said.get("run"), said.get("nodes", [])
+            content["next_ca"] = _next_ca(folder)
             content["todo"] += [
                 f"two machines use the key of node {node['name']}: one of the two must stop"
                 f" or get a key of its own; zk0bot node remove {node['name']} shuts both out"
@@ -88,6 +90,18 @@ def gather(roles: Iterable[str], folder: Path) -> dict[str, Any]:
     content["todo"] += [f"{unit.name}: {unit.todo}" for unit in services if unit.todo]
     content["ok"] = not content["todo"]
     return content
+
+
+def _next_ca(folder: Path) -> dict[str, Any] | None:
+    """The nodes that have the next CA and those that lack it; ``None`` if none is to follow."""
+    from zk0d.machine.rollover import standings
+
+    try:
+        found = standings(ServerSettings.load(folder / "server.toml"))
+    except (Zk0dError, OSError):  # who is not root may not know
+        return None
+    have = {has: [each.name for each in found if each.has is has] for has in (True, False)}
+    return {"have": have[True], "lack": have[False]} if found else None
 
 
 def _others(folder: Path) -> list[str]:

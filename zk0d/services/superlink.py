@@ -32,6 +32,7 @@ from zk0d.services.database import Database
 from zk0d.services.enrolment import Enrolment
 from zk0d.services.figures import NodeCollector, RunCollector
 from zk0d.services.members import Members
+from zk0d.services.overlap import Overlap
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.resume import Resume
 from zk0d.services.run_watch import RunWatch
@@ -59,7 +60,8 @@ class SuperlinkService(Service):
             self._link.state / "superlink.db", self._link.database_limit_mib * 2**20
         )
         self._run = NewestRun(settings.runs)
-        self._presence = Presence(self._link.roster)
+        self._overlap = Overlap(self._link, settings.gateway.certificate, self._note)
+        self._presence = Presence(self._link.roster, self._overlap)
         self._nodes = self.metrics.gauge("nodes", "Registered nodes.", ("state",))
         self._size = self.metrics.gauge("database_bytes", "Size of the SuperLink's database.")
         self._rebuilt = self.metrics.counter(
@@ -174,6 +176,7 @@ class SuperlinkService(Service):
         uses = read_uses(self._sessions)
         self._members.tell(every, uses)
         shared = self._members.shared
+        self._overlap.look()
         self._presence.update(every, run, uses)
         if self._settings.gateway.status_page:
             self._presence.page = page.render(nodes, run)

@@ -6,6 +6,7 @@ of the coordinator's presence page. A coordinator that is away is an outage, no 
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from functools import partial
@@ -20,16 +21,19 @@ from zk0d.daemon.ports import require_free_port
 from zk0d.daemon.rest import Rest, read_rest
 from zk0d.daemon.service import Condition, Service
 from zk0d.daemon.supervised import Backoff, State, Supervised
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, TryAgainError
+from zk0d.files import write_file
 from zk0d.flower import commands
 from zk0d.flower.logs import relay
 from zk0d.flower.sessions import SESSION_VARIABLE
 from zk0d.flower.supernode import ENDS, LEAVE_SIGNAL, reason_of, session_name
-from zk0d.machine import contributors
+from zk0d.machine import contributors, rest_note, successor
+from zk0d.machine.authorities import Authorities
 from zk0d.machine.credentials import credential, fingerprint_of
 from zk0d.machine.hold import Hold, read_hold
-from zk0d.machine.rest_note import write_note
+from zk0d.machine.rights import writing
 from zk0d.machine.state import StateFile
+from zk0d.machine.successor import Successor, checked_apart
 from zk0d.services.coordinator import (
     CLOCK_AHEAD,
     CLOCK_BEHIND,
@@ -39,6 +43,8 @@ from zk0d.services.coordinator import (
     PresenceWatch,
     Word,
 )
+
+log = logging.getLogger("zk0d")
 
 #: A new process has so long to come online.
 CONNECT_SECONDS = 45.0
@@ -79,6 +85,10 @@ class SupernodeService(Service):
         self._option = contributors.option(settings.supernode.key.parent)
         self._session = secrets.token_hex(8)  #: names this service in its SuperNodes' requests
         self._state = StateFile(settings.supernode.state)
+        self._heard: Word | None = None  #: the last word in which the CAs were looked at
+        self._told_authority: dict[str, Any] = {}  #: what the coordinator said of its CAs last
+        self._outdated = 0  #: which start of the SuperNode was the last with other authorities
+        self._word = ""  #: that this node has the next CA, to be told
 
     def start(self) -> None:
         settings, node = self._settings, self._settings.supernode
@@ -88,15 +98,16 @@ class SupernodeService(Service):
                 " [coordinator] of client.toml."
             )
         secret = credential("superexec.secret", node.secret, "supernode.secret")
-        ca = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
-        self._ca, self._key = ca, ""
+        given = credential("ca.crt", settings.coordinator.ca, "coordinator.ca")
+        self._authorities = Authorities.read(given, node.state)
+        self._context, self._key = self._authorities.context(), ""
         self._take_key()
         self._told_rest: Rest | None = None
-        self._expiry.watch("ca", lambda: expiry_of_ca(ca))
         require_free_port(node.port, "supernode.port")
         node.state.mkdir(parents=True, exist_ok=True)
-        config = node.state / "node.toml"
-        commands.write_node_config(config, settings.learner.socket)
+        ca, config = node.state / "ca.crt", node.state / "node.toml"
+        self._expiry.watch("ca", lambda: expiry_of_ca(ca))
+        self._write_authorities()
         command = commands.supernode(
             settings.coordinator.address,
             ca,
@@ -129,10 +140,76 @@ class SupernodeService(Service):
             return
         if self._key:
             self._watch.close()
-        self._key = key
+        self._key, self._told_authority = key, {}
         self._watch = PresenceWatch(
-            self._settings.coordinator.presence_page, self._ca, key, node.presence_interval
+            self._settings.coordinator.presence_page, self._context, key, node.presence_interval
         )
+
+    def _write_authorities(self) -> None:
+        """For the next start of the SuperNode, and its ClientApps."""
+        state, known = self._settings.supernode.state, self._authorities
+        with writing(state):
+            write_file(state / "ca.crt", known.pem)
+            commands.write_node_config(
+                state / "node.toml",
+                self._settings.learner.socket,
+                known.pem if known.have_followed else "",
+            )
+
+    def _follow(self, told: Any) -> None:
+        """Know the coordinator by its next CA, too, or by it alone, if it says so."""
+        if not isinstance(told, dict):
+            return
+        try:
+            if told != self._told_authority:
+                self._told_authority = told
+                self._take_next(told.get("next"))
+            self._settle(told)
+        except TryAgainError as error:  # a full disk is no reason to end
+            self._told_authority = {}
+            log.error("%s", error.message)
+        except ConfigError as error:
+            log.warning("the coordinator names a next CA that is refused: %s", error.message)
+
+    def _settle(self, told: dict[str, Any]) -> None:
+        """Drop the CAs before the one that the coordinator uses."""
+        known, ca = self._authorities, str(told.get("fingerprint"))
+        if ca in known and ca != known.first:
+            # Its own word is not enough: an early one would cut this node off.
+            alone = known.settle(ca)
+            if self._watch.answers(alone.context()):
+                self._change_authorities(alone)
+                log.info("the coordinator uses its CA %s: the one before it is dropped", ca[:16])
+
+    def _take_next(self, content: Any) -> None:
+        """Take the next CA, if one that is trusted named it, and tell the coordinator."""
+        if content is None:
+            self._watch.tell(successor.HEADER, str)
+            return
+        named = Successor.read(content)
+        ca = self._authorities.certificate(named.by)
+        if ca is None:
+            if named.fingerprint in self._authorities:  # the one before it is dropped already
+                return
+            raise ConfigError(f"the CA {named.by[:16]} names it, which is not trusted here.")
+        word = checked_apart(named, ca, self._key_file)
+        if named.fingerprint not in self._authorities:
+            self._change_authorities(self._authorities.with_next(named))
+            log.info("the coordinator's next CA %s is trusted, too", named.fingerprint[:16])
+        self._word = word
+
+    def _change_authorities(self, authorities: Authorities) -> None:
+        authorities.keep(self._settings.supernode.state)
+        self._authorities = authorities
+        self._context = authorities.context()
+        self._watch.trust(self._context)
+        self._write_authorities()
+        self._outdated = self._child.starts
+
+    @property
+    def _is_outdated(self) -> bool:
+        """Whether the SuperNode that runs was started with other authorities."""
+        return self._child.state is State.RUNNING and self._child.starts == self._outdated
 
     def _kept_out(self) -> Hold | Rest | None:
         """Why this node stays out now: by a person's command, or by its owner's limits."""
@@ -143,6 +220,12 @@ class SupernodeService(Service):
 
     def look(self) -> Condition:
         word, hold = self._watch.word, self._kept_out()
+        if word is not None and not word.failure and word is not self._heard:
+            self._heard = word
+            self._follow(word.answer.get("authority"))
+        if self._word and not self._is_outdated:
+            self._watch.tell(successor.HEADER, partial(str, self._word))
+            self._word = ""
         self._tell_rest(hold if isinstance(hold, Rest) else None)
         self._todo = ""
         online = word is not None and not word.failure and self._is_online(word.answer)
@@ -160,9 +243,10 @@ class SupernodeService(Service):
             return
         self._told_rest = rest
         if rest is None:
-            self._watch.tell(str)
+            self._watch.tell(rest_note.HEADER, str)
         else:
-            self._watch.tell(partial(write_note, self._key_file, rest.until))
+            note = partial(rest_note.write_note, self._key_file, rest.until)
+            self._watch.tell(rest_note.HEADER, note)
 
     def _is_online(self, answer: dict[str, Any]) -> bool:
         """Whether the coordinator counts this SuperNode online, and not another with its key."""
@@ -173,9 +257,13 @@ class SupernodeService(Service):
         return not sessions or session_name(self._session, pid) in sessions
 
     def _take_part(self, word: Word | None, online: bool) -> Condition:
-        self._leaving_since = None
         self._held.set(0)
         self._resting.set(0)
+        if self._is_outdated:
+            if not self._has_left(word):
+                return Condition("finishing what is under way, then it takes the coordinator's CA")
+            self._child.stop("another CA")
+        self._leaving_since = None
         if self._child.state is State.STOPPED:
             self._take_key()
             self._child.start()
@@ -187,7 +275,11 @@ class SupernodeService(Service):
             self._offline_since = None
             at = time.strftime("%H:%M", time.localtime(word.since))
             if word.failure == UNTRUSTED:
-                self._todo = "ask the operator; if the CA changed, zk0bot client join a new invite"
+                self._todo = (
+                    "ask the coordinator's operator; if its CA changed, ask for a new invite:"
+                    f" zk0bot client join INVITE{self._option}, then zk0bot client"
+                    f" stop{self._option} and start{self._option}"
+                )
                 return Condition(
                     f"the coordinator {self._settings.coordinator.address} shows a certificate that"
                     " our CA did not sign; nothing is sent to it. Ask its operator, and if its CA"
@@ -212,17 +304,23 @@ class SupernodeService(Service):
         child, self._offline_since = self._child, None
         self._held.set(isinstance(hold, Hold))
         self._resting.set(isinstance(hold, Rest))
-        if child.state is State.RUNNING and child.alive:
-            now = time.monotonic()
-            if self._leaving_since is None:
-                self._leaving_since = now
-                child.signal(LEAVE_SIGNAL)
-            cut_off = word is None or bool(word.failure)
-            if not cut_off or now - self._leaving_since < LEAVE_SECONDS:
-                return Condition(f"finishing what is under way, then {hold.sentence()}")
+        if not self._has_left(word):
+            return Condition(f"finishing what is under way, then {hold.sentence()}")
         if child.state is not State.STOPPED:
             child.stop(hold.kind)
         return Condition(hold.sentence())
+
+    def _has_left(self, word: Word | None) -> bool:
+        """Have the SuperNode leave; whether it may be stopped, since no message is in work."""
+        child = self._child
+        if child.state is not State.RUNNING or not child.alive:
+            return True
+        now = time.monotonic()
+        if self._leaving_since is None:
+            self._leaving_since = now
+            child.signal(LEAVE_SIGNAL)
+        cut_off = word is None or bool(word.failure)
+        return cut_off and now - self._leaving_since >= LEAVE_SECONDS
 
     def _tell_state(
         self, word: Word | None, online: bool, hold: Hold | Rest | None, condition: Condition
