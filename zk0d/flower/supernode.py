@@ -4,9 +4,10 @@ Flower looks every 3 s, and every 0.5 s for an answer that is ready; both are nu
 loop. A trivial round spends most of its time there. Here the wait is short while a run is under way
 and grows while nothing happens. At Flower's 3 s the node stops asking and has the coordinator tell
 it of the next message (:mod:`zk0d.flower.wait_line`). That wait is also the moment when no message
-is in work and no reply is left to send: a SuperNode that got SIGUSR1 leaves there. This is the only
-place that reaches into Flower's loop and into its requests, each of which names this process
-(:mod:`zk0d.flower.sessions`); ``tests/flower`` fails when Flower changes either.
+is in work and no reply is left to send (:mod:`zk0d.flower.own_replies`): a SuperNode that got
+SIGUSR1 leaves there. These are the only places that reach into Flower's loop and into its requests,
+each of which names this process (:mod:`zk0d.flower.sessions`); ``tests/flower`` fails when Flower
+changes either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from zk0d.daemon.looks import Looks
 from zk0d.errors import ConfigError
-from zk0d.flower import pulls
+from zk0d.flower import own_replies, pulls
 from zk0d.flower.sessions import SESSION_HEADER, SESSION_VARIABLE
 from zk0d.flower.version import check_version
 from zk0d.flower.wait_line import HEARTBEAT_PATH, Signer, Told, WaitLine, answer_heartbeat, line_of
@@ -174,6 +175,7 @@ def main() -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     start_client_internal.time = pacing = Pacing(line=line)
+    own_replies.install(start_client_internal)
     signal.signal(LEAVE_SIGNAL, pacing.leave)
     flower_supernode()
 
