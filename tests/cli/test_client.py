@@ -128,7 +128,7 @@ def test_status_of_a_host_without_services(folder: Path) -> None:
     assert content["todo"] == ["no service of this client runs: start it with zk0bot client start"]
     assert set(content) == {
         *("schema_version", "host", "ok", "services", "run", "nodes", "node", "line", "todo"),
-        *("trained", "contributors"),
+        *("trained", "contributors", "next_ca"),
     }
     (folder / "client.toml").write_text('name = "a"\n[cordinator]\n')
     said = typed("zk0bot", "status", "--json", "--folder", str(folder))

@@ -171,7 +171,7 @@ def test_a_state_too_wide_for_one_policy_fits_another(
         check_fit(summary, smolvla_spec.model_copy(update=wide), where="here")
     assert error.value.message == (
         f"here: the {what} has 33 values, policy 'smolvla' takes at most 32; train one that takes"
-        " any number (act, diffusion)."
+        " any number (act, diffusion, multi_task_dit)."
     )
     check_fit(summary, act_spec.model_copy(update=wide), where="here")
 
