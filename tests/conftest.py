@@ -89,6 +89,15 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     return write_file
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What systemd was asked to do, as if it ran these services."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("zk0d.machine.units.by_systemd", lambda folder: True)
+    monkeypatch.setattr("zk0d.machine.units.systemctl", lambda *words, **_: said.append(words))
+    return said
+
+
 @pytest.fixture(autouse=True)
 def few_threads() -> None:
     """Test processes share the cores, so one thread each, unless more are asked for."""

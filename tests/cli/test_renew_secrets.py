@@ -14,15 +14,6 @@ from zk0d.machine.keys import renew_secrets
 from zk0d.machine.setup import set_up_client, set_up_server
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What systemd was asked to do, as if it ran these services."""
-    said: list[tuple[str, ...]] = []
-    monkeypatch.setattr(units, "by_systemd", lambda folder: True)
-    monkeypatch.setattr(units, "systemctl", lambda *words, **_: said.append(words))
-    return said
-
-
 def test_a_coordinators_services_get_new_secrets_together(
     tmp_path: Path, asked: list[tuple[str, ...]]
 ) -> None:

@@ -196,6 +196,12 @@ def test_a_run_of_version_0_1_is_still_read() -> None:
     assert run_settings(stored_settings({"local-epochs": 9})).training.local_steps == 9
 
 
+@pytest.mark.parametrize(("used", "project"), [(False, ""), (True, "arms")])
+def test_an_old_run_logs_to_its_project_only_if_it_did(used: bool, project: str) -> None:
+    old = {"use-wandb": used, "wandb-project": "arms", "strike-cooldown": 10}
+    assert run_settings(stored_settings(old)).release.wandb_project == project
+
+
 def test_a_wrong_value_is_named_by_its_flat_key() -> None:
     with pytest.raises(ConfigError, match=r"^run: 'batch-size' is wrong: "):
         RunSettings.parse({"batch-size": 0}, where="run")

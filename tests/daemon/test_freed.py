@@ -3,8 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 #: Takes and gives back twenty buffers of 8 MB one after the other, and says how many pages the
 #: kernel had to give.
 PROGRAM = """
@@ -29,6 +27,5 @@ def pages(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_a_process_keeps_the_memory_that_it_frees() -> None:
     assert pages("keeps") * 4 < pages("returns")

@@ -16,7 +16,7 @@ from zk0d import files
 from zk0d.cli.main import app
 from zk0d.config.machine import ServerSettings
 from zk0d.errors import ConfigError, UsageError, Zk0dError
-from zk0d.machine import audit, certificates, rollover, units
+from zk0d.machine import audit, certificates, rollover
 from zk0d.machine.authorities import Authorities
 from zk0d.machine.enrolment import Invite, invite_of
 from zk0d.machine.keys import fingerprint as key_fingerprint
@@ -230,14 +230,6 @@ def test_a_word_is_the_nodes_own(tmp_path: Path) -> None:
     for text, public in ((word, "other"), (word.replace("a", "b", 1), "node"), ("x", "node")):
         with pytest.raises(ConfigError, match="not its own"):
             read_word(text, tmp_path / f"{public}.pub")
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    said: list[tuple[str, ...]] = []
-    monkeypatch.setattr(units, "by_systemd", lambda folder: True)
-    monkeypatch.setattr(units, "systemctl", lambda *words, **_: said.append(words))
-    return said
 
 
 def renew_ca(hub: ServerSettings, *words: str) -> tuple[int, str]:

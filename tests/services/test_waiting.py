@@ -44,6 +44,7 @@ NOTHING: dict[str, Any] = {
     "line": None,
     "trained": None,
     "contributors": [],
+    "next_ca": None,
     "todo": [],
 }
 

@@ -101,7 +101,7 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
             typer.echo(f"  is {node['preparing']}")
     if pages > 1:
         typer.echo(f"page {page} of {pages}: zk0bot status --page N, or --json for all")
-    if change := content.get("next_ca"):
+    if change := content["next_ca"]:
         have, lack = len(change["have"]), ", ".join(change["lack"])
         said = f"{have} of {have + len(change['lack'])} nodes have it"
         typer.echo(f"next CA: {said}{f', not {lack}' if lack else ''} (zk0bot server renew-ca)")

@@ -5,14 +5,15 @@ Every private file is made with mode 0600 before a byte is in it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from zk0d.errors import ConfigError
@@ -103,6 +104,44 @@ def fingerprint(path: Path) -> str:
 def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
     """The same, of a key in memory."""
     return hashlib.sha256(_public_pem(key)).hexdigest()
+
+
+def sign_word(key: Path, said: Callable[[str], bytes]) -> str:
+    """A node's signature, in base64 for a header, of what it says.
+
+    Parameters
+    ----------
+    said
+        Makes it of the node's fingerprint.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds no key.
+    """
+    private = load_private_key(key)
+    signed = said(fingerprint_of(private.public_key()))
+    return base64.urlsafe_b64encode(private.sign(signed, ec.ECDSA(hashes.SHA256()))).decode()
+
+
+def check_word(public: Path, said: Callable[[str], bytes], signature: str) -> None:
+    """Check what :func:`sign_word` made.
+
+    Raises
+    ------
+    ValueError
+        If it is not that key's.
+    ConfigError
+        If the file holds no key.
+    OSError
+        If it cannot be read.
+    """
+    key = load_public_key(public.read_bytes(), public)
+    signed = said(fingerprint_of(key))
+    try:
+        key.verify(base64.urlsafe_b64decode(signature), signed, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise ValueError("it is not signed by this key") from None
 
 
 def private_fingerprint(path: Path) -> str:

@@ -6,8 +6,6 @@ business and is not told.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from pathlib import Path
 
@@ -35,16 +33,10 @@ def write_note(key: Path, until: float | None) -> str:
     ConfigError
         If the file holds no key.
     """
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from zk0d.machine.keys import sign_word
 
-    from zk0d.machine.keys import fingerprint_of, load_private_key
-
-    private = load_private_key(key)
     head = f"{until or 0:.0f}.{time.time():.0f}"
-    signed = _signed(fingerprint_of(private.public_key()), head)
-    signature = private.sign(signed, ec.ECDSA(hashes.SHA256()))
-    return f"{head}.{base64.urlsafe_b64encode(signature).decode()}"
+    return f"{head}.{sign_word(key, lambda node: _signed(node, head))}"
 
 
 def read_note(text: str, public: Path) -> float | None:
@@ -60,19 +52,14 @@ def read_note(text: str, public: Path) -> float | None:
     ConfigError
         If it is none, is old, or another key signed it.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from zk0d.machine.keys import fingerprint_of, load_public_key
+    from zk0d.machine.keys import check_word
 
     try:
         until, moment, signature = text.split(".")
-        key = load_public_key(public.read_bytes(), public)
-        signed = _signed(fingerprint_of(key), f"{int(until)}.{int(moment)}")
-        key.verify(base64.urlsafe_b64decode(signature), signed, ec.ECDSA(hashes.SHA256()))
+        head = f"{int(until)}.{int(moment)}"
+        check_word(public, lambda node: _signed(node, head), signature)
         is_new = abs(time.time() - int(moment)) < NOTE_SECONDS
-    except (OSError, ValueError, binascii.Error, InvalidSignature):
+    except (OSError, ValueError):
         raise ConfigError("the note of a node that rests is not its own.") from None
     if not is_new:
         raise ConfigError("the note of a node that rests is old.")

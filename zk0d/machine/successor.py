@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zk0d.daemon.environment import child_environment
 from zk0d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -143,15 +144,9 @@ def write_word(key: Path, ca: str) -> str:
     ConfigError
         If the file holds no key.
     """
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from zk0d.machine.keys import sign_word
 
-    from zk0d.machine.keys import fingerprint_of, load_private_key
-
-    private = load_private_key(key)
-    said = _said(fingerprint_of(private.public_key()), ca)
-    signature = private.sign(said, ec.ECDSA(hashes.SHA256()))
-    return f"{ca}.{base64.urlsafe_b64encode(signature).decode()}"
+    return f"{ca}.{sign_word(key, lambda node: _said(node, ca))}"
 
 
 def read_word(text: str, public: Path) -> str:
@@ -167,20 +162,14 @@ def read_word(text: str, public: Path) -> str:
     ConfigError
         If the word is not that node's.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from zk0d.machine.keys import fingerprint_of, load_public_key
+    from zk0d.machine.keys import check_word
 
     try:
         ca, signature = text.split(".")
         if not _FINGERPRINT.fullmatch(ca):
             raise ValueError
-        key = load_public_key(public.read_bytes(), public)
-        said = _said(fingerprint_of(key), ca)
-        key.verify(base64.urlsafe_b64decode(signature), said, ec.ECDSA(hashes.SHA256()))
-    except (OSError, ValueError, InvalidSignature):
+        check_word(public, lambda node: _said(node, ca), signature)
+    except (OSError, ValueError):
         raise ConfigError("a node's word that it has the next CA is not its own.") from None
     return ca
 
@@ -199,6 +188,7 @@ def checked_apart(successor: Successor, ca: str, key: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
+        env=child_environment(),
     )
     if said.returncode:
         raise ConfigError((said.stderr.strip().splitlines() or ["it cannot be checked."])[-1])
