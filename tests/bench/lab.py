@@ -32,6 +32,10 @@ RUN_SECONDS = 900.0
 UNANSWERED = 120
 
 
+class RunFailed(SystemExit):
+    """A run did not complete; says how it ended."""
+
+
 @contextlib.contextmanager
 def fake_federation(folder: Path, nodes: int, parameters: int) -> Iterator[demo.Federation]:
     """Our processes, with learners that train nothing."""
@@ -157,7 +161,7 @@ def _finish(running: demo.Federation, run_id: int) -> None:
     wait_until(ended, "the run's end", RUN_SECONDS, running.children, interval=0.5)
     state = running.state(run_id)
     if state.outcome != COMPLETED:
-        raise SystemExit(f"bench: the run {state.outcome}: {state.details}")
+        raise RunFailed(f"bench: the run {state.outcome}: {state.details}")
 
 
 def database_bytes(running: demo.Federation) -> int:

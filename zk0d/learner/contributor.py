@@ -32,7 +32,7 @@ from zk0d.learner.pace import StepTime
 from zk0d.learner.parked import Evaluated, ParkedState, task_key
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
-from zk0d.learner.variates import OwnVariates
+from zk0d.learner.variates import OwnVariates, share_of
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.instructions import cut_instructions
@@ -55,10 +55,6 @@ from zk0d.learning.train import Moments, StepPlan, train
 from zk0d.record.events import NodeFigures
 
 log = logging.getLogger("zk0d")
-
-#: A variate is the mean gradient of about so many steps. One of fewer is mostly noise, so a shorter
-#: round changes it by its share (docs/results.md has what that does).
-VARIATE_STEPS = 40
 
 
 @dataclass
@@ -457,12 +453,12 @@ class _Drift:
         """The next variate; the one of before, or zeros, if a step's gradients were not finite."""
         encoder = PayloadEncoder("variates", task.training.variate_codec)
         before = self.own.arrays() if self.own is not None else None
-        share = min(1.0, steps / VARIATE_STEPS)
+        share = np.float32(share_of(steps))
         try:
             for name, mean in sorted(self.correction.mean(steps).items()):
                 values = mean.cpu().float().numpy()
                 if before is not None:
-                    values = before[name] + np.float32(share) * (values - before[name])
+                    values = before[name] + share * (values - before[name])
                 encoder.add(name, values)
             variate = encoder.finish()
         except NotFinite:

@@ -6,6 +6,20 @@ from collections.abc import Mapping
 
 from zk0d.federation.update import Payload
 
+#: A variate is the mean gradient of about so many steps; one of fewer is mostly noise.
+FULL_STEPS = 40
+#: The variate of a machine that takes one step a round would lag by tens of rounds.
+LEAST_SHARE = 0.25
+
+
+def share_of(steps: int) -> float:
+    """How much a round of so many steps changes a node's variate, from its old one at 0 to 1.
+
+    Its steps of :data:`FULL_STEPS`, but at least :data:`LEAST_SHARE`; both are measured
+    (docs/results.md).
+    """
+    return min(1.0, max(steps / FULL_STEPS, LEAST_SHARE))
+
 
 class OwnVariates:
     """What this node sent, kept encoded: both ends then subtract and add the same.
