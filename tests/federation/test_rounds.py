@@ -515,6 +515,21 @@ def test_a_node_that_never_answers_the_query_does_not_hold_the_run(world: Make) 
     assert made.lines[-1]["kind"] == "run.finished"
 
 
+def test_a_node_whose_query_was_lost_is_asked_again(world: Make) -> None:
+    """It is online all the time, and its first query never reached its app."""
+    lost = FakeNode("lost")
+
+    def query(node: FakeNode, task: Query) -> tuple[RecordDict | None, float]:
+        return silent() if node.queried == 1 else (to_record(node.query_reply()), 1.0)
+
+    lost.query = query
+    minutes = {"num-server-rounds": 20, "node-wait": 500.0, "round-deadline": 300.0}
+    made = world([FakeNode("a", seconds=60.0), FakeNode("b"), lost], **minutes)
+    made.run()
+    assert lost.queried == 2
+    assert 0 < len(lost.trained) < 20
+
+
 def test_a_round_without_quorum_is_repeated_then_a_closed_run_fails(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b", train=silent)], **{"max-staleness": 0})
     made.closed = True

@@ -25,6 +25,9 @@ log = logging.getLogger("flwr")
 PRESENCE_INTERVAL = 2.0
 #: Seconds until a node that refused in passing is asked again; doubles up to the second number.
 ASK_AGAIN = (2.0, 60.0)
+#: A query is answered in seconds. One that an online node leaves unanswered for so long was lost on
+#: its way, and so is sent again.
+UNANSWERED_SECONDS = 300.0
 #: Seconds between two records of how far a node is that prepares: it may do so for hours.
 PREPARING_INTERVAL = 120.0
 #: Why no answer will come from a node that the SuperLink does not see any more.
@@ -39,6 +42,7 @@ class _Pending:
 
     node: Node
     kind: str
+    sent: float
     round: int = 0  #: that a node is asked to train
     lost: bool = False  #: the node went offline; it may have slept, and answer yet
 
@@ -194,6 +198,7 @@ class Cohort:
         if self._clock() - self._last_look < PRESENCE_INTERVAL:
             return
         self._last_look = self._clock()
+        self._forget_unanswered()
         asked = {pending.node.key for pending in self._pending.values() if not pending.lost}
         nodes = nodes_of(self._grid)
         there = {key for key, node in nodes.items() if node.online}
@@ -211,6 +216,18 @@ class Cohort:
         if newcomers:
             record = to_record(self._query)
             self._send([(node, record) for node in newcomers], MessageType.QUERY, MessageType.QUERY)
+
+    def _forget_unanswered(self) -> None:
+        """Drop queries that had long enough; their nodes are newcomers once more."""
+        oldest = self._clock() - UNANSWERED_SECONDS
+        for message_id, pending in list(self._pending.items()):
+            if pending.kind == MessageType.QUERY and pending.sent < oldest:
+                log.warning(
+                    "node %s has not said for %.0f s whether it can train; it is asked again",
+                    self.name(pending.node.key),
+                    UNANSWERED_SECONDS,
+                )
+                del self._pending[message_id]
 
     def train(self, records: list[tuple[Node, RecordDict]], number: int) -> None:
         """Send a round to its nodes."""
@@ -235,7 +252,7 @@ class Cohort:
             self._names.setdefault(node.key, node.name)
             self._enrolled[node.key] = node.enrolled
             if message_id:
-                self._pending[message_id] = _Pending(node, waits_for, number)
+                self._pending[message_id] = _Pending(node, waits_for, self._clock(), number)
 
     def collect(self) -> bool:
         """Take the answers that are there; whether there was any.
