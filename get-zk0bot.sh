@@ -525,7 +525,7 @@ start_client() {
     NEXT="${NEXT:+$NEXT; then }$start"
     return
   fi
-  if ! dry && ! grep -q '^ *dataset-uri' "${SETTINGS:-/etc/zk0d}/client.toml" && [ -z "$DATASET" ]; then
+  if ! dry && ! grep -Eq '^ *(dataset-uri|\[\[dataset\]\])' "${SETTINGS:-/etc/zk0d}/client.toml" && [ -z "$DATASET" ]; then
     NEXT="${NEXT:+$NEXT; then }$start FOLDER, with your recordings"
     return
   fi

@@ -54,32 +54,60 @@ def settings(folder: Path) -> ClientSettings:
 def test_a_folder_is_written_to_the_settings_and_the_rest_is_kept(folder: Path) -> None:
     data = folder / "my recordings"
     data.mkdir()
-    recordings.choose(str(data), folder)
+    recordings.choose([str(data)], folder)
     assert settings(folder).dataset_uri == f"local:{data}"
     text = (folder / "client.toml").read_text()
     assert "# of the left bench" in text
     assert "[coordinator]  # theirs" in text
-    recordings.choose("somebody/something", folder)
+    recordings.choose(["somebody/something"], folder)
     assert settings(folder).dataset_uri == "hf:somebody/something"
     assert (folder / "client.toml").read_text().count("dataset-uri") == 1
-    recordings.choose(None, folder)
+    recordings.choose([], folder)
     assert settings(folder).dataset_uri == "hf:somebody/something"
+
+
+def test_several_datasets_are_tables_and_one_that_was_there_keeps_its_own(folder: Path) -> None:
+    data = folder / "cube"
+    data.mkdir()
+    assert recordings.choose([str(data), "me/cup"], folder)
+    assert [each.uri for each in settings(folder).lent] == [f"local:{data}", "hf:me/cup"]
+    assert not recordings.choose([], folder)
+    assert not recordings.choose([str(data), "me/cup"], folder)
+    path = folder / "client.toml"
+    weighted = path.read_text().replace('"hf:me/cup"', '"me/cup"\nweight = 2.0  # rare')
+    path.write_text(weighted)
+    assert recordings.choose(["me/cup", "me/box"], folder)
+    assert [(each.uri, each.weight) for each in settings(folder).lent] == [
+        ("me/cup", 2.0),
+        ("hf:me/box", 1.0),
+    ]
+    assert settings(folder).coordinator.address == "hub:9443"
+    recordings.choose([str(data)], folder)
+    assert [each.uri for each in settings(folder).lent] == [f"local:{data}"]
+
+
+def test_a_second_dataset_takes_the_place_of_dataset_uri(folder: Path) -> None:
+    recordings.choose(["me/cup"], folder)
+    recordings.choose(["me/cup", "me/box"], folder)
+    assert settings(folder).dataset_uri is None
+    assert [each.uri for each in settings(folder).lent] == ["hf:me/cup", "hf:me/box"]
+    assert "# of the left bench" in (folder / "client.toml").read_text()
 
 
 def test_a_missing_dataset_is_named_and_nothing_is_written(folder: Path) -> None:
     before = (folder / "client.toml").read_text()
     with pytest.raises(ConfigError, match="there is no folder /nothing"):
-        recordings.choose("/nothing", folder)
+        recordings.choose(["/nothing"], folder)
     with pytest.raises(ConfigError, match=r"there is no folder .*/a/b/c"):
-        recordings.choose("a/b/c", folder)
+        recordings.choose(["a/b/c"], folder)
     with pytest.raises(UsageError, match="is not a dataset address"):
-        recordings.choose("hf:a/b/c", folder)
+        recordings.choose(["hf:a/b/c"], folder)
     assert (folder / "client.toml").read_text() == before
 
 
 def test_without_a_terminal_there_is_no_question(folder: Path) -> None:
     with pytest.raises(UsageError, match="no dataset is named"):
-        recordings.choose(None, folder)
+        recordings.choose([], folder)
     said = typed("zk0bot", "client", "start", "--folder", str(folder), stdin=subprocess.DEVNULL)
     assert said.returncode == 64
     assert "zk0bot client start FOLDER" in said.stderr

@@ -142,7 +142,8 @@ def enrol(folder: Path, contact: str) -> EnrolAnswer:
 @app.command()
 def start(
     dataset: Annotated[
-        str | None, typer.Argument(help="The recordings: a folder, or user/name on the hub.")
+        list[str] | None,
+        typer.Argument(help="The recordings, one or several: a folder, or user/name on the hub."),
     ] = None,
     folder: verbs.Folder = units.CONFIG_FOLDER,
     contributor: verbs.Contributor = "",
@@ -154,9 +155,9 @@ def start(
 
     folder = verbs.place(folder, contributor)
     check_ports(folder)
-    if dataset is None and sys.stdin.isatty() and _settings(folder).dataset_uri is None:
-        dataset = typer.prompt("Recordings to train on (a folder, or user/name on the hub)")
-    changed = recordings.choose(dataset, folder, lambda line: typer.echo(line, err=True))
+    if not dataset and sys.stdin.isatty() and not _settings(folder).lent:
+        dataset = [typer.prompt("Recordings to train on (a folder, or user/name on the hub)")]
+    changed = recordings.choose(dataset or [], folder, lambda line: typer.echo(line, err=True))
     hold = read_hold(_settings(folder).supernode.state)
     if hold is not None:
         typer.echo(f"this node is {hold.sentence()}", err=True)

@@ -169,9 +169,9 @@ class Conversation:
         DataError, ConfigError
             If nobody can be asked, and they cannot be used.
         """
-        chosen = self._settings.dataset_uri
-        if dataset is None and chosen is not None:
-            self._say(f"Recordings: {chosen}")
+        chosen = [each.uri for each in self._settings.lent]
+        if dataset is None and chosen:
+            self._say(f"Recordings: {', '.join(chosen)}")
             return
         if dataset is not None:
             self._use(dataset)
@@ -227,7 +227,7 @@ class Conversation:
                     problem = found.problem.removeprefix("dataset-uri: ").rstrip(".")
                     raise DataError(f"{problem} ({why}).")
                 self._say(f"  {found.evidence or f'not checked: {found.problem}'}")
-        if recordings.choose(str(uri), self._folder, self._say):
+        if recordings.choose([str(uri)], self._folder, self._say):
             self._changed = True
 
     def _findings(self, uri: str) -> Iterator[Finding]:
@@ -281,7 +281,8 @@ class Conversation:
         from zk0d.learning.cameras import map_cameras
         from zk0d.learning.layout import read_info
 
-        uri = DatasetUri.parse(settings.dataset_uri or "")
+        # Datasets of one node have the same cameras.
+        uri = DatasetUri.parse(settings.lent[0].uri)
         if uri.fetched and not self._is_here(uri):
             return []
         try:

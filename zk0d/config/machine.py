@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from zk0d.config.base import Scalar, Settings, wrong
+from zk0d.config.datasets import DatasetSettings
 from zk0d.config.limits import LimitsSettings
 from zk0d.config.names import Alias, Cameras, DatasetUriText
 from zk0d.config.ports import METRICS_PORTS
@@ -279,6 +280,9 @@ class ClientSettings(Settings):
     dataset_uri: DatasetUriText | None = Field(
         None, description="The recordings: hf:user/name, user/name or local:/folder."
     )
+    dataset: tuple[DatasetSettings, ...] = Field(
+        (), description="Several recordings in place of dataset-uri, a table each."
+    )
     share_statistics: bool = Field(
         True,
         description="Send mean, std, min and max of state and action for the run's statistics.",
@@ -317,9 +321,35 @@ class ClientSettings(Settings):
         }
         return ports if self.metrics.enabled else {}
 
+    @model_validator(mode="after")
+    def _names_recordings_once(self) -> Self:
+        if self.dataset_uri and self.dataset:
+            raise ValueError(
+                "dataset-uri and [[dataset]] both name recordings; write the one of dataset-uri as"
+                " another [[dataset]] table"
+            )
+        uris = [each.uri for each in self.dataset]
+        if twice := [uri for uri in uris if uris.count(uri) > 1]:
+            raise ValueError(
+                f"two [[dataset]] tables name {twice[0]}; keep one, and raise its weight if its"
+                " frames are to be drawn more often"
+            )
+        return self
+
+    @property
+    def lent(self) -> tuple[DatasetSettings, ...]:
+        """The recordings that this node lends, however the settings name them."""
+        if self.dataset_uri:
+            return (DatasetSettings(uri=self.dataset_uri),)
+        return self.dataset
+
+    def cameras_of(self, dataset: DatasetSettings) -> dict[str, str]:
+        """How the cameras of one of them are mapped."""
+        return self.cameras if dataset.cameras is None else dataset.cameras
+
     def require_dataset(self) -> None:
         """Raise :class:`ConfigError` if no recordings are named, and no run may name any."""
-        if not self.dataset_uri and not self.learner.accept_run_dataset:
+        if not self.lent and not self.learner.accept_run_dataset:
             raise ConfigError(
                 "dataset-uri is missing in this node's settings; give it the recordings to train"
                 ' on, such as dataset-uri = "local:/home/me/recordings".'

@@ -58,10 +58,13 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     if settings.limits.gpu_power_watts:
         yield client.gpu_power(host, settings, contributor=contributors.name_of(path.parent))
     yield machine.models(host, settings.models, settings.fetch_models)
-    if settings.dataset_uri or not settings.learner.accept_run_dataset:
-        yield from _recordings(
-            host, settings.dataset_uri, settings.cameras, settings.learner.max_bad_frames
-        )
+    most_bad = settings.learner.max_bad_frames
+    if not settings.lent and not settings.learner.accept_run_dataset:
+        yield from _recordings(host, None, {}, most_bad)
+    for place, each in enumerate(settings.lent):
+        named = {"key": f"dataset.{place}.uri"} if settings.dataset else {}
+        for finding in _recordings(host, each.uri, settings.cameras_of(each), most_bad, **named):
+            yield replace(finding, rule=f"{place}.{finding.rule}") if place else finding
     yield client.coordinator_name(coordinator.address)
     yield client.gateway(coordinator.address, coordinator.ca, node.state)
     yield client.enrolled(settings)

@@ -80,7 +80,7 @@ def dataset_values(
     try:
         said = subprocess.run(
             command,
-            input=json.dumps([uri, dict(cameras), key != "dataset-uri"]),
+            input=json.dumps([uri, dict(cameras), key.startswith("evaluation.")]),
             capture_output=True,
             text=True,
             check=False,

@@ -18,7 +18,7 @@ from zk0d.config.families import BUILT
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
-from zk0d.errors import ConfigError, DataError, Zk0dError
+from zk0d.errors import ConfigError, DataError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import NotFinite
 from zk0d.federation.learner_client import HOLDS
@@ -28,6 +28,7 @@ from zk0d.learner.cooling import HeatLimit
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.energy import EnergyMeter
 from zk0d.learner.held import HeldWeights
+from zk0d.learner.lent import LentRecordings
 from zk0d.learner.pace import StepTime
 from zk0d.learner.parked import Evaluated, ParkedState, task_key
 from zk0d.learner.residual import Residual
@@ -36,7 +37,6 @@ from zk0d.learner.variates import OwnVariates, share_of
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.instructions import cut_instructions
-from zk0d.learning.layout import metadata_hash
 from zk0d.learning.pace import Pace
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import (
@@ -48,7 +48,7 @@ from zk0d.learning.policy import (
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Energy, Training
 from zk0d.learning.reached import Counts
-from zk0d.learning.recordings import Recordings, open_recordings
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, train
@@ -89,34 +89,26 @@ class Contributor(Learner):
             torch.set_num_threads(settings.learner.cpu_threads)
         for device in settings.learner.all_devices:
             pick_device(device)  # a GPU that cannot be used is said at the start
-        self._recordings: dict[str, Recordings] = {}
-        self._hashes: dict[str, str] = {}  #: of the metadata of what is open
+        self._lent = LentRecordings(settings)
         self._prepared: Prepared | None = None
 
     def open(self) -> None:
         """Open and check the node's own recordings, so that a mistake shows at the start."""
         self.settings.require_dataset()
-        if self.settings.dataset_uri:
-            recordings = self._recordings_at(self.settings.dataset_uri)
+        if self._lent.own:
+            recordings = self._lent.at(self._lent.own)
             for notice in (*recordings.notices, *cut_instructions(recordings.tasks)):
-                log.warning("%s: %s", self.settings.dataset_uri, notice)
+                log.warning("%s: %s", self._lent.own, notice)
 
     @property
     def is_loaded(self) -> bool:
         return self._prepared is not None
 
     def facts(self) -> dict[str, Any]:
-        # The task's thread changes both meanwhile.
-        prepared, recordings = self._prepared, dict(self._recordings)
+        prepared = self._prepared  # the task's thread changes it meanwhile
         return {
             "name": self.settings.name,
-            # By the name that the owner chose: a path or a hub's name is nobody else's business.
-            "datasets": {
-                self.settings.name if uri == self.settings.dataset_uri else "of-the-run": (
-                    each.summary.model_dump()
-                )
-                for uri, each in recordings.items()
-            },
+            "datasets": {name: each.model_dump() for name, each in self._lent.summaries().items()},
             "policy": prepared.policy.spec.model_name if prepared else None,
             HOLDS: (prepared.held.sha256 if prepared else "") or self._parked.held,
         }
@@ -136,8 +128,8 @@ class Contributor(Learner):
         self._parked.settle()
 
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
-        uri = self._uri(task.dataset_uri)
-        self._look_for_more(uri)
+        uri = self._lent.named(task.dataset_uri)
+        self._lent.look_for_more(uri)
         data = self._prepare(task.spec, uri, control).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
@@ -165,8 +157,8 @@ class Contributor(Learner):
                 "the run's statistics are not those that were announced.",
                 reason="statistics_mismatch",
             )
-        uri = self._uri(task.dataset_uri)
-        self._look_for_more(uri)
+        uri = self._lent.named(task.dataset_uri)
+        self._lent.look_for_more(uri)
         prepared = self._prepare(task.spec, uri, control)
         policy, data = prepared.policy, prepared.data
         parked = self._parked.begin(task, prepared, self._key(task, payload, prepared, uri))
@@ -215,6 +207,7 @@ class Contributor(Learner):
             check=self._rests(control, policy.devices),
             reached=parked.take_reached(),
             keeper=parked,
+            draws=data.draws(),
         )
         prepared.step_time.keep(task, pace)
         trained = time.perf_counter()
@@ -256,7 +249,7 @@ class Contributor(Learner):
             task,
             payload,
             self.settings.name,
-            self._hashes.get(uri, uri),
+            self._lent.hash_of(uri),
             (len(data.usable), len(data.held_out)),
             (policy.device.type, policy.precision),
             limits.max_steps,
@@ -311,47 +304,10 @@ class Contributor(Learner):
                     reason="limit_exceeded",
                 )
 
-    def _uri(self, from_run: str) -> str:
-        """The dataset to use: the node's own, or the run's where this node accepts that."""
-        if from_run and self.settings.learner.accept_run_dataset:
-            return from_run
-        if from_run:
-            raise ConfigError(
-                "the run names a dataset, but nodes train on their own; leave dataset-uri out of"
-                " the run's settings.",
-                reason="run_dataset_refused",
-            )
-        if not self.settings.dataset_uri:
-            raise ConfigError("this node has no dataset-uri in its settings.", reason="no_dataset")
-        return self.settings.dataset_uri
-
-    def _recordings_at(self, uri: str) -> Recordings:
-        if uri not in self._recordings:
-            found = metadata_hash(uri)
-            self._recordings[uri] = open_recordings(uri, cameras=self.settings.cameras)
-            self._hashes[uri] = found
-        return self._recordings[uri]
-
-    def _look_for_more(self, uri: str) -> None:
-        """Open recordings again that changed since; those of before stay if that fails."""
-        if uri not in self._recordings:
-            return
-        try:
-            found = metadata_hash(uri)
-            if found == self._hashes[uri]:
-                return
-            opened = open_recordings(uri, cameras=self.settings.cameras)
-        except Zk0dError as error:  # somebody may be recording just now
-            log.warning("the recordings changed, the ones of before are used: %s", error.message)
-            return
-        before = len(self._recordings[uri].episodes)
-        log.info("%s: %d episodes now, %d before", uri, len(opened.episodes), before)
-        self._recordings[uri], self._hashes[uri] = opened, found
-
     def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
         key = (spec.model_dump_json(), uri)
         self._check_allowed(spec)
-        recordings = self._recordings_at(uri)
+        recordings = self._lent.at(uri)
         if self._prepared is None or self._prepared.key != key:
             check_fit(recordings.summary, spec, uri, recordings.camera_map)
             # One policy at a time: a run has one, and two do not fit on a GPU.
@@ -369,7 +325,8 @@ class Contributor(Learner):
                 others=others,
                 precision=learner.precision,
             )
-            held_out = self._parked.held_out(uri, learner.holdout_episodes, recordings.episodes)
+            usual = recordings.newest(learner.holdout_episodes)
+            held_out = self._parked.held_out(uri, len(usual), recordings.episodes)
             data = self._read(recordings, policy, control, held_out)
             self._prepared = Prepared(
                 key, policy, data, Moments(policy), Residual(), OwnVariates(), HeldWeights()
@@ -385,7 +342,7 @@ class Contributor(Learner):
 
         If they cannot be used, those of before are, until they change again.
         """
-        before, uri = prepared.data.recordings, recordings.uri
+        before, uri = prepared.data.recordings, prepared.key[1]
         # A run's losses by round are of the same episodes.
         held_out = prepared.data.held_out_episodes
         self._prepared = None
@@ -396,7 +353,7 @@ class Contributor(Learner):
             log.warning(
                 "%s: the recordings changed, and those of before are used: %s", uri, error.message
             )
-            self._recordings[uri] = before
+            self._lent.keep(uri, before)
             prepared.data = self._read(before, prepared.policy, control, held_out)
         self._prepared = prepared
 

@@ -109,7 +109,7 @@ def decode_episode(
     return frames
 
 
-def decode_frames(recordings: Recordings, key: str, rows: torch.Tensor) -> torch.Tensor:
+def decode_frames(recordings: Recordings, camera: str, rows: torch.Tensor) -> torch.Tensor:
     """Decode some frames of one camera: uint8, ``(rows, channels, height, width)``.
 
     Parameters
@@ -117,15 +117,17 @@ def decode_frames(recordings: Recordings, key: str, rows: torch.Tensor) -> torch
     rows
         Their numbers in the dataset, int64, shape ``(rows,)``. One without a picture is black.
     """
-    shape = recordings.summary.cameras[recordings.cameras[key]]
+    shape = recordings.summary.cameras[camera]
     pixels = torch.zeros((len(rows), *shape), dtype=torch.uint8)
     for number in sorted(set(recordings.columns["episode_index"][rows].tolist())):
-        episode = recordings.layout.episodes[number]
-        here = torch.nonzero((rows >= episode.rows.start) & (rows < episode.rows.stop)).flatten()
-        wanted = rows[here] - episode.rows.start
-        times = recordings.columns["timestamp"][episode.rows].double().numpy()
+        its = recordings.rows(number)
+        here = torch.nonzero((rows >= its.start) & (rows < its.stop)).flatten()
+        wanted = rows[here] - its.start
+        times = recordings.columns["timestamp"][its].double().numpy()
         few = sorted(set(wanted.tolist()))
-        for row, picture in pictures(recordings.layout, key, episode, times, few):
+        dataset, own = recordings.source(number)
+        episode, key = dataset.layout.episodes[own], dataset.key(camera)
+        for row, picture in pictures(dataset.layout, key, episode, times, few):
             if picture.shape == shape:
                 pixels[here[wanted == row]] = picture
     return pixels
@@ -219,25 +221,27 @@ def decode(
     ``(frames, channels, height, width)``). One without a picture is black and counted in ``bad``.
     """
     chosen = sorted(episodes) or recordings.episodes
-    frames = sum(len(recordings.layout.episodes[episode]) for episode in chosen)
+    frames = sum(map(recordings.length, chosen))
     count = _Count(len(recordings.cameras) * frames, tell)
     for episode in chosen:
         images: dict[str, torch.Tensor] = {}
-        for key, camera in recordings.cameras.items():
-            decoded = decode_episode(recordings, key, episode, count.within)
-            _count_missing(recordings, bad, key, episode, decoded.missing)
+        dataset, own = recordings.source(episode)
+        for camera in recordings.cameras.values():
+            decoded = decode_episode(dataset, dataset.key(camera), own, count.within)
+            _count_missing(recordings, bad, camera, episode, decoded.missing)
             images[camera] = decoded.pixels
             count.add(len(decoded.missing))
         yield recordings.rows(episode), images
 
 
 def _count_missing(
-    recordings: Recordings, bad: BadFrames, key: str, episode: int, missing: torch.Tensor
+    recordings: Recordings, bad: BadFrames, camera: str, episode: int, missing: torch.Tensor
 ) -> None:
     if missing.any():
         broken = torch.zeros(len(recordings), dtype=torch.bool)
         broken[recordings.rows(episode)] = missing
-        bad.add(broken, _lacking(recordings, key, episode, missing))
+        dataset, own = recordings.source(episode)
+        bad.add(broken, _lacking(dataset, dataset.key(camera), own, missing))
 
 
 def _lacking(recordings: Recordings, key: str, episode: int, missing: torch.Tensor) -> str:
@@ -304,7 +308,7 @@ class FrameCache:
             CacheUse(
                 frames=len(rows) * len(self._one),
                 memory=in_memory * size,
-                disk=sum(len(recordings.layout.episodes[episode]) for episode in on_disk) * size,
+                disk=sum(map(recordings.length, on_disk)) * size,
                 again=again * size,
                 folder=str(self._files.folder),
             )
@@ -312,17 +316,16 @@ class FrameCache:
         count = _Count(len(rows) * len(self._one), tell)
         names = self._names(sorted(on_disk), count)
         for episode in chosen:
-            for key, camera in recordings.cameras.items():
-                self._add(key, episode, bad, count, names.get((camera, episode)))
+            for camera in recordings.cameras.values():
+                self._add(camera, episode, bad, count, names.get((camera, episode)))
 
     def _plan(self, chosen: list[int], size: int) -> tuple[set[int], int]:
         """The episodes that files have room for, and how many rows have none anywhere."""
-        layout = self._recordings.layout
-        room = self._files.room()
-        lacking = {e: int((self._places[layout.episodes[e].rows] < 0).sum()) for e in chosen}
+        recordings, room = self._recordings, self._files.room()
+        lacking = {e: int((self._places[recordings.rows(e)] < 0).sum()) for e in chosen}
         on_disk: set[int] = set()
         for episode in sorted(chosen, key=lambda e: not lacking[e]):
-            wanted = len(layout.episodes[episode]) * size + len(self._one) * HEAD_BYTES
+            wanted = recordings.length(episode) * size + len(self._one) * HEAD_BYTES
             if wanted <= room:
                 on_disk.add(episode)
                 room -= wanted
@@ -332,10 +335,12 @@ class FrameCache:
         """What the files of these episodes are called, by camera; none for one without content."""
         recordings, names = self._recordings, {}
         for number in episodes:
-            episode = recordings.layout.episodes[number]
-            times = recordings.columns["timestamp"][episode.rows].double().numpy()
-            for key, camera in recordings.cameras.items():
-                found, one = content(recordings.layout, key, episode, times), self._one[camera]
+            dataset, own = recordings.source(number)
+            episode = dataset.layout.episodes[own]
+            times = recordings.columns["timestamp"][recordings.rows(number)].double().numpy()
+            for camera in recordings.cameras.values():
+                found = content(dataset.layout, dataset.key(camera), episode, times)
+                one = self._one[camera]
                 shape = recordings.summary.cameras[camera]
                 as_it_is = (one.shape, one.dtype) == (shape, torch.uint8)
                 made_by = "" if as_it_is else self._made_by
@@ -347,34 +352,39 @@ class FrameCache:
             self._files.use(names.values())
         return names
 
-    def _add(self, key: str, number: int, bad: BadFrames, count: _Count, name: str | None) -> None:
+    def _add(
+        self, camera: str, number: int, bad: BadFrames, count: _Count, name: str | None
+    ) -> None:
         """Read one episode of one camera, or decode it; keep it in its file, if it has one."""
         recordings = self._recordings
-        camera, episode = recordings.cameras[key], recordings.layout.episodes[number]
-        places, one = self._places[episode.rows], self._one[camera]
+        length, one = recordings.length(number), self._one[camera]
+        places = self._places[recordings.rows(number)]
         held = int((places >= 0).sum())  # the first of them
-        found = name and self._files.read(name, (len(episode), *one.shape), one.dtype)
+        found = name and self._files.read(name, (length, *one.shape), one.dtype)
         was_kept = bool(found)
         if found:
             values, missing = found.values, found.missing
         else:
-            decoded = decode_episode(recordings, key, number, lambda done: count.within(done // 2))
+            dataset, own = recordings.source(number)
+            decoded = decode_episode(
+                dataset, dataset.key(camera), own, lambda done: count.within(done // 2)
+            )
             missing = decoded.missing
-            wanted = len(episode) if name else held
+            wanted = length if name else held
             values = self._made(
-                decoded.pixels[:wanted], lambda done: count.within((len(episode) + done) // 2)
+                decoded.pixels[:wanted], lambda done: count.within((length + done) // 2)
             )
             del decoded
-        _count_missing(recordings, bad, key, number, missing)
+        _count_missing(recordings, bad, camera, number, missing)
         if held:
             first = int(places[0])
             self._memory[camera][first : first + held] = values[:held]
         if name and not found:
-            found = self._write(name, Frames(values, missing), needed=held < len(episode))
-        if found and held < len(episode):
-            lines = found.values.reshape(len(episode), -1)
+            found = self._write(name, Frames(values, missing), needed=held < length)
+        if found and held < length:
+            lines = found.values.reshape(length, -1)
             self._mapped[camera][number] = lines.view(torch.uint8).numpy()
-        count.add(len(episode), kept=was_kept)
+        count.add(length, kept=was_kept)
 
     def _write(self, name: str, frames: Frames, *, needed: bool) -> Frames | None:
         """Write a file; that it cannot be is no fault, if all that it holds is in memory."""
@@ -401,8 +411,7 @@ class FrameCache:
             )
         again = self._copy_mapped(camera, wanted, held, found)
         if again:
-            keys = {name: key for key, name in self._recordings.cameras.items()}
-            frames = decode_frames(self._recordings, keys[camera], wanted[again])
+            frames = decode_frames(self._recordings, camera, wanted[again])
             found[again] = self._made(frames)
         return found.view(*indices.shape, *memory.shape[1:])
 

@@ -146,6 +146,11 @@ class PreparedRecordings:
             self._batches = (statistics.sha256, made)
         return self._batches[1]
 
+    def draws(self) -> torch.Tensor | None:
+        """How often each of ``usable`` is drawn, shape ``(n,)``; ``None`` if all are alike."""
+        draws = self.recordings.draws()
+        return None if draws is None else draws[self.usable]
+
     def statistics(self) -> Statistics:
         """Statistics of state and action over the good frames."""
         return self.recordings.statistics(~(self.bad | self._held))
@@ -164,13 +169,7 @@ class PreparedRecordings:
         return whole._notices
 
     def _held_out(self, episodes: int | Collection[int]) -> list[int]:
-        """The last ``episodes`` episodes; or those named that are there."""
-        there = self.recordings.episodes
-        if not isinstance(episodes, int):
-            return sorted(set(episodes) & set(there))
-        if episodes and episodes >= len(there):
-            raise DataError(
-                f"{self.recordings.uri}: learner.holdout-episodes is {episodes}, but there are only"
-                f" {len(there)} episodes; hold out fewer."
-            )
-        return there[len(there) - episodes :]
+        """The last ``episodes`` episodes of each dataset; or those named that are there."""
+        if isinstance(episodes, int):
+            return self.recordings.newest(episodes)
+        return sorted(set(episodes) & set(self.recordings.episodes))

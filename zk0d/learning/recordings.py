@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from zk0d.config.cameras import CameraMap, MappedAt, camera_name
+from zk0d.errors import DataError
 from zk0d.learning.cameras import map_cameras
 from zk0d.learning.layout import (
     ACTION,
@@ -93,6 +94,40 @@ class Recordings:
     def rows(self, episode: int) -> slice:
         """The rows of one episode."""
         return self.layout.episodes[episode].rows
+
+    def length(self, episode: int) -> int:
+        """Frames of one episode."""
+        rows = self.rows(episode)
+        return int(rows.stop - rows.start)
+
+    def source(self, episode: int) -> tuple[Recordings, int]:
+        """The dataset that an episode lies in, and its number there."""
+        return self, episode
+
+    def key(self, camera: str) -> str:
+        """The feature whose pictures the policy knows as ``camera``."""
+        return next(key for key, name in self.cameras.items() if name == camera)
+
+    def newest(self, count: int) -> list[int]:
+        """The last ``count`` episodes of each dataset.
+
+        Raises
+        ------
+        DataError
+            If a dataset has no more than those.
+        """
+        if count and count >= len(self.episodes):
+            raise DataError(
+                f"{self.uri}: learner.holdout-episodes is {count}, but there are only"
+                f" {len(self.episodes)} episodes; hold out fewer."
+            )
+        return self.episodes[len(self.episodes) - count :]
+
+    def draws(self) -> torch.Tensor | None:
+        """How often each frame is drawn against the others, float64, shape ``(frames,)``; ``None``
+        if all are alike.
+        """
+        return None
 
     def statistics(self, usable: torch.Tensor | None = None) -> Statistics:
         """Statistics of state and action over the usable frames (all, if none are given)."""

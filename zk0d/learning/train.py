@@ -172,6 +172,21 @@ def _copied(
     }
 
 
+def _drawn(
+    count: int, draws: torch.Tensor | None
+) -> Callable[[np.random.Generator, int], torch.Tensor]:
+    """Draws so many of ``count`` rows with replacement, each by its share of ``draws``."""
+    if draws is None:
+        return lambda sampler, size: torch.from_numpy(sampler.integers(count, size=size))
+    upto = draws.numpy().cumsum()
+
+    def drawn(sampler: np.random.Generator, size: int) -> torch.Tensor:
+        places = np.searchsorted(upto, sampler.random(size) * upto[-1], side="right")
+        return torch.from_numpy(places.clip(max=count - 1))  # by rounding it may be the end
+
+    return drawn
+
+
 def train(
     loaded: LoadedPolicy,
     batches: PolicyBatches,
@@ -184,6 +199,7 @@ def train(
     check: Callable[[], None] = lambda: None,
     reached: Reached | None = None,
     keeper: Keeper | None = None,
+    draws: torch.Tensor | None = None,
 ) -> TrainResult:
     """Take a round's optimizer steps on the policy's trainable weights, in place.
 
@@ -193,6 +209,8 @@ def train(
         AdamW over the trainable weights, from :meth:`Moments.begin`.
     usable
         Rows to sample from, int64, shape ``(n,)``.
+    draws
+        How often each is drawn against the others, float64, shape ``(n,)``; all alike without it.
     correction
         Of the gradients; holds their mean afterwards.
     on_step
@@ -214,7 +232,7 @@ def train(
     proximal = None
     if plan.proximal_mu:
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
-    sampler = np.random.default_rng(plan.seed)
+    sampler, drawn = np.random.default_rng(plan.seed), _drawn(len(usable), draws)
     torch.manual_seed(plan.seed)
     images = contextlib.ExitStack()
     for each in (loaded, *loaded.replicas):
@@ -255,9 +273,7 @@ def train(
             check()
             if is_due and keeper is not None:
                 keeper.keep(course.reached(time.perf_counter() - started))
-            chosen = usable[
-                torch.from_numpy(sampler.integers(len(usable), size=training.batch_size))
-            ]
+            chosen = usable[drawn(sampler, training.batch_size)]
             place = plan.first_step + pace.place(counts.step + len(under_way))
             counts.rate = plan.boost * plan.schedule.rate(place)
             under_way.append(take(batches.batch(chosen), counts.rate))

@@ -1,10 +1,11 @@
-"""Which recordings this contributor lends: ``zk0bot client start [DATASET]``."""
+"""Which recordings this contributor lends: ``zk0bot client start [DATASET ...]``."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import DatasetUri
@@ -21,15 +22,15 @@ HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 
 
 def choose(
-    dataset: str | None, folder: Path, say: Callable[[str], None] = lambda line: None
+    datasets: Sequence[str], folder: Path, say: Callable[[str], None] = lambda line: None
 ) -> bool:
-    """Write the dataset to the settings and let the learner see it; whether something changed.
+    """Write datasets to the settings and let the learner see them; whether something changed.
 
     Parameters
     ----------
-    dataset
-        A folder, ``local:/folder``, ``user/name`` or ``hf:user/name``; without it, the one in the
-        settings.
+    datasets
+        Each a folder, ``local:/folder``, ``user/name`` or ``hf:user/name``; without any, those in
+        the settings. One that the settings have already keeps its table there.
     say
         Gets a line before what may take minutes.
 
@@ -40,34 +41,34 @@ def choose(
     """
     path = folder / "client.toml"
     settings = ClientSettings.load(path)
-    if dataset is None and settings.dataset_uri is None:
+    if not datasets and not settings.lent:
         raise UsageError(
             "no dataset is named, here or in client.toml: zk0bot client start FOLDER, or user/name"
             " of one on the hub."
         )
-    try:
-        uri = DatasetUri.typed(dataset) if dataset else DatasetUri.parse(settings.dataset_uri or "")
-    except ValueError as error:
-        raise ConfigError(f"the dataset: {error}.") from None
-    if not uri.fetched and not uri.folder.is_dir():
-        raise ConfigError(
-            f"{uri}: there is no folder {uri.folder}; give the folder of a LeRobot dataset."
-        )
-    local = None if uri.fetched else uri.folder
-    hidden = local is not None and any(local.resolve().is_relative_to(home) for home in HIDDEN)
+    uris = _addresses(datasets, settings)
+    for uri in uris:
+        if not uri.fetched and not uri.folder.is_dir():
+            raise ConfigError(
+                f"{uri}: there is no folder {uri.folder}; give the folder of a LeRobot dataset."
+            )
+    local = [uri.folder for uri in uris if not uri.fetched]
+    hidden = [each for each in local if any(each.resolve().is_relative_to(h) for h in HIDDEN)]
     name = contributors.name_of(folder)
-    if local is not None and units.by_systemd(folder):
-        _check_readable(local, hidden, service("learner").user_of(name))
-    changed = str(uri) != settings.dataset_uri
-    if changed:
-        change_client(path, {"dataset-uri": str(uri)})
+    if units.by_systemd(folder):
+        for each in local:
+            _check_readable(each, each in hidden, service("learner").user_of(name))
+    changes = _changes([str(uri) for uri in uris], settings)
+    if changes:
+        change_client(path, changes)
+    changed = bool(changes)
     if not units.by_systemd(folder):
         return changed
     hides = _hide(local, name)
     fetch, learner = (service(each).unit_of(name) for each in ("fetch", "learner"))
-    if _bind(local if hidden else None, f"{learner}.service") or changed:
-        if uri.fetched:
-            say(f"fetching {uri.location}; journalctl -u {fetch} follows it")
+    if _bind(hidden, f"{learner}.service") or changed:
+        if fetched := [uri.location for uri in uris if uri.fetched]:
+            say(f"fetching {' and '.join(fetched)}; journalctl -u {fetch} follows it")
             units.systemctl("start", f"{fetch}.service")
         # Reading large recordings takes minutes; wait-online waits for it.
         units.systemctl("try-restart", "--no-block", f"{learner}.service")
@@ -75,16 +76,39 @@ def choose(
     return changed or hides
 
 
-def _bind(folder: Path | None, learner: str) -> bool:
-    """Bind a folder of a home into the learner's view, or take that back; whether it changed."""
-    lines = [] if folder is None else [f"BindReadOnlyPaths={_quoted(folder)}"]
+def _addresses(datasets: Sequence[str], settings: ClientSettings) -> list[DatasetUri]:
+    try:
+        if datasets:
+            return list(dict.fromkeys(map(DatasetUri.typed, datasets)))
+        return [DatasetUri.parse(each.uri) for each in settings.lent]
+    except ValueError as error:
+        raise ConfigError(f"the dataset: {error}.") from None
+
+
+def _changes(uris: list[str], settings: ClientSettings) -> dict[str, Any]:
+    """What of the settings becomes another thing, for :func:`change_client`."""
+    before = {str(DatasetUri.parse(each.uri)): each for each in settings.lent}
+    if uris == list(before):
+        return {}
+    if len(uris) == 1 and not settings.dataset:
+        return {"dataset-uri": uris[0]}
+    tables = [
+        before[uri].model_dump(by_alias=True, exclude_unset=True) if uri in before else {"uri": uri}
+        for uri in uris
+    ]
+    return {"dataset-uri": None, "dataset": tables}
+
+
+def _bind(folders: list[Path], learner: str) -> bool:
+    """Bind folders of a home into the learner's view, or take that back; whether it changed."""
+    lines = [f"BindReadOnlyPaths={_quoted(folder)}" for folder in folders]
     why = "recordings in a home, which the unit hides"
     return units.write_drop_in(learner, NAME, why, lines)
 
 
-def _hide(folder: Path | None, contributor: str) -> bool:
-    """Hide a folder from the processes that have a network; whether that changed."""
-    lines = [] if folder is None else [f"InaccessiblePaths=-{_quoted(folder)}"]
+def _hide(folders: list[Path], contributor: str) -> bool:
+    """Hide folders from the processes that have a network; whether that changed."""
+    lines = [f"InaccessiblePaths=-{_quoted(folder)}" for folder in folders]
     changed = False
     for unit, name in networked(contributor):
         if units.write_drop_in(

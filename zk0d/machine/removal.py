@@ -37,9 +37,10 @@ def removed_with(folder: Path) -> list[Path]:
     made = [Path(contributors.relocated(path, _name(folder))) for path in _MADE]
     going = [folder, *(made if contributors.root_of(folder) == units.SYSTEM_FOLDER else [])]
     with contextlib.suppress(ConfigError, ValueError):
-        uri = ClientSettings.load(folder / "client.toml").dataset_uri
-        where = DatasetUri.parse(uri) if uri else None
-        if where is not None and not where.fetched:
+        for lent in ClientSettings.load(folder / "client.toml").lent:
+            where = DatasetUri.parse(lent.uri)
+            if where.fetched:
+                continue
             data = where.folder.resolve()
             for path in going:
                 if data.is_relative_to(path.resolve()):

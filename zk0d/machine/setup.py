@@ -182,6 +182,8 @@ def kept_token(folder: Path) -> str:
 def change_client(path: Path, changes: Mapping[str, Any]) -> ClientSettings:
     """Set keys of ``client.toml``, in tables or not; the rest stays as it is, comments included.
 
+    A key whose new value is ``None`` is taken out.
+
     Raises
     ------
     ConfigError
@@ -205,20 +207,25 @@ def change_client(path: Path, changes: Mapping[str, Any]) -> ClientSettings:
 
 def _set(table: Any, changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
-        if isinstance(value, Mapping) and key in table:
+        if value is None:
+            table.pop(key, None)
+        elif isinstance(value, Mapping) and key in table:
             _set(table[key], value)
         else:
             table[key] = value
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two settings' tables as one; where both have a key, it is that of ``over``."""
-    return dict(base) | {
+    """Two settings' tables as one; where both have a key, it is that of ``over``, and none if
+    that is ``None``.
+    """
+    both = dict(base) | {
         key: merged(base[key], value)
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         else value
         for key, value in over.items()
     }
+    return {key: value for key, value in both.items() if value is not None}
 
 
 def _server_paths(folder: Path) -> dict[str, Any]:

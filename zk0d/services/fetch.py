@@ -104,7 +104,7 @@ def _wanted(client: Path | None, server: Path | None) -> tuple[list[str], list[s
     models: list[str] = []
     if client is not None:
         node = ClientSettings.load(client)
-        uris += [node.dataset_uri] if node.dataset_uri else []
+        uris += [each.uri for each in node.lent]
         models += [name for name in node.fetch_models if split_revision(name)[0] not in node.models]
     if server is not None:
         coordinator = ServerSettings.load(server)

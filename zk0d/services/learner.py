@@ -186,7 +186,7 @@ def run(config: Path) -> None:
     settings = ClientSettings.load(config)
     settings.require_dataset()
     check_apart(settings.learner.state, "learner.state")
-    look_first(settings.learner.socket, [settings.dataset_uri] if settings.dataset_uri else [])
+    look_first(settings.learner.socket, [each.uri for each in settings.lent])
 
     def make() -> tuple[Learner, Path]:
         from zk0d.learner.contributor import Contributor
