@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.learning.damage import change_info, set_value
-from tests.recordings.shapes import SHAPES
+from tests.recordings.shapes import SHAPES, write
 from zk0d.cli.main import app
 from zk0d.errors import ConfigError, DataError, ExitCode, UsageError
 from zk0d.learning.inspection import Remark
@@ -206,3 +206,18 @@ def test_wrong_words(tmp_path: Path, recordings_folder: Path) -> None:
         done = runner.invoke(app, ["data", *words])
         assert isinstance(done.exception, UsageError)
         assert said in str(done.exception)
+
+
+def test_check_without_a_name_takes_the_nodes_own_datasets(tmp_path: Path) -> None:
+    for name in ("cube", "cup"):
+        write(tmp_path / name, lengths=(8, 8))
+    tables = "".join(f'[[dataset]]\nuri = "{tmp_path / name}"\n' for name in ("cube", "cup"))
+    (tmp_path / "client.toml").write_text(f'name = "left"\n{tables}')
+    check = ["data", "check", "--folder", str(tmp_path)]
+    done = runner.invoke(app, check)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("a federation can train on it") == 2
+    assert "together notice" in done.output, "both hold the same episodes"
+    (tmp_path / "client.toml").write_text('name = "left"\n')
+    with pytest.raises(UsageError, match="no dataset is named, here or in"):
+        runner.invoke(app, check, catch_exceptions=False)

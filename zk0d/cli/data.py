@@ -29,6 +29,13 @@ app = typer.Typer(no_args_is_help=True, help="Recordings on this machine.")
 Datasets = Annotated[
     list[str], typer.Argument(metavar="DATASET...", help="Folders, or user/name on the hub.")
 ]
+OwnDatasets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[DATASET...]",
+        help="Folders, or user/name on the hub; without any, those of this node's settings.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
@@ -39,7 +46,7 @@ def data() -> None:
 
 @app.command()
 def check(
-    datasets: Datasets,
+    datasets: OwnDatasets = None,
     videos: Annotated[bool, typer.Option(help="Also decode every frame (slow).")] = False,
     camera: Camera = None,
     allow_mixed_units: MixedUnits = False,
@@ -52,11 +59,9 @@ def check(
 ) -> None:
     """Say whether a federation can train on these; several must also fit each other."""
     from zk0d.config.families import FAMILIES
-    from zk0d.config.names import DatasetUri
     from zk0d.doctor.finding import Host
     from zk0d.doctor.recordings import dataset as dataset_rule
     from zk0d.errors import DataError, ExitCode
-    from zk0d.learning.cameras import share_out
     from zk0d.learning.inspection import inspect_together
 
     tell: Callable[[str], None] = (lambda text: None) if as_json else typer.echo
@@ -65,8 +70,7 @@ def check(
     keeps = _cache_limits(learner, folder)
     opened = []
     report: list[dict[str, Any]] = []
-    uris = [str(DatasetUri.typed(name)) for name in datasets]
-    for name, uri, mapping in zip(datasets, uris, share_out(cameras(camera), uris), strict=True):
+    for name, uri, mapping in _named(datasets, camera, folder):
         entry: dict[str, Any] = {"dataset": uri, "wrong": [], "notices": []}
         report.append(entry)
         found = dataset_rule(Host(systemd=False), uri, key=name)
@@ -77,7 +81,7 @@ def check(
         else:
             tell(found.evidence)
             try:
-                recordings, inspection = _inspected(uri, mapping)
+                recordings, inspection = _inspected(uri, mapping, own=not datasets)
                 sizes = {name: recordings.summary.cache_bytes(name) for name in FAMILIES}
                 tell(f"  cache  {_cache(sizes)}; {keeps}")  # before the long wait
                 shown = _pictures(recordings, quiet=as_json) if videos else []
@@ -269,13 +273,40 @@ def _aside[**P, R](work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R
         return pool.submit(work, *args, **kwargs).result()
 
 
-def _inspected(uri: str, mapping: dict[str, str] | None = None) -> tuple[Recordings, Inspection]:
+def _inspected(
+    uri: str, mapping: dict[str, str] | None = None, *, own: bool = False
+) -> tuple[Recordings, Inspection]:
+    """``own`` recordings have their cameras mapped in the settings."""
     from zk0d.config.cameras import MappedAt
     from zk0d.learning.inspection import inspect
     from zk0d.learning.recordings import open_recordings
 
-    recordings = open_recordings(uri, cameras=mapping, mapped_at=MappedAt.COMMAND)
+    at = MappedAt.SETTINGS if own else MappedAt.COMMAND
+    recordings = open_recordings(uri, cameras=mapping, mapped_at=at)
     return recordings, inspect(recordings)
+
+
+def _named(
+    datasets: list[str] | None, camera: list[str] | None, folder: Path | None
+) -> list[tuple[str, str, dict[str, str]]]:
+    """What to check: what it is called in sentences, its address and its cameras' mapping."""
+    from zk0d.config.machine import ClientSettings
+    from zk0d.config.names import DatasetUri
+    from zk0d.errors import UsageError
+    from zk0d.learning.cameras import share_out
+
+    if datasets:
+        uris = [str(DatasetUri.typed(name)) for name in datasets]
+        return [*zip(datasets, uris, share_out(cameras(camera), uris), strict=True)]
+    path = (folder or units.CONFIG_FOLDER) / "client.toml"
+    settings = ClientSettings.load(path) if path.exists() else None
+    if settings is None or not settings.lent:
+        raise UsageError(
+            f"no dataset is named, here or in {path}: zk0bot data check FOLDER, or user/name."
+        )
+    if camera:
+        raise UsageError(f"--camera goes with a DATASET; {path} maps the cameras of its own.")
+    return [(each.uri, each.uri, settings.cameras_of(each)) for each in settings.lent]
 
 
 def _cache_limits(learner: list[str] | None, folder: Path | None) -> str:

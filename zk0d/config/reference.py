@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from zk0d.config.base import Settings
+from zk0d.config.datasets import DatasetSettings
 from zk0d.config.machine import (
     AutorunSettings,
     ClientSettings,
@@ -44,6 +45,8 @@ def settings_page() -> str:
         *(f"### {_first_line(t)}\n\n{_table(t)}" for t in RunSettings.tables().values()),
         "## A contributor: `client.toml`\n",
         *_tables(ClientSettings, ""),
+        "### `[[dataset]]`, once for each of several recordings, in place of `dataset-uri`\n",
+        _table(DatasetSettings),
         "## A coordinator: `server.toml`\n",
         *_tables(ServerSettings, ""),
         "### `[[evaluation]]`, once for each held-out dataset\n",
