@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.learner.test_growing import Rounds, recorded
 from tests.recordings.shapes import write
@@ -55,6 +58,21 @@ def test_a_dataset_that_grew_is_taken_in_beside_the_others(tmp_path: Path) -> No
     assert second.dataset_frames == 24
     assert second.holdout_frames == 16, "a run's losses by round are of the same episodes"
     assert second.variate == "kept"
+
+
+def test_the_owner_reads_the_held_out_loss_of_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zk0d")
+    node, spec = opened(tmp_path, **{"holdout-episodes": 1})
+    rounds = Rounds(node, spec, **{"evaluate-on-nodes": True, "eval-frames": 0})
+    figures = rounds.train(1)
+    (line,) = [said for said in caplog.messages if "loss on held-out episodes" in said]
+    losses = dict(re.findall(r"/(cube|cup) ([\d.]+)", line))
+    assert set(losses) == {"cube", "cup"}
+    assert figures.holdout_loss is not None
+    mean = sum(map(float, losses.values())) / 2
+    assert figures.holdout_loss == pytest.approx(mean, abs=1e-3)
 
 
 def test_a_round_draws_by_weight(tmp_path: Path) -> None:

@@ -454,7 +454,15 @@ def _evaluate_held_out(
         return Evaluated(None, 0)
     episodes = data.recordings.columns["episode_index"]
     rows = stratified_rows(data.held_out, episodes, task.evaluation.eval_frames)
-    return Evaluated(seeded_loss(policy, batches, rows, task.seed).mean, len(rows))
+    losses = {
+        uri: (seeded_loss(policy, batches, its, task.seed).mean, len(its))
+        for uri, its in data.recordings.by_dataset(rows).items()
+    }
+    if len(losses) == 1:
+        return Evaluated(*losses.popitem()[1])
+    told = ", ".join(f"{uri} {loss:.4f}" for uri, (loss, _) in losses.items())
+    log.info("round %d, loss on held-out episodes: %s", task.round, told)  # for the owner alone
+    return Evaluated(sum(loss * n for loss, n in losses.values()) / len(rows), len(rows))
 
 
 def _encode(

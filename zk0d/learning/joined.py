@@ -86,6 +86,11 @@ class JoinedRecordings(Recordings):
         ]
         return [number for each in numbers for number in each[len(each) - count :]]
 
+    def by_dataset(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        places = self.columns["episode_index"][rows] // EPISODES_APART
+        found = {part.recordings.uri: rows[places == n] for n, part in enumerate(self.parts)}
+        return {uri: its for uri, its in found.items() if len(its)}
+
     def draws(self) -> torch.Tensor | None:
         weights = torch.tensor([part.settings.weight for part in self.parts], dtype=torch.float64)
         if bool((weights == weights[0]).all()):

@@ -123,6 +123,10 @@ class Recordings:
             )
         return self.episodes[len(self.episodes) - count :]
 
+    def by_dataset(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """These rows (int64, shape ``(n,)``), by the address of the dataset that they are from."""
+        return {self.uri: rows}
+
     def draws(self) -> torch.Tensor | None:
         """How often each frame is drawn against the others, float64, shape ``(frames,)``; ``None``
         if all are alike.
