@@ -97,7 +97,7 @@ def test_a_question_is_answered_while_the_learner_decodes_on(
             assert client.status()["state"] == "working", "though nobody waits for it"
         again = refused(path, query)
         assert again.reason == Reason.PREPARING
-        (recordings,) = contributor._recordings.values()
+        recordings = contributor._lent.at(contributor._lent.own)
         total = recordings.summary.frames
         assert f"of {total:,} frames" in again.message
         held.set()
