@@ -116,7 +116,11 @@ COMPUTES = $(PYTEST) -n 2 -m "not long and not guest" \
 
 .PHONY: test-newest-flower
 test-newest-flower: ## Run tests/flower with Flower's newest release, in a copy of this checkout
-	@.ci/test-newest-flower $(ARGS)
+	@.ci/test-newest flower $(ARGS)
+
+.PHONY: test-newest-lerobot
+test-newest-lerobot: ## Run the tests of recordings and training with LeRobot's newest release, in a copy
+	@.ci/test-newest lerobot $(ARGS)
 
 .PHONY: test-recordings
 test-recordings: venv ## Check, convert and train on shapes of recordings (ZK0D_RECORDINGS=FOLDER adds yours)

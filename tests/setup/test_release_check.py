@@ -117,7 +117,7 @@ def test_workflows_call_targets_that_exist() -> None:
                 called |= set(re.findall(r"\bmake ([a-z-]+)", step.get("run", "")))
     assert called == {
         *("test", "test-long", "test-federation", "coverage", "test-processors"),
-        "test-newest-flower",
+        *("test-newest-flower", "test-newest-lerobot"),
         *("docs", "release", "release-check"),
     }
     assert called <= targets
