@@ -261,3 +261,17 @@ def test_wandb_accepts_the_project_names(name: str) -> None:
         assert taken
     except ConfigError:
         assert not taken
+
+
+def test_a_run_is_held_against_the_coordinators_own_settings(site: Site) -> None:
+    """By themselves these would be refused: the usual deadline is an hour."""
+    site.write({})
+    with (site.folder / "server.toml").open("a") as file:
+        file.write("\n[run]\nround-deadline = 7200.0\n")
+    asked = ["run", "--folder", str(site.folder), "--config=round-minutes=61"]
+    said = CliRunner().invoke(app, asked)
+    assert isinstance(said.exception, AssertionError), said.output
+    assert "the SuperLink was asked for a run" in str(said.exception)
+    said = CliRunner().invoke(app, [*asked, "--config=round-deadline=600"])
+    assert isinstance(said.exception, ConfigError)
+    assert "leaves no time to send an update" in said.exception.message

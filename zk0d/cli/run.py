@@ -13,6 +13,7 @@ from zk0d.machine import units
 
 if TYPE_CHECKING:
     from zk0d.config.machine import ServerSettings
+    from zk0d.config.run import RunSettings
     from zk0d.flower.control import Control
     from zk0d.record.events import Event
     from zk0d.record.state import RunState
@@ -66,9 +67,7 @@ def run(
                 " --rounds, or start a new run."
             )
         values["resume"] = resume
-    settings = run_settings(values)
-    if not resume:
-        _check(values, folder, elsewhere=bool(superlink))
+    settings = run_settings(values) if resume else _checked(values, folder, bool(superlink))
     with control(folder, superlink, ca, secret) as link:
         number = _at_work(link, folder, resume) if resume else 0
         number = number or link.start_run(settings)
@@ -82,15 +81,21 @@ def run(
                 typer.echo(f"the run continues; zk0bot stop {number} would end it", err=True)
 
 
-def _check(values: dict[str, Any], folder: Path, *, elsewhere: bool) -> None:
-    """Refuse what would fail at the run's end; what this coordinator lacks, if it is its own."""
+def _checked(values: dict[str, Any], folder: Path, elsewhere: bool) -> RunSettings:
+    """The settings of a new run, with those of this coordinator's ``[run]`` table if it is its own.
+
+    What would fail at the run's end is refused, and what this coordinator lacks.
+    """
     from zk0d.config.run import run_settings
 
     if elsewhere or not (folder / "server.toml").exists():
-        run_settings(values).check_end(RUN_SETTINGS)
-    else:
-        server = coordinator(folder)
-        server.check_run(server.run_settings(values), RUN_SETTINGS)
+        settings = run_settings(values)
+        settings.check_end(RUN_SETTINGS)
+        return settings
+    server = coordinator(folder)
+    settings = server.run_settings(values)
+    server.check_run(settings, RUN_SETTINGS)
+    return settings
 
 
 def known_run(folder: Path, run: str) -> RunState | None:

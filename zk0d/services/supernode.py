@@ -46,8 +46,9 @@ from zk0d.services.coordinator import (
 
 log = logging.getLogger("zk0d")
 
-#: A new process has so long to come online.
-CONNECT_SECONDS = 45.0
+#: A new process has so long to come online; after one that did not, twice as long, and so on: a
+#: machine that is busy would otherwise restart it for ever, each time just before it is there.
+CONNECT = Backoff(shortest=45.0, longest=600.0, jitter=0.0)
 #: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
 LEAVE_SECONDS = 60.0
 
@@ -79,6 +80,7 @@ class SupernodeService(Service):
         )
         self._resting.set(0)
         self._offline_since: float | None = None
+        self._zombies = 0  #: SuperNodes, one after the other, that never came online
         self._leaving_since: float | None = None
         self._todo = ""
         # Its key lies beside its settings, which are those of one of several contributors or not.
@@ -295,7 +297,7 @@ class SupernodeService(Service):
             here = _online_sentence(word.answer) if online else "not let in"
             return Condition(f"{KEY_SHARED}; this one is {here}")
         if online:
-            self._offline_since = None
+            self._offline_since, self._zombies = None, 0
             return Condition(_online_sentence(word.answer))
         return self._offline(word)
 
@@ -364,9 +366,10 @@ class SupernodeService(Service):
         self._offline_since = self._offline_since or now
         offline = now - self._offline_since
         limit = self._settings.supernode.zombie_seconds
-        if offline > limit and self._child.running_seconds > CONNECT_SECONDS:
+        if offline > limit and self._child.running_seconds > CONNECT.seconds(self._zombies + 1):
             self._child.restart("zombie")
             self._offline_since = None
+            self._zombies += 1
             return Condition("the SuperNode ran but was not online: restarted")
         return Condition("connecting to the coordinator")
 
