@@ -141,6 +141,11 @@ class TrainingSettings(Settings):
         " others'.",
     )
     grad_clip_norm: PositiveFloat = Field(10.0, description="Global gradient norm limit.")
+    image_augmentation: bool = Field(
+        False,
+        description="Change brightness, contrast, saturation, hue, sharpness and position of"
+        " pictures at random in training, by LeRobot's image transforms.",
+    )
     uplink_codec: CodecName = Field(
         "int8",
         description="Encoding of the nodes' updates; the next update carries the rounding error.",

@@ -81,7 +81,11 @@ def measure(job: Job) -> Outcome:
         policy.load_weights(safetensors.numpy.load_file(job.weights))
         statistics = Statistics.model_validate_json(job.statistics.read_text(encoding="utf-8"))
     else:
-        data = [PreparedRecordings(each, policy, CacheSettings()) for each in recordings]
+        augments = settings.training.image_augmentation
+        data = [
+            PreparedRecordings(each, policy, CacheSettings(), augments=augments)
+            for each in recordings
+        ]
         of_each = [each.statistics() for each in data]
         statistics = merge(of_each) if of_each[1:] else of_each[0]
         _train(job, policy, data, statistics)

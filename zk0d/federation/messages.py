@@ -24,7 +24,7 @@ from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[7] = 7
+PROTOCOL: Literal[8] = 8
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +41,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[7] = PROTOCOL
+    protocol: Literal[8] = PROTOCOL
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -91,6 +91,9 @@ class Query(Message):
     run: str
     spec: PolicySpec
     dataset_uri: str = ""
+    image_augmentation: bool = Field(
+        False, description="Whether training changes pictures, so that their features cannot stay."
+    )
 
 
 class QueryReply(Message):

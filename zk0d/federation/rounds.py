@@ -113,7 +113,12 @@ class Rounds:
         self._closed = closed
         self._clock = clock
         self._sleep = sleep
-        query = Query(run=state.run, spec=spec, dataset_uri=settings.dataset_uri)
+        query = Query(
+            run=state.run,
+            spec=spec,
+            dataset_uri=settings.dataset_uri,
+            image_augmentation=settings.training.image_augmentation,
+        )
         self._cohort = Cohort(
             grid,
             record,

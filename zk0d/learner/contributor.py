@@ -61,7 +61,7 @@ log = logging.getLogger("zk0d")
 class Prepared:
     """Everything that stays between the rounds of one policy on one dataset."""
 
-    key: tuple[str, str]
+    key: tuple[str, str, bool]
     policy: LoadedPolicy
     data: PreparedRecordings
     moments: Moments
@@ -130,7 +130,7 @@ class Contributor(Learner):
     def _query(self, task: Query, control: TaskControl) -> QueryReply:
         uri = self._lent.named(task.dataset_uri)
         self._lent.look_for_more(uri)
-        data = self._prepare(task.spec, uri, control).data
+        data = self._prepare(task.spec, uri, task.image_augmentation, control).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
         notices = data.notices()
@@ -159,7 +159,7 @@ class Contributor(Learner):
             )
         uri = self._lent.named(task.dataset_uri)
         self._lent.look_for_more(uri)
-        prepared = self._prepare(task.spec, uri, control)
+        prepared = self._prepare(task.spec, uri, task.training.image_augmentation, control)
         policy, data = prepared.policy, prepared.data
         parked = self._parked.begin(task, prepared, self._key(task, payload, prepared, uri))
         came, weights = prepared.held.take(task, payload)
@@ -304,8 +304,10 @@ class Contributor(Learner):
                     reason="limit_exceeded",
                 )
 
-    def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
-        key = (spec.model_dump_json(), uri)
+    def _prepare(
+        self, spec: PolicySpec, uri: str, augments: bool, control: TaskControl
+    ) -> Prepared:
+        key = (spec.model_dump_json(), uri, augments)
         self._check_allowed(spec)
         recordings = self._lent.at(uri)
         if self._prepared is None or self._prepared.key != key:
@@ -327,7 +329,7 @@ class Contributor(Learner):
             )
             usual = recordings.newest(learner.holdout_episodes)
             held_out = self._parked.held_out(uri, len(usual), recordings.episodes)
-            data = self._read(recordings, policy, control, held_out)
+            data = self._read(recordings, policy, augments, control, held_out)
             self._prepared = Prepared(
                 key, policy, data, Moments(policy), Residual(), OwnVariates(), HeldWeights()
             )
@@ -342,25 +344,27 @@ class Contributor(Learner):
 
         If they cannot be used, those of before are, until they change again.
         """
-        before, uri = prepared.data.recordings, prepared.key[1]
+        before, kept = prepared.data.recordings, (prepared.policy, prepared.key[2])
+        uri = prepared.key[1]
         # A run's losses by round are of the same episodes.
         held_out = prepared.data.held_out_episodes
         self._prepared = None
         del prepared.data  # frames of both do not fit in memory
         try:
-            prepared.data = self._read(recordings, prepared.policy, control, held_out)
+            prepared.data = self._read(recordings, *kept, control, held_out)
         except DataError as error:
             log.warning(
                 "%s: the recordings changed, and those of before are used: %s", uri, error.message
             )
             self._lent.keep(uri, before)
-            prepared.data = self._read(before, prepared.policy, control, held_out)
+            prepared.data = self._read(before, *kept, control, held_out)
         self._prepared = prepared
 
     def _read(
         self,
         recordings: Recordings,
         policy: LoadedPolicy,
+        augments: bool,
         control: TaskControl,
         held_out: Collection[int] = (),
     ) -> PreparedRecordings:
@@ -372,6 +376,7 @@ class Contributor(Learner):
             learner.cache,
             learner.max_bad_frames,
             held_out or learner.holdout_episodes,
+            augments=augments,
             tell=control.tell,
         )
 

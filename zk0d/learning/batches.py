@@ -8,6 +8,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 
 from zk0d.config.cameras import camera_feature
+from zk0d.learning.augmentation import Augment, augmented
 from zk0d.learning.frames import FeatureCache, PixelCache
 from zk0d.learning.layout import ACTION, BOOKKEEPING, STATE
 from zk0d.learning.policies.base import LoadedPolicy
@@ -135,14 +136,17 @@ class PolicyBatches:
         self._mask = torch.cat([_widen(block, width) for block in masks])
         self._longest = int(self._mask.sum(1).max())
 
-    def batch(self, indices: torch.Tensor) -> dict[str, Any]:
-        """The frames at ``indices`` (int64, shape ``(batch,)``, on the CPU)."""
+    def batch(self, indices: torch.Tensor, augment: Augment | None = None) -> dict[str, Any]:
+        """The frames at ``indices`` (int64, shape ``(batch,)``, on the CPU).
+
+        ``augment`` changes each row's pictures; there are none of those whose features are kept.
+        """
         if self._per_batch:
             raw = self.recorded.batch(indices)
             for camera in self.recorded.recordings.cameras.values():
                 name = camera_feature(camera)
                 if raw[name].dtype == torch.uint8:
-                    raw[name] = raw[name].float() / 255
+                    raw[name] = augmented(raw[name].float() / 255, augment)
             prepared: dict[str, Any] = self._preprocess(raw)
             return prepared
         rows, padding = self.recorded.action_rows(indices)
@@ -158,11 +162,12 @@ class PolicyBatches:
             TOKEN_MASK: self._loaded.sent(mask[:, :length]),
         }
         if self.features is not None:
+            assert augment is None
             for camera, values in self.features.batch(indices).items():
                 batch[camera_feature(camera)] = self._loaded.sent(values)
         elif self.recorded.pixels is not None:
             for name, images in self.recorded.pixels.batch(indices).items():
-                batch[name] = self._loaded.sent(images).float() / 255
+                batch[name] = augmented(self._loaded.sent(images).float() / 255, augment)
         return batch
 
     @property

@@ -31,6 +31,8 @@ class PreparedRecordings:
         How many episodes, the last, are kept out of training and statistics; or which.
     episodes
         Only these are decoded, and of no others are there batches; all, if there are none.
+    augments
+        Whether training changes pictures, so that no encoder's outputs can replace them.
     tell
         Takes where frames will be, and how far decoding is.
 
@@ -62,6 +64,7 @@ class PreparedRecordings:
         holdout_episodes: int | Collection[int] = 0,
         *,
         episodes: Collection[int] = (),
+        augments: bool = False,
         tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         check_fit(recordings.summary, policy.spec, recordings.uri, recordings.camera_map)
@@ -71,7 +74,7 @@ class PreparedRecordings:
         budget = FrameBudget.of(cache)
         pixels = None
         self.features = None
-        if cache.vision_features and policy.frozen_vision:
+        if cache.vision_features and policy.frozen_vision and not augments:
             self.features = FeatureCache(
                 recordings,
                 frames,

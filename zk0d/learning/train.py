@@ -20,6 +20,7 @@ import torch
 from zk0d.config.families import FAMILIES
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
+from zk0d.learning.augmentation import augmentation
 from zk0d.learning.batches import PolicyBatches
 from zk0d.learning.pace import Pace, SetPace
 from zk0d.learning.policies.base import LoadedPolicy
@@ -234,6 +235,7 @@ def train(
         proximal = Proximal(list(loaded.trainable().values()), plan.proximal_mu)
     sampler, drawn = np.random.default_rng(plan.seed), _drawn(len(usable), draws)
     torch.manual_seed(plan.seed)
+    augment = augmentation() if training.image_augmentation else None
     images = contextlib.ExitStack()
     for each in (loaded, *loaded.replicas):
         images.enter_context(each.embedded_images() if batches.features else each.whole_images())
@@ -276,7 +278,7 @@ def train(
             chosen = usable[drawn(sampler, training.batch_size)]
             place = plan.first_step + pace.place(counts.step + len(under_way))
             counts.rate = plan.boost * plan.schedule.rate(place)
-            under_way.append(take(batches.batch(chosen), counts.rate))
+            under_way.append(take(batches.batch(chosen, augment), counts.rate))
             taken = counts.step + len(under_way)
             if proximal and (taken % 10 == 0 or taken == pace.steps):
                 proximal_values.append(proximal.value())

@@ -102,6 +102,7 @@ class Worker:
         spec: PolicySpec,
         node: VirtualNode,
         settings: ClientSettings,
+        augments: bool,
         tell: Callable[[Told], None] = lambda progress: None,
     ) -> Prepared:
         """The shared policy, and this contributor's part of the recordings."""
@@ -116,13 +117,20 @@ class Worker:
                 settings.learner.cache,
                 settings.learner.max_bad_frames,
                 episodes=self._episodes_of(where),
+                augments=augments,
                 tell=tell,
             )
         data = self._prepared[where]
         if node.episodes:
             data = data.share(node.episodes)
         return Prepared(
-            ("", ""), policy, data, self._moments, Residual(), OwnVariates(), HeldWeights()
+            ("", "", augments),
+            policy,
+            data,
+            self._moments,
+            Residual(),
+            OwnVariates(),
+            HeldWeights(),
         )
 
     def _episodes_of(self, address: tuple[str, ...]) -> set[int]:
@@ -175,10 +183,10 @@ class VirtualLearner:
         self._drop(task)
         began = time.monotonic()
         if self._plan.statistics == "own":
-            own = self._contributor.statistics(task.spec)
+            own = self._contributor.statistics(task)
             changed = {"statistics": own, "statistics_sha256": own.sha256}
             task = task.model_copy(update=changed)
-        prepared = self._contributor.take(task.spec, self._path)
+        prepared = self._contributor.take(task, self._path)
         reply, update = self._contributor.run(task, weights, TaskControl(self._told(progress)))
         assert isinstance(reply, TrainReply)
         assert update is not None
@@ -261,20 +269,28 @@ class _Contributor(Contributor):
         steps = min(max(round(there_is_time_for), bounds.fewest), bounds.most)
         return SetPace(asked, steps)
 
-    def take(self, spec: PolicySpec, path: Path) -> Prepared:
+    def take(self, task: Train, path: Path) -> Prepared:
         """Become this contributor as it was after its last round."""
-        self._taken = self._worker.prepared(spec, self._node, self.settings)
+        self._taken = self._prepared_for(task)
         _recall(self._taken, path)
         return self._taken
 
-    def statistics(self, spec: PolicySpec) -> Any:
+    def statistics(self, task: Train) -> Any:
         """Of its own recordings."""
-        return self._worker.prepared(spec, self._node, self.settings).data.statistics()
+        return self._prepared_for(task).data.statistics()
 
-    def _prepare(self, spec: PolicySpec, uri: str, control: TaskControl) -> Prepared:
+    def _prepared_for(self, task: Train) -> Prepared:
+        augments = task.training.image_augmentation
+        return self._worker.prepared(task.spec, self._node, self.settings, augments)
+
+    def _prepare(
+        self, spec: PolicySpec, uri: str, augments: bool, control: TaskControl
+    ) -> Prepared:
         del uri
         self._check_allowed(spec)
-        return self._taken or self._worker.prepared(spec, self._node, self.settings, control.tell)
+        if self._taken:
+            return self._taken
+        return self._worker.prepared(spec, self._node, self.settings, augments, control.tell)
 
 
 def _poisoned(payload: Payload) -> Payload:
