@@ -102,7 +102,8 @@ def test_a_supernode_waits_so(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(supernode, name, lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     module = importlib.import_module("flwr.supernode.start_client_internal")
-    monkeypatch.setattr(module, "time", module.time)
+    for name in ("_pull_and_store_message", "_push_messages", "time"):
+        monkeypatch.setattr(module, name, getattr(module, name))
     supernode.main()
     assert seen == [pulls.FIRST_WAIT]
 
