@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,17 @@ from zk0d.machine.setup import set_up_client, set_up_server
 
 #: A test gains nothing from SuperExecs that look for work more often.
 SLOW_POLL = {"poll-interval": 0.5}
+#: ``zk0d`` with other numbers in its modules, where the real ones have a test wait for a minute.
+WITH_CONSTANTS = """\
+import importlib, json, sys
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    module = importlib.import_module(module)
+    assert hasattr(module, constant), name
+    setattr(module, constant, value)
+from zk0d.services.main import main
+main()
+"""
 
 
 def nginx() -> str | None:
@@ -118,15 +130,24 @@ class Lab:
             shutil.copy(home / "node.pub", self.root / "roster.d" / f"{name}.pub")
         return home / "client.toml"
 
-    def start(self, name: str, *arguments: str, watchdog: float = 0.0) -> Running:
-        """Start ``zk0d ARGUMENTS`` as systemd would."""
+    def start(
+        self,
+        name: str,
+        *arguments: str,
+        watchdog: float = 0.0,
+        constants: Mapping[str, float] = {},
+    ) -> Running:
+        """Start ``zk0d ARGUMENTS`` as systemd would; ``constants`` are numbers of its modules."""
         told = NotifyListener(self.root / f"{name}.notify")
         more = {"WATCHDOG_USEC": str(int(watchdog * 1e6))} if watchdog else {}
         environment = child_environment(NOTIFY_SOCKET=str(told.path), HF_HUB_OFFLINE="1", **more)
         programs = COORDINATORS if str(self.server_toml) in arguments else NODES
+        program = [str(programs / "zk0d")]
+        if constants:
+            program = [str(programs / "python"), "-c", WITH_CONSTANTS, json.dumps(dict(constants))]
         child = Child(
             name,
-            [str(programs / "zk0d"), *arguments],
+            [*program, *arguments],
             environment,
             self.root / f"{name}.log",
             self.root,

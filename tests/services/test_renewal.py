@@ -26,7 +26,10 @@ pytestmark = [
 def hub(tmp_path_factory: pytest.TempPathFactory, recordings_folder: Path) -> Iterator[Lab]:
     with lab(tmp_path_factory.mktemp("hub"), recordings_folder) as made:
         made.add_node("left")
-        made.start("superlink", "superlink", "--config", str(made.server_toml))
+        made.start(
+            *("superlink", "superlink", "--config", str(made.server_toml)),
+            constants={"zk0d.services.members.OVERLAP_SECONDS": 5.0},
+        )
         made.start_gateway()
         made.start("left", "supernode", "--config", str(made.root / "left/client.toml"))
         made.wait_for_status("left", "online; no run is under way")
