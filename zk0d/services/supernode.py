@@ -46,9 +46,10 @@ from zk0d.services.coordinator import (
 
 log = logging.getLogger("zk0d")
 
-#: A new process has so long to come online; after one that did not, twice as long, and so on: a
-#: machine that is busy would otherwise restart it for ever, each time just before it is there.
-CONNECT = Backoff(shortest=45.0, longest=600.0, jitter=0.0)
+#: A new process has so long to come online; after one that did not, twice as long, and so on, up to
+#: the second number: a busy machine would otherwise restart it for ever, just before it is there.
+CONNECT_SECONDS = 45.0
+LONGEST_CONNECT_SECONDS = 600.0
 #: A node that is to leave waits so long for a coordinator that is away: a reply may be on its way.
 LEAVE_SECONDS = 60.0
 
@@ -366,7 +367,8 @@ class SupernodeService(Service):
         self._offline_since = self._offline_since or now
         offline = now - self._offline_since
         limit = self._settings.supernode.zombie_seconds
-        if offline > limit and self._child.running_seconds > CONNECT.seconds(self._zombies + 1):
+        patience = Backoff(CONNECT_SECONDS, LONGEST_CONNECT_SECONDS, jitter=0.0)
+        if offline > limit and self._child.running_seconds > patience.seconds(self._zombies + 1):
             self._child.restart("zombie")
             self._offline_since = None
             self._zombies += 1
