@@ -206,6 +206,10 @@ def files(repository: Path) -> Mapping[Path, str]:
         if path.exists():
             text = made[path] if path in made else path.read_text(encoding="utf-8")
             made[path.with_stem(f"{path.stem}@")] = templates.template(path.name, text)
+    own = systemd / "user/zk0d-client.service.d/10-home.conf"
+    made[systemd / "user/zk0d-client@.service.d" / own.name] = templates.template(
+        f"{own.parent.name}/{own.name}", own.read_text(encoding="utf-8")
+    )
     return made
 
 
