@@ -16,14 +16,16 @@ import yaml
 
 from tests.fleet.conftest import ANSIBLE, Playbooks, run_ansible
 from tests.fleet.test_roles import written_by_the_role
+from zk0d.config.datasets import DatasetSettings
 from zk0d.config.machine import ClientSettings
 from zk0d.machine import contributors, instances, setup
 from zk0d.machine.certificates import make_certificates
 from zk0d.machine.units import SYSTEM_FOLDER
 
 ROLE = ANSIBLE / "roles/zk0d_client"
-OPTIONS = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())
-KEYS = OPTIONS["argument_specs"]["main"]["options"]["zk0d_client_contributors"]["options"]
+SPECS = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+OPTIONS = SPECS["main"]["options"]
+KEYS = OPTIONS["zk0d_client_contributors"]["options"]
 
 
 def _load() -> ModuleType:
@@ -42,6 +44,7 @@ USUAL: dict[str, Any] = {
     "node": "bench",
     "coordinator": "hub:9443",
     "dataset": "local:/srv/usual",
+    "datasets": [],
     "device": "auto",
     "devices": [],
     "hours": "",
@@ -110,6 +113,31 @@ def test_an_entry_comes_before_the_hosts_variables() -> None:
     assert of["ann"]["options"] == [f"{contributors.OPTION}=ann"]
 
 
+def test_several_recordings_are_in_place_of_one() -> None:
+    several = [{"uri": "local:/srv/cube", "last": 50}, {"uri": "me/cup", "weight": 2.0}]
+    of = made({"name": "ann", "datasets": several}, entry("bob"), {"name": "eve"})
+    assert of["ann"]["settings"]["dataset"] == several
+    assert ClientSettings.parse(of["ann"]["settings"], where="ann").dataset_uri is None
+    assert of["bob"]["settings"]["dataset-uri"] == "local:/srv/bob"
+    assert FILTER.contributor_lent(of) == [
+        {"contributor": "ann", "uri": "local:/srv/cube"},
+        {"contributor": "ann", "uri": "me/cup"},
+        {"contributor": "bob", "uri": "local:/srv/bob"},
+        {"contributor": "eve", "uri": "local:/srv/usual"},
+    ]
+    host = made(datasets=several)[""]
+    assert (host["settings"]["dataset"], "dataset-uri" in host["settings"]) == (several, False)
+    # One that an entry names alone is not beside the host's.
+    one = made(entry("ann"), datasets=several)["ann"]["settings"]
+    assert (one["dataset-uri"], "dataset" in one) == ("local:/srv/ann", False)
+
+
+def test_a_table_of_recordings_is_that_of_the_settings() -> None:
+    fields = {field.alias or name for name, field in DatasetSettings.model_fields.items()}
+    for options in (OPTIONS["zk0d_client_datasets"]["options"], KEYS["datasets"]["options"]):
+        assert set(options) == fields
+
+
 def test_a_node_is_called_as_zk0bot_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from zk0d.cli import client
 
@@ -129,7 +157,7 @@ def test_a_node_is_called_as_zk0bot_calls_it(monkeypatch: pytest.MonkeyPatch) ->
         ([entry("ann\n")], {}, "is not a name"),
         ([{"dataset": "x/y"}], {}, "each entry is a dictionary with a name"),
         (["ann"], {}, "each entry is a dictionary with a name"),
-        ([entry("ann", hour="1")], {}, "ann has hour; an entry may have dataset, device"),
+        ([entry("ann", hour="1")], {}, "ann has hour; an entry may have dataset, "),
         ([entry("ann", node="x"), entry("bob", node="x")], {}, "two entries have the node x"),
         (
             [entry("ann", port=9500), entry("bob", port=9502)],
@@ -158,6 +186,11 @@ def test_a_node_is_called_as_zk0bot_calls_it(monkeypatch: pytest.MonkeyPatch) ->
             [entry("ann", device="cuda:0", devices=["cuda:1"])],
             {},
             "ann has device and devices; leave one of them out",
+        ),
+        (
+            [entry("ann", datasets=[{"uri": "a/b"}])],
+            {},
+            "ann has dataset and datasets; leave one of them out",
         ),
         ([entry("ann", key="k"), entry("bob", key="k")], {}, "two entries have one key"),
         ([entry("ann")], {"key": "k"}, "zk0d_client_key is one node's"),
@@ -271,9 +304,9 @@ def test_the_preflight_refuses(tmp_path: Path, listed: list[Any], says: str) -> 
     assert says in before_a_change(tmp_path, listed)
 
 
-def looked_at(folder: Path, listed: list[Any], **variables: Any) -> str:
+def looked_at(folder: Path, listed: list[Any], part: str = "look", **variables: Any) -> str:
     """What the role says of a list before it touches the host."""
-    role = {"name": "zk0d_client", "tasks_from": "look"}
+    role = {"name": "zk0d_client", "tasks_from": part}
     given = {"coordinator": "hub:9443", "contributors": listed, **variables}
     task = {
         "ansible.builtin.include_role": role,
@@ -295,9 +328,23 @@ def test_the_role_refuses_in_one_sentence(tmp_path: Path) -> None:
     )
     said = looked_at(tmp_path, [entry("ann"), entry("bob", dataset="~/arm")])
     assert "zk0d_client_contributors: bob.dataset: ~/arm of bench is not a dataset's" in said
+    said = looked_at(tmp_path, [{"name": "ann", "datasets": [{"uri": "/srv/a"}, {"uri": "./b"}]}])
+    assert "zk0d_client_contributors: ann.dataset: ./b of bench is not a dataset's" in said
     said = looked_at(tmp_path, [entry("ann", node="Her")])
     assert "zk0d_client_contributors: ann.node: Her of bench is not a name" in said
     assert "failed=0" in looked_at(tmp_path, [entry("ann"), entry("bob")])
+
+
+@pytest.mark.slow
+def test_recordings_that_are_not_there_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cube/meta").mkdir(parents=True)
+    (tmp_path / "cube/meta/info.json").touch()
+    cube, cup = {"uri": f"local:{tmp_path}/cube"}, {"uri": f"local:{tmp_path}/cup"}
+    ann, bob = entry("ann", dataset="me/cup"), {"name": "bob", "datasets": [cube, cup]}
+    said = looked_at(tmp_path, [ann, bob], "preflight")
+    assert f"zk0d_client_contributors: bob.dataset: {cup['uri']} on bench is no LeRobot" in said
+    bob["datasets"] = [cube]
+    assert "failed=0" in looked_at(tmp_path, [ann, bob], "preflight")
 
 
 @pytest.mark.slow
@@ -309,7 +356,7 @@ def test_no_key_of_the_list_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("purge", [False, True])
-def test_one_that_is_no_more_listed_goes(tmp_path: Path, purge: bool) -> None:
+def test_one_that_left_the_list_goes(tmp_path: Path, purge: bool) -> None:
     """By the role's own tasks in a folder instead of the system's; zk0bot only notes its words."""
     said = tmp_path / "said"
     bot = tmp_path / "zk0bot"

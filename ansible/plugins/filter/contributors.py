@@ -32,7 +32,9 @@ all: "{{ zk0d_client_contributors | zk0.zk0d.contributors(zk0d_client_usual) }}"
 """
 RETURN = """
 _value:
-  description: By name; each has node, key, folder, at (of its units), options, where and settings.
+  description: >-
+    By name; each has node, key, hf_token, lent, folder, at (of its units), options, where and
+    settings.
   type: dict
 """
 
@@ -63,6 +65,13 @@ def contributors(entries: Any, usual: Mapping[str, Any]) -> dict[str, dict[str, 
     if not entries:
         return {"": _one({}, usual)}
     return {entry["name"]: _one(entry, usual) for entry in _named(entries)}
+
+
+def contributor_lent(all_: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each contributor lends, one by one."""
+    return [
+        {"contributor": name, "uri": uri} for name, each in all_.items() for uri in each["lent"]
+    ]
 
 
 def contributor_nodes(entries: Any, host: str) -> list[str]:
@@ -109,15 +118,17 @@ def _one(entry: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     values = {**usual, **{key: value for key, value in entry.items() if value is not None}}
     if name:
         values |= {"node": _node(entry, usual["node"]), "key": entry.get("key") or ""}
-        # Its own GPU is not beside that of the host's variables.
+        # Its own GPU and recordings are not beside those of the host's variables.
         if "device" in entry and "devices" not in entry:
             values["devices"] = []
         if "devices" in entry and "device" not in entry:
             values["device"] = "auto"
+        if "dataset" in entry and "datasets" not in entry:
+            values["datasets"] = []
     return {
         "node": values["node"],
         "key": values["key"],
-        "dataset": values["dataset"],
+        "lent": [each.get("uri") for each in values["datasets"]] or [values["dataset"]],
         "hf_token": values["hf_token"],
         "folder": f"{SYSTEM_FOLDER}/clients/{name}" if name else SYSTEM_FOLDER,
         "at": f"@{name}" if name else "",
@@ -134,8 +145,10 @@ def _settings(
     made: dict[str, Any] = {
         "name": values["node"],
         "dataset-uri": values["dataset"],
+        "dataset": values["datasets"],
         "coordinator": {"address": values["coordinator"]},
     }
+    del made["dataset-uri" if values["datasets"] else "dataset"]
     if values["metrics_from"]:  # the unit lets in these alone
         made["metrics"] = {"host": "0.0.0.0"}  # noqa: S104
     # Those that are set: an older version does not know them all.
@@ -191,6 +204,9 @@ def _refused(entries: Any, usual: Mapping[str, Any], pattern: str) -> Iterator[s
         yield "two entries have one key"
     if len({bool(entry.get("port")) for entry in named}) > 1:
         yield "some entries have a port and some have none; give each one, or none"
+    for entry in named:
+        if entry.get("dataset") and entry.get("datasets"):
+            yield f"{entry['name']} has dataset and datasets; leave one of them out"
     for name, each in all_.items():
         limits, learner = (each["settings"].get(table) or {} for table in ("limits", "learner"))
         if limits.get(UNNAMED.replace("_", "-")):
@@ -237,6 +253,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "contributors": contributors,
+            "contributor_lent": contributor_lent,
             "contributor_nodes": contributor_nodes,
             "contributors_refused": contributors_refused,
             "contributor_places": contributor_places,
