@@ -27,6 +27,7 @@ def readme(role: Path) -> str:
         "| variable | type | default | |",
         "|---|---|---|---|",
         *rows,
+        *(line for name, option in specs["options"].items() for line in _keys(name, option)),
         "",
         "Made from `meta/argument_specs.yml` by `python -m tests.fleet.readmes`.",
         "",
@@ -34,13 +35,29 @@ def readme(role: Path) -> str:
     return "\n".join(lines)
 
 
+def _keys(name: str, option: dict[str, Any]) -> list[str]:
+    """What an entry of a list may have."""
+    keys = option.get("options", {})
+    if not keys:
+        return []
+    head = ["", f"An entry of `{name}`:", "", "| key | type | |", "|---|---|---|"]
+    return [*head, *(_key(key, said) for key, said in keys.items())]
+
+
+def _key(name: str, option: dict[str, Any]) -> str:
+    needed = " Needed." if option.get("required") else ""
+    return f"| `{name}` | {_kind(option)} | {option['description']}{needed} |"
+
+
+def _kind(option: dict[str, Any]) -> str:
+    choices = option.get("choices")
+    return " or ".join(map(str, choices)) if choices else str(option["type"])
+
+
 def _row(name: str, option: dict[str, Any]) -> str:
-    kind = " or ".join(map(str, option["choices"])) if "choices" in option else option["type"]
-    inner = option.get("options", {})
-    more = f" Keys: {', '.join(f'`{key}`' for key in inner)}." if inner else ""
     default = option.get("default")
     shown = "unset" if default is None else f"`{json.dumps(default)}`".replace("|", "\\|")
-    return f"| `{name}` | {kind} | {shown} | {option['description']}{more} |"
+    return f"| `{name}` | {_kind(option)} | {shown} | {option['description']} |"
 
 
 def main() -> None:

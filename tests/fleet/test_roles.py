@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -143,25 +144,41 @@ def test_limits_that_have_variables_are_those_of_the_settings() -> None:
     }
 
 
+def written_by_the_role(
+    folder: Path, given: dict[str, Any], contributor: str = "", there: str = ""
+) -> ClientSettings:
+    """A contributor's settings by the role's own task, with its defaults and what a host sets.
+
+    ``there`` is the file that ``zk0bot client init`` made.
+    """
+    role = ANSIBLE / "roles/zk0d_client"
+    tasks = yaml.safe_load((role / "tasks/each/configure.yml").read_text())
+    (task,) = [each for each in tasks if each["name"] == "Write the settings"]
+    file = folder / "client.toml"
+    del task["notify"], task["ansible.builtin.copy"]["validate"]
+    task["ansible.builtin.copy"]["dest"] = str(file)
+    variables = {f"zk0d_client_{name}": value for name, value in given.items()} | {
+        "zk0d_client_contributor": contributor,
+        "zk0d_client_there": {"content": base64.b64encode(there.encode()).decode()},
+    }
+    (folder / "given.yml").write_text(yaml.safe_dump(variables))
+    files = [role / "defaults/main.yml", *sorted(role.glob("vars/main/*")), folder / "given.yml"]
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars_files": [str(file) for file in files],
+        "tasks": [task],
+    }
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    run_ansible(["ansible-playbook", "-c", "local", str(folder / "play.yml")], ANSIBLE)
+    return ClientSettings.load(file)
+
+
 @pytest.mark.slow
 def test_limits_reach_the_settings_file(tmp_path: Path) -> None:
-    """By the role's own task, with its defaults and what a host sets."""
-    role = ANSIBLE / "roles/zk0d_client"
-    tasks = yaml.safe_load((role / "tasks/configure.yml").read_text())
-    (task,) = [each for each in tasks if each["name"] == "Write the settings"]
-    del task["notify"], task["ansible.builtin.copy"]["validate"]
-
     def written(**variables: Any) -> ClientSettings:
-        task["ansible.builtin.copy"]["dest"] = str(tmp_path / "client.toml")
-        given = {"zk0d_client_name": "a", "zk0d_client_dataset": "local:/srv/a"} | {
-            f"zk0d_client_{name}": value for name, value in variables.items()
-        }
-        (tmp_path / "given.yml").write_text(yaml.safe_dump(given))
-        files = [str(role / "defaults/main.yml"), str(tmp_path / "given.yml")]
-        play = {"hosts": "localhost", "gather_facts": False, "vars_files": files, "tasks": [task]}
-        (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
-        run_ansible(["ansible-playbook", "-c", "local", str(tmp_path / "play.yml")], ANSIBLE)
-        return ClientSettings.load(tmp_path / "client.toml")
+        given = {"name": "a", "dataset": "local:/srv/a", **variables}
+        return written_by_the_role(tmp_path, given)
 
     assert "limits" not in written().model_fields_set, "an older version knows fewer"
     lent = {
@@ -193,13 +210,19 @@ def ask_inventory(name: str, *command: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_example_of_a_lab_has_four_hosts() -> None:
+def test_the_example_of_a_lab_has_five_hosts() -> None:
     listed = json.loads(ask_inventory("lab", "ansible-inventory", "--list"))
     assert listed["coordinator"]["hosts"] == ["hub"]
-    assert listed["contributors"]["hosts"] == ["left-bench", "right-bench", "gpu-server"]
+    hosts = listed["contributors"]["hosts"]
+    assert hosts == ["left-bench", "right-bench", "gpu-server", "shared-bench"]
     left = listed["_meta"]["hostvars"]["left-bench"]
     assert left["zk0d_client_dataset"] == "local:/srv/recordings/left"
     assert left["zk0d_client_settings"] == {"limits": {"max-steps": 500}}
+    shared = listed["_meta"]["hostvars"]["shared-bench"]["zk0d_client_contributors"]
+    assert [(each["name"], each["device"]) for each in shared] == [
+        ("ann", "cuda:0"),
+        ("bob", "cuda:1"),
+    ]
     said = ask_inventory(
         "lab", "ansible", "left-bench", "-m", "debug", "-a", "var=zk0d_client_coordinator"
     )

@@ -126,6 +126,94 @@ def test_an_end_that_was_cut_off_continues(
         rollover.finish(hub)
 
 
+def test_a_next_ca_is_taken_back(hub: ServerSettings) -> None:
+    folder = hub.superlink.ca.parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    rollover.begin(hub)
+    taken = next_of(hub).fingerprint
+    assert rollover.cancel(hub) == taken
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    # Another change goes all the way.
+    rollover.begin(hub)
+    following = next_of(hub)
+    assert following.fingerprint != taken
+    rollover.finish(hub)
+    rollover.end(hub)
+    assert is_served(hub, following.certificate)
+
+
+@pytest.mark.parametrize("written", range(1, 4))
+def test_a_beginning_that_was_cut_off_is_taken_back(
+    hub: ServerSettings, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.superlink.ca.parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    _cut_off(monkeypatch, written, lambda: rollover.begin(hub))
+    rollover.cancel(hub)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("cut_off", ["ca.next.json", "ca.next.key"])
+def test_taking_it_back_can_be_repeated(
+    hub: ServerSettings, cut_off: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.superlink.ca.parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    rollover.begin(hub)
+    unlink = Path.unlink
+
+    def cut(path: Path, missing_ok: bool = False) -> None:
+        if path.name == cut_off:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut)
+        with pytest.raises(KeyboardInterrupt):
+            rollover.cancel(hub)
+    assert is_served(hub, cas(hub).present)
+    rollover.cancel(hub)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("written", range(1, 7))
+def test_a_next_ca_that_is_used_is_not_taken_back(
+    hub: ServerSettings, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the end was cut off: nodes may know the next CA alone then."""
+    rollover.begin(hub)
+    following = next_of(hub)
+    _cut_off(monkeypatch, written, lambda: rollover.finish(hub))
+    with pytest.raises(UsageError, match="--finish has begun to use the next CA"):
+        rollover.cancel(hub)
+    assert next_of(hub) == following
+    rollover.finish(hub)
+    rollover.end(hub)
+    assert is_served(hub, following.certificate)
+    with pytest.raises(UsageError, match="none was begun, or --finish has ended it"):
+        rollover.cancel(hub)
+
+
+def test_none_is_taken_back_where_none_was_begun(hub: ServerSettings) -> None:
+    code, said = renew_ca(hub, "--cancel")
+    assert code != 0
+    assert "no change of the CA is under way" in said
+    link = hub.superlink
+    link.state.mkdir(parents=True)
+    audit.AuditLog(link.state).append("node.online", "test", node="n", key="k")
+    renew_ca(hub, "--begin")
+    taken = next_of(hub).fingerprint
+    code, said = renew_ca(hub, "--cancel")
+    assert code == 0, said
+    assert "the next CA is taken back" in said
+    assert "no change of it is under way" in said
+    noted = [line for line in audit.read(link.state) if line["kind"].startswith("ca.")]
+    assert [(line["kind"], line["ca"]) for line in noted] == [
+        ("ca.begun", taken),
+        ("ca.cancelled", taken),
+    ]
+
+
 def hub_fingerprints(hub: ServerSettings) -> set[str]:
     return set(map(fingerprint, pems(hub.superlink.ca.read_text())))
 
@@ -195,6 +283,30 @@ def test_a_node_follows_and_drops_the_first_one(hub: ServerSettings, tmp_path: P
     other = certificates.make_certificates(tmp_path / "other", ["hub"]).ca
     shutil.copy(other, ca)
     assert Authorities.read(ca, tmp_path).pem == other.read_text()
+
+
+def test_a_node_drops_what_was_taken_back(hub: ServerSettings, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    shutil.copy(hub.superlink.ca, ca)
+    first = Authorities.read(ca, tmp_path)
+    rollover.begin(hub)
+    both = first.with_next(next_of(hub))
+    assert both.until(first.first) == first
+    assert both.until(next_of(hub).fingerprint) == both
+    # After a change that was finished, the way to the present one stays known.
+    alone = both.settle(next_of(hub).fingerprint)
+    rollover.finish(hub)
+    rollover.end(hub)
+    rollover.begin(hub)
+    taken = alone.with_next(next_of(hub))
+    assert taken.until(alone.first) == alone
+    alone.keep(tmp_path)
+    assert Authorities.read(ca, tmp_path).pem == alone.pem
+    # Who joined with an invite of that time has both from root's file, which stays.
+    shutil.copy(hub.superlink.ca, ca)
+    (tmp_path / "fresh").mkdir()
+    joined = Authorities.read(ca, tmp_path / "fresh")
+    assert joined.until(joined.first) == joined
 
 
 def test_a_stranger_names_no_ca(hub: ServerSettings, tmp_path: Path) -> None:
@@ -292,7 +404,14 @@ def test_it_waits_for_nodes_that_were_online_lately(
 
 
 def test_options_that_do_not_belong_together(hub: ServerSettings) -> None:
-    for words in (("--begin", "--finish"), ("--force",), ("--begin", "--force")):
+    for words in (
+        ("--begin", "--finish"),
+        ("--begin", "--cancel"),
+        ("--finish", "--cancel"),
+        ("--force",),
+        ("--begin", "--force"),
+        ("--cancel", "--force"),
+    ):
         assert "--force belongs to --finish" in renew_ca(hub, *words)[1]
 
 

@@ -6,6 +6,7 @@ import json
 import ssl
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,12 @@ def trusted(hub: Lab, name: str) -> Authorities:
     return Authorities.read(home / "tls/ca.crt", home / "supernode")
 
 
+def trusts_alone(hub: Lab, name: str, ca: str) -> bool:
+    """Whether a node's service and its SuperNode know one CA."""
+    started = hub.root / name / "supernode/ca.crt"
+    return trusted(hub, name).pem == ca == started.read_text()
+
+
 def wait_for(hub: Lab, what: str, done: Callable[[], object]) -> None:
     children = [running.child for running in hub.services.values()]
     wait_until(lambda: bool(done()), what, 400.0, children, interval=0.5)
@@ -82,6 +89,22 @@ def test_a_stranger_names_no_ca(hub: Lab) -> None:
     wait_for(hub, "the refusal", lambda: "a next CA that is refused" in said.read_text())
     assert trusted(hub, "left").pem == present
     named.unlink()
+
+
+def test_nodes_drop_a_next_ca_that_is_taken_back(hub: Lab) -> None:
+    present = hub.certificates.ca.read_text()
+    code, said = renew_ca(hub, "--begin")
+    assert code == 0, said
+    wait_for(hub, "left's word", lambda: "node left: has the next CA" in renew_ca(hub)[1])
+    assert trusted(hub, "left").pem == hub.certificates.ca.read_text() != present
+    code, said = renew_ca(hub, "--cancel")
+    assert code == 0, said
+    assert hub.certificates.ca.read_text() == present
+    for name in ("left", "late"):
+        wait_for(hub, f"{name}'s CA", partial(trusts_alone, hub, name, present))
+        hub.wait_for_status(name, "online; no run is under way", 400)
+    assert "it took the next one back" in (hub.root / "left.log").read_text()
+    assert "no change of the CA is under way" in renew_ca(hub, "--cancel")[1]
 
 
 def test_a_running_node_gets_the_next_ca_and_says_so(hub: Lab) -> None:

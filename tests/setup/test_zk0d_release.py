@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -127,6 +128,39 @@ def test_a_unit_that_the_other_version_lacks_is_stopped_by_its_own_version(tmp_p
     assert stops("2", "1") == stops("2", "2") == stops("1", "") == []
     put = text[text.index("put_in_place() {") :]
     assert put.index("stop_left_out") < put.index("use ") < put.index("install_units")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_users_units_get_their_drop_ins_where_the_kernel_allows_it(
+    tmp_path: Path, allowed: bool
+) -> None:
+    """That of contributors with names, too; it is tried and told once."""
+    text = PROGRAM.read_text()
+    start = text.index("# Units that a version brings")
+    functions = text[start : text.index("# Whether the drop-in $1 works")]
+    functions += text[text.index("left_out() {") : text.index("# Enabling writes a link")]
+    share = tmp_path / "prefix/1/share/zk0d"
+    shutil.copytree(PROGRAM.parent, share / "systemd")
+    stubs = f"""
+        PREFIX={tmp_path}/prefix CONFIG={tmp_path}/config
+        is_root() {{ false; }}
+        with_units() {{ true; }}
+        with_systemd() {{ true; }}
+        ctl() {{ true; }}
+        say() {{ printf '%s\\n' "$*"; }}
+        shields_home() {{ printf 'tried\\n'; {"true" if allowed else "false"}; }}
+    """
+    said = processes.run(
+        ["bash", "-euc", f"{stubs}\n{functions}\ninstall_units 1 ''"], text=True, check=True
+    )
+    units = tmp_path / "config/systemd/user"
+    there = {str(path.relative_to(units)) for path in units.rglob("*") if path.is_file()}
+    plain = {"zk0d-client.service", "zk0d-client@.service"}
+    assert there == plain | ({f"{name}.d/10-home.conf" for name in plain} if allowed else set())
+    lines = said.stdout.splitlines()
+    assert lines[0] == "tried"
+    assert [line for line in lines[1:] if "namespaces" not in line] == []
+    assert len(lines) == (1 if allowed else 2)
 
 
 def test_a_torn_installation_is_made_again(

@@ -398,6 +398,7 @@ def test_exposure(name: str) -> None:
 
 USER = "user/zk0d-client.service"
 HOME = "user/zk0d-client.service.d/10-home.conf"
+NAMED, NAMED_HOME = USER.replace(".service", "@.service"), HOME.replace(".service.", "@.service.")
 
 
 def test_a_users_unit_has_what_its_systemd_can_hold() -> None:
@@ -417,9 +418,20 @@ def test_a_users_unit_has_what_its_systemd_can_hold() -> None:
         assert key not in has.keys() | more.keys(), key
 
 
+def test_a_users_named_contributor_writes_only_its_own_folder() -> None:
+    """The rest of its drop-in is that of the one without a name."""
+    plain, named = directives(HOME), directives(NAMED_HOME)
+    assert plain.pop("ReadWritePaths") == ["-%E/zk0d"]
+    assert named.pop("ReadWritePaths") == ["-%E/zk0d/clients/%i"]
+    assert named == plain
+    (start,) = directives(NAMED)["ExecStart"]
+    assert start.endswith(" --folder %E/zk0d/clients/%i")
+
+
 @needs_systemd
-def test_exposure_of_a_users_unit(tmp_path: Path) -> None:
-    text, more = ((FOLDER / name).read_text(encoding="utf-8") for name in (USER, HOME))
+@pytest.mark.parametrize("files", [(USER, HOME), (NAMED, NAMED_HOME)], ids=["plain", "named"])
+def test_exposure_of_a_users_unit(tmp_path: Path, files: tuple[str, str]) -> None:
+    text, more = ((FOLDER / name).read_text(encoding="utf-8") for name in files)
     page = (FOLDER.parent / "docs/units.md").read_text(encoding="utf-8")
     for name, whole in (("alone", text), ("with its drop-in", f"{text}\n{more}")):
         unit = tmp_path / f"{name.replace(' ', '-')}.service"

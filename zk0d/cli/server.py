@@ -131,6 +131,9 @@ def renew_ca(
     finish: Annotated[
         bool, typer.Option("--finish", help="Use the next CA alone; a run under way resumes.")
     ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Before --finish: take the next CA back.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="With --finish: also if a node lacks the next CA.")
     ] = False,
@@ -142,9 +145,15 @@ def renew_ca(
     from zk0d.machine import rollover
     from zk0d.machine.audit import note
 
-    if (begin and finish) or (force and not finish):
-        raise UsageError("--begin and --finish are two steps; --force belongs to --finish.")
+    if begin + finish + cancel > 1 or (force and not finish):
+        raise UsageError(
+            "--begin, --finish and --cancel are steps; give one of them. --force belongs to"
+            " --finish."
+        )
     settings = ServerSettings.load(folder / "server.toml")
+    if cancel:
+        note(folder, "ca.cancelled", ca=rollover.cancel(settings))
+        typer.echo("the next CA is taken back; nodes that have it drop it by themselves")
     cas = rollover.read_cas(settings.superlink.ca, settings.gateway.certificate)
     if begin:
         is_new = cas.next is None

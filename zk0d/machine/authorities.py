@@ -2,7 +2,8 @@
 
 The first are those of ``coordinator.ca``, which only root writes. The coordinator names others that
 follow; the SuperNode's service keeps these in its own folder, where it may write. When the
-coordinator shows a certificate of a later one, the earlier ones are trusted no more.
+coordinator shows a certificate of a later one, the earlier ones are trusted no more; when it names
+none to follow, the later ones are not.
 """
 
 from __future__ import annotations
@@ -112,6 +113,14 @@ class Authorities:
     def with_next(self, successor: Successor) -> Authorities:
         """These and the next one, which was checked."""
         return replace(self, followed=(*self.followed, successor))
+
+    def until(self, ca: str) -> Authorities:
+        """One and those before it; what ``coordinator.ca`` holds stays."""
+        known = list(self._known)
+        later = known[known.index(ca) + 1 :]
+        return replace(
+            self, followed=tuple(each for each in self.followed if each.fingerprint not in later)
+        )
 
     def settle(self, ca: str) -> Authorities:
         """Only this one and those after it."""

@@ -99,6 +99,30 @@ def sign_all(folder: Path, ca: str, key: Path) -> None:
         _replace(folder, name, *_signed(ca_key, authority, alternatives or names, now, days))
 
 
+def uses(folder: Path, ca: str) -> bool:
+    """Whether :func:`sign_all` has begun with an authority (PEM), or its key has its place.
+
+    Raises
+    ------
+    ConfigError
+        If a certificate or a key cannot be read.
+    """
+    key, _ = _read_authority(folder)
+    authority = x509.load_pem_x509_certificate(ca.encode())
+    if key.public_key() == authority.public_key():
+        return True
+    try:
+        for name, _, _ in _pairs():
+            certificate = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes())
+            own = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
+            # The key is written first: one that does not fit was made with the next certificate.
+            if is_issued_by(certificate, authority) or own.public_key() != certificate.public_key():
+                return True
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+    return False
+
+
 def renew(folder: Path, *, force: bool = False, now: datetime.datetime | None = None) -> bool:
     """A new ``server.crt`` and key for the same names, if the old one ends soon; whether it did.
 

@@ -14,7 +14,7 @@ from zk0d.errors import UsageError
 FOLDER = "clients"
 LONGEST = 16  #: ``zk0d-learner-NAME`` is a user's name, which has 31 characters at most
 OPTION = "--contributor"
-_NAME = re.compile(rf"[a-z0-9](?:[a-z0-9-]{{0,{LONGEST - 2}}}[a-z0-9])?")
+NAME = re.compile(rf"[a-z0-9](?:[a-z0-9-]{{0,{LONGEST - 2}}}[a-z0-9])?")
 #: What a path begins with that zk0d chose; a version's folder is everybody's.
 _OURS = re.compile(r"(?<=[/=])zk0d/(?!current/)")
 
@@ -27,7 +27,7 @@ def check_name(name: str) -> str:
     UsageError
         If not.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageError(
             f"{OPTION}: {name!r} is not a name; use 1 to {LONGEST} of a-z, 0-9 and '-', with a"
             " letter or a digit first and last."

@@ -171,7 +171,7 @@ def target(role: str, contributor: str = "") -> str:
 def files(repository: Path) -> Mapping[Path, str]:
     """The other files that name services, as they have to be, and what a dataset may be called."""
     from zk0d.config.names import DATASET_PATTERN  # loads pydantic
-    from zk0d.machine import templates
+    from zk0d.machine import contributors, templates
 
     systemd, ansible = repository / "systemd", repository / "ansible/roles"
     made, jobs = {}, []
@@ -185,7 +185,7 @@ def files(repository: Path) -> Mapping[Path, str]:
         ]
         path = systemd / target(role)
         made[path] = re.sub(r"(?m)^Also=.*", f"Also={' '.join(members)}", path.read_text())
-        vars_ = ansible / f"zk0d_{role}/vars/main.yml"
+        vars_ = ansible / f"zk0d_{role}/vars/main/services.yml"
         made[vars_] = _HEAD + "".join(
             f"zk0d_{role}_{name}: [{', '.join(f'{each.unit}.service' for each in listed)}]\n"
             for name, listed in (
@@ -196,7 +196,9 @@ def files(repository: Path) -> Mapping[Path, str]:
             if listed
         )
         if role is Role.CLIENT:
-            made[vars_] += f"zk0d_client_dataset_pattern: '(?:{DATASET_PATTERN})\\Z'\n"
+            patterns = {"dataset": DATASET_PATTERN, "contributor": contributors.NAME.pattern}
+            for name, pattern in patterns.items():
+                made[vars_] += f"zk0d_client_{name}_pattern: '(?:{pattern})\\Z'\n"
         ports = ", ".join(str(each.metrics) for each in scraped(role))
         jobs.append(f"  - {{job: zk0d-{role}, role: {role}, ports: [{ports}]}}\n")
     made[ansible / "monitoring/vars/main.yml"] = f"{_HEAD}monitoring_jobs:\n{''.join(jobs)}"
@@ -204,6 +206,10 @@ def files(repository: Path) -> Mapping[Path, str]:
         if path.exists():
             text = made[path] if path in made else path.read_text(encoding="utf-8")
             made[path.with_stem(f"{path.stem}@")] = templates.template(path.name, text)
+    own = systemd / "user/zk0d-client.service.d/10-home.conf"
+    made[systemd / "user/zk0d-client@.service.d" / own.name] = templates.template(
+        f"{own.parent.name}/{own.name}", own.read_text(encoding="utf-8")
+    )
     return made
 
 

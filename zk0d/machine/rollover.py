@@ -2,7 +2,8 @@
 
 :func:`begin` makes the next CA and has the present one name it (``tls/ca.next.json``); ``ca.crt``
 then holds both. The coordinator's service tells nodes, which say when they have it. :func:`finish`
-has the next CA sign the certificates and takes its place. Each goes on where it was cut off.
+has the next CA sign the certificates and takes its place; :func:`cancel` takes it back before that.
+Each goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -155,6 +156,46 @@ def finish(settings: ServerSettings) -> None:
         if newer.exists():
             rename(newer, ca.with_name("ca.key"))
         write_file(ca, following.certificate)
+
+
+def cancel(settings: ServerSettings) -> str:
+    """Take the next CA back: the present one stays, which signed all that is in use.
+
+    Returns
+    -------
+    str
+        Its fingerprint; empty if its making had been cut off.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or :func:`finish` has begun to use it.
+    ConfigError
+        If the certificates cannot be read.
+    TryAgainError
+        If something cannot be written.
+    """
+    ca = settings.superlink.ca
+    following, key = _read_next(ca), _next_key(ca)
+    if following is None and not key.exists():
+        raise UsageError(
+            "no change of the CA is under way: none was begun, or --finish has ended it, and then"
+            " nodes know the new CA alone; --begin begins another."
+        )
+    with writing(ca.parent):
+        if following is not None:
+            if certificates.uses(ca.parent, following.certificate):
+                raise UsageError(
+                    "--finish has begun to use the next CA, so it cannot be taken back: zk0bot"
+                    " server renew-ca --finish continues."
+                )
+            there = pems(ca.read_text(encoding="utf-8"))
+            kept = [each for each in there if fingerprint(each) != following.fingerprint]
+            write_file(ca, "".join(kept))
+            # Before its key: finish takes a next CA without a key for one that has its place.
+            next_file(ca).unlink()
+        key.unlink(missing_ok=True)
+    return following.fingerprint if following is not None else ""
 
 
 def end(settings: ServerSettings) -> None:

@@ -21,6 +21,7 @@ PLAIN = (
 _SETTINGS = contributors.relocated("/etc/zk0d/client.toml", "%i")
 _STEMS = "|".join(sorted({name.rpartition(".")[0] for name in PLAIN}))
 _UNIT = re.compile(rf"\b({_STEMS})\.(?=service|socket|target)")
+_USERS_FOLDER = "%E/zk0d"
 _ACCOUNT = re.compile(r"(User|Group|SocketGroup)=zk0d-[a-z]+")
 
 
@@ -30,7 +31,7 @@ def template(name: str, text: str) -> str:
     Parameters
     ----------
     name
-        The plain unit's, such as ``zk0d-learner.socket``.
+        The plain unit's, such as ``zk0d-learner.socket``, or its drop-in's.
     text
         Its content.
     """
@@ -38,7 +39,10 @@ def template(name: str, text: str) -> str:
         _comment(line) if line.startswith("#") else _directive(name, line)
         for line in text.splitlines()
     ]
-    made.insert(made.index("[Unit]"), f"# Made from {name} by make reference; %i is its name.")
+    head = next(
+        at for at, line in enumerate(made) if line.startswith("[")
+    )  # a drop-in has no [Unit]
+    made.insert(head, f"# Made from {name} by make reference; %i is its name.")
     return "\n".join(made) + "\n"
 
 
@@ -55,9 +59,10 @@ def _directive(name: str, line: str) -> str:
         line = " ".join(word for word in line.split(" ") if word not in _SHARED)
     if _ACCOUNT.fullmatch(line):
         return f"{line}-%i"
-    if key == "ExecStart":  # the user's own unit names the folder, the system's none
-        there = re.sub(r" %E/zk0d$", f" %E/zk0d/{contributors.FOLDER}/%i", line)
-        return there if there != line else line + _options(name)
+    if line.endswith(_USERS_FOLDER):  # the user's own unit names the folder
+        return f"{line}/{contributors.FOLDER}/%i"
+    if key == "ExecStart":
+        return line + _options(name)
     return contributors.relocated(_UNIT.sub(r"\1@%i.", line), "%i")
 
 

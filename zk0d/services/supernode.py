@@ -175,14 +175,19 @@ class SupernodeService(Service):
             log.warning("the coordinator names a next CA that is refused: %s", error.message)
 
     def _settle(self, told: dict[str, Any]) -> None:
-        """Drop the CAs before the one that the coordinator uses."""
+        """Drop the CAs before the one that the coordinator uses, and those that it took back."""
         known, ca = self._authorities, str(told.get("fingerprint"))
-        if ca in known and ca != known.first:
-            # Its own word is not enough: an early one would cut this node off.
-            alone = known.settle(ca)
-            if self._watch.answers(alone.context()):
-                self._change_authorities(alone)
-                log.info("the coordinator uses its CA %s: the one before it is dropped", ca[:16])
+        if ca not in known:
+            return
+        is_later = ca != known.first
+        alone = known.settle(ca) if is_later else known.until(ca)
+        if alone == known or (not is_later and told.get("next") is not None):
+            return
+        # Its own word is not enough: an early one would cut this node off.
+        if self._watch.answers(alone.context()):
+            self._change_authorities(alone)
+            said = "the one before it is dropped" if is_later else "it took the next one back"
+            log.info("the coordinator uses its CA %s: %s", ca[:16], said)
 
     def _take_next(self, content: Any) -> None:
         """Take the next CA, if one that is trusted named it, and tell the coordinator."""
