@@ -91,9 +91,9 @@ def test_a_round_draws_by_weight(tmp_path: Path) -> None:
         taken: set[int] = set()
         usual = batches.batch
 
-        def noted(indices: Any, usual: Any = usual, taken: set[int] = taken) -> Any:
+        def noted(indices: Any, augment: Any, usual: Any = usual, taken: set[int] = taken) -> Any:
             taken.update(indices.tolist())
-            return usual(indices)
+            return usual(indices, augment)
 
         batches.batch = noted  # type: ignore[method-assign]
         one.settings = {"local-steps": 6, "batch-size": 8}

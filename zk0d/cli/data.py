@@ -158,6 +158,56 @@ def stats(datasets: Datasets, as_json: Json = False) -> None:
 
 
 @app.command()
+def coverage(
+    datasets: OwnDatasets = None,
+    camera: Camera = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it, as .png or .svg.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=0, help="Gaps shown of each dataset.")] = 5,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of a node's settings, which name its datasets.")
+    ] = None,
+    contributor: Contributor = "",
+    as_json: Json = False,
+) -> None:
+    """Show where episodes begin and end, and of which poses more should be recorded."""
+    from zk0d.config.cameras import MappedAt
+    from zk0d.errors import UsageError
+    from zk0d.learning.coverage import Coverage, draw, gaps
+    from zk0d.learning.recordings import open_recordings
+    from zk0d.learning.spec import check_alike
+
+    if chart is not None and chart.suffix not in (".png", ".svg"):
+        raise UsageError(f"--chart: {chart} is not a .png or .svg; name one.")
+    if contributor:
+        folder = place(folder or units.CONFIG_FOLDER, contributor)
+    at = MappedAt.COMMAND if datasets else MappedAt.SETTINGS
+    opened = [
+        open_recordings(uri, cameras=mapping, mapped_at=at)
+        for _, uri, mapping in _named(datasets, camera, folder)
+    ]
+    for each in opened[1:]:
+        like = opened[0].summary
+        check_alike(each.summary, like, where=each.uri, cameras=each.camera_map)
+    found = [Coverage.of(each) for each in opened]
+    lacking = {each.uri: gaps(each, found) for each in found}
+    if chart is not None:
+        draw(found, chart)
+    if as_json:
+        typer.echo(json.dumps([each.to_json(lacking[each.uri]) for each in found]))
+        return
+    for covered in found:
+        typer.echo(covered.sentence())
+        for gap in lacking[covered.uri][:most]:
+            typer.echo(f"  gap    {gap.sentence()}")
+        if len(lacking[covered.uri]) > most:
+            typer.echo(f"  and {len(lacking[covered.uri]) - most} more (--most)")
+    if chart is not None:
+        typer.echo(f"drawn: {chart}")
+
+
+@app.command()
 def make(
     folder: Annotated[Path, typer.Argument(help="A new folder for the dataset.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to record.")] = 50,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zk0d.pages import COLOURS
 from zk0d.record.summary import RunSummary
 
 CHART = "training.png"  #: in a checkpoint's folder
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 
 
 def draw_training(summary: RunSummary, path: Path) -> None:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zk0d.pages import COLOURS
 from zk0d.report.analysis import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, which people who confuse red and green tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 Series = Mapping[str, Mapping[int, float]]  #: values by round, by what they are of
 MANY = 12  #: lines that a legend can still tell apart
 
