@@ -850,6 +850,18 @@ def bare(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
+def test_each_dataset_of_a_node_is_looked_at(bare: Path, recordings_folder: Path) -> None:
+    client = tomllib.loads((bare / "client.toml").read_text())
+    client["dataset"] = [{"uri": str(recordings_folder)}, {"uri": "/nothing/here"}]
+    (bare / "client.toml").write_text(tomli_w.dumps(client))
+    said = typed("zk0bot", "doctor", "client", "--json", "--folder", str(bare))
+    found = {each["rule"]: each for each in json.loads(said.stdout)["findings"]}
+    assert found["client.dataset.0.dataset-values"]["ok"] is True
+    assert found["client.dataset.1.dataset"]["ok"] is False
+    assert found["client.dataset.1.dataset"]["problem"].startswith("dataset.1.uri: /nothing/here")
+
+
 def wrong_rules(said: subprocess.CompletedProcess[str]) -> set[str]:
     return {f["rule"] for f in json.loads(said.stdout)["findings"] if f["ok"] is False}
 

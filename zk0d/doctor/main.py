@@ -62,9 +62,10 @@ def _client(path: Path, host: Host) -> Iterator[Finding]:
     if not settings.lent and not settings.learner.accept_run_dataset:
         yield from _recordings(host, None, {}, most_bad)
     for place, each in enumerate(settings.lent):
-        named = {"key": f"dataset.{place}.uri"} if settings.dataset else {}
-        for finding in _recordings(host, each.uri, settings.cameras_of(each), most_bad, **named):
-            yield replace(finding, rule=f"{place}.{finding.rule}") if place else finding
+        table, uri = (f"dataset.{place}.", "uri") if settings.dataset else ("", "dataset-uri")
+        cameras = settings.cameras_of(each)
+        for finding in _recordings(host, each.uri, cameras, most_bad, key=table + uri):
+            yield replace(finding, rule=table + finding.rule)
     yield client.coordinator_name(coordinator.address)
     yield client.gateway(coordinator.address, coordinator.ca, node.state)
     yield client.enrolled(settings)
