@@ -95,7 +95,7 @@ def test_a_round_draws_by_weight(tmp_path: Path) -> None:
             taken.update(indices.tolist())
             return usual(indices, augment)
 
-        batches.batch = noted  # type: ignore[method-assign]
+        batches.batch = noted  # type: ignore[method-assign, assignment]
         one.settings = {"local-steps": 6, "batch-size": 8}
         one.train(1)
         drawn.append(taken)

@@ -8,7 +8,6 @@ import pytest
 
 from zk0d.config.machine import ClientSettings
 from zk0d.daemon.supervised import State
-from zk0d.services import supernode
 from zk0d.services.coordinator import Word
 from zk0d.services.supernode import SupernodeService
 
@@ -38,7 +37,7 @@ def test_each_restart_of_a_node_that_does_not_come_online_waits_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(supernode.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("zk0d.services.supernode.time.monotonic", lambda: now[0])
     service = SupernodeService(ClientSettings(name="left"))
     child = StandInChild(lambda: now[0])
     service._child = child  # type: ignore[assignment]
