@@ -530,6 +530,16 @@ def test_a_node_whose_query_was_lost_is_asked_again(world: Make) -> None:
     assert 0 < len(lost.trained) < 20
 
 
+def test_a_query_that_was_sent_again_has_one_answer(world: Make) -> None:
+    slow = FakeNode("slow")
+    slow.query = lambda node, task: (to_record(node.query_reply()), 400.0)
+    minutes = {"num-server-rounds": 20, "node-wait": 500.0, "round-deadline": 300.0}
+    made = world([FakeNode("a", seconds=60.0), FakeNode("b"), slow], **minutes)
+    made.run()
+    assert slow.queried == 2
+    assert sorted(line["node"] for line in made.of("node.joined")) == ["a", "b", "slow"]
+
+
 def test_a_round_without_quorum_is_repeated_then_a_closed_run_fails(world: Make) -> None:
     made = world([FakeNode("a"), FakeNode("b", train=silent)], **{"max-staleness": 0})
     made.closed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,9 @@ log = logging.getLogger("flwr")
 PRESENCE_INTERVAL = 2.0
 #: Seconds until a node that refused in passing is asked again; doubles up to the second number.
 ASK_AGAIN = (2.0, 60.0)
-#: A query is answered in seconds. One that an online node leaves unanswered for so long was lost on
-#: its way, and so is sent again.
+#: A query is answered in seconds. One that an online node leaves unanswered for so long may have
+#: been lost on its way, and is sent again; the next after twice as long, and so on. Any answer
+#: counts.
 UNANSWERED_SECONDS = 300.0
 #: Seconds between two records of how far a node is that prepares: it may do so for hours.
 PREPARING_INTERVAL = 120.0
@@ -45,6 +47,7 @@ class _Pending:
     sent: float
     round: int = 0  #: that a node is asked to train
     lost: bool = False  #: the node went offline; it may have slept, and answer yet
+    overdue: bool = False  #: the node is asked again, and may answer this one yet
 
 
 @dataclass
@@ -198,8 +201,12 @@ class Cohort:
         if self._clock() - self._last_look < PRESENCE_INTERVAL:
             return
         self._last_look = self._clock()
-        self._forget_unanswered()
-        asked = {pending.node.key for pending in self._pending.values() if not pending.lost}
+        self._look_for_overdue()
+        asked = {
+            pending.node.key
+            for pending in self._pending.values()
+            if not pending.lost and not pending.overdue
+        }
         nodes = nodes_of(self._grid)
         there = {key for key, node in nodes.items() if node.online}
         for key in self._preparing.keys() - there:
@@ -217,17 +224,19 @@ class Cohort:
             record = to_record(self._query)
             self._send([(node, record) for node in newcomers], MessageType.QUERY, MessageType.QUERY)
 
-    def _forget_unanswered(self) -> None:
-        """Drop queries that had long enough; their nodes are newcomers once more."""
-        oldest = self._clock() - UNANSWERED_SECONDS
-        for message_id, pending in list(self._pending.items()):
-            if pending.kind == MessageType.QUERY and pending.sent < oldest:
+    def _look_for_overdue(self) -> None:
+        """Have nodes asked again that left a query unanswered for long."""
+        queries = [each for each in self._pending.values() if each.kind == MessageType.QUERY]
+        times = Counter(each.node.key for each in queries if each.overdue)
+        for each in queries:
+            seconds = UNANSWERED_SECONDS * 2 ** times[each.node.key]
+            if not each.overdue and self._clock() - each.sent > seconds:
+                each.overdue = True
                 log.warning(
                     "node %s has not said for %.0f s whether it can train; it is asked again",
-                    self.name(pending.node.key),
-                    UNANSWERED_SECONDS,
+                    self.name(each.node.key),
+                    seconds,
                 )
-                del self._pending[message_id]
 
     def train(self, records: list[tuple[Node, RecordDict]], number: int) -> None:
         """Send a round to its nodes."""
@@ -278,12 +287,19 @@ class Cohort:
             if pending is None or pending.kind == _TOLD:
                 continue
             if pending.kind == MessageType.QUERY:
+                self._drop_queries(pending.node.key)
                 self._take_query(pending.node, answer)
             elif answer.has_error() and _is_lost(pending.node, nodes_of(self._grid)):
                 self._lose(pending)  # Flower says so before our own look does
             else:
                 self._on_update(pending.node.key, pending.round, answer)
         return came
+
+    def _drop_queries(self, key: str) -> None:
+        """A node that has answered need not answer once more."""
+        for message_id, pending in list(self._pending.items()):
+            if pending.kind == MessageType.QUERY and pending.node.key == key:
+                del self._pending[message_id]
 
     def give_up(self, key: str, number: int) -> None:
         """Wait no longer for a node's answer to round ``number``."""
