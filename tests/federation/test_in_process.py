@@ -747,7 +747,7 @@ def test_a_round_is_corrected_once_the_node_has_a_variate(lab: Lab) -> None:
 
 
 def test_a_variate_of_a_short_round_changes_it_by_a_share(lab: Lab) -> None:
-    """Two steps of 40."""
+    """Two steps are fewer than a quarter of 40."""
     lab.contribute("left")
     spec, weights, statistics = started(lab)
     task = functools.partial(train_task, spec, weights, statistics, {"variate-codec": "fp32"})
@@ -759,7 +759,7 @@ def test_a_variate_of_a_short_round_changes_it_by_a_share(lab: Lab) -> None:
         fresh = variate_of(client.train(task(round=2), sent)[1]).arrays()
     for name, value in after.arrays().items():
         old = before.arrays()[name]
-        assert value == pytest.approx(old + 0.05 * (fresh[name] - old), abs=1e-6), name
+        assert value == pytest.approx(old + 0.25 * (fresh[name] - old), abs=1e-6), name
 
 
 def test_a_learner_says_that_it_lost_its_variate_and_begins_with_none(lab: Lab) -> None:
