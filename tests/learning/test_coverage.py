@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.recordings.shapes import write
 from zk0d.cli.main import app
-from zk0d.errors import DataError, UsageError
+from zk0d.errors import DataError, UsageError, Zk0dError
 from zk0d.learning.coverage import Coverage, draw, gaps
 from zk0d.learning.recordings import open_recordings
 
@@ -76,6 +76,11 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
     head = path.read_bytes()[:200]
     assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in path.read_bytes()
     assert head
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Zk0dError, match=r"nowhere/c\.png: the picture cannot be written"):
+        draw([covered("left", [-5.0, 0.0])], tmp_path / "nowhere" / "c.png")
 
 
 def test_the_command_shows_a_nodes_own_datasets(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ def _named(
     settings = ClientSettings.load(path) if path.exists() else None
     if settings is None or not settings.lent:
         raise UsageError(
-            f"no dataset is named, here or in {path}: zk0bot data check FOLDER, or user/name."
+            f"no dataset is named, here or in {path}; name a folder, or user/name on the hub."
         )
     if camera:
         raise UsageError(f"--camera goes with a DATASET; {path} maps the cameras of its own.")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zk0d.errors import not_written
 from zk0d.learning.layout import STATE
 from zk0d.learning.recordings import Recordings
 
@@ -155,6 +156,11 @@ def draw(everything: Sequence[Coverage], path: Path) -> None:
     """Draw where episodes begin (circles) and end (crosses), by the two joints that differ most.
 
     The picture is PNG or SVG, by the path's suffix.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
     """
     # No pyplot: it keeps every figure, and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -182,7 +188,10 @@ def draw(everything: Sequence[Coverage], path: Path) -> None:
     for axes in (poses, lengths):
         axes.spines[["top", "right"]].set_visible(False)
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, dpi=120, metadata=metadata)
+    try:
+        figure.savefig(path, dpi=120, metadata=metadata)
+    except OSError as error:
+        raise not_written(f"{path}: the picture cannot be written", error) from None
 
 
 def _two(everything: Sequence[Coverage]) -> tuple[int, int]:

@@ -80,11 +80,11 @@ class JoinedRecordings(Recordings):
                         f"{part.recordings.uri}: learner.holdout-episodes is {count}, but only"
                         f" {len(part.episodes)} episodes are lent; hold out fewer."
                     )
-        numbers = [
-            [number for number in self.episodes if number // EPISODES_APART == place]
-            for place in range(len(self.parts))
+        return [
+            place * EPISODES_APART + own
+            for place, part in enumerate(self.parts)
+            for own in part.episodes[len(part.episodes) - count :]
         ]
-        return [number for each in numbers for number in each[len(each) - count :]]
 
     def by_dataset(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         places = self.columns["episode_index"][rows] // EPISODES_APART
