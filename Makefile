@@ -70,8 +70,8 @@ test-federation: venv ## Guests: a federation of the units alone, and with Debia
 	$(PYTEST) -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_several.py tests/guests/test_owner.py tests/guests/test_debian13.py $(ARGS)
 
 .PHONY: test-faults
-test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks
-	$(PYTEST) -m guest tests/guests/test_faults.py $(ARGS)
+test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks, clocks that are set
+	$(PYTEST) -m guest tests/guests/test_faults.py tests/guests/test_clock.py $(ARGS)
 
 .PHONY: test-transfers
 test-transfers: venv ## Guests: faults while weights and updates move, mirrors, differences, metered lines

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import uvicorn
 from flwr.server.superlink.linkstate import sql_linkstate
+from flwr.supercore.corestate import sql_corestate
 from flwr.superlink import extensions
 
 
@@ -13,6 +14,8 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
         (extensions, "get_middleware"),
         (sql_linkstate.SqlLinkState, "get_message_res"),
         (sql_linkstate.SqlLinkState, "store_message_and_object_tree"),
+        (sql_linkstate.SqlLinkState, "_check_and_tag_offline_nodes"),
+        (sql_corestate.SqlCoreState, "_cleanup_expired_task_tokens"),
         (uvicorn.Server, "handle_exit"),
         (sql_linkstate, "check_node_availability_for_in_message"),
     ):

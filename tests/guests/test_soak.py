@@ -1,7 +1,6 @@
 """A run under hours of faults, one after the other, seeded. Prints what happened and when.
 
-``ZK0D_SOAK_SECONDS`` and ``ZK0D_SOAK_SEED`` change how long and which. A step of the clock is not
-among the faults: guests share the host's.
+``ZK0D_SOAK_SECONDS`` and ``ZK0D_SOAK_SEED`` change how long and which.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.guests.clock import FakeClock
 from tests.guests.lab import Guest, Lab
+from tests.guests.test_clock import HOUR, ClockFleet
 from tests.guests.test_faults import committed
 from tests.guests.test_federation import BOT, Fleet, kill_process, recordings_of
 
@@ -59,7 +60,8 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(SECONDS + 1800)]
 def fleet(
     lab: Lab, recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
-    made = Fleet(lab, recordings_of(recordings_folder, tmp_path_factory.mktemp("soak")))
+    recordings = recordings_of(recordings_folder, tmp_path_factory.mktemp("soak"))
+    made = ClockFleet(lab, recordings, FakeClock(tmp_path_factory.mktemp("library")))
     made.wait_online()
     yield made
     made.close()
@@ -89,6 +91,16 @@ def stopped(words: str) -> Fault:
     )
 
 
+def clock(ahead: int) -> Fault:
+    """A wrong time of day, until it is set right."""
+    return Fault(lambda guest: FakeClock.step(guest, ahead), lambda guest: FakeClock.step(guest, 0))
+
+
+CLOCKS = {
+    "clock an hour ahead": clock(HOUR),
+    "clock an hour behind": clock(-HOUR),
+    "clock two minutes ahead": clock(120),
+}
 SERVER_UNITS = ("zk0d-server.target", "zk0d-publish.timer", "zk0d-publish.service")
 
 
@@ -126,6 +138,7 @@ NODES: dict[str, Fault] = {
     "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start(BOOT_SECONDS)),
     "network cut": Fault(lambda guest: guest.cut(), lambda guest: guest.heal()),
     "services restarted": Fault(lambda g: g.systemctl("restart", "zk0d-client.target")),
+    **CLOCKS,
 }
 COORDINATOR: dict[str, Fault] = {
     "SuperLink killed": killed("zk0d.flower.superlink"),
@@ -139,6 +152,7 @@ COORDINATOR: dict[str, Fault] = {
     "power cut": Fault(lambda guest: guest.kill(), lambda guest: guest.start(BOOT_SECONDS)),
     "network cut": Fault(lambda guest: guest.cut(), lambda guest: guest.heal()),
     "disk full under the runs": Fault(fill, free),
+    **CLOCKS,
 }
 
 

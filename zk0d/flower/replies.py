@@ -9,8 +9,8 @@ is online, the ServerApp asks for itself. A node that the operator removed gets 
 A ServerApp asks for the replies to all of its messages at once. It gets a page of them, and the
 rest when it asks again, because each of them lies in its memory.
 
-This is the only place that reaches into Flower's LinkState; ``tests/flower`` fails when Flower
-changes it.
+This and :mod:`zk0d.flower.set_back` are the only places that reach into Flower's LinkState;
+``tests/flower`` fails when Flower changes it.
 """
 
 from __future__ import annotations

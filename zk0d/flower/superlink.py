@@ -73,7 +73,7 @@ def read_secret(path: Path) -> bytes:
 
 def install(secret: bytes | None, sessions: Path | None = None) -> None:
     """Have the SuperLink ask for ``secret``, note in ``sessions`` who uses which key, deliver every
-    reply that it has, and tell nodes that wait.
+    reply that it has, tell nodes that wait, and keep its deadlines when its clock is set back.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
-    from zk0d.flower import replies, waiting_room
+    from zk0d.flower import replies, set_back, waiting_room
     from zk0d.flower.replay import ReplayGuard
     from zk0d.flower.sessions import SessionWatch
 
@@ -103,6 +103,7 @@ def install(secret: bytes | None, sessions: Path | None = None) -> None:
 
     extensions.get_middleware = guarded
     replies.install()
+    set_back.install()
     waiting_room.install(room)
 
 
