@@ -53,6 +53,25 @@ def test_a_worker_has_its_imports_one_thread_and_its_owners_environment(
     assert capfd.readouterr() == ("", "")
 
 
+def take_a_step() -> float:
+    """As a comparison trains: on the CPU, whatever GPU there is."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0)
+    weight.sum().backward()
+    optimizer.step()
+    return float(weight)
+
+
+@pytest.mark.slow
+def test_a_worker_trains_on_the_cpu_of_a_machine_with_a_gpu(tmp_path: Path) -> None:
+    """Where there is none, this shows no more than that it trains."""
+    with worker_pool(1, tmp_path / "log") as pool:
+        assert pool.submit(take_a_step).result() == pytest.approx(0.5)
+        assert pool.submit(look, "PYTORCH_NVML_BASED_CUDA_CHECK").result()[0] == "1"
+
+
 def test_workers_end_with_an_owner_that_was_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(tmp_path / "log")]
     with processes.started(command, stdout=subprocess.PIPE, text=True) as owner:

@@ -22,8 +22,9 @@ from zk0d.daemon.program import end_quickly
 PRELOADED = "zk0d.daemon.preloaded"
 #: Names the file that its output goes to.
 LOG = "ZK0D_WORKERS_LOG"
-#: One thread each: workers share the cores.
-THREADS = {"OMP_NUM_THREADS": "1"}
+#: One thread each: workers share the cores. And imports that ask for a GPU ask its driver: what has
+#: begun CUDA cannot be forked, and an optimizer asks CUDA even for weights on the CPU.
+FORKED = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def worker_pool(workers: int, log: Path) -> ProcessPoolExecutor:
@@ -31,7 +32,7 @@ def worker_pool(workers: int, log: Path) -> ProcessPoolExecutor:
     log.touch()  # whoever cannot write there is told so here, and not by workers that break
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
-    with _environment(**THREADS, **{LOG: str(log)}):
+    with _environment(**FORKED, **{LOG: str(log)}):
         forkserver.ensure_running()
     return ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(str(log), dict(os.environ))
@@ -67,7 +68,7 @@ def _begin(log: str, environment: dict[str, str]) -> None:
     # Ctrl-C goes to the whole terminal; who waits for the workers decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     write_to(log)
-    os.environ.update(environment, **THREADS)
+    os.environ.update(environment, **FORKED)
 
 
 def _end_with_owner() -> None:
