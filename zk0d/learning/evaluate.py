@@ -152,7 +152,8 @@ def roll_out(
         episodes = torch.tensor([seeds[i] for i in running])
         with loaded.autocast():
             planned = loaded.plan(preprocess(batch), episodes, arms[running[0]].frame)
-        actions = postprocess(planned)
+        # A whole policy's actions come in the precision of its products.
+        actions = postprocess(planned.float())
         still = []
         for row, i in enumerate(running):
             to_do = actions[row, :execute].cpu().numpy()
