@@ -386,6 +386,17 @@ def test_a_family_drives_an_arm(prepared: PreparedRecordings) -> None:
         assert rolled.episodes == len(seeds)
 
 
+@pytest.mark.slow
+def test_a_family_drives_an_arm_with_short_products(
+    prepared: PreparedRecordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU products are bfloat16, which a family's own actions may be, and no arm takes."""
+    monkeypatch.setattr(prepared.policy, "precision", torch.bfloat16)
+    statistics = prepared.statistics()
+    rolled = roll_out(prepared.policy, statistics, lambda: SoReach(cameras=("top",)), [4])
+    assert rolled.episodes == 1
+
+
 def test_the_noise_before_a_step_equals_the_policys_own(
     prepared: PreparedRecordings,
 ) -> None:

@@ -22,7 +22,7 @@ class Task(StrEnum):
 def demo(
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Rounds to train (12; 50 on so101; 6 but for smolvla)."),
+        typer.Option(min=1, help="Rounds to train (12; 50 on so101; 6 for multi_task_dit, xvla)."),
     ] = None,
     contributors: Annotated[
         int, typer.Option(min=1, max=26, help="Contributors that share the table.")

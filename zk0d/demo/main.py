@@ -19,7 +19,7 @@ from rich.console import Console
 
 from zk0d.config.run import RunSettings
 from zk0d.daemon.workers import worker_pool
-from zk0d.demo.budget import run_values
+from zk0d.demo.budget import picture_side, run_values
 from zk0d.demo.layout import Layout
 from zk0d.demo.progress import Progress, RoundsView, Stage
 from zk0d.errors import ChildError
@@ -157,6 +157,7 @@ def _make_recordings(options: DemoOptions, layout: Layout, progress: Progress, c
                             contributor.sector,
                             episodes,
                             seed,
+                            size=picture_side(options.policy),
                             task=options.task,
                         )
                     )

@@ -100,7 +100,10 @@ def train_alone(options: TrainOptions, console: Console) -> Path:
     recordings = open_at_command(options.dataset, mapped)
     task = simulator_of(recordings)
     given = dict(options.overrides)
-    values: dict[str, Any] = run_values(task, given.get("policy", "smolvla")) if task else {}
+    values: dict[str, Any] = {}
+    if task:
+        side = max(shape[-1] for shape in recordings.summary.cameras.values())
+        values = run_values(task, given.get("policy", "smolvla"), side)
     values["seed"] = options.seed
     if options.rounds is not None:
         values["num-server-rounds"] = options.rounds

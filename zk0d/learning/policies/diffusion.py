@@ -26,7 +26,10 @@ class Loaded(LoadedPolicy):
 
     @classmethod
     def tiny_config(cls, width: int) -> DiffusionConfig:
-        """A U-Net of two levels that denoises in five steps."""
+        """A U-Net of two levels that denoises in five steps.
+
+        It predicts the actions and not the noise: of so few steps most learn little otherwise.
+        """
         return DiffusionConfig(
             device="cpu",
             push_to_hub=False,
@@ -37,6 +40,7 @@ class Loaded(LoadedPolicy):
             diffusion_step_embed_dim=width,
             noise_scheduler_type="DDIM",
             num_inference_steps=5,
+            prediction_type="sample",
             **_BACKBONE,
         )
 
