@@ -12,10 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import safetensors.numpy
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from lerobot.configs import NormalizationMode
 
 from tests.federation.fakes import _copied, raw_payload
 from tests.learner.tasks import train_task
@@ -44,6 +47,8 @@ from zk0d.learner import pace
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.pace import TimedPace
+from zk0d.learning.policy import load_policy, spec_for
+from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import ConstantSchedule
 from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics, merge_groups
@@ -127,7 +132,13 @@ class DirectGrid(Grid):
 class Lab:
     """A coordinator and contributors in this process."""
 
-    def __init__(self, folder: Path, recordings: Path, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recordings: Path,
+        stack: ExitStack,
+        models: Mapping[str, str] = {},
+    ) -> None:
         self.folder = folder
         self.recordings = recordings
         self._stack = stack
@@ -136,6 +147,7 @@ class Lab:
         self.server = ServerSettings.parse(
             {
                 "state": str(folder),
+                "models": dict(models),
                 "evaluation": [
                     {
                         "name": "held-out",
@@ -556,6 +568,30 @@ def test_what_an_owner_keeps_stays(
     told = reply.robot.action if reply.robot else Components()
     assert (len(told.names), len(told.low)) == (names, ranges)
     assert reply.recordings.robot_type == ("so101_follower" if names else "unknown")
+
+
+def test_a_policy_by_quantiles_has_those_of_all_who_tell(
+    tmp_path: Path, recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recordings = open_recordings(f"local:{recordings_folder}")
+    made = load_policy(spec_for("act", "tiny", 0, recordings.summary, {}), device="cpu").policy
+    for kind in ("STATE", "ACTION"):
+        made.config.normalization_mapping[kind] = NormalizationMode.QUANTILES
+    made.save_pretrained(tmp_path / "model")
+    models = {"mine": str(tmp_path / "model")}
+    with ExitStack() as stack:
+        lab = Lab(tmp_path, recordings_folder, stack, models)
+        for name, shares in (("left", True), ("right", True), ("shy", False)):
+            lab.contribute(name, models=models, **{"share-histograms": shares})
+        run = {"policy": "act", "model-name": "mine", "num-server-rounds": 1, "local-steps": 2}
+        lines = lab.run(monkeypatch, {**run, "batch-size": 4, "eval-rollouts": 0})
+        assert lines[-1]["kind"] == "run.finished"
+        (folder,) = tmp_path.glob("**/checkpoint_round_1")
+        saved = safetensors.numpy.load_file(next(folder.glob("policy_preprocessor_step*")))
+        told = recordings.statistics(histograms=True).features["action"].quantiles()
+        for name in ("q01", "q99"):
+            spread = np.ptp(recordings.columns["action"].numpy(), axis=0)
+            assert (np.abs(saved[f"action.{name}"] - told[name]) <= 0.02 * spread + 0.02).all()
 
 
 def test_the_run_may_not_name_a_dataset(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ UNTRAINED: Mapping[str, str] = {
         " count that ends the phase, outside the weights that nodes send"
     ),
     "pi0": _FIXED_SIZE,
-    "pi05": f"{_FIXED_SIZE}; it also normalizes by quantiles, which nodes do not send",
+    "pi05": _FIXED_SIZE,
     "pi0_fast": _FIXED_SIZE,
     "groot": _LARGE,
     "eo1": _LARGE,

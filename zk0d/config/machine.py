@@ -287,6 +287,11 @@ class ClientSettings(Settings):
         True,
         description="Send mean, std, min and max of state and action for the run's statistics.",
     )
+    share_histograms: bool = Field(
+        True,
+        description="With share-statistics, and for a policy that normalizes by quantiles: tell how"
+        " many frames lie in each part of a joint's range.",
+    )
     share_robot: bool = Field(
         True,
         description="Tell robot type and joint names, and with share-statistics the joints' ranges,"

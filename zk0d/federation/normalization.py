@@ -91,7 +91,9 @@ class Normalization:
     def _keep(self, statistics: RunStatistics) -> None:
         """Write them, then their event: what the event does not name does not count."""
         told = {"by", "groups"} if statistics.groups else set()
-        content = statistics.model_dump(mode="json", include={"features", "nodes"} | told)
+        content = statistics.model_dump(
+            mode="json", include={"features", "nodes"} | told, exclude_none=True
+        )
         self._journal.write_json(STATISTICS, content)
         self._committed = statistics
         self._record(

@@ -133,6 +133,8 @@ class Contributor(Learner):
         data = self._prepare(task.spec, uri, task.image_augmentation, control).data
         statistics = data.statistics() if self.settings.share_statistics else None
         robot = data.recordings.robot(statistics) if self.settings.share_robot else None
+        if statistics is not None and not self.settings.share_histograms:
+            statistics = statistics.without_histograms()
         notices = data.notices()
         for notice in notices:
             log.warning("%s: %s", uri, notice)

@@ -155,8 +155,9 @@ class PreparedRecordings:
         return None if draws is None else draws[self.usable]
 
     def statistics(self) -> Statistics:
-        """Statistics of state and action over the good frames."""
-        return self.recordings.statistics(~(self.bad | self._held))
+        """Statistics of state and action over the good frames, as the policy needs them."""
+        good = ~(self.bad | self._held)
+        return self.recordings.statistics(good, histograms=self.policy.quantiles)
 
     def notices(self) -> list[str]:
         """What is odd about them for this policy, in counts: their owner may tell others."""

@@ -133,12 +133,14 @@ class Recordings:
         """
         return None
 
-    def statistics(self, usable: torch.Tensor | None = None) -> Statistics:
+    def statistics(
+        self, usable: torch.Tensor | None = None, *, histograms: bool = False
+    ) -> Statistics:
         """Statistics of state and action over the usable frames (all, if none are given)."""
         rows = slice(None) if usable is None else usable
         return Statistics(
             features={
-                name: FeatureStatistics.of(self.columns[name][rows].numpy())
+                name: FeatureStatistics.of(self.columns[name][rows].numpy(), histogram=histograms)
                 for name in (STATE, ACTION)
             }
         )

@@ -2,7 +2,8 @@
 
 A policy that is trained with one set and run with another fails, so a run has one set, for every
 node, and the release carries it. A run whose arms are calibrated otherwise has one for each group
-of nodes besides. Quantiles are left out: they cannot be merged.
+of nodes besides. Quantiles come from counts that can be merged (:mod:`zk0d.learning.quantiles`),
+where a policy normalizes by them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from zk0d.config.base import Settings
 from zk0d.config.run import NormalizeBy
 from zk0d.errors import Zk0dError
+from zk0d.learning.quantiles import Counts, counted, merged, quantiles
 
 #: Standard deviations of this and more are taken as they are. A motor that did not move gets this:
 #: dividing by less would blow noise up.
@@ -32,13 +34,17 @@ _NOISE = 1e-4
 
 
 class FeatureStatistics(Settings):
-    """Count, mean, standard deviation, minimum and maximum of one feature, per component."""
+    """Count, mean, standard deviation, minimum and maximum of one feature, per component.
+
+    And, where quantiles are needed, frames by parts of the range from minimum to maximum.
+    """
 
     count: PositiveInt
     mean: tuple[float, ...]
     std: tuple[float, ...]
     min: tuple[float, ...]
     max: tuple[float, ...]
+    histogram: tuple[Counts, ...] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -49,19 +55,32 @@ class FeatureStatistics(Settings):
             raise ValueError("mean, std, min and max must be finite and of one length")
         if min(self.std) < 0:
             raise ValueError("a standard deviation is negative")
+        if self.histogram is not None and (
+            len(self.histogram) != len(self.mean) or not all(self.histogram)
+        ):
+            raise ValueError("a histogram must have counts of each component")
         return self
 
     @classmethod
-    def of(cls, values: NDArray[Any]) -> Self:
+    def of(cls, values: NDArray[Any], *, histogram: bool = False) -> Self:
         """Statistics of ``values``, shape ``(frames, width)``, population standard deviation."""
         values = np.asarray(values, dtype=np.float64)
+        low, high = values.min(0).tolist(), values.max(0).tolist()
         return cls(
             count=len(values),
             mean=tuple(values.mean(0).tolist()),
             std=tuple(values.std(0).tolist()),
-            min=tuple(values.min(0).tolist()),
-            max=tuple(values.max(0).tolist()),
+            min=tuple(low),
+            max=tuple(high),
+            histogram=tuple(map(counted, values.T, low, high)) if histogram else None,
         )
+
+    def quantiles(self) -> dict[str, NDArray[np.float64]]:
+        """By LeRobot's names for them; empty without a histogram."""
+        if self.histogram is None:
+            return {}
+        each = list(map(quantiles, self.histogram, self.min, self.max))
+        return {name: np.array([of[name] for of in each]) for name in each[0]}
 
 
 class Statistics(Settings):
@@ -73,7 +92,7 @@ class Statistics(Settings):
     @property
     def sha256(self) -> str:
         """Names this exact set."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def for_training(self) -> dict[str, dict[str, NDArray[np.float32]]]:
@@ -87,9 +106,15 @@ class Statistics(Settings):
                 "std": _bounded(feature).astype(np.float32),
                 "min": np.asarray(feature.min, dtype=np.float32),
                 "max": np.asarray(feature.max, dtype=np.float32),
+                **{key: each.astype(np.float32) for key, each in _apart(feature).items()},
             }
             for name, feature in self.features.items()
         }
+
+    def without_histograms(self) -> Statistics:
+        """The same, without counts of frames."""
+        bare = {n: f.model_copy(update={"histogram": None}) for n, f in self.features.items()}
+        return Statistics(features=bare, nodes=self.nodes)
 
 
 class RunStatistics(Statistics):
@@ -125,12 +150,25 @@ def still(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(high - low <= _NOISE * np.maximum(size, 1.0))
 
 
-def _bounded(feature: FeatureStatistics) -> NDArray[np.float64]:
+def _least(feature: FeatureStatistics) -> NDArray[np.float64]:
+    """The smallest number that each component's distance from the middle is divided by."""
     low, high = np.asarray(feature.min), np.asarray(feature.max)
     spread = np.minimum(MIN_STD, MIN_SPREAD * (high - low))
-    least = np.where(still(low, high), MIN_STD, spread)
-    bounded: NDArray[np.float64] = np.maximum(np.asarray(feature.std), least)
+    return np.asarray(np.where(still(low, high), MIN_STD, spread))
+
+
+def _bounded(feature: FeatureStatistics) -> NDArray[np.float64]:
+    bounded: NDArray[np.float64] = np.maximum(np.asarray(feature.std), _least(feature))
     return bounded
+
+
+def _apart(feature: FeatureStatistics) -> dict[str, NDArray[np.float64]]:
+    """The quantiles; those of each pair that LeRobot divides by keep a distance."""
+    found = feature.quantiles()
+    for low, high in (("q01", "q99"), ("q10", "q90")) if found else ():
+        missing = np.maximum(_least(feature) - (found[high] - found[low]) / 2, 0)
+        found[low], found[high] = found[low] - missing, found[high] + missing
+    return found
 
 
 def merge(sets: Iterable[Statistics]) -> Statistics:
@@ -181,12 +219,32 @@ def _merge_feature(name: str, parts: list[FeatureStatistics]) -> FeatureStatisti
     mean = np.array([part.mean for part in parts])
     variance = np.array([part.std for part in parts]) ** 2
     total = count.sum()
-    merged = (count * mean).sum(0) / total
-    spread = (count * (variance + (mean - merged) ** 2)).sum(0) / total
+    middle = (count * mean).sum(0) / total
+    spread = (count * (variance + (mean - middle) ** 2)).sum(0) / total
+    low = np.min([part.min for part in parts], axis=0).tolist()
+    high = np.max([part.max for part in parts], axis=0).tolist()
     return FeatureStatistics(
         count=int(total),
-        mean=tuple(merged.tolist()),
+        mean=tuple(middle.tolist()),
         std=tuple(np.sqrt(spread).tolist()),
-        min=tuple(np.min([part.min for part in parts], axis=0).tolist()),
-        max=tuple(np.max([part.max for part in parts], axis=0).tolist()),
+        min=tuple(low),
+        max=tuple(high),
+        histogram=_merge_histograms(parts, low, high),
     )
+
+
+def _merge_histograms(
+    parts: list[FeatureStatistics], low: list[float], high: list[float]
+) -> tuple[Counts, ...] | None:
+    """Of the parts that have one; the others' owners keep theirs."""
+    with_counts = [part for part in parts if part.histogram is not None]
+    if not with_counts:
+        return None
+    made = []
+    for number in range(len(low)):
+        of_each = []
+        for part in with_counts:
+            assert part.histogram is not None
+            of_each.append((part.histogram[number], part.min[number], part.max[number]))
+        made.append(merged(of_each, low[number], high[number]))
+    return tuple(made)

@@ -24,6 +24,7 @@ from zk0d.learning.statistics import Statistics
 
 CHUNK = 12  # actions that the tiny ones predict at once
 EXECUTE = 6  # actions executed before the next plan
+_BY_QUANTILES = frozenset({NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10})
 
 
 @dataclass
@@ -183,6 +184,12 @@ class LoadedPolicy:
         return next(own, 1.0)
 
     @property
+    def quantiles(self) -> bool:
+        """Whether it normalizes the state or the action by quantiles."""
+        modes = self.config.normalization_mapping
+        return not _BY_QUANTILES.isdisjoint(modes.get(kind) for kind in ("STATE", "ACTION"))
+
+    @property
     def devices(self) -> tuple[torch.device, ...]:
         """Its own, and those of its replicas."""
         return (self.device, *(each.device for each in self.replicas))
@@ -225,6 +232,12 @@ class LoadedPolicy:
                 raise Zk0dError(
                     f"the run's statistics have no '{name}' of width {feature.shape[0]}.",
                     reason="statistics_mismatch",
+                )
+            if self.quantiles and "q01" not in stats[name]:
+                raise Zk0dError(
+                    "the policy normalizes by quantiles, and no node told how its values spread; at"
+                    " least one must (share-histograms in its settings).",
+                    reason="no_statistics",
                 )
         if self.config.normalization_mapping.get("VISUAL") is not NormalizationMode.IDENTITY:
             for key in self.config.image_features:  # as LeRobot's trainer does
