@@ -71,7 +71,7 @@ def test_a_run_outlives_a_change_of_the_ca(fleet: Fleet) -> None:
     fleet.wait_for(fleet.hub, "zk0d-server", f"run {run} was stopped at round", 120)
 
 
-def test_a_next_ca_that_is_taken_back_cuts_nobody_off(fleet: Fleet) -> None:
+def test_a_next_ca_that_is_taken_back_cuts_no_node_off(fleet: Fleet) -> None:
     present = fleet.hub.read(OFFERED)
     renew_ca(fleet, "--begin")
     wait_for_all(fleet, "has the next CA")
