@@ -158,7 +158,9 @@ def install_units(
     targets: list[str] = []
     with tempfile.TemporaryDirectory() as stage:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and (target := _target(path)):
+            # user/ is of those who are not root.
+            is_roots = path.relative_to(folder).parts[0] != "user"
+            if path.is_file() and is_roots and (target := _target(path)):
                 targets.append(target)
                 staged = Path(stage, target.lstrip("/"))
                 staged.parent.mkdir(parents=True, exist_ok=True)
@@ -181,8 +183,6 @@ def install_units(
 def _target(path: Path) -> str:
     """Where a file of systemd/ goes; nothing for one that is no unit."""
     parent = path.parent.name
-    if parent == "user":  # of those who are not root
-        return ""
     if path.suffix in UNIT_SUFFIXES:
         return f"/usr/lib/systemd/system/{path.name}"
     if path.suffix == ".conf" and parent in ("sysusers.d", "tmpfiles.d"):
