@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import pytest
 
@@ -21,7 +22,7 @@ def summary(
         round=len(losses) - 1,
         began="2026-01-01T00:00:00Z",
         settings={**RunSettings().to_flat(), **settings},
-        versions={"zk0d": "0.1.0"},
+        versions={"zk0d": "0.1.0", "lerobot": version("lerobot")},
         evaluations=tuple(
             Point(round=n, loss=loss, losses={"a": loss}, spreads={"a": spread})
             for n, loss in enumerate(losses)

@@ -311,6 +311,8 @@ def test_memberships() -> None:
     assert members == {
         ("zk0d-link", "zk0d-app"),
         ("zk0d-publish", "zk0d-app"),
+        ("zk0d-link", "zk0d-publish"),
+        ("zk0d-gateway", "zk0d-publish"),
         ("zk0d-learner", "zk0d-fetch"),
     }
 

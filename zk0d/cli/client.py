@@ -57,8 +57,11 @@ def join(
 
     read = Invite.from_line(sys.stdin.read() if invite == "-" else invite)
     folder = new_place(folder, contributor)
+    own = _own(dataset, device)
     _set_up(
-        folder, name, read.address, read.authorities, _own(dataset, device), contact, read.token
+        *(folder, name, read.address, read.authorities, own, contact),
+        token=read.token,
+        release_key=read.release_key,
     )
 
 
@@ -109,10 +112,12 @@ def _set_up(
     own: dict[str, Any],
     contact: str,
     token: str = "",
+    release_key: str = "",
 ) -> None:
     from zk0d.machine.setup import keep_token, set_up_client
 
-    verbs.tell_kept(set_up_client(folder, name or usual_name(folder), address, ca, own))
+    known = name or usual_name(folder)
+    verbs.tell_kept(set_up_client(folder, known, address, ca, own, release_key))
     if token:
         keep_token(folder, token)
         answer = enrol(folder, contact)

@@ -17,6 +17,7 @@ from zk0d.cli import (
     doctor,
     logs,
     node,
+    policy,
     release,
     report,
     run,
@@ -53,6 +54,7 @@ app.command("logs")(logs.logs)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(node.app, name="node")
+app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(release.app, name="release")

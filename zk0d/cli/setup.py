@@ -106,7 +106,9 @@ class Conversation:
         read = self._invite(invite)
         usual = check_alias(name or client.usual_name(self._folder))
         # Before the next question, so that no invite is pasted twice.
-        set_up_client(self._folder, usual, read.address, read.authorities)
+        set_up_client(
+            self._folder, usual, read.address, read.authorities, release_key=read.release_key
+        )
         keep_token(self._folder, read.token)
         self._say(f"Its settings and its key are in {self._folder}.")
         if not name:
@@ -133,7 +135,7 @@ class Conversation:
     def _return(self, invite: str | None, name: str) -> None:
         """It was set up before, at least so far."""
         from zk0d.errors import UsageError
-        from zk0d.machine.setup import keep_token, set_authority
+        from zk0d.machine.setup import keep_token, set_authority, set_release_key
 
         settings = self._settings
         address = settings.coordinator.address
@@ -147,6 +149,7 @@ class Conversation:
                 )
             if set_authority(self._folder, read.authorities):
                 self._changed = True
+            set_release_key(self._folder, read.release_key)
             if not address:
                 self._change({"coordinator": {"address": read.address}})
             if read.token:

@@ -38,9 +38,13 @@ DEFAULT_SECRET = Path("/etc/zk0d/superexec.secret")
 DEFAULT_CONTROL_SECRET = Path("/etc/zk0d/control.secret")
 DEFAULT_RELEASES = Path("/var/lib/zk0d/releases")
 DEFAULT_TRANSFER = Path("/var/lib/zk0d/transfer")
+DEFAULT_POLICIES = Path("/var/lib/zk0d/policies")
 DEFAULT_EVALUATOR_SOCKET = Path("/run/zk0d/evaluator.sock")
 DEFAULT_OWNER = Path("/run/zk0d/owner")
 LONGEST_SOCKET = 107  #: bytes; what Linux takes as a unix socket's path
+
+#: The public key that signs the coordinator's releases, beside the certificate of its authority.
+RELEASE_KEY = "release.pub"
 
 #: How a SuperExec tells the apps that it starts where their settings or their learner are.
 CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
@@ -216,6 +220,11 @@ class CoordinatorSettings(Settings):
         return value.rstrip("/")
 
     @property
+    def release_key(self) -> Path:
+        """Where an invite's key of releases lies."""
+        return self.ca.with_name(RELEASE_KEY)
+
+    @property
     def presence_page(self) -> str:
         """The presence page's URL."""
         return self.presence or f"https://{self.address}/zk0d/v1"
@@ -309,6 +318,11 @@ class ClientSettings(Settings):
         " user/name@REVISION); it skips those under models. 'resnet18' gets ImageNet's weights,"
         " for a new ACT.",
     )
+    policies: Path | None = Field(
+        None,
+        description="Folder of the coordinator's releases that zk0bot policy pull fetches; by"
+        " default /var/lib/zk0d/policies, or policies beside a SuperNode's folder of your own.",
+    )
     limits: LimitsSettings = LimitsSettings()
     learner: LearnerSettings = LearnerSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
@@ -325,6 +339,14 @@ class ClientSettings(Settings):
             "client-superexec": self.superexec.metrics_port,
         }
         return ports if self.metrics.enabled else {}
+
+    @property
+    def policies_folder(self) -> Path:
+        """The folder of the coordinator's releases that are here."""
+        if self.policies is not None:
+            return self.policies
+        usual = self.supernode.state == SupernodeSettings.model_fields["state"].default
+        return DEFAULT_POLICIES if usual else self.supernode.state.parent / DEFAULT_POLICIES.name
 
     @model_validator(mode="after")
     def _names_recordings_once(self) -> Self:
@@ -554,6 +576,9 @@ class ServerSettings(Settings):
         description="Folder of the checkpoints; by default /var/lib/zk0d/releases, or releases in a"
         " state folder of your own.",
     )
+    share_releases: bool = Field(
+        True, description="Let the roster's nodes fetch the checkpoints (zk0bot policy pull)."
+    )
     evaluation: list[EvaluationDataset] = Field(default_factory=list)
     models: dict[str, Path] = Field(
         default_factory=dict, description="Model names, mapped to folders on this machine."
@@ -592,6 +617,14 @@ class ServerSettings(Settings):
             "server-superexec": self.superexec.metrics_port,
         }
         return ports if self.metrics.enabled else {}
+
+    @property
+    def releases_folder(self) -> Path:
+        """The folder of the checkpoints: by default in its evaluator's own state folder."""
+        if self.releases is not None:
+            return self.releases
+        usual = self.state == type(self).model_fields["state"].default
+        return DEFAULT_RELEASES if usual else self.state / "releases"
 
     @property
     def runs(self) -> Path:

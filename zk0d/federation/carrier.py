@@ -165,7 +165,7 @@ class Carrier:
             except httpx.TransportError as error:
                 waits.cut(error)
 
-    def _received(self, answer: httpx.Response, waits: _Waits) -> Iterator[bytes]:
+    def _received(self, answer: httpx.Response, waits: Waits) -> Iterator[bytes]:
         """An answer's bytes as they come: one TLS record at a time."""
         for part in answer.iter_raw():
             self._line.received(len(part))
@@ -189,7 +189,7 @@ class Carrier:
         return tuple(pieces)
 
     def _send(
-        self, path: str, sha256: str, headers: dict[str, str], block: bytes, waits: _Waits
+        self, path: str, sha256: str, headers: dict[str, str], block: bytes, waits: Waits
     ) -> None:
         """Send a piece. Where there is no room, that is found out before it is sent again."""
         # A stream, whose length only we know.
@@ -209,7 +209,7 @@ class Carrier:
                 self._get(f"{path}?room={len(block)}", headers, waits, moves=False)
 
     def _get(
-        self, path: str, headers: dict[str, str], waits: _Waits, *, moves: bool = True
+        self, path: str, headers: dict[str, str], waits: Waits, *, moves: bool = True
     ) -> httpx.Response:
         """Ask until there is an answer; ``moves`` is whether that ends the patience's count."""
         while True:
@@ -224,8 +224,8 @@ class Carrier:
                 return answer
             waits.refused(answer)
 
-    def _waits(self) -> _Waits:
-        return _Waits(self._url, self._patience, self._sleep)
+    def _waits(self) -> Waits:
+        return Waits(self._url, self._patience, self._sleep)
 
 
 class _NoMirror(Exception):
@@ -252,7 +252,7 @@ class _Timed:
             yield part
 
 
-class _Waits:
+class Waits:
     """Waits ever longer while nothing moves; then gives up."""
 
     def __init__(self, url: str, patience: float, sleep: Callable[[float], None]) -> None:

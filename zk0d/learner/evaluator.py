@@ -160,6 +160,8 @@ class CoordinatorEvaluator(Learner):
             for data in self._datasets
             for layout in [data.recordings.layout]
         }
+        # No node with another robot is let into the cohort.
+        robots = sorted({data.recordings.summary.robot_type for data in self._datasets})
         simulation = any(data.settings.simulator for data in self._datasets)
         uris = [DatasetUri.parse(data.settings.dataset_uri) for data in self._datasets]
         parent = {
@@ -178,7 +180,15 @@ class CoordinatorEvaluator(Learner):
                 datasets=[uri.location for uri in uris if uri.scheme == "hf"],
                 carries_vlm=(draft / VLM_FOLDER).exists(),
             )
-            describe(draft, task.summary, verdict, str(card), parent=parent, licenses=licenses)
+            describe(
+                draft,
+                task.summary,
+                verdict,
+                str(card),
+                parent=parent,
+                licenses=licenses,
+                robot_types=robots,
+            )
 
         write_checkpoint(
             policy, task.statistics, folder, add_summary, groups=task.statistics.groups

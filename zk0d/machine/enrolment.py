@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import re
@@ -24,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from zk0d.config.machine import ServerSettings
 from zk0d.config.names import Alias, check_alias
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, TryAgainError
+from zk0d.machine import release_key
 from zk0d.machine.certificates import LOOPBACK, is_issued_by, names_of
 from zk0d.machine.keys import fingerprint_of, load_private_key, load_public_key
 from zk0d.machine.successor import pems
@@ -59,12 +61,16 @@ class Invite:
         What a node shows to be let in at once; empty if a person decides.
     next
         The certificate of the CA that is to follow, while one follows another.
+    release_key
+        The public key that signs the coordinator's releases, as OpenSSH writes it; empty if it
+        shares none.
     """
 
     address: str
     ca: str
     token: str = ""
     next: str = ""
+    release_key: str = ""
 
     def to_line(self) -> str:
         """The one line to send."""
@@ -75,6 +81,7 @@ class Invite:
                 "fingerprint": self.fingerprint,
                 **({"token": self.token} if self.token else {}),
                 **({"next": _to_der(self.next)} if self.next else {}),
+                **({"release": _to_text(self.release_key)} if self.release_key else {}),
             },
             separators=(",", ":"),
         )
@@ -110,7 +117,8 @@ class Invite:
             content = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
             address = str(content["address"])
             ca, following = _from_der(content["ca"]), _from_der(content.get("next", ""))
-            invite = cls(address, ca, _token(content.get("token", "")), following)
+            signs = _from_text(content.get("release", ""))
+            invite = cls(address, ca, _token(content.get("token", "")), following, signs)
             whole = content["fingerprint"] == invite.fingerprint
         except (ValueError, KeyError, TypeError):
             whole = False
@@ -146,8 +154,15 @@ def invite_of(settings: ServerSettings) -> Invite:
         names = [name for name in names_of(seen) if name not in LOOPBACK] or ["localhost"]
         host = f"[{names[0]}]" if ":" in names[0] else names[0]
         address = f"{host}:{gateway.port}"
+    signs = ""
+    if settings.share_releases:
+        # Who may not read it here is no worse off: the node then takes the one it is shown first.
+        with contextlib.suppress(TryAgainError, ConfigError):
+            signs = release_key.public_half(release_key.own_key(settings.superlink.state))
+    if not ours:
+        return Invite(address, "", release_key=signs)
     # While one CA follows another, the file has both.
-    return Invite(address, known[0], next="".join(known[1:2])) if ours else Invite(address, "")
+    return Invite(address, known[0], next="".join(known[1:2]), release_key=signs)
 
 
 @dataclass(frozen=True)
@@ -329,6 +344,15 @@ def _from_der(text: str) -> str:
         return ""
     certificate = x509.load_der_x509_certificate(der)
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _to_text(public: str) -> str:
+    return base64.b64encode(release_key.to_point(public)).decode()
+
+
+def _from_text(text: str) -> str:
+    point = base64.b64decode(text, validate=True)
+    return release_key.from_point(point) if point else ""
 
 
 def _token(text: object) -> str:

@@ -43,6 +43,8 @@ REFUSALS = (401, 404, 411, 413, 422, 503, 507)
 PIECE_HEADER = "x-zk0d-piece"
 #: Where nginx finds the files that it is told to send.
 ACCEL_PREFIX = "/zk0d/v1/files/"
+#: … and those of releases.
+RELEASES_PREFIX = "/zk0d/v1/release-files/"
 
 _TEXT = """\
 # Written by zk0bot server init from server.toml ([gateway]); changes are lost.
@@ -133,7 +135,7 @@ http {{
             proxy_pass http://127.0.0.1:{presence};
         }}
 
-{files}{page}        location / {{ return 403; }}
+{files}{releases}{page}        location / {{ return 403; }}
     }}
 }}
 """
@@ -213,6 +215,29 @@ _PASSES_ON = """\
 
 """
 
+#: A node of the roster fetches releases: who it is, says the application.
+_RELEASES = """\
+        location ~ ^/zk0d/v1/releases(/[A-Za-z0-9-]+/[0-9]+/[0-9a-f]+)?$ {{
+            limit_except GET {{ deny all; }}
+            limit_req zone=fleet burst={burst} nodelay;
+            proxy_pass http://127.0.0.1:{presence};
+            proxy_http_version 1.1;
+            proxy_buffering off;
+{carried}        }}
+"""
+_RELEASES_CARRIED = """\
+            proxy_set_header {gateway_header} {carries};
+"""
+_RELEASE_FILES = """\
+        location {prefix} {{
+            internal;
+            sendfile on;
+            default_type application/octet-stream;
+            types {{ }}
+            alias "{folder}/";
+        }}
+"""
+
 _PAGE = """\
         location = /zk0d/v1/ {{
             limit_except GET {{ deny all; }}
@@ -289,8 +314,25 @@ def configuration(
         link=link.port,
         presence=link.presence_port,
         files=carried,
+        releases=_releases(settings, carries=carries),
         page=_PAGE.format(presence=link.presence_port) if gateway.status_page else "",
     )
+
+
+def _releases(settings: ServerSettings, *, carries: bool) -> str:
+    """What is for releases; nothing where none are shared."""
+    if not settings.share_releases:
+        return ""
+    sent = _RELEASES_CARRIED.format(gateway_header=GATEWAY_HEADER, carries=CARRIES)
+    asked = _RELEASES.format(
+        burst=2 * settings.gateway.requests_per_second,
+        presence=settings.superlink.presence_port,
+        carried=sent if carries else f'            proxy_set_header {GATEWAY_HEADER} "";\n',
+    )
+    if not carries:
+        return f"{asked}\n"
+    files = _RELEASE_FILES.format(prefix=RELEASES_PREFIX, folder=settings.releases_folder)
+    return f"{asked}{files}\n"
 
 
 def nginx() -> str | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from zk0d.errors import TryAgainError, UsageError, not_written
 from zk0d.files import make_folder, whole_file
-from zk0d.machine.rights import writing
+from zk0d.machine.rights import like_the_folder, writing
 
 FILE, LOCK = "invites.json", "invites.lock"
 VERSION = 1
@@ -168,7 +168,7 @@ class OpenInvites:
         content = {"version": VERSION, "invites": [asdict(each) for each in invites]}
         with whole_file(self._folder / FILE, mode=0o600) as draft:
             draft.write_text(json.dumps(content), encoding="utf-8")
-            _like_the_folder(draft)
+            like_the_folder(draft)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -180,7 +180,7 @@ class OpenInvites:
         try:
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                _like_the_folder(path)
+                like_the_folder(path)
                 yield
         except OSError as error:
             raise not_written(f"{path}: invites cannot be written", error) from None
@@ -188,10 +188,3 @@ class OpenInvites:
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _like_the_folder(path: Path) -> None:
-    """What root writes is its folder's owner's, who reads and counts it."""
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)

@@ -136,7 +136,13 @@ def check_word(public: Path, said: Callable[[str], bytes], signature: str) -> No
     OSError
         If it cannot be read.
     """
-    key = load_public_key(public.read_bytes(), public)
+    check_signed(load_public_key(public.read_bytes(), public), said, signature)
+
+
+def check_signed(
+    key: ec.EllipticCurvePublicKey, said: Callable[[str], bytes], signature: str
+) -> None:
+    """The same with a key in memory; raises ``ValueError`` if it is not that key's."""
     signed = said(fingerprint_of(key))
     try:
         key.verify(base64.urlsafe_b64decode(signature), signed, ec.ECDSA(hashes.SHA256()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,3 +25,10 @@ def writing(what: Path) -> Iterator[None]:
         raise TryAgainError(
             f"{what}: cannot be written ({error.strerror or error}); are you root?"
         ) from None
+
+
+def like_the_folder(path: Path) -> None:
+    """Give what root wrote to the owner of its folder, who reads and changes it."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

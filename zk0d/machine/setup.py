@@ -13,7 +13,7 @@ import tomli_w
 import tomlkit
 
 from zk0d.config.base import Settings
-from zk0d.config.machine import ClientSettings, ServerSettings
+from zk0d.config.machine import RELEASE_KEY, ClientSettings, ServerSettings
 from zk0d.config.names import check_apart
 from zk0d.errors import ConfigError
 from zk0d.files import whole_file, write_file
@@ -82,6 +82,7 @@ def set_up_client(
     coordinator: str,
     ca: bytes | None,
     settings: Mapping[str, Any] | None = None,
+    release_key: str = "",
 ) -> list[Path]:
     """Make everything of a contributor; the files that were there, and are kept.
 
@@ -94,6 +95,8 @@ def set_up_client(
         authorities.
     settings
         What ``client.toml`` is to hold besides these and where its files are.
+    release_key
+        The public key of the coordinator's releases, which replaces one that is there.
 
     Raises
     ------
@@ -114,6 +117,7 @@ def set_up_client(
     given = ClientSettings.parse(merged(paths, settings or {}), where="this node")
     kept = [path for path in (key, secret, file) if path.exists()]
     set_authority(folder, ca)
+    set_release_key(folder, release_key)
     with writing(folder):
         if key not in kept and not sealed_form(key).exists():
             make_node_key(key)
@@ -154,6 +158,20 @@ def set_authority(folder: Path, ca: bytes | None) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, ca)
         return True
+
+
+def set_release_key(folder: Path, public: str) -> None:
+    """Have a contributor know its coordinator's releases by this key; an empty one changes nothing.
+
+    Raises
+    ------
+    TryAgainError
+        If it cannot be written.
+    """
+    path = (folder / "tls/ca.crt").with_name(RELEASE_KEY)
+    if public:
+        with writing(path):
+            write_file(path, f"{public}\n", mode=0o644)
 
 
 def keep_token(folder: Path, token: str) -> None:

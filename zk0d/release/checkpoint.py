@@ -7,13 +7,14 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from zk0d.config.machine import DEFAULT_RELEASES, ServerSettings
+from zk0d.config.machine import ServerSettings
 from zk0d.config.run import LATEST_OR_BASE
 from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
@@ -41,11 +42,8 @@ class Releases:
 
     @classmethod
     def of(cls, server: ServerSettings) -> Releases:
-        """Those of a coordinator: by default in its evaluator's own state folder."""
-        if server.releases is not None:
-            return cls(server.releases)
-        usual = ServerSettings.model_fields["state"].default
-        return cls(DEFAULT_RELEASES if server.state == usual else server.state / "releases")
+        """Those of a coordinator."""
+        return cls(server.releases_folder)
 
     def checkpoint(self, run: str, number: int) -> Path:
         """Where a round's checkpoint lies."""
@@ -145,6 +143,7 @@ def describe(
     *,
     parent: dict[str, str],
     licenses: dict[str, str],
+    robot_types: Sequence[str] = (),
 ) -> None:
     """Add the card, ``metrics.json`` and ``provenance.json`` to a checkpoint's folder.
 
@@ -170,6 +169,7 @@ def describe(
             "code_sha256": code_sha256(),
             "nodes": [part.model_dump() for part in summary.nodes],
             "evaluation_licenses": licenses,
+            "robot_types": list(robot_types),
             "parent": parent,
             "tensors": _tensors(folder),
         },

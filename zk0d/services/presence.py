@@ -39,6 +39,7 @@ from zk0d.pages import HEADERS
 from zk0d.record.state import RunState
 from zk0d.services.enrolment import MOST_BYTES, Enrolment
 from zk0d.services.overlap import Overlap
+from zk0d.services.releases import ReleasesDoor
 from zk0d.services.transfers import Transfers
 
 log = logging.getLogger("zk0d")
@@ -182,6 +183,7 @@ class PresencePage:
         port: int,
         transfers: Transfers | None = None,
         enrolment: Enrolment | None = None,
+        releases: ReleasesDoor | None = None,
     ) -> None:
         self._presence = presence
         self._enrolment = enrolment
@@ -203,6 +205,7 @@ class PresencePage:
             Route(f"{PREFIX}/nodes/{{key}}", self._node, methods=_METHODS),
             Route(f"{PREFIX}/enrol", self._enrol, methods=_METHODS),
             *(transfers.routes(PREFIX) if transfers else ()),
+            *(releases.routes(PREFIX) if releases else ()),
             Route("/{path:path}", self._other, methods=_METHODS),
         ]
         self._server = uvicorn.Server(

@@ -34,6 +34,7 @@ from zk0d.services.figures import NodeCollector, RunCollector
 from zk0d.services.members import Members
 from zk0d.services.overlap import Overlap
 from zk0d.services.presence import Presence, PresencePage
+from zk0d.services.releases import ReleasesDoor
 from zk0d.services.resume import Resume
 from zk0d.services.run_watch import RunWatch
 from zk0d.services.transfers import Transfers
@@ -42,6 +43,7 @@ log = logging.getLogger("zk0d")
 
 STUCK_SECONDS = 20.0
 SWEEP_SECONDS = 60.0
+RELEASES_SECONDS = 10.0
 
 
 class SuperlinkService(Service):
@@ -79,7 +81,7 @@ class SuperlinkService(Service):
         self._audit = AuditLog(self._link.state)
         self._sessions = self._link.state / "sessions.json"
         self._last_good = time.monotonic()
-        self._last_sweep = float("-inf")
+        self._last_sweep = self._last_releases = float("-inf")
         self._autorun: Autorun | None = None
         self._resume: Resume | None = None
 
@@ -105,7 +107,10 @@ class SuperlinkService(Service):
         self._runs = RunWatch(self._run, self._control, self._note)
         self._transfers = Transfers(self._settings)
         enrolment = Enrolment(link.state, link.roster, self._note, self._members.reconcile_soon)
-        self._page = PresencePage(self._presence, link.presence_port, self._transfers, enrolment)
+        self._releases = ReleasesDoor.of(self._settings)
+        self._page = PresencePage(
+            self._presence, link.presence_port, self._transfers, enrolment, self._releases
+        )
         if link.auto_resume:
             self._resume = Resume(self._control)
         if self._settings.autorun is not None:
@@ -143,6 +148,9 @@ class SuperlinkService(Service):
         if time.monotonic() - self._last_sweep > SWEEP_SECONDS:
             self._last_sweep = time.monotonic()
             self._transfers.sweep()
+        if time.monotonic() - self._last_releases > RELEASES_SECONDS:
+            self._last_releases = time.monotonic()
+            self._releases.look()
         self._child.look()
         if self._child.waits:
             end = self._child.last_end
@@ -254,6 +262,8 @@ class SuperlinkService(Service):
             self._child.stop("service stops")
         if hasattr(self, "_page"):
             self._page.close()
+        if hasattr(self, "_releases"):
+            self._releases.close()
         if hasattr(self, "_control"):
             self._control.close()
 
