@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,9 @@ import httpx
 import pytest
 from starlette.responses import FileResponse
 
-from tests.release.stand_in_checkpoint import put
-from tests.services.lab import Lab, lab, nginx
+from tests.services.lab import nginx
+from tests.services.shop import Shop, opened
 from zk0d.config.limits import LimitsSettings
-from zk0d.config.machine import ClientSettings, ServerSettings
 from zk0d.daemon.line import LineBook
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError
 from zk0d.federation.line import Line
@@ -30,11 +28,8 @@ from zk0d.machine.setup import set_release_key
 from zk0d.release.checkpoint import accept
 from zk0d.release.manifest import FILE, Offer, Release, SignedOffer, SignedRelease
 from zk0d.release.offer import Offered
-from zk0d.release.pulled import Pulled
 from zk0d.services import releases
-from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.pull import Source, pull
-from zk0d.services.releases import ReleasesDoor
 
 needs_nginx = pytest.mark.skipif(not nginx(), reason="needs nginx (package nginx-light)")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("releases")]
@@ -59,92 +54,20 @@ class Counted(Line):
         return 0.0
 
 
-@dataclass
-class Shop:
-    """A coordinator that offers releases, and a node of its roster."""
-
-    made: Lab
-    server: ServerSettings
-    door: ReleasesDoor
-    client: ClientSettings
-    url: str
-    trust: Any
-    with_nginx: bool
-    carried: bool
-
-    @property
-    def offered(self) -> Offered:
-        return self.door._offered
-
-    @property
-    def pulled(self) -> Pulled:
-        return Pulled.of(self.client)
-
-    @property
-    def key(self) -> Path:
-        return self.client.supernode.key
-
-    def put(self, run: str, *losses: float, **how: Any) -> Path:
-        folder = put(self.server, run, *losses, **how)
-        self.offered.hash_new()
-        return folder
-
-    @contextlib.contextmanager
-    def source(self, line: Line | None = None, key: Path | None = None) -> Iterator[Source]:
-        made = Source(self.client, key or self.key, line, patience=5.0)
-        try:
-            yield made
-        finally:
-            made.close()
-
-    def pull(self, name: str = "latest", line: Line | None = None) -> Path:
-        with self.source(line) as source:
-            return pull(self.client, source, name).folder
-
-    def get(self, page: str, key: Path | None = None, **headers: str) -> httpx.Response:
-        """A page that a node with this key asks for."""
-        path = httpx.URL(self.url + page).path
-        signed = {HEADER: write_word(key or self.key, path)[0]}
-        return httpx.get(self.url + page, headers={**signed, **headers}, verify=self.trust)
-
-
 @pytest.fixture(scope="module", params=WAYS)
 def door(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
-    root = tmp_path_factory.mktemp("shop")
     with_nginx, carries = request.param != "without", request.param == "nginx"
-    with lab(root, Path("/nothing")) as made:
-        server = ServerSettings.load(made.server_toml)
-        ours = ReleasesDoor.of(server)
-        page = PresencePage(Presence(), made.presence, releases=ours)
-        try:
-            config = made.add_node("arm")
-            trust: Any = True
-            url = f"http://127.0.0.1:{made.presence}/zk0d/v1"
-            settings = config.read_text().replace(
-                "[coordinator]",
-                f'[coordinator]\npresence = "{url}"' if not with_nginx else "[coordinator]",
-            )
-            config.write_text(settings)
-            if with_nginx:
-                made.start_gateway(carries=carries)
-                url = f"https://127.0.0.1:{made.gateway}/zk0d/v1"
-                trust = ssl.create_default_context(cafile=str(made.certificates.ca))
-            client = ClientSettings.load(config)
-            yield Shop(made, server, ours, client, url, trust, with_nginx, with_nginx and carries)
-        finally:
-            page.close()
+    with opened(tmp_path_factory.mktemp("shop"), with_nginx=with_nginx, carries=carries) as made:
+        yield made
 
 
 @pytest.fixture
 def shop(door: Shop) -> Iterator[Shop]:
     """The same, with nothing offered and nothing here."""
     yield door
-    shutil.rmtree(door.server.releases_folder, ignore_errors=True)
-    shutil.rmtree(door.client.policies_folder, ignore_errors=True)
-    door.client.coordinator.release_key.unlink(missing_ok=True)
-    door.offered.hash_new()
+    door.clear()
 
 
 def said_by(refused: Callable[[], Any]) -> Zk0dError:

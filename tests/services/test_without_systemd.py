@@ -262,7 +262,8 @@ def test_each_role_does_the_work_of_systemds_timers(tmp_path: Path) -> None:
     """The numbers are those of the units."""
     server = {each.program.name: each for each in chores("server", tmp_path / "server.toml")}
     assert set(server) == {"fetch", "publish", "renew"}
-    assert [each.program.name for each in chores("client", tmp_path / "client.toml")] == ["fetch"]
+    client = chores("client", tmp_path / "client.toml")
+    assert [each.program.name for each in client] == ["fetch", "policy-updates"]
     assert server["fetch"].program.argv[1:] == ("fetch", "--server", f"{tmp_path}/server.toml")
     assert server["fetch"].every == float("inf"), "once"
     units = Path(__file__).parents[2] / "systemd"

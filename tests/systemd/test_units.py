@@ -29,7 +29,7 @@ SERVICES = sorted(
 )
 #: Of one of several contributors: made from the plain ones, so they have the same directives.
 TEMPLATES = sorted(path.name for path in FOLDER.iterdir() if "@" in path.name)
-ONESHOTS = ("zk0d-fetch.service", "zk0d-publish.service")
+ONESHOTS = ("zk0d-fetch.service", "zk0d-policy-updates.service", "zk0d-publish.service")
 DAEMONS = [name for name in SERVICES if name not in ONESHOTS]
 UNITS = sorted(
     path.name
@@ -154,9 +154,12 @@ def test_first_line_says_where_changes_belong(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_common_hardening(name: str) -> None:
     has = directives(name)
-    wanted = dict(ALWAYS)
-    if name == "zk0d-server-superexec.service":  # the presence page reads its journals
-        wanted["StateDirectoryMode"] = ["0750"]
+    others = {
+        "zk0d-server-superexec.service": "0750",  # the presence page reads its journals
+        "zk0d-client-superexec.service": "0710",  # what fetches releases reads one file
+        "zk0d-policy-updates.service": "0755",  # the owner's programs read releases
+    }
+    wanted = ALWAYS | {"StateDirectoryMode": [others.get(name, "0700")]}
     assert {key: has[key] for key in wanted} == wanted
 
 
@@ -517,6 +520,7 @@ def test_a_template_differs_from_its_unit_in_what_is_a_contributors_own(name: st
         "RuntimeDirectory",
         "SocketGroup",
         "StateDirectory",
+        "SupplementaryGroups",
         "User",
         "WantedBy",
     }

@@ -52,6 +52,8 @@ CONFIG_VARIABLE, SOCKET_VARIABLE = "ZK0D_SERVER_CONFIG", "ZK0D_LEARNER_SOCKET"
 COORDINATOR_VARIABLE, CA_VARIABLE = "ZK0D_COORDINATOR_URL", "ZK0D_COORDINATOR_CA"
 #: … and what the owner lends (a :class:`LimitsSettings`), and the folder where bytes are counted.
 LIMITS_VARIABLE, LINE_FOLDER_VARIABLE = "ZK0D_LIMITS", "ZK0D_LINE_FOLDER"
+#: … and the folder where those of releases are, which the same day has to hold.
+RELEASES_LINE_VARIABLE = "ZK0D_RELEASES_LINE_FOLDER"
 #: … and where it is said whether the owner needs this machine.
 OWNER_VARIABLE = "ZK0D_OWNER_FOLDER"
 #: How a SuperNode tells its ClientApps where their learner is, and by which authorities (PEM) they
@@ -322,6 +324,11 @@ class ClientSettings(Settings):
         None,
         description="Folder of the coordinator's releases that zk0bot policy pull fetches; by"
         " default /var/lib/zk0d/policies, or policies beside a SuperNode's folder of your own.",
+    )
+    policy_updates: bool = Field(
+        False,
+        description="Fetch each new release of the coordinator that passed the gate, within"
+        " [limits].",
     )
     limits: LimitsSettings = LimitsSettings()
     learner: LearnerSettings = LearnerSettings()

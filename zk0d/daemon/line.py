@@ -133,6 +133,7 @@ def why_it_rests(
     metered: Callable[[], bool],
     run: str = "",
     needs: int = 0,
+    besides: int = 0,
 ) -> str:
     """Until when a line rests and why, as the end of a sentence; empty if it does not.
 
@@ -142,13 +143,15 @@ def why_it_rests(
         Whether the connection is; asked only if it matters.
     run, needs
         What is about to move: a round of this run, or of any, and its bytes if they are known.
+    besides
+        Bytes of this day that another record has.
     """
     here = datetime(*moment[:5])
     if not limits.line_hours.allow(here):
         begin = say_time(limits.line_hours.next_begin(here), here)
         return f"until {begin} (limits.transfer-hours is {limits.transfer_hours})"
     if budget := limits.bytes_per_day:
-        spent = record.on(moment).both
+        spent = record.on(moment).both + besides
         noted = record.need
         # More than a day has is another refusal, and the round's own.
         if not needs and noted is not None and noted.size <= budget:
@@ -173,6 +176,8 @@ class LineWatch:
     ----------
     asks
         Whether a metered connection matters: not where the coordinator is on this machine.
+    releases
+        Where bytes of releases are counted.
     now, clock
         Replaced in tests.
     """
@@ -183,12 +188,14 @@ class LineWatch:
         folder: Path,
         *,
         asks: bool,
+        releases: Path | None = None,
         metered: Callable[[], bool] = is_metered,
         now: Callable[[], time.struct_time] = local_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.book = LineBook(folder, now)
+        self._besides = LineBook(releases, now) if releases is not None else None
         self._asks = asks
         self._ask = metered
         self._now = now
@@ -201,12 +208,18 @@ class LineWatch:
     def of(cls, settings: ClientSettings) -> Self:
         """That of a contributor's ClientApps."""
         here = is_this_machine(settings.coordinator.presence_page)
-        return cls(settings.limits, settings.superexec.state, asks=not here)
+        folder, releases = settings.superexec.state, settings.policies_folder
+        return cls(settings.limits, folder, asks=not here, releases=releases)
 
     def rests(self) -> str:
         """As :func:`why_it_rests`."""
-        record = self.book.read()
-        self.resting = why_it_rests(self.limits, record, self._now(), metered=self._is_metered)
+        self.resting = why_it_rests(
+            self.limits,
+            self.book.read(),
+            self._now(),
+            metered=self._is_metered,
+            besides=self._besides.today().both if self._besides is not None else 0,
+        )
         return self.resting
 
     def _is_metered(self) -> bool:

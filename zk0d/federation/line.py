@@ -18,6 +18,7 @@ from zk0d.config.machine import (
     COORDINATOR_VARIABLE,
     LIMITS_VARIABLE,
     LINE_FOLDER_VARIABLE,
+    RELEASES_LINE_VARIABLE,
     is_this_machine,
 )
 from zk0d.daemon.line import LineBook, local_time, why_it_rests
@@ -74,6 +75,8 @@ class Line:
         What its owner lends.
     book
         Where bytes are counted.
+    besides
+        Where those are counted that another program moves, which the same day has to hold.
     metered, clock, sleep, now
         Replaced in tests.
     """
@@ -83,6 +86,7 @@ class Line:
         limits: LimitsSettings,
         book: LineBook | None = None,
         *,
+        besides: LineBook | None = None,
         metered: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -90,6 +94,7 @@ class Line:
     ) -> None:
         self._limits = limits
         self._book = book
+        self._besides = besides
         self._metered = metered
         self._clock = clock
         self._now = now
@@ -142,6 +147,21 @@ class Line:
             )
         self._note()
         self.check(run, needs=needs)
+
+    def room(self) -> int:
+        """Bytes that the day still holds; 0 if any number.
+
+        Raises
+        ------
+        TryAgainError
+            While the line rests.
+        """
+        self._note()
+        self.check("")
+        if self._book is None or not self._limits.bytes_per_day:
+            return 0
+        spent = self._book.today().both + self._moved_besides
+        return max(1, self._limits.bytes_per_day - spent)
 
     def begin_upload(self) -> None:
         """Refuse to send if the connection has become a metered one."""
@@ -216,7 +236,12 @@ class Line:
             metered=self._metered,
             run=run,
             needs=needs,
+            besides=self._moved_besides,
         )
+
+    @property
+    def _moved_besides(self) -> int:
+        return self._besides.today().both if self._besides is not None else 0
 
 
 def line_of(environment: os._Environ[str] | dict[str, str] = os.environ) -> Line:
@@ -225,8 +250,10 @@ def line_of(environment: os._Environ[str] | dict[str, str] = os.environ) -> Line
     if not limits or not folder:
         return Line(LimitsSettings())
     here = is_this_machine(environment.get(COORDINATOR_VARIABLE, ""))
+    releases = environment.get(RELEASES_LINE_VARIABLE)
     return Line(
         LimitsSettings.model_validate_json(limits),
         LineBook(Path(folder)),
+        besides=LineBook(Path(releases)) if releases else None,
         metered=(lambda: False) if here else is_metered,
     )

@@ -105,11 +105,11 @@ def _is_free(port: int) -> bool:
 def accounts(name: str) -> str:
     """A file of sysusers.d with the users of a contributor."""
     lines = [f"# Users of the contributor {name} of this machine. Written by zk0bot."]
-    lines += [
-        f'u {each.user_of(name)} - "zk0d {each.name} of {name}" /var/lib/zk0d'
-        for each in SERVICES
-        if Role.CLIENT in each.roles
-    ]
+    users: dict[str, str] = {}
+    for each in SERVICES:
+        if Role.CLIENT in each.roles:
+            users.setdefault(each.user_of(name), each.name)
+    lines += [f'u {user} - "zk0d {what} of {name}" /var/lib/zk0d' for user, what in users.items()]
     learner, fetch = (service(each).user_of(name) for each in ("learner", "fetch"))
     lines.append(f"# The learner reads the downloads.\nm {learner} {fetch}")
     return "\n".join(lines) + "\n"

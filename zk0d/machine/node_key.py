@@ -99,8 +99,9 @@ def change(key: Path) -> None:
             rename(newer.with_suffix(suffix), key.with_suffix(suffix))
     sealed_form(key).unlink(missing_ok=True)
     if units.by_systemd(key.parent):
-        units.write_drop_in(_unit(key), *_DROP_IN, [])
-        units.systemctl("try-restart", _unit(key))
+        for unit in _units(key):
+            units.write_drop_in(unit, *_DROP_IN, [])
+            units.systemctl("try-restart", unit)
 
 
 def renewal(folder: Path) -> tuple[Renewal, str]:
@@ -165,7 +166,8 @@ def change_and_keep(folder: Path) -> None:
 def _restart(folder: Path) -> None:
     """Have a SuperNode that systemd runs read its key again; without systemd it does so itself."""
     if units.by_systemd(folder):
-        units.systemctl("try-restart", _unit(folder / "node.key"))
+        for unit in _units(folder / "node.key"):
+            units.systemctl("try-restart", unit)
 
 
 def change_back(folder: Path) -> None:
@@ -251,16 +253,19 @@ def seal(key: Path) -> Path:
             raise UnavailableError(
                 f"{sealed}: cannot be decrypted again; the key stays a plain file."
             )
-    unit = _unit(key)
-    units.write_drop_in(unit, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
+    for unit in _units(key):
+        units.write_drop_in(unit, *_DROP_IN, [f"LoadCredentialEncrypted={CREDENTIAL}:{sealed}"])
     key.unlink()
-    units.systemctl("try-restart", unit)
+    for unit in _units(key):
+        units.systemctl("try-restart", unit)
     return sealed
 
 
-def _unit(key: Path) -> str:
-    """The unit of the SuperNode that uses a key."""
-    return f"{service('supernode').unit_of(contributors.name_of(key.parent))}.service"
+def _units(key: Path) -> list[str]:
+    """The units that use a key: that of the SuperNode, and what fetches releases."""
+    whose = contributors.name_of(key.parent)
+    users = map(service, ("supernode", "policy-updates"))
+    return [f"{each.unit_of(whose)}.service" for each in users]
 
 
 def _systemd_creds(verb: str, *files: str) -> bytes:

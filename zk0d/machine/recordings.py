@@ -16,7 +16,9 @@ from zk0d.machine.setup import change_client
 
 NAME = "50-recordings"  #: of the drop-ins
 #: Units that reach beyond the machine, or run what speaks to the coordinator.
-NETWORKED = tuple(map(service, ("supernode", "client-superexec", "fetch", "publish")))
+NETWORKED = tuple(
+    map(service, ("supernode", "client-superexec", "fetch", "policy-updates", "publish"))
+)
 #: What the learner's unit hides (ProtectHome=tmpfs); recordings in there are bound into its view.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 

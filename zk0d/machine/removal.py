@@ -77,7 +77,7 @@ def remove(folder: Path) -> None:
 
 def _remove_from_system(name: str) -> None:
     for each in _SERVICES:
-        for kind in ("service", "socket"):
+        for kind in ("service", "socket", "timer"):
             shutil.rmtree(_DROP_INS / f"{each.unit_of(name)}.{kind}.d", ignore_errors=True)
     for unit, drop_in in recordings.networked(name):
         if name in drop_in and units.has_systemd():  # of the coordinator, which stays

@@ -122,6 +122,8 @@ SERVICES = (
     Service("fetch", (*_SERVER, *_CLIENT), "zk0d-fetch", "zk0d-fetch", "zk0d fetch",
             "download the settings' datasets and models from the hub", option="--{role} {file}",
             every=float("inf")),
+    Service("policy-updates", _CLIENT, "zk0d-policy-updates", "zk0d-node", "zk0d policy-updates",
+            "fetch the coordinator's newest release, once", first=300.0, every=1800.0),
     Service("renew", _SERVER, "zk0d-renew", "root", "zk0bot server renew",
             "renew the gateway's certificate", option="--folder {folder}", every=86400.0),
     Service("publish", _SERVER, "zk0d-publish", "zk0d-publish", "zk0d publish",

@@ -16,13 +16,13 @@ _CLIENT = [each for each in SERVICES if Role.CLIENT in each.roles and not each.o
 #: The plain units that a contributor has.
 PLAIN = (
     target(Role.CLIENT),
-    *(f"{each.unit}.{kind}" for each in _CLIENT for kind in ("service", "socket")),
+    *(f"{each.unit}.{kind}" for each in _CLIENT for kind in ("service", "socket", "timer")),
 )
 _SETTINGS = contributors.relocated("/etc/zk0d/client.toml", "%i")
 _STEMS = "|".join(sorted({name.rpartition(".")[0] for name in PLAIN}))
-_UNIT = re.compile(rf"\b({_STEMS})\.(?=service|socket|target)")
+_UNIT = re.compile(rf"\b({_STEMS})\.(?=service|socket|target|timer)")
 _USERS_FOLDER = "%E/zk0d"
-_ACCOUNT = re.compile(r"(User|Group|SocketGroup)=zk0d-[a-z]+")
+_ACCOUNT = re.compile(r"(User|Group|SocketGroup|SupplementaryGroups)=zk0d-[a-z]+")
 
 
 def template(name: str, text: str) -> str:

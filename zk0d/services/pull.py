@@ -135,6 +135,8 @@ class Source:
         The file of the node's private key.
     line
         The owner's; by default all of it, and nothing is counted.
+    authorities
+        By which the coordinator is known, if not by those of the settings.
     patience
         Seconds without a byte, after which a transfer is given up.
     """
@@ -145,6 +147,7 @@ class Source:
         key: Path,
         line: Line | None = None,
         *,
+        authorities: Authorities | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._settings = settings
@@ -153,7 +156,7 @@ class Source:
         self._patience = patience
         self._page = settings.coordinator.presence_page
         self._http = httpx.Client(
-            verify=Authorities.of(settings).context(),
+            verify=(authorities or Authorities.of(settings)).context(),
             timeout=httpx.Timeout(30.0),
             trust_env=False,
         )
@@ -212,7 +215,7 @@ class Source:
         release: Release,
         file: ReleaseFile,
         path: Path,
-        may: Callable[[], None],
+        may: Callable[[], int],
         say: Callable[[str], None],
     ) -> None:
         """Have ``path`` hold a release's file, from where it was cut.
@@ -220,7 +223,8 @@ class Source:
         Parameters
         ----------
         may
-            Called before each request; raises where the line may not be used.
+            Called before each request: how many bytes it may ask for, 0 for any; raises where the
+            line may not be used.
         say
             Takes a line now and then: how much is there.
 
@@ -237,8 +241,8 @@ class Source:
             if out.tell() > file.size:
                 out.truncate(0)
             while (at := out.tell()) < file.size:
-                may()
-                end = min(file.size, at + (self._line.part or file.size))
+                most = [count for count in (may(), self._line.part, file.size) if count]
+                end = min(file.size, at + min(most))
                 headers, _ = self._signed(page)
                 headers["accept-encoding"] = "identity"
                 if at or end < file.size:
@@ -307,7 +311,7 @@ def pull(
     *,
     offering: Offering | None = None,
     say: Callable[[str], None] = lambda line: None,
-    may: Callable[[], None] = lambda: None,
+    may: Callable[[], int] = lambda: 0,
 ) -> PulledRelease:
     """Have a release of the coordinator lie here.
 
@@ -406,7 +410,7 @@ def _fetched(
     source: Source,
     release: Release,
     say: Callable[[str], None],
-    may: Callable[[], None],
+    may: Callable[[], int],
 ) -> dict[str, Path]:
     """Where each file of a release lies now, by its hash."""
     with writing(pulled.folder):

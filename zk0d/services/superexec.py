@@ -19,6 +19,7 @@ from zk0d.config.machine import (
     LIMITS_VARIABLE,
     LINE_FOLDER_VARIABLE,
     OWNER_VARIABLE,
+    RELEASES_LINE_VARIABLE,
     SOCKET_VARIABLE,
     ClientSettings,
     ServerSettings,
@@ -266,6 +267,7 @@ def run(config: Path, role: str) -> None:
                 CA_VARIABLE: str(credential("ca.crt", client.coordinator.ca, "coordinator.ca")),
                 LIMITS_VARIABLE: client.limits.model_dump_json(by_alias=True),
                 LINE_FOLDER_VARIABLE: str(client.superexec.state),
+                RELEASES_LINE_VARIABLE: str(client.policies_folder),
                 OWNER_VARIABLE: str(client.owner.state),
             },
         )
