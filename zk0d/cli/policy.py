@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import verbs
+from zk0d.cli import policy_compare, verbs
 from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="The coordinator's releases: list, fetch and look at them."
 )
+
+app.command("compare")(policy_compare.compare)
 
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 NAMED = "latest, best, a run's name for its best, or RUN/ROUND"

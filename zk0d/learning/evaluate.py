@@ -19,7 +19,7 @@ import torch
 from zk0d.config.cameras import camera_feature
 from zk0d.errors import Zk0dError
 from zk0d.learning.batches import PolicyBatches
-from zk0d.learning.layout import STATE
+from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.statistics import Statistics
 from zk0d.simulators.task import Arm
@@ -95,6 +95,59 @@ def seeded_loss(
         return Loss(loss, None)
     spread = torch.cat(per_frame).std().item() / len(rows) ** 0.5
     return Loss(loss, spread)
+
+
+def losses_by_episode(
+    loaded: LoadedPolicy, batches: PolicyBatches, rows: torch.Tensor, seed: int
+) -> dict[int, float]:
+    """Mean loss over the ``rows`` of each episode, by its number; errors as of `seeded_loss`."""
+    numbers = batches.recorded.recordings.columns["episode_index"][rows]
+    return {
+        episode: seeded_loss(loaded, batches, rows[numbers == episode], seed).mean
+        for episode in torch.unique(numbers).tolist()
+    }
+
+
+@torch.no_grad()
+def action_errors(
+    loaded: LoadedPolicy, batches: PolicyBatches, statistics: Statistics, rows: torch.Tensor
+) -> torch.Tensor:
+    """How far planned actions lie from the recorded ones, float64: ``(rows,)``.
+
+    Unlike a loss, it compares policies of any family and normalization. The unit is the recordings'
+    own standard deviation of each action. Only the actions count that the policy would execute
+    before it plans again, and that the episode has. What is random in a plan is a function of the
+    row's number.
+    """
+    recordings = batches.recorded.recordings
+    own = recordings.statistics(~recordings.not_finite()).for_training()
+    unit = torch.from_numpy(own[ACTION]["std"])
+    _, postprocess = loaded.processors(statistics)
+    images = loaded.embedded_images() if batches.features else contextlib.nullcontext()
+    was_training = loaded.policy.training
+    loaded.policy.eval()
+    loaded.policy.reset()
+    errors = []
+    try:
+        with images, loaded.autocast():
+            for start in range(0, len(rows), EVAL_BATCH):
+                part = rows[start : start + EVAL_BATCH]
+                batch = batches.batch(part)
+                del batch[ACTION]  # what is to be planned
+                actions = postprocess(loaded.plan(batch, part, 0)).double().cpu()
+                actions = actions[:, : loaded.config.n_action_steps]
+                recorded = part[:, None] + torch.arange(actions.shape[1])
+                last = recordings.last[part][:, None]
+                wanted = recordings.columns[ACTION][recorded.minimum(last)]
+                error = ((actions - wanted) / unit).abs().mean(2)
+                there = recorded <= last
+                errors.append((error * there).sum(1) / there.sum(1))
+    finally:
+        loaded.policy.train(was_training)
+    found = torch.cat(errors)
+    if not bool(torch.isfinite(found).all()):
+        raise Zk0dError("a planned action is not a number.", reason="evaluation_failed")
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.errors import DataError
+from zk0d.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from zk0d.learning.recordings import Recordings
@@ -64,6 +64,27 @@ def bearings(recordings: Recordings) -> NDArray[np.float64]:
     """Where the arm points at the end of each episode: the state's first joint, in its unit."""
     state = recordings.columns["observation.state"]
     return np.array([float(state[recordings.rows(e).stop - 1, 0]) for e in recordings.episodes])
+
+
+def held_out_count(uri: str, episodes: int, share: float) -> int:
+    """How many of so many episodes ``--hold-out`` keeps out of training.
+
+    Raises
+    ------
+    UsageError
+        If it is no share.
+    DataError
+        If none would be left to train on.
+    """
+    if not 0.0 < share < 1.0:
+        raise UsageError(f"--hold-out: give a share between 0 and 1, not {share:g}.")
+    count = max(1, round(share * episodes))
+    if count >= episodes:
+        are = "episode is" if episodes == 1 else "episodes are"
+        raise DataError(
+            f"{uri}: {episodes} {are} too few to train on some and hold out others; record more."
+        )
+    return count
 
 
 def _by_task(uri: str, tasks: Sequence[str], parts: int) -> list[NDArray[np.int64]]:

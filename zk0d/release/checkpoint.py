@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,29 @@ def check_tensors(folder: Path) -> None:
                     " it again.",
                     reason="other_weights",
                 )
+
+
+def check_lerobot(folder: Path, title: str) -> None:
+    """Whether the LeRobot that is here is the one that a checkpoint of zk0d was written with.
+
+    A patch's number may differ. A folder that does not say passes: LeRobot reads it, or says why.
+
+    Raises
+    ------
+    ConfigError
+        Naming both versions.
+    """
+    try:
+        content = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        theirs = str(content["versions"]["lerobot"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    own = version("lerobot")
+    if theirs.split(".")[:2] != own.split(".")[:2]:
+        raise ConfigError(
+            f"{title}: was written with LeRobot {theirs}, here is {own}, in which the same weights"
+            " may act otherwise; use the zk0d of that release, or a newer release."
+        )
 
 
 def judge_folder(folder: Path, last: Path | None) -> Verdict:

@@ -13,10 +13,9 @@ from typing import Any, Literal
 from zk0d.config.cameras import MappedAt
 from zk0d.config.machine import EvaluationDataset
 from zk0d.config.names import ALIAS_PATTERN
-from zk0d.errors import DataError, UsageError
 from zk0d.learning.cameras import share_out
 from zk0d.learning.layout import STATE
-from zk0d.learning.partition import Scheme, partition
+from zk0d.learning.partition import Scheme, held_out_count, partition
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.robot import check_robot, merge_robots
 from zk0d.learning.spec import RobotDescription
@@ -242,7 +241,7 @@ def _hold_out(
     recordings: Recordings, episodes: list[int], share: float
 ) -> tuple[list[int], list[int]]:
     """Split a contributor's episodes into those it trains on and the last ones."""
-    count = _count(recordings, len(episodes), share)
+    count = held_out_count(recordings.uri, len(episodes), share)
     ordered = sorted(episodes)
     return ordered[:-count], ordered[-count:]
 
@@ -250,22 +249,9 @@ def _hold_out(
 def _spread_out(recordings: Recordings, share: float) -> tuple[list[int], list[int]]:
     """The same with the held-out episodes spread over the dataset."""
     episodes = recordings.episodes
-    count = _count(recordings, len(episodes), share)
+    count = held_out_count(recordings.uri, len(episodes), share)
     held = {episodes[int((place + 0.5) * len(episodes) / count)] for place in range(count)}
     return [episode for episode in episodes if episode not in held], sorted(held)
-
-
-def _count(recordings: Recordings, episodes: int, share: float) -> int:
-    if not 0.0 < share < 1.0:
-        raise UsageError(f"--hold-out: give a share between 0 and 1, not {share:g}.")
-    count = max(1, round(share * episodes))
-    if count >= episodes:
-        are = "episode is" if episodes == 1 else "episodes are"
-        raise DataError(
-            f"{recordings.uri}: {episodes} {are} too few to train on some and hold out others;"
-            " record more."
-        )
-    return count
 
 
 def _only(recordings: Recordings, episodes: list[int]) -> Recordings:

@@ -1,0 +1,58 @@
+"""``zk0bot policy compare``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from zk0d.cli.policies import Datasets, Folder, Frames, HoldOut, Seed, owned, teller, trained
+from zk0d.cli.simulate import Camera, Device, Learner, MixedUnits
+from zk0d.cli.verbs import Contributor
+
+Policy = Annotated[str, typer.Argument(help="A checkpoint's folder in LeRobot's layout.")]
+
+
+def compare(
+    first: Policy,
+    second: Policy,
+    dataset: Datasets = None,
+    hold_out: HoldOut = None,
+    frames: Frames = 256,
+    rollouts: Annotated[
+        int, typer.Option(min=0, help="Closed-loop episodes each, for a simulator's recordings.")
+    ] = 20,
+    seed: Seed = 42,
+    camera: Camera = None,
+    allow_mixed_units: MixedUnits = False,
+    device: Device = "auto",
+    learner: Learner = None,
+    folder: Folder = None,
+    contributor: Contributor = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say which of two policies is better for your recordings, and how sure that is."""
+    from rich.console import Console
+
+    from zk0d.simulation.versus import Options
+    from zk0d.simulation.versus import compare as compare_policies
+
+    policies = trained(first), trained(second)
+    own = owned(dataset, camera, learner, folder, contributor)
+    options = Options(
+        hold_out=hold_out,
+        frames=frames,
+        rollouts=rollouts,
+        seed=seed,
+        device=device,
+        mixed_units=allow_mixed_units,
+    )
+    found = compare_policies(*policies, own, options, teller(Console(stderr=True, quiet=as_json)))
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    for notice in found.notices:
+        typer.echo(f"notice: {notice}")
+    for sentence in found.sentences():
+        typer.echo(sentence)
