@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zk0d.cli.simulate import Camera, Learner, MixedUnits, cameras, reading
-from zk0d.cli.verbs import Contributor, place
+from zk0d.cli.verbs import Contributor, check_new, place
 from zk0d.machine import units
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def make(
         raise UsageError(f"--sector: {sector!r} is not a slice; write 0/2 or 1/2, for example.")
     if task not in TASKS:
         raise UsageError(f"--task: there is no {task!r}; take {' or '.join(TASKS)}.")
-    _check_new(folder, "FOLDER")
+    check_new(folder, "FOLDER")
     slice_ = Sector(int(index), int(of))
     frames = _aside(make_recordings, folder, slice_, episodes, seed, size, goal, task)
     typer.echo(f"{folder}: {episodes} episodes, {frames} frames")
@@ -276,7 +276,7 @@ def split(
     from zk0d.config.names import DatasetUri
     from zk0d.learning.split import split_dataset
 
-    _check_new(output, "OUTPUT")
+    check_new(output, "OUTPUT")
     uri = str(DatasetUri.typed(source))
     made = _aside(split_dataset, uri, output, scheme(by), parts, seed, alpha)
     for folder, count in made:
@@ -409,12 +409,3 @@ def _pictures(recordings: Recordings, *, quiet: bool) -> list[Remark]:
 
     with console.status(f"decoding {recordings.uri}") as shown:
         return list(inspect_pictures(recordings, tell))
-
-
-def _check_new(folder: Path, what: str) -> None:
-    from zk0d.config.names import check_apart
-    from zk0d.errors import UsageError
-
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{what}: {folder} is not empty; name a new folder.")
-    check_apart(folder, what)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import policy_compare, verbs
+from zk0d.cli import policy_compare, policy_tune, verbs
 from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 app.command("compare")(policy_compare.compare)
+app.command("tune")(policy_tune.tune)
 
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 NAMED = "latest, best, a run's name for its best, or RUN/ROUND"

@@ -1,4 +1,4 @@
-"""The verbs that ``zk0bot server`` and ``zk0bot client`` share."""
+"""What several verbs share: those of ``zk0bot server`` and ``zk0bot client``, and options."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def place(folder: Path, contributor: str) -> Path:
         If there is no such contributor.
     """
     return contributors.existing(folder, contributor)
+
+
+def check_new(folder: Path, what: str) -> None:
+    """Refuse a folder for something new that holds something, or lies in recordings.
+
+    Raises
+    ------
+    UsageError
+        Naming ``what``, the option or argument.
+    """
+    from zk0d.config.names import check_apart
+    from zk0d.errors import UsageError
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{what}: {folder} is not empty; name a new folder.")
+    check_apart(folder, what)
 
 
 def start(

@@ -260,8 +260,9 @@ def _insights(summary: RunSummary) -> str:
     return "## Training Insights\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(summary: RunSummary, statistics: RunStatistics, carries_vlm: bool) -> str:
-    family = FAMILIES[_policy(summary)]
+def usage(policy: str, carries_vlm: bool) -> str:
+    """How LeRobot loads a checkpoint of that family."""
+    family = FAMILIES[policy]
     module, _, name = family.policy_class.rpartition(".")
     keys = family.companion.keys if family.companion else ("",)
     carried = "\n".join(
@@ -270,7 +271,11 @@ def _usage(summary: RunSummary, statistics: RunStatistics, carries_vlm: bool) ->
     code = (CARRIED if carries_vlm else USAGE).format(
         module=module, name=name, carried=carried, key=keys[-1]
     )
-    text = f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
+    return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
+
+
+def _usage(summary: RunSummary, statistics: RunStatistics, carries_vlm: bool) -> str:
+    text = usage(_policy(summary), carries_vlm)
     return f"{text}\n\n{_groups(statistics)}" if statistics.groups else text
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from zk0d.config.machine import ServerSettings
-from zk0d.config.run import LATEST_OR_BASE
+from zk0d.config.run import LATEST_OR_BASE, RunSettings, run_settings, stored_settings
 from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
 from zk0d.record.summary import RunSummary
@@ -330,9 +330,8 @@ def check_lerobot(folder: Path, title: str) -> None:
         Naming both versions.
     """
     try:
-        content = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        theirs = str(content["versions"]["lerobot"])
-    except (OSError, ValueError, KeyError, TypeError):
+        theirs = str(_provenance(folder)["versions"]["lerobot"])
+    except (KeyError, TypeError):
         return
     own = version("lerobot")
     if theirs.split(".")[:2] != own.split(".")[:2]:
@@ -340,6 +339,26 @@ def check_lerobot(folder: Path, title: str) -> None:
             f"{title}: was written with LeRobot {theirs}, here is {own}, in which the same weights"
             " may act otherwise; use the zk0d of that release, or a newer release."
         )
+
+
+def settings_of(folder: Path) -> RunSettings | None:
+    """The settings of the run that a checkpoint is of; ``None`` if it does not say."""
+    told = _provenance(folder).get("settings")
+    if not isinstance(told, dict):
+        return None
+    try:
+        return run_settings(stored_settings(told), where=str(folder / PROVENANCE))
+    except ConfigError:
+        return None  # a newer zk0d's
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its origin; nothing if it says nothing."""
+    try:
+        content = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def judge_folder(folder: Path, last: Path | None) -> Verdict:

@@ -12,6 +12,7 @@ from zk0d.config.names import check_repository
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError
 from zk0d.record.summary import RunSummary
 from zk0d.release.checkpoint import PROVENANCE, check_tensors, read_summary
+from zk0d.release.personal import PERSONAL
 
 WEIGHTS = "model.safetensors"
 #: What a checkpoint must have before anything of it leaves.
@@ -36,9 +37,14 @@ def check(folder: Path) -> list[Path]:
     Raises
     ------
     ConfigError
-        If one is missing, or one is there that does not belong; if weights are cut short, or have
-        other names, types or shapes than those that were written.
+        If it is a personal policy; if one is missing, or one is there that does not belong; if
+        weights are cut short, or have other names, types or shapes than those that were written.
     """
+    if (folder / PERSONAL).exists():
+        raise ConfigError(
+            f"{folder}: is a personal policy, tuned on one owner's recordings ({PERSONAL} says so),"
+            " and is not pushed; push a run's checkpoint."
+        )
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: {', '.join(missing)} is missing; push a checkpoint's folder.")

@@ -128,9 +128,9 @@ class OwnRecordings:
         if len(held) < FEWEST_HELD_OUT:
             are = "episodes are" if held[1:] else "episode is"
             raise DataError(
-                f"{recordings.uri}: {len(held)} held-out {are} too few to tell two policies apart, which"
-                f" takes {FEWEST_HELD_OUT}; hold out a larger share (--hold-out), also when you train"
-                " on them, or record more."
+                f"{recordings.uri}: {len(held)} held-out {are} too few to tell two policies apart,"
+                f" which takes {FEWEST_HELD_OUT}; hold out a larger share (--hold-out), also when"
+                " you train on them, or record more."
             )
         return held
 
