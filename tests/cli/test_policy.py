@@ -72,6 +72,17 @@ def test_a_release_with_another_lerobot_is_refused(tmp_path: Path, shared_folder
     assert "LeRobot 0.1.0" in str(done.exception)
 
 
+def test_compare_takes_a_second_policy_or_trains_one(late: Path, shared_folder: Path) -> None:
+    mine = ["--dataset", str(halves(shared_folder)[1]), "--hold-out", "0.5", "--device", "cpu"]
+    for words in ([], [str(late), "--alone", "3"]):
+        done = runner.invoke(app, ["policy", "compare", str(late), *words, *mine])
+        assert isinstance(done.exception, UsageError)
+        assert "--alone STEPS" in str(done.exception)
+    done = runner.invoke(app, ["policy", "compare", str(late), "--alone", "3", *mine])
+    assert isinstance(done.exception, ConfigError), "it was not trained by a run"
+    assert "does not say how it was trained" in str(done.exception)
+
+
 @pytest.mark.slow
 def test_a_policy_is_tuned_and_compared_with_its_release(
     late: Path, tmp_path: Path, shared_folder: Path

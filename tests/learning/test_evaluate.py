@@ -6,7 +6,14 @@ import torch
 
 from zk0d.errors import Zk0dError
 from zk0d.learning import evaluate
-from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
+from zk0d.learning.evaluate import (
+    action_errors,
+    losses_by_episode,
+    roll_out,
+    seeded_loss,
+    stratified_rows,
+)
+from zk0d.learning.layout import ACTION
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policies.noise import TIME_STRATA, frame_noise, frame_time
 from zk0d.learning.prepared import PreparedRecordings
@@ -43,6 +50,32 @@ def test_pixels_and_features_give_the_same_loss(
 ) -> None:
     # Features are computed in blocks of another size: rounded differently on some processors.
     assert loss(with_features, smolvla) == pytest.approx(loss(with_pixels, smolvla), rel=1e-5)
+
+
+def test_an_error_of_actions_is_in_the_recordings_own_deviations(
+    with_features: PreparedRecordings, smolvla: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = with_features.statistics()
+    batches = with_features.batches(statistics)
+    # The last frames' chunks run past their episode, where no action is recorded.
+    rows = torch.cat([with_features.usable[:10], with_features.usable[-10:]])
+    recorded = batches.batch(rows)[ACTION]
+    for off, error in ((0.0, 0.0), (1.5, 1.5)):
+        monkeypatch.setattr(smolvla, "plan", lambda *_, off=off: recorded + off)
+        found = action_errors(smolvla, batches, statistics, rows)
+        assert found.numpy() == pytest.approx(np.full(20, error), abs=1e-3)
+
+
+def test_a_loss_by_episode_is_that_of_its_rows(
+    with_features: PreparedRecordings, smolvla: LoadedPolicy
+) -> None:
+    batches = with_features.batches(with_features.statistics())
+    numbers = with_features.recordings.columns["episode_index"]
+    rows = stratified_rows(with_features.usable, numbers, 12)
+    found = losses_by_episode(smolvla, batches, rows, 0)
+    assert list(found) == with_features.recordings.episodes
+    one = rows[numbers[rows] == 3]
+    assert found[3] == seeded_loss(smolvla, batches, one, 0).mean
 
 
 def test_evaluation_leaves_the_policy_training(

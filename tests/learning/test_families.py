@@ -30,7 +30,7 @@ from zk0d.config.run import TrainingSettings, run_settings
 from zk0d.errors import ConfigError, UnavailableError
 from zk0d.learning import backbones, policies
 from zk0d.learning.checkpoint import write_checkpoint
-from zk0d.learning.evaluate import roll_out, seeded_loss
+from zk0d.learning.evaluate import action_errors, roll_out, seeded_loss
 from zk0d.learning.policies import family, tiny_clip
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, spec_for
@@ -65,6 +65,19 @@ def trained(prepared: PreparedRecordings, steps: int = 2) -> TrainResult:
         Moments(prepared.policy).begin("run", 1, 0.01),
         StepPlan(TrainingSettings(local_steps=steps, batch_size=4), 0, schedule, seed=1),
     )
+
+
+def test_the_error_of_planned_actions_repeats_and_belongs_to_the_frame(
+    prepared: PreparedRecordings, loaded: LoadedPolicy
+) -> None:
+    statistics = prepared.statistics()
+    batches = prepared.batches(statistics)
+    first = action_errors(loaded, batches, statistics, ROWS)
+    assert first.shape == ROWS.shape
+    assert torch.equal(action_errors(loaded, batches, statistics, ROWS), first)
+    alone = action_errors(loaded, batches, statistics, ROWS[1:2])
+    # Another shape of batch adds up in another order.
+    assert alone.item() == pytest.approx(first[1].item(), rel=1e-3)
 
 
 def evaluated(prepared: PreparedRecordings, seed: int = 0) -> float:

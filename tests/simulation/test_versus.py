@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from tests.simulation.policies import HALF, halves, of_both, trained
 from zk0d.config.cameras import MappedAt
 from zk0d.config.datasets import DatasetSettings
 from zk0d.config.machine import ReadingSettings
+from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError, DataError, UnavailableError, UsageError
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.statistics import Statistics
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.release.checkpoint import PROVENANCE, check_lerobot
+from zk0d.simulation.fitted import trained_alone
 from zk0d.simulation.owned import OwnRecordings, named_as
 from zk0d.simulation.versus import Options, compare, paired_interval
 
@@ -123,6 +126,23 @@ def test_policies_of_other_normalizations_are_compared_by_their_actions(
 
 
 @pytest.mark.slow
+def test_a_policy_is_trained_alone_for_the_comparison(
+    late: TrainedPolicy, shared_folder: Path, tmp_path: Path
+) -> None:
+    right, _ = halves(shared_folder)
+    release = Path(shutil.copytree(late.folder, tmp_path / "release"))
+    run = run_settings({"model-name": "tiny", "initial-lr": 2e-3, "batch-size": 16, "seed": 0})
+    told = {"versions": {}, "settings": run.public()}
+    (release / PROVENANCE).write_text(json.dumps(told))
+    shared = TrainedPolicy.read(release, "release")
+    alone = trained_alone(shared, own(right), 4, OPTIONS, tmp_path / "alone")
+    found = compare(shared, alone, own(right), OPTIONS)
+    assert found.by_loss, "it has the release's statistics"
+    assert found.better == "release"
+    assert found.second.title == "a policy trained alone for 4 steps"
+
+
+@pytest.mark.slow
 def test_success_is_told_where_a_simulator_fits(
     early: TrainedPolicy, late: TrainedPolicy, shared_folder: Path
 ) -> None:
@@ -132,7 +152,7 @@ def test_success_is_told_where_a_simulator_fits(
     assert found.first.rollouts is not None
     assert found.first.rollouts.episodes == 3
     assert found.success is not None
-    assert found.sentences()[-1].startswith("In the simulator early succeeds in")
+    assert found.sentences()[-1].startswith("In the simulator, on its whole table, early")
     assert found.to_json()["policies"][1]["rollouts"] == 3
 
 
@@ -173,6 +193,8 @@ def test_too_few_held_out_episodes_are_refused(late: TrainedPolicy, shared_folde
     right, _ = halves(shared_folder)
     with pytest.raises(DataError, match=r"1 held-out episode is too few .*--hold-out"):
         compare(late, late, own(right), Options(device="cpu"))
+    with pytest.raises(DataError, match="only 3 held-out episodes have frames to measure on"):
+        compare(late, late, own(right), replace(OPTIONS, frames=3))
     with pytest.raises(UsageError, match="--hold-out"):
         compare(late, late, own(right), Options(hold_out=1.5, device="cpu"))
 

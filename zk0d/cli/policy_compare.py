@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +18,17 @@ Policy = Annotated[str, typer.Argument(help="A checkpoint's folder in LeRobot's 
 
 def compare(
     first: Policy,
-    second: Policy,
+    second: Annotated[
+        str | None, typer.Argument(help="Another one; or leave it out, with --alone.")
+    ] = None,
+    alone: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="In place of SECOND, train one for so many steps on your recordings alone.",
+        ),
+    ] = None,
     dataset: Datasets = None,
     hold_out: HoldOut = None,
     frames: Frames = 256,
@@ -35,10 +47,14 @@ def compare(
     """Say which of two policies is better for your recordings, and how sure that is."""
     from rich.console import Console
 
+    from zk0d.errors import UsageError
     from zk0d.simulation.versus import Options
     from zk0d.simulation.versus import compare as compare_policies
 
-    policies = trained(first), trained(second)
+    if (second is None) == (alone is None):
+        raise UsageError("name a second policy, or give --alone STEPS to train one; not both.")
+    one = trained(first)
+    other = trained(second) if second is not None else None
     own = owned(dataset, camera, learner, folder, contributor)
     options = Options(
         hold_out=hold_out,
@@ -48,7 +64,14 @@ def compare(
         device=device,
         mixed_units=allow_mixed_units,
     )
-    found = compare_policies(*policies, own, options, teller(Console(stderr=True, quiet=as_json)))
+    tell = teller(Console(stderr=True, quiet=as_json))
+    with tempfile.TemporaryDirectory(prefix="zk0bot-alone-") as made:
+        if other is None:
+            from zk0d.simulation.fitted import trained_alone
+
+            assert alone is not None
+            other = trained_alone(one, own, alone, options, Path(made) / "checkpoint", tell)
+        found = compare_policies(one, other, own, options, tell)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return

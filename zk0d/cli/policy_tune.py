@@ -21,7 +21,7 @@ def tune(
     pull: Annotated[
         float,
         typer.Option(min=0.0, help="How strongly weights are pulled to the release's; 0: not."),
-    ] = 0.01,
+    ] = 0.1,
     hold_out: HoldOut = None,
     frames: Frames = 256,
     learning_rate: Annotated[
@@ -43,7 +43,7 @@ def tune(
     contributor: Contributor = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Finish a release on your recordings, for your arm; keep it if it is no worse (or exit 1)."""
+    """Finish a release on your recordings, for your arm; keep it unless it is worse (exit 1)."""
     from rich.console import Console
 
     from zk0d.errors import UsageError
@@ -52,7 +52,9 @@ def tune(
     from zk0d.simulation.versus import Options
 
     if learning_rate is not None and not 0.0 < learning_rate < 1.0:
-        raise UsageError(f"--learning-rate: {learning_rate:g} is no rate; take one such as 1e-5.")
+        raise UsageError(
+            f"--learning-rate: {learning_rate:g} is not a rate; take one such as 1e-5."
+        )
     place = (output or Path("personal") / time.strftime("%Y-%m-%d_%H-%M-%S")).absolute()
     check_new(place, "--output")
     policy = trained(release)

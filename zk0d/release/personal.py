@@ -74,7 +74,7 @@ def personal_card(summary: PersonalSummary, gate: str, *, carries_vlm: bool) -> 
         f"---\n{data.to_yaml()}\n---",
         f"# {summary.policy}, a personal policy\n\nTuned at home from the release"
         f" {summary.release} with zk0d, on the recordings of one owner and for that owner's arm."
-        " Nothing of it was sent to anybody. It is no release: do not judge the shared policy by"
+        " Nothing of it was sent to anybody. It is not a release: do not judge the shared policy by"
         " it, and do not expect it to work on another arm.",
         f"## Training\n\n{summary.steps} optimizer steps of {summary.batch_size} frames over"
         f" {summary.episodes} episodes ({summary.frames} frames), at most at the learning rate"

@@ -44,6 +44,8 @@ class OwnRecordings:
         So many of each dataset the node keeps out of training, the newest.
     reading
         How they are read.
+    models
+        Model names that this machine maps to folders.
     """
 
     datasets: tuple[DatasetSettings, ...]
@@ -51,6 +53,7 @@ class OwnRecordings:
     name: str = ""
     holdout_episodes: int = 0
     reading: ReadingSettings = field(default_factory=ReadingSettings)
+    models: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def typed(
@@ -91,6 +94,7 @@ class OwnRecordings:
             settings.name,
             settings.learner.holdout_episodes,
             reading or settings.learner,
+            settings.models,
         )
 
     def open(self, policy: TrainedPolicy) -> Recordings:
@@ -151,6 +155,22 @@ class OwnRecordings:
                 " helped to train has seen the others."
             ]
         return []
+
+
+def check_measured(recordings: Recordings, episodes: Collection[int]) -> None:
+    """Refuse figures of too few episodes, though more are held out.
+
+    Raises
+    ------
+    DataError
+        If an interval of them would say nothing.
+    """
+    if len(episodes) < FEWEST_HELD_OUT:
+        raise DataError(
+            f"{recordings.uri}: only {len(episodes)} held-out episodes have frames to measure on,"
+            f" and it takes {FEWEST_HELD_OUT}; measure more frames (--frames 0 is all), or hold out"
+            " more (--hold-out)."
+        )
 
 
 def newest_share(recordings: Recordings, share: float) -> list[int]:

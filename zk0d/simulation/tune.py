@@ -20,25 +20,21 @@ from numpy.typing import NDArray
 
 from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.config.names import WEIGHTS_FILE
-from zk0d.config.run import RunSettings, run_settings
+from zk0d.config.run import run_settings
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import losses_by_episode, stratified_rows
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
-from zk0d.learning.progress import Progress, Training
-from zk0d.learning.schedule import CosineSchedule
-from zk0d.learning.statistics import Statistics
-from zk0d.learning.train import Moments, StepPlan, train
+from zk0d.learning.progress import Progress
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.release.checkpoint import name_of, settings_of
 from zk0d.release.personal import PersonalSummary, describe_personal
-from zk0d.simulation.owned import OwnRecordings, statistics_for
+from zk0d.simulation.fitted import Course, fit
+from zk0d.simulation.owned import OwnRecordings, check_measured, statistics_for
 from zk0d.simulation.versus import Interval, Options, no_tell, paired_interval
 
 #: Of the release's own peak rate. It has converged: the whole rate would first undo that.
 RATE_SHARE = 0.25
-#: A short training warms up in this share of its steps.
-WARM_UP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -143,21 +139,30 @@ def tune(
     statistics, _ = statistics_for(release, own, recordings)
     loaded = release.load(recordings, statistics, device=how.device, mixed_units=how.mixed_units)
     run = settings_of(release.folder) or run_settings({"policy": release.family})
+    course = Course.of(
+        run,
+        options.steps,
+        how.seed,
+        peak=options.learning_rate or RATE_SHARE * run.schedule.initial_lr,
+        batch_size=options.batch_size,
+        pull=options.pull,
+    )
     prepared = PreparedRecordings(
         recordings,
         loaded,
         own.reading.cache,
         own.reading.max_bad_frames,
         held,
-        augments=run.training.image_augmentation,
+        augments=course.training.image_augmentation,
         tell=tell,
     )
     numbers = recordings.columns["episode_index"]
     rows = stratified_rows(prepared.held_out, numbers, how.frames)
+    check_measured(recordings, set(numbers[rows].tolist()))
     batches = prepared.batches(statistics)
     before = losses_by_episode(loaded, batches, rows, how.seed)
     shared = loaded.weights()
-    rate = _train(loaded, prepared, statistics, run, options, tell)
+    fit(loaded, prepared, statistics, course, tell)
     after = losses_by_episode(loaded, batches, rows, how.seed)
     tuned = Tuned(
         release=release.title,
@@ -178,8 +183,8 @@ def tune(
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         steps=options.steps,
         pull=options.pull,
-        learning_rate=rate.peak,
-        batch_size=options.batch_size or run.training.batch_size,
+        learning_rate=course.schedule.peak,
+        batch_size=course.training.batch_size,
         seed=how.seed,
         episodes=len(recordings.episodes) - len(held),
         frames=len(prepared.usable),
@@ -209,53 +214,6 @@ def distance(loaded: LoadedPolicy, shared: Mapping[str, NDArray[np.float32]]) ->
         moved += float(np.square(weights - shared[name], dtype=np.float64).sum())
         size += float(np.square(shared[name], dtype=np.float64).sum())
     return float(np.sqrt(moved / size))
-
-
-def _train(
-    loaded: LoadedPolicy,
-    prepared: PreparedRecordings,
-    statistics: Statistics,
-    run: RunSettings,
-    options: TuneOptions,
-    tell: Callable[[Progress], None],
-) -> CosineSchedule:
-    """Train in place, as a node in one round; the learning rate's schedule."""
-    training = run.training.model_copy(
-        update={
-            "local_steps": options.steps,
-            "round_minutes": 0.0,
-            "batch_size": options.batch_size or run.training.batch_size,
-        }
-    )
-    peak = options.learning_rate or RATE_SHARE * run.schedule.initial_lr
-    schedule = CosineSchedule(
-        peak=peak,
-        end=peak * run.schedule.final_lr_fraction,
-        warmup_steps=min(run.schedule.warmup_steps, int(WARM_UP_SHARE * options.steps)),
-        total_steps=options.steps,
-    )
-    optimizer = Moments(loaded).begin(
-        "personal", 1, training.weight_decay, backbone_lr_factor=training.backbone_lr_factor
-    )
-    began = time.monotonic()
-    train(
-        loaded,
-        prepared.batches(statistics),
-        prepared.usable,
-        optimizer,
-        StepPlan(
-            training=training,
-            first_step=0,
-            schedule=schedule,
-            seed=options.measured.seed,
-            proximal_mu=options.pull,
-        ),
-        on_step=lambda step, loss: tell(
-            Training(step, options.steps, time.monotonic() - began, loss)
-        ),
-        draws=prepared.draws(),
-    )
-    return schedule
 
 
 def _mean(by_episode: Mapping[int, float]) -> float:

@@ -30,7 +30,7 @@ from zk0d.learning.recordings import Recordings
 from zk0d.learning.statistics import Statistics
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.simulation.arms import Difference, difference
-from zk0d.simulation.owned import OwnRecordings, statistics_for
+from zk0d.simulation.owned import OwnRecordings, check_measured, statistics_for
 from zk0d.simulation.sources import simulator_of
 from zk0d.simulators.task import Sector
 from zk0d.simulators.tasks import TASKS
@@ -204,9 +204,9 @@ class Comparison:
             )
         if self.success is not None and first.rollouts and second.rollouts:
             said.append(
-                f"In the simulator {first.title} succeeds in {first.rollouts.successes} of"
-                f" {first.rollouts.episodes} episodes, {second.title} in"
-                f" {second.rollouts.successes}: {self._success_sentence()}"
+                f"In the simulator, on its whole table, {first.title} succeeds in"
+                f" {first.rollouts.successes} of {first.rollouts.episodes} episodes,"
+                f" {second.title} in {second.rollouts.successes}: {self._success_sentence()}"
             )
         return said
 
@@ -271,6 +271,7 @@ def compare(
     by_loss = losses_compare(first, second, own)
     one, other = (_measured(each, own, options, by_loss, tell) for each in (first, second))
     one, other = one.of_rows_of(other), other.of_rows_of(one)
+    check_measured(own.open(first), one.by_episode)
     success = None
     if one.rollouts and other.rollouts:
         success = difference(
