@@ -134,7 +134,8 @@ def action_errors(
                 part = rows[start : start + EVAL_BATCH]
                 batch = batches.batch(part)
                 del batch[ACTION]  # what is to be planned
-                actions = postprocess(loaded.plan(batch, part, 0)).double().cpu()
+                # A whole policy's come in the precision of its products.
+                actions = postprocess(loaded.plan(batch, part, 0).float()).double().cpu()
                 actions = actions[:, : loaded.config.n_action_steps]
                 recorded = part[:, None] + torch.arange(actions.shape[1])
                 last = recordings.last[part][:, None]
