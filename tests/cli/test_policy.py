@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from tests.simulation.policies import halves, of_both, trained
 from zk0d.cli.main import app
+from zk0d.config.names import POLICY_PARTS
 from zk0d.errors import ConfigError, DataError, UnavailableError, UsageError
 from zk0d.release.checkpoint import PROVENANCE
 from zk0d.release.personal import PERSONAL
@@ -29,14 +31,13 @@ def test_wrong_words(verb: list[str], late: Path, tmp_path: Path, shared_folder:
     def refused(*more: str) -> BaseException | None:
         return runner.invoke(app, [*words, *more]).exception
 
-    assert isinstance(error := refused("/nothing"), UnavailableError)
-    assert "there is no folder /nothing" in str(error)
-    assert isinstance(error := refused(str(tmp_path), *mine), UnavailableError)
+    for name in ("/nothing", "7/30"):
+        assert isinstance(error := refused(name), UnavailableError)
+        assert f"release '{name}' is not in" in str(error)
+    assert isinstance(error := refused(str(tmp_path), *mine), UsageError)
     assert "holds no policy" in str(error)
     assert isinstance(error := refused(str(late), "--folder", str(tmp_path)), UsageError)
     assert "no dataset is named" in str(error)
-    assert isinstance(error := refused(str(late), *mine, "--folder", str(tmp_path)), UsageError)
-    assert "leave --folder and --contributor out" in str(error)
     more = ("--camera", "top=x", "--folder", str(tmp_path))
     assert isinstance(error := refused(str(late), *more), UsageError)
     assert "--camera goes with --dataset" in str(error)
@@ -67,6 +68,8 @@ def test_tune_refuses_what_cannot_be_meant(late: Path, tmp_path: Path, shared_fo
 
 def test_a_release_with_another_lerobot_is_refused(tmp_path: Path, shared_folder: Path) -> None:
     (tmp_path / PROVENANCE).write_text(json.dumps({"versions": {"lerobot": "0.1.0"}}))
+    for part in POLICY_PARTS:
+        (tmp_path / part).write_text("{}")
     done = runner.invoke(app, ["policy", "tune", str(tmp_path)])
     assert isinstance(done.exception, ConfigError)
     assert "LeRobot 0.1.0" in str(done.exception)
@@ -81,6 +84,21 @@ def test_compare_takes_a_second_policy_or_trains_one(late: Path, shared_folder: 
     done = runner.invoke(app, ["policy", "compare", str(late), "--alone", "3", *mine])
     assert isinstance(done.exception, ConfigError), "it was not trained by a run"
     assert "does not say how it was trained" in str(done.exception)
+
+
+def test_a_release_that_was_pulled_goes_by_its_name(
+    late: Path, shared_folder: Path, write: Callable[[str, str], Path]
+) -> None:
+    right, _ = halves(shared_folder)
+    home = write("client.toml", 'name = "ann"\n').parent
+    write("client.toml", f'name = "ann"\npolicies = "{home}/policies"\n')
+    (home / "policies").mkdir()
+    (home / "policies" / "latest").symlink_to(late)
+    mine = ["--dataset", str(right), "--hold-out", "0.5", "--device", "cpu", "--frames", "12"]
+    words = ["policy", "compare", "latest", str(late), *mine, "--rollouts", "0"]
+    done = runner.invoke(app, [*words, "--folder", str(home)])
+    assert done.exit_code == 0, done.output
+    assert f"the difference between latest and {late} is within the spread" in done.output
 
 
 @pytest.mark.slow

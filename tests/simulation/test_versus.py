@@ -228,6 +228,17 @@ def test_a_dataset_in_other_units_is_refused(late: TrainedPolicy, shared_folder:
         late.load(recordings, Statistics.model_validate(ticks), device="cpu")
 
 
+def test_another_robots_policy_is_refused(late: TrainedPolicy, shared_folder: Path) -> None:
+    right, _ = halves(shared_folder)
+    recordings = open_recordings(f"local:{right}")
+    other = TrainedPolicy.read(late.folder, "late", ["unknown", "koch_follower"])
+    with pytest.raises(DataError, match="that of what late was trained on a koch_follower"):
+        other.load(recordings, late.statistics(), device="cpu")
+    own = recordings.summary.robot_type
+    several = TrainedPolicy.read(late.folder, "late", ["koch_follower", own])
+    several.load(recordings, late.statistics(), device="cpu")
+
+
 def test_the_statistics_come_back_as_they_were_written(
     alone: TrainedPolicy, shared_folder: Path
 ) -> None:

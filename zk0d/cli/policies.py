@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from zk0d.learning.trained import TrainedPolicy
     from zk0d.simulation.owned import OwnRecordings
 
+TELL_SECONDS = 5.0
+NAMED = "latest, best, a run's name for its best, RUN/ROUND, or a folder in LeRobot's layout."
+
 Datasets = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,44 +42,54 @@ HoldOut = Annotated[
 Frames = Annotated[int, typer.Option(min=0, help="Held-out frames to measure on; 0: all.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes noise, times and sampling.")]
 Folder = Annotated[
-    Path | None, typer.Option(help="Folder of a node's settings, which name its datasets.")
+    Path | None,
+    typer.Option(help="Folder of a node's settings, which name its datasets and releases."),
 ]
 
 
-def trained(text: str) -> TrainedPolicy:
+def trained(text: str, folder: Path | None, contributor: str) -> TrainedPolicy:
     """The policy that a person names, which LeRobot as it is here can run.
 
     Raises
     ------
     UnavailableError
         If there is none.
+    UsageError
+        If it is a folder without a policy.
     ConfigError
         If another LeRobot wrote it, or no policy of zk0d's families is in it.
     """
     from zk0d.learning.trained import TrainedPolicy
-    from zk0d.release.checkpoint import check_lerobot
+    from zk0d.release.checkpoint import check_lerobot, robot_types_of
 
-    folder = folder_of(text)
-    check_lerobot(folder, text)
-    return TrainedPolicy.read(folder, text)
+    found = folder_of(text, folder, contributor)
+    check_lerobot(found, text)
+    return TrainedPolicy.read(found, text, robot_types_of(found))
 
 
-def folder_of(text: str) -> Path:
-    """Where the policy that a person names lies.
+def folder_of(text: str, folder: Path | None, contributor: str) -> Path:
+    """Where the policy that a person names lies: a release that was pulled, or any folder.
 
     Raises
     ------
     UnavailableError
         If there is none.
+    UsageError
+        If it is a folder without a policy.
     """
-    from zk0d.errors import UnavailableError
+    from zk0d.config.machine import DEFAULT_POLICIES, ClientSettings
+    from zk0d.release.pulled import Pulled
 
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise UnavailableError(
-            f"{text}: there is no folder {folder.absolute()}; name a checkpoint's folder."
-        )
-    return folder.resolve()
+    if text.startswith((".", "/", "~")):  # no release is called so, and settings need not be there
+        return Pulled(DEFAULT_POLICIES).find(text)
+    path = _settings(folder, contributor)
+    return (
+        Pulled.of(ClientSettings.load(path)) if path.exists() else Pulled(DEFAULT_POLICIES)
+    ).find(text)
+
+
+def _settings(folder: Path | None, contributor: str) -> Path:
+    return place(folder or units.CONFIG_FOLDER, contributor) / "client.toml"
 
 
 def owned(
@@ -91,17 +104,14 @@ def owned(
     Raises
     ------
     UsageError
-        If they contradict each other, or name none.
+        If they name none, or map cameras that the settings map.
     """
     from zk0d.errors import UsageError
     from zk0d.simulation.owned import OwnRecordings
 
     if datasets:
-        if contributor or folder:
-            raise UsageError("--dataset names recordings, so leave --folder and --contributor out.")
         return OwnRecordings.typed(datasets, cameras(camera), reading(learner))
-    home = folder or units.CONFIG_FOLDER
-    path = (place(home, contributor) if contributor else home) / "client.toml"
+    path = _settings(folder, contributor)
     if camera:
         raise UsageError(f"--camera goes with --dataset; {path} maps the cameras of its own.")
     return OwnRecordings.lent(path, reading(learner) if learner else None)
@@ -120,6 +130,3 @@ def teller(console: Console) -> Callable[[Progress], None]:
             console.print(str(progress), soft_wrap=True, highlight=False, markup=False)
 
     return tell
-
-
-TELL_SECONDS = 5.0

@@ -9,11 +9,21 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.policies import Datasets, Folder, Frames, HoldOut, Seed, owned, teller, trained
+from zk0d.cli.policies import (
+    NAMED,
+    Datasets,
+    Folder,
+    Frames,
+    HoldOut,
+    Seed,
+    owned,
+    teller,
+    trained,
+)
 from zk0d.cli.simulate import Camera, Device, Learner, MixedUnits
 from zk0d.cli.verbs import Contributor
 
-Policy = Annotated[str, typer.Argument(help="A checkpoint's folder in LeRobot's layout.")]
+Policy = Annotated[str, typer.Argument(help=NAMED)]
 
 
 def compare(
@@ -53,8 +63,8 @@ def compare(
 
     if (second is None) == (alone is None):
         raise UsageError("name a second policy, or give --alone STEPS to train one; not both.")
-    one = trained(first)
-    other = trained(second) if second is not None else None
+    one = trained(first, folder, contributor)
+    other = trained(second, folder, contributor) if second is not None else None
     own = owned(dataset, camera, learner, folder, contributor)
     options = Options(
         hold_out=hold_out,

@@ -9,13 +9,23 @@ from typing import Annotated
 
 import typer
 
-from zk0d.cli.policies import Datasets, Folder, Frames, HoldOut, Seed, owned, teller, trained
+from zk0d.cli.policies import (
+    NAMED,
+    Datasets,
+    Folder,
+    Frames,
+    HoldOut,
+    Seed,
+    owned,
+    teller,
+    trained,
+)
 from zk0d.cli.simulate import Camera, Device, Learner, MixedUnits
 from zk0d.cli.verbs import Contributor, check_new
 
 
 def tune(
-    release: Annotated[str, typer.Argument(help="A checkpoint's folder in LeRobot's layout.")],
+    release: Annotated[str, typer.Argument(help=NAMED)],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 300,
     dataset: Datasets = None,
     pull: Annotated[
@@ -57,7 +67,7 @@ def tune(
         )
     place = (output or Path("personal") / time.strftime("%Y-%m-%d_%H-%M-%S")).absolute()
     check_new(place, "--output")
-    policy = trained(release)
+    policy = trained(release, folder, contributor)
     own = owned(dataset, camera, learner, folder, contributor)
     options = TuneOptions(
         steps=steps,

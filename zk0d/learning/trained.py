@@ -7,7 +7,7 @@ recordings, its cameras' names and its family, is in its configuration.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.recordings import Recordings
-from zk0d.learning.robot import check_robot
+from zk0d.learning.robot import check_robot, group_of
 from zk0d.learning.spec import Components, RobotDescription, check_fit
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 
 _NORMALIZER = "normalizer_processor"
+_UNKNOWN = "unknown"
 _PARTS = ("mean", "std", "min", "max")
 
 
@@ -50,6 +51,8 @@ class TrainedPolicy:
         What it calls its cameras.
     groups
         Groups of arms that have processors of their own in it.
+    robot_types
+        Of the arms that it was trained on, if that is known.
     """
 
     title: str
@@ -57,9 +60,10 @@ class TrainedPolicy:
     family: str
     cameras: tuple[str, ...]
     groups: tuple[str, ...]
+    robot_types: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, folder: Path, title: str) -> TrainedPolicy:
+    def read(cls, folder: Path, title: str, robot_types: Sequence[str] = ()) -> TrainedPolicy:
         """Read what the folder is.
 
         Raises
@@ -91,6 +95,7 @@ class TrainedPolicy:
             family=family,
             cameras=tuple(camera_name(key) for key in features if key.startswith(IMAGES)),
             groups=tuple(groups),
+            robot_types=tuple(robot_types),
         )
 
     def statistics(self, group: str = "") -> Statistics:
@@ -149,7 +154,7 @@ class TrainedPolicy:
         check_fit(recordings.summary, spec, recordings.uri, recordings.camera_map)
         check_robot(
             recordings.robot(recordings.finite_statistics()),
-            _robot(statistics),
+            self._robot(statistics, recordings.summary.robot_type),
             where=recordings.uri,
             whose=f"what {self.title} was trained on",
             mixed_units=mixed_units,
@@ -168,6 +173,16 @@ class TrainedPolicy:
             if not key.startswith(("optimizer_", "scheduler_", "push_", "pretrained_"))
             and key not in ("device", "repo_id", "private", "tags", "license", "input_features")
         }
+
+    def _robot(self, statistics: Statistics, own: str) -> RobotDescription:
+        """As much as is known of the arms it was trained on; of several types that of ``own``."""
+        state, action = (
+            Components.of((), len(statistics.features[name].mean), statistics.features[name])
+            for name in (STATE, ACTION)
+        )
+        kinds = {_kind(each): each for each in self.robot_types if _kind(each) != _UNKNOWN}
+        first = next(iter(kinds.values()), "")
+        return RobotDescription(robot_type=kinds.get(_kind(own), first), state=state, action=action)
 
     def _check_pictures(self) -> None:
         for key, mean in self._normalizer(self.folder).items():
@@ -196,13 +211,8 @@ class TrainedPolicy:
         return values
 
 
-def _robot(statistics: Statistics) -> RobotDescription:
-    """As much of the robot as statistics tell: how far its numbers go."""
-    state, action = (
-        Components.of((), len(statistics.features[name].mean), statistics.features[name])
-        for name in (STATE, ACTION)
-    )
-    return RobotDescription(state=state, action=action)
+def _kind(robot_type: str) -> str:
+    return group_of("robot-type", "", robot_type)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -334,11 +334,22 @@ def check_lerobot(folder: Path, title: str) -> None:
     except (KeyError, TypeError):
         return
     own = version("lerobot")
-    if theirs.split(".")[:2] != own.split(".")[:2]:
+    if series_of(theirs) != series_of(own):
         raise ConfigError(
             f"{title}: was written with LeRobot {theirs}, here is {own}, in which the same weights"
             " may act otherwise; use the zk0d of that release, or a newer release."
         )
+
+
+def series_of(lerobot: str) -> tuple[str, ...]:
+    """A version of LeRobot without its last number: those of one series read each other's files."""
+    return tuple(lerobot.split(".")[:2])
+
+
+def robot_types_of(folder: Path) -> tuple[str, ...]:
+    """The types of robots that a checkpoint's statistics are of; none if it does not say."""
+    told = _provenance(folder).get("robot_types")
+    return tuple(map(str, told)) if isinstance(told, list) else ()
 
 
 def settings_of(folder: Path) -> RunSettings | None:

@@ -43,7 +43,7 @@ from zk0d.machine import release_key
 from zk0d.machine.authorities import Authorities
 from zk0d.machine.node_word import HEADER, write_word
 from zk0d.machine.rights import like_the_folder, writing
-from zk0d.release.checkpoint import BEST, LATEST
+from zk0d.release.checkpoint import BEST, LATEST, series_of
 from zk0d.release.manifest import (
     FILE,
     LONGEST_OFFER,
@@ -369,7 +369,7 @@ def check_fits(release: Release) -> None:
         here = version("lerobot")
     except PackageNotFoundError:
         here = ""
-    if _series(here) != _series(release.lerobot):
+    if series_of(here) != series_of(release.lerobot):
         raise UnavailableError(
             f"release {release.name} was written with LeRobot {release.lerobot or '(not said)'},"
             f" and this machine has {here or 'none'}; install the coordinator's version of zk0d, or"
@@ -389,11 +389,6 @@ def check_fits(release: Release) -> None:
             f" package {family.needs}; pip install 'zk0d[{release.policy}]' in zk0d's environment.",
             reason="unknown_policy",
         )
-
-
-def _series(text: str) -> tuple[str, ...]:
-    """What of a version decides whether a policy's files are read alike."""
-    return tuple(text.split(".")[:2])
 
 
 def _there(folder: Path, signed: SignedRelease) -> PulledRelease | None:
