@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -11,11 +13,12 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tests.simulation.policies import HALF, halves, of_both, trained
 from zk0d.config.machine import ReadingSettings
 from zk0d.errors import ConfigError, DataError
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.release import hub
 from zk0d.release.personal import PERSONAL, PersonalSummary
 from zk0d.simulation.owned import OwnRecordings
-from zk0d.simulation.tune import Tuned, TuneOptions, tune
+from zk0d.simulation.tune import Tuned, TuneOptions, camera_names, tune
 from zk0d.simulation.versus import Interval, Options, compare
 
 MEASURED = Options(hold_out=HALF, frames=96, rollouts=0, device="cpu")
@@ -114,3 +117,27 @@ def test_a_policy_within_the_spread_is_kept_and_one_beyond_is_not() -> None:
     assert gate(-0.1, 0.3).passed
     assert "neither better nor worse" in gate(-0.1, 0.3).sentence()
     assert not gate(0.1, 0.3).passed
+
+
+def test_a_camera_keeps_the_policys_name_if_datasets_call_it_differently() -> None:
+    @dataclass
+    class FakeDataset:
+        cameras: dict[str, str]
+
+    @dataclass
+    class FakeRecordings:
+        datasets: list[FakeDataset]
+
+        @property
+        def episodes(self) -> list[int]:
+            return list(range(len(self.datasets)))
+
+        def source(self, episode: int) -> tuple[FakeDataset, int]:
+            return self.datasets[episode], 0
+
+    one = FakeDataset({"observation.images.front": "camera1", "observation.images.hand": "camera2"})
+    two = FakeDataset({"observation.images.above": "camera1", "observation.images.hand": "camera2"})
+    alike = camera_names(cast("Recordings", FakeRecordings([one, one])))
+    assert alike == {"camera1": "observation.images.front", "camera2": "observation.images.hand"}
+    unlike = camera_names(cast("Recordings", FakeRecordings([one, two])))
+    assert unlike == {"camera1": "observation.images.camera1", "camera2": "observation.images.hand"}

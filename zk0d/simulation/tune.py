@@ -26,6 +26,7 @@ from zk0d.learning.evaluate import losses_by_episode, stratified_rows
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.progress import Progress
+from zk0d.learning.recordings import Recordings
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.release.checkpoint import name_of, settings_of
 from zk0d.release.personal import PersonalSummary, describe_personal
@@ -201,10 +202,22 @@ def tune(
         statistics,
         folder,
         lambda draft: describe_personal(draft, summary, tuned.sentence()),
-        # The names by which LeRobot's tools find the arm's own cameras.
-        cameras={to: camera_feature(camera_name(key)) for key, to in recordings.cameras.items()},
+        cameras=camera_names(recordings),
     )
     return replace(tuned, folder=written)
+
+
+def camera_names(recordings: Recordings) -> dict[str, str]:
+    """For each of the policy's cameras the name by which LeRobot's tools find the arm's own.
+
+    If datasets call one camera differently, it keeps the policy's name.
+    """
+    datasets = [recordings.source(episode)[0] for episode in recordings.episodes]
+    names: dict[str, set[str]] = {}
+    for each in datasets:
+        for key, to in each.cameras.items():
+            names.setdefault(to, set()).add(camera_feature(camera_name(key)))
+    return {to: own.pop() if len(own) == 1 else camera_feature(to) for to, own in names.items()}
 
 
 def distance(loaded: LoadedPolicy, shared: Mapping[str, NDArray[np.float32]]) -> float:
