@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lerobot.configs import NormalizationMode
 
 from tests.simulation.policies import HALF, halves, of_both, trained
 from zk0d.config.cameras import MappedAt
@@ -17,8 +18,11 @@ from zk0d.config.datasets import DatasetSettings
 from zk0d.config.machine import ReadingSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError, DataError, UnavailableError, UsageError
+from zk0d.learning.checkpoint import write_checkpoint
+from zk0d.learning.layout import ACTION, STATE
+from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.recordings import open_recordings
-from zk0d.learning.statistics import Statistics
+from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.learning.trained import TrainedPolicy
 from zk0d.release.checkpoint import PROVENANCE, check_lerobot
 from zk0d.simulation.fitted import trained_alone
@@ -220,12 +224,18 @@ def test_recordings_with_other_cameras_are_refused(
 def test_a_dataset_in_other_units_is_refused(late: TrainedPolicy, shared_folder: Path) -> None:
     right, _ = halves(shared_folder)
     recordings = open_recordings(f"local:{right}")
-    ticks = late.statistics().model_dump()
-    for feature in ticks["features"].values():
-        for part in ("mean", "std", "min", "max"):
-            feature[part] = [value * 60 for value in feature[part]]
+    ticks = {
+        name: FeatureStatistics(
+            count=1,
+            mean=tuple(60 * value for value in each.mean),
+            std=tuple(60 * value for value in each.std),
+            min=tuple(60 * value for value in each.min),
+            max=tuple(60 * value for value in each.max),
+        )
+        for name, each in late.statistics().features.items()
+    }
     with pytest.raises(DataError, match="another scale"):
-        late.load(recordings, Statistics.model_validate(ticks), device="cpu")
+        late.load(recordings, Statistics(features=ticks), device="cpu")
 
 
 def test_another_robots_policy_is_refused(late: TrainedPolicy, shared_folder: Path) -> None:
@@ -248,6 +258,28 @@ def test_the_statistics_come_back_as_they_were_written(
     for feature, parts in written.items():
         for part, values in parts.items():
             assert np.array_equal(found[feature][part], values), (feature, part)
+
+
+def test_quantiles_come_back_with_a_policy_that_normalizes_by_them(
+    shared_folder: Path, tmp_path: Path
+) -> None:
+    right, _ = halves(shared_folder)
+    recordings = open_recordings(f"local:{right}")
+    loaded = load_policy(spec_for("act", "tiny", 0, recordings.summary, {}), device="cpu")
+    for kind in ("STATE", "ACTION"):
+        loaded.config.normalization_mapping[kind] = NormalizationMode.QUANTILES
+    features = {
+        name: FeatureStatistics.of(recordings.columns[name].numpy(), histogram=True)
+        for name in (STATE, ACTION)
+    }
+    statistics = Statistics(features=features)
+    write_checkpoint(loaded, statistics, tmp_path / "act")
+    policy = read(tmp_path / "act")
+    found = policy.statistics()
+    assert np.array_equal(
+        found.for_training()[ACTION]["q99"], statistics.for_training()[ACTION]["q99"]
+    )
+    policy.load(recordings, found, device="cpu").processors(found)
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path: Path, late: TrainedPolicy) -> None:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from lerobot.configs import NormalizationMode
 from lerobot.utils import IMAGENET_STATS
 from lerobot.utils.constants import POLICY_PREPROCESSOR_DEFAULT_NAME
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from zk0d.config.cameras import camera_name
@@ -35,6 +36,19 @@ from zk0d.learning.statistics import FeatureStatistics, Statistics
 _NORMALIZER = "normalizer_processor"
 _UNKNOWN = "unknown"
 _PARTS = ("mean", "std", "min", "max")
+_QUANTILES = ("q01", "q10", "q50", "q90", "q99")
+
+
+class StoredStatistics(Statistics):
+    """Statistics to the bit as a checkpoint's processors hold them, quantiles too if it has any."""
+
+    stored: dict[str, dict[str, tuple[float, ...]]]
+
+    def for_training(self) -> dict[str, dict[str, NDArray[np.float32]]]:
+        return {
+            feature: {part: np.asarray(values, np.float32) for part, values in parts.items()}
+            for feature, parts in self.stored.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class TrainedPolicy:
         """
         place = self.folder / GROUPS_FOLDER / group if group else self.folder
         values = self._normalizer(place)
-        features = {}
+        features, stored = {}, {}
         for name in (STATE, ACTION):
             missing = [part for part in _PARTS if f"{name}.{part}" not in values]
             if missing:
@@ -117,9 +131,14 @@ class TrainedPolicy:
                     " the policy cannot act; a base model has none before it was trained on"
                     " recordings."
                 )
-            numbers = {part: values[f"{name}.{part}"].ravel().tolist() for part in _PARTS}
+            stored[name] = {
+                part: tuple(values[f"{name}.{part}"].ravel().tolist())
+                for part in (*_PARTS, *_QUANTILES)
+                if f"{name}.{part}" in values
+            }
+            numbers = {part: stored[name][part] for part in _PARTS}
             features[name] = FeatureStatistics(count=1, **numbers)  # a checkpoint keeps no count
-        return Statistics(features=features)
+        return StoredStatistics(features=features, stored=stored)
 
     def load(
         self,
