@@ -154,7 +154,7 @@ format: venv ## Format the code
 .PHONY: constraints
 constraints: venv ## Raise the pins in constraints.txt
 	$(or $(shell command -v uv),$(VENV).tools/bin/uv) pip compile --quiet --universal --upgrade \
-	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation --extra sim --extra monitoring --extra wandb \
+	  --python-version 3.12 --no-emit-index-url --generate-hashes --extra test --extra docs --extra release --extra fleet --extra simulation --extra sim --extra monitoring --extra wandb --extra lora \
 	  pyproject.toml -o constraints.txt
 
 .PHONY: release

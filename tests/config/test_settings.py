@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -360,3 +361,26 @@ def test_a_backbones_rate_needs_a_backbone() -> None:
     assert run_settings({"policy": "act", **given}).training.backbone_lr_factor == 0.1
     with pytest.raises(ConfigError, match="backbone-lr-factor: smolvla trains no backbone"):
         run_settings({"policy": "smolvla", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"adapter": "lora", "adapter-rank": 0}, "'adapter-rank' is wrong: .* greater than 0"),
+        ({"adapter": "dora"}, "'adapter' is wrong: .* 'none' or 'lora'"),
+        ({"adapter-rank": 8}, "adapter-rank is an adapter's; add adapter=lora"),
+        (
+            {"policy": "act", "adapter": "lora"},
+            "adapter: LeRobot does not say which layers of act to adapt, it does of smolvla",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_settings(given)
+
+
+def test_an_adapter_has_lerobots_rank() -> None:
+    from lerobot.configs.default import PeftConfig
+
+    assert run_settings({"adapter": "lora"}).adapter_rank == PeftConfig().r

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from flwr.cli.build import build_fab_from_files
+from safetensors.numpy import load_file
 
 from tests.processes import wait_until
 from tests.record.lines import read_lines
@@ -41,6 +42,26 @@ def test_a_run_has_its_own_settings_and_then_those_of_server_toml(first_run: Ran
     expected = {**RunSettings().to_flat(), **OWN_RUN, **TINY, **FIRST_RUN}
     assert expected["keep-rounds"] != OWN_RUN["keep-rounds"]
     assert started["settings"] == expected
+
+
+def test_nodes_train_adapters_and_send_nothing_else(running: Federation) -> None:
+    run_id = zk0bot_run(running, **{"adapter": "lora", "adapter-rank": 4, "initial-lr": 1e-2})
+    assert finished(running, run_id).outcome == COMPLETED
+    folder = running.layout.runs / str(run_id)
+    committed = [line for line in read_lines(folder) if line["kind"] == "round.committed"]
+    assert committed[-1]["evaluation"]["loss"] < committed[0]["evaluation"]["loss"]
+    names = load_file(folder / "rounds" / "00002" / "global.safetensors")
+    assert all(name.endswith(".lora_B.default.weight") for name in names)
+    # A byte a value and a scale for each tensor, of the update and of the variate.
+    values = sum(each.size for each in names.values())
+    assert {len(line["nodes"]) for line in committed[1:]} == {2}
+    for line in committed[1:]:
+        for node in line["nodes"]:
+            assert 2 * values < node["bytes_up"] < 2.5 * values
+    (checkpoint,) = running.layout.coordinator.rglob(f"{run_id}/checkpoint_round_2")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in (checkpoint / "adapter").iterdir()
+    }
 
 
 def test_no_token_is_on_a_command_line(first_run: Ran) -> None:

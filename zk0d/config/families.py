@@ -82,6 +82,8 @@ class PolicyFamily:
         Names of its own steps in the processors that LeRobot saves with it.
     needs
         A Python package that comes with the extra of zk0d that has the family's name.
+    adapts
+        Whether LeRobot says which of its layers get low-rank adapters.
     """
 
     policy_class: str
@@ -98,6 +100,7 @@ class PolicyFamily:
     embedding: int = 0
     steps: frozenset[str] = frozenset()
     needs: str = ""
+    adapts: bool = False
 
 
 CLIP = "openai/clip-vit-base-patch16"
@@ -118,6 +121,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         companion=Companion(keys=("vlm_model_name",)),
         embedding=64 * 960 * 2,  # tokens of a width, in bfloat16
         steps=frozenset({"smolvla_new_line_processor"}),
+        adapts=True,
     ),
     "act": PolicyFamily(
         policy_class="lerobot.policies.act.modeling_act.ACTPolicy",

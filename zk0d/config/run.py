@@ -45,7 +45,10 @@ CodecName = Literal["fp32", "bf16", "int8", "int4"]
 DownlinkName = Literal["fp32", "bf16", "int8-delta"]
 DELTA: Literal["int8-delta"] = "int8-delta"
 RuleName = Literal["mean", "trimmed-mean", "median"]
+AdapterName = Literal["none", "lora"]
 NormalizeBy = Literal["cohort", "robot-type", "node"]
+#: LeRobot's own default.
+ADAPTER_RANK = 16
 #: Updates that a rule needs, where one is not enough.
 LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 
@@ -319,6 +322,15 @@ class RunSettings(FlatSettings):
         " or one that is built from the seed and shaped by the recordings ('new' has the family's"
         " usual size; 'tiny' and 'tiny-wide' are small, for a CPU).",
     )
+    adapter: AdapterName = Field(
+        "none",
+        description="What trains and travels: the policy itself, or with 'lora' (which needs"
+        " zk0d[lora]) small matrices beside layers of a policy that stays as it is.",
+    )
+    adapter_rank: PositiveInt = Field(
+        ADAPTER_RANK,
+        description="Rank of these matrices; a narrower layer takes its width.",
+    )
     seed: NonNegativeInt = Field(42, description="Fixes initial weights, sampling and evaluation.")
     normalize_by: NormalizeBy = Field(
         "cohort",
@@ -354,6 +366,14 @@ class RunSettings(FlatSettings):
             raise ValueError(
                 f"{self.policy} starts from a pretrained model and cannot be new; take"
                 f" model-name={base}"
+            )
+        if self.adapter == "none" and self.adapter_rank != ADAPTER_RANK:
+            raise ValueError("adapter-rank is an adapter's; add adapter=lora, or leave it out")
+        if self.adapter != "none" and not FAMILIES[self.policy].adapts:
+            able = " and ".join(name for name, family in FAMILIES.items() if family.adapts)
+            raise ValueError(
+                f"adapter: LeRobot does not say which layers of {self.policy} to adapt, it does of"
+                f" {able}; leave it out, which trains the policy itself"
             )
         if self.training.backbone_lr_factor != 1.0 and not FAMILIES[self.policy].backbone:
             raise ValueError(f"backbone-lr-factor: {self.policy} trains no backbone; leave it out")

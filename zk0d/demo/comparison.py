@@ -26,6 +26,7 @@ from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.spec import Adapter
 from zk0d.learning.statistics import Statistics, merge
 from zk0d.learning.train import Moments, StepPlan, train
 from zk0d.simulators.task import Sector
@@ -75,7 +76,14 @@ def measure(job: Job) -> Outcome:
     torch.set_num_threads(1)
     recordings = [open_recordings(f"local:{path}") for path in job.recordings]
     settings, summary = job.settings, recordings[0].summary
-    spec = spec_for(settings.policy, settings.model_name, settings.seed, summary, models={})
+    spec = spec_for(
+        settings.policy,
+        settings.model_name,
+        settings.seed,
+        summary,
+        models={},
+        adapter=Adapter.of(settings),
+    )
     policy = load_policy(spec, device="cpu")
     if job.weights is not None and job.statistics is not None:
         policy.load_weights(safetensors.numpy.load_file(job.weights))

@@ -11,6 +11,7 @@ from zk0d.federation.messages import Evaluate, Release, Start, StartReply
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.update import Payload
 from zk0d.federation.waiting import SHORT_PAUSES, Waiting, pause
+from zk0d.learning.spec import Adapter
 from zk0d.record.events import (
     AnyEvent,
     CheckpointFailed,
@@ -56,6 +57,7 @@ class RunEvaluator:
             policy=self._settings.policy,
             model_name=self._settings.model_name,
             seed=self._settings.seed,
+            adapter=Adapter.of(self._settings),
             start_from=self._settings.start_from,
         )
         return self._patiently(lambda: self._evaluator.start(task), lambda reason: reason.waits)

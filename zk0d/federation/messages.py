@@ -18,13 +18,19 @@ from zk0d.config.base import Settings
 from zk0d.config.names import Alias, PolicyName
 from zk0d.config.run import EvaluationSettings, TrainingSettings
 from zk0d.learning.schedule import Schedule
-from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription, check_printable
+from zk0d.learning.spec import (
+    Adapter,
+    PolicySpec,
+    RecordingsSummary,
+    RobotDescription,
+    check_printable,
+)
 from zk0d.learning.statistics import RunStatistics, Statistics
 from zk0d.record.events import DatasetResult, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[8] = 8
+PROTOCOL: Literal[9] = 9
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -41,7 +47,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[8] = PROTOCOL
+    protocol: Literal[9] = PROTOCOL
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -186,6 +192,7 @@ class Start(Message):
     policy: PolicyName
     model_name: str
     seed: NonNegativeInt
+    adapter: Adapter | None = None
     start_from: str = ""
 
 

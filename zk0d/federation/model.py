@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,7 +73,8 @@ class GlobalModel:
 
     @property
     def norm(self) -> float:
-        return norm(self.weights)
+        """Of the weights that updates move; an adapter's begin at 0, and move those beside it."""
+        return math.hypot(norm(self.weights), self.spec.frozen_norm)
 
     @property
     def variate_rounds(self) -> dict[str, int]:

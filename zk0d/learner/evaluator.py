@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from zk0d.config.cameras import MappedAt, camera_name
 from zk0d.config.machine import EvaluationDataset, ServerSettings
-from zk0d.config.names import VLM_FOLDER, DatasetUri, split_revision
+from zk0d.config.names import VLM_FOLDER, WEIGHTS_FILE, DatasetUri, split_revision
 from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.messages import (
@@ -27,6 +27,7 @@ from zk0d.federation.messages import (
 )
 from zk0d.federation.update import Payload, UpdateError
 from zk0d.learner.tasks import Learner, TaskControl
+from zk0d.learning import adapters
 from zk0d.learning.checkpoint import write_checkpoint
 from zk0d.learning.evaluate import roll_out, seeded_loss, stratified_rows
 from zk0d.learning.license import license_of
@@ -35,10 +36,10 @@ from zk0d.learning.policy import load_policy, pick_device, release_gpu_memory, s
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings, open_recordings
 from zk0d.learning.robot import check_robot, group_of, merge_robots
-from zk0d.learning.spec import PolicySpec, RobotDescription, check_fit
+from zk0d.learning.spec import Adapter, PolicySpec, RobotDescription, check_fit
 from zk0d.record.events import DatasetResult
 from zk0d.release.card import model_card
-from zk0d.release.checkpoint import Releases, describe, name_of
+from zk0d.release.checkpoint import Releases, base_of, describe, name_of
 from zk0d.release.gate import judge
 from zk0d.simulators.calibration import calibrated
 from zk0d.simulators.task import Sector
@@ -134,7 +135,13 @@ class CoordinatorEvaluator(Learner):
     def _start(self, task: Start) -> tuple[StartReply, Payload]:
         like = self._datasets[0].recordings.summary if self._datasets else None
         spec = spec_for(
-            task.policy, task.model_name, task.seed, like, self.settings.models, self._revisions
+            task.policy,
+            task.model_name,
+            task.seed,
+            like,
+            self.settings.models,
+            self._revisions,
+            task.adapter,
         )
         policy = self._load(spec)
         folder = Releases.of(self.settings).find(task.start_from) if task.start_from else None
@@ -292,15 +299,45 @@ class CoordinatorEvaluator(Learner):
 
 
 def _begin_from(folder: Path, policy: LoadedPolicy) -> None:
-    """Take the trainable weights of a release, whose shapes must be the policy's."""
-    found = load_file(folder / "model.safetensors")
-    for key, parameter in policy.trainable().items():
+    """Take the trainable weights of a release, whose shapes and adapter must be the policy's."""
+    trainable, spec = policy.trainable(), policy.spec
+    theirs = adapters.kept_in(folder)
+    if spec.adapter is None:
+        # Merged into its layers, an adapter is nothing but their weights, if these train.
+        if theirs and not all(f"{name}.weight" in trainable for name in theirs.targets):
+            raise _another_adapter(folder, theirs, None)
+        found = load_file(folder / WEIGHTS_FILE)
+    else:
+        if theirs is None or not theirs.is_like(spec.adapter):
+            raise _another_adapter(folder, theirs, spec.adapter)
+        if base_of(folder) != spec.sha256:
+            raise ConfigError(
+                f"start-from: the adapter of {folder} was trained on another base than model"
+                f" '{spec.model_name}' of this run (seed {spec.seed}); take a release of the same"
+                " model.",
+                reason="model_mismatch",
+            )
+        found = adapters.trained_in(folder)
+    for key, parameter in trainable.items():
         if key not in found or found[key].shape != parameter.shape:
             raise ConfigError(
-                f"start-from: {folder} does not fit model '{policy.spec.model_name}'"
+                f"start-from: {folder} does not fit model '{spec.model_name}'"
                 f" ({key} is missing or of another shape); take a release of the same model.",
                 reason="model_mismatch",
             )
     with torch.no_grad():
-        for key, parameter in policy.trainable().items():
+        for key, parameter in trainable.items():
             parameter.copy_(found[key])
+
+
+def _another_adapter(folder: Path, theirs: Adapter | None, asked: Adapter | None) -> ConfigError:
+    return ConfigError(
+        f"start-from: {folder} was trained {_with(theirs)}, and this run trains {_with(asked)}; set"
+        " adapter and adapter-rank as they were, or name the release's folder under [models] and as"
+        " model-name.",
+        reason="model_mismatch",
+    )
+
+
+def _with(adapter: Adapter | None) -> str:
+    return f"with {adapter.kind} of rank {adapter.rank}" if adapter else "without an adapter"

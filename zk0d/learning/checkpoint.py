@@ -27,6 +27,7 @@ from zk0d.config.families import FAMILIES, Companion
 from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER, WEIGHTS_FILE
 from zk0d.errors import not_written
 from zk0d.files import whole_folder
+from zk0d.learning import adapters
 from zk0d.learning.policies.base import LoadedPolicy
 from zk0d.learning.statistics import Statistics
 
@@ -90,7 +91,11 @@ def write_checkpoint(
                     for step in preprocess.steps:
                         if hasattr(step, "tokenizer_name"):
                             step.tokenizer_name = name
-            loaded.policy.save_pretrained(draft)
+            with adapters.merged(loaded.policy):
+                loaded.policy.save_pretrained(draft)
+            if adapter := loaded.spec.adapter:
+                adapters.save(loaded.policy, adapter, loaded.spec.model_name, draft)
+                processors[draft / adapters.FOLDER] = processors[draft]
             for place, pair in processors.items():
                 for each in pair:
                     each.save_pretrained(place)

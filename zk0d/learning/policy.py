@@ -26,11 +26,11 @@ from zk0d.config.families import BUILT, FAMILIES, NEW, TINY
 from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError, disk_trouble
-from zk0d.learning import backbones, nvidia
+from zk0d.learning import adapters, backbones, nvidia
 from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.policies import family
 from zk0d.learning.policies.base import LoadedPolicy, add_weights
-from zk0d.learning.spec import PolicySpec, RecordingsSummary
+from zk0d.learning.spec import Adapter, PolicySpec, RecordingsSummary
 from zk0d.learning.untrusted import refuse_code
 
 
@@ -41,6 +41,7 @@ def spec_for(
     like: RecordingsSummary | None,
     models: Mapping[str, Path],
     revisions: Mapping[str, str | None] | None = None,
+    adapter: Adapter | None = None,
 ) -> PolicySpec:
     """The shape of a run's policy.
 
@@ -76,6 +77,7 @@ def spec_for(
         action_width=action,
         cameras=cameras,
         backbone=backbone,
+        adapter=adapter,
     )
 
 
@@ -159,6 +161,8 @@ def load_policy(
         # AdamW's steps vanish in bfloat16: what trains is kept in float32.
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    if spec.adapter:
+        spec = spec.model_copy(update={"adapter": adapters.attach(policy, spec.adapter)})
     loaded = kind(spec, policy, where, pick_precision(precision, where))
     found = policy_sha256(loaded)
     if spec.sha256 and spec.sha256 != found:

@@ -9,12 +9,20 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from zk0d.config.base import Settings
 from zk0d.config.cameras import CameraMap, suggest_cameras
 from zk0d.config.families import FAMILIES, NEW
 from zk0d.config.names import PolicyName
+from zk0d.config.run import AdapterName, RunSettings
 from zk0d.errors import DataError
 from zk0d.learning import backbones
 
@@ -86,6 +94,34 @@ class RobotDescription(Settings):
     action: Components = Components()
 
 
+class Adapter(Settings):
+    """Matrices beside layers of a policy that is frozen; they alone train and travel.
+
+    A run asks for a kind and a rank. Who builds the policy first adds the rest.
+    """
+
+    kind: AdapterName
+    rank: PositiveInt
+    targets: Annotated[
+        tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=4096)
+    ] = Field((), description="The layers by name; empty: those that LeRobot names.")
+    norm: NonNegativeFloat = Field(
+        0.0, description="Norm of the layers' own weights, to which an update's is compared."
+    )
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Self | None:
+        """What a run asks for; ``None`` if the policy itself trains."""
+        if settings.adapter == "none":
+            return None
+        return cls(kind=settings.adapter, rank=settings.adapter_rank)
+
+    def is_like(self, other: Adapter) -> bool:
+        """Whether both are of the same matrices, whatever these are beside."""
+        mine, theirs = ((a.kind, a.rank, sorted(a.targets)) for a in (self, other))
+        return mine == theirs
+
+
 class PolicySpec(Settings):
     """A policy by name, shape and content; never by path.
 
@@ -105,7 +141,13 @@ class PolicySpec(Settings):
     backbone: str = Field(
         "", description="Vision backbone that begins with ImageNet's weights; empty: at random."
     )
+    adapter: Adapter | None = Field(None, description="None if the policy itself trains.")
     sha256: str = Field("", description="Hash of every weight, frozen ones too, before training.")
+
+    @property
+    def frozen_norm(self) -> float:
+        """Norm of the frozen weights to which what trains is added."""
+        return self.adapter.norm if self.adapter else 0.0
 
     @property
     def notice(self) -> str:

@@ -392,6 +392,15 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def base_of(folder: Path) -> str:
+    """SHA-256 of the policy with which a checkpoint's run began; empty if that is not known."""
+    try:
+        parent = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["parent"]
+        return str(parent["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def name_of(folder: Path) -> str:
     """A checkpoint's name for ``start-from``: ``RUN/ROUND``."""
     return f"{folder.parent.name}/{_round_of(folder)}"
