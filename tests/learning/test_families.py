@@ -146,8 +146,8 @@ def test_every_policy_of_lerobots_is_a_family_or_has_a_reason_why_not() -> None:
         )
 
 
-def test_the_page_on_training_has_every_policy_of_lerobots() -> None:
-    page = ROOT / "docs" / "training.md"
+def test_the_page_of_policies_has_every_policy_of_lerobots() -> None:
+    page = ROOT / "docs" / "policies.md"
     rows = {
         cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
         for line in page.read_text(encoding="utf-8").splitlines()
@@ -170,7 +170,7 @@ def test_every_family_begins_with_a_published_model_or_is_built_new() -> None:
             run_settings({"policy": name, "model-name": NEW})
 
 
-#: Warm-up and batch, ours and LeRobot's, where docs/training.md says that they differ.
+#: Warm-up and batch, ours and LeRobot's, where docs/policies.md says that they differ.
 OURS_AND_LEROBOTS = {"smolvla": ((20, 32), (1000, 8)), "xvla": ((20, 8), (1000, 8))}
 
 

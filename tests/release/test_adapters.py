@@ -11,6 +11,7 @@ from tests.learner.tasks import train_task
 from tests.release.test_checkpoint import evaluator, statistics_of  # noqa: F401
 from tests.release.test_gate import summary
 from zk0d.config.machine import ClientSettings
+from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
 from zk0d.federation.messages import Release, Start, StartReply
 from zk0d.federation.update import Payload, UpdateError
@@ -40,13 +41,15 @@ def release(evaluator: CoordinatorEvaluator, start: Start, run: str = "7") -> Pa
     reply, payload = started(evaluator, start)
     moved = {name: array + 0.5 for name, array in payload.decode(consume=True)}
     weights = Payload.of(moved, "weights")
+    given = {"adapter": start.adapter.kind, "adapter-rank": 4} if start.adapter else {}
+    settings = run_settings({"model-name": "tiny", **given}).public()
     task = Release(
         run=run,
         round=1,
         spec=reply.spec,
         base=weights.manifest.sha256,
         statistics=statistics_of(evaluator),
-        summary=summary(1.0, 0.5, run=run),
+        summary=summary(1.0, 0.5, run=run, settings=settings),
         keep=1,
     )
     evaluator.run(task, weights, TaskControl())
@@ -60,6 +63,7 @@ def test_a_run_begins_with_the_adapter_of_a_release(evaluator: CoordinatorEvalua
     assert base_of(folder) == reply.spec.sha256
     for name, array in payload.decode(consume=True):
         assert (array == 0.5).all(), name
+    assert "an adapter (lora, rank 4), which is merged" in (folder / "README.md").read_text()
 
 
 def test_a_run_without_an_adapter_begins_with_the_merged_weights(

@@ -115,7 +115,7 @@ def model_card(
         _by_dataset(summary, statistics),
         _insights(summary),
         _usage(summary, statistics, carries_vlm),
-        FORMAT,
+        FORMAT + _adapter(summary),
         _limits(statistics, simulation),
         _citation(summary),
     ]
@@ -311,6 +311,16 @@ def _limits(statistics: RunStatistics, simulation: bool) -> str:
     if simulation:
         lines.insert(0, "Trained in simulation: no robot's recordings were used.")
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _adapter(summary: RunSummary) -> str:
+    kind = summary.settings.get("adapter", "none")  # runs of before have none
+    if kind == "none":
+        return ""
+    return (
+        f" What trained is an adapter ({kind}, rank {summary.settings['adapter-rank']}), which is"
+        " merged into these weights; the folder `adapter` holds it alone, for PEFT."
+    )
 
 
 def _citation(summary: RunSummary) -> str:
