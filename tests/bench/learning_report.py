@@ -37,6 +37,7 @@ YARDSTICKS = {
     "pace": "",
     "calibration": "all alike, in one place, 4e-03",
     "so101": CENTRAL,
+    "adapters": "whole expert",
 }
 HEADINGS = {
     "normalization": "Whose statistics: two contributors by region",
@@ -62,7 +63,10 @@ HEADINGS = {
     "pace": "Rounds of equal time on machines of unequal speed, by region",
     "calibration": "Four arms, each calibrated otherwise by two standard deviations",
     "so101": "SO-101 pick-and-place: long and short rounds, two contributors by region",
+    "adapters": "What trains of a base that knows half of the table: four contributors by region",
 }
+#: Their tables tell what was sent up.
+WITH_BYTES = ("codecs", "adapters")
 Key = tuple[str, str, int]
 
 
@@ -183,7 +187,7 @@ def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: st
         row = [title, _seeds(outcomes), *_means(outcomes)]
         if yardstick:
             row += [loss, success]
-        if name == "codecs":
+        if name in WITH_BYTES:
             row.insert(2, f"{outcomes[0].bytes_up / 1e6:.1f} MB")
         if name == "participation":
             row.insert(2, str(sum(outcome.refused for outcome in outcomes)))
@@ -191,7 +195,7 @@ def _against(by_title: Mapping[str, Sequence[Outcome]], yardstick: str, name: st
     headers = ["", "seeds", "loss", "success"]
     if yardstick:
         headers += [f"loss − {yardstick}", f"success − {yardstick}"]
-    if name == "codecs":
+    if name in WITH_BYTES:
         headers.insert(2, "up, a run")
     if name == "participation":
         headers.insert(2, "answers missing")

@@ -317,7 +317,7 @@ def _begin_from(folder: Path, policy: LoadedPolicy) -> None:
                 " model.",
                 reason="model_mismatch",
             )
-        found = adapters.trained_in(folder)
+        found = adapters.weights_in(folder)
     for key, parameter in trainable.items():
         if key not in found or found[key].shape != parameter.shape:
             raise ConfigError(

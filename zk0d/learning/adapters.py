@@ -33,8 +33,6 @@ from zk0d.learning.spec import Adapter
 #: In a checkpoint: the adapter as PEFT keeps it, with what LeRobot needs to load it on its base.
 FOLDER = "adapter"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: Which of the two matrices train.
-TRAINED: tuple[str, ...] = ("lora_B",)
 #: PEFT's name for an adapter that has none, and what it puts before the names in its file.
 _NAME, _PREFIX = "default", "base_model.model."
 #: Makes A what it is, besides the layer's name and shape; another one is another base.
@@ -90,7 +88,7 @@ def attach(policy: PreTrainedPolicy, wanted: Adapter) -> Adapter:
         a, b = layer.lora_A[_NAME], layer.lora_B[_NAME]
         a.weight.data = torch.from_numpy(_drawn(name, *a.weight.shape)).to(layer.weight.device)
         b.weight.data = torch.zeros_like(b.weight, dtype=torch.float32)
-        trained += [each[_NAME].weight for kind in TRAINED for each in [getattr(layer, kind)]]
+        trained += [a.weight, b.weight] if wanted.trains_a else [b.weight]
     for parameter in policy.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
@@ -173,13 +171,12 @@ def kept_in(checkpoint: Path) -> Adapter | None:
         raise ConfigError(f"{path}: cannot be read ({error}); copy the checkpoint again.") from None
 
 
-def trained_in(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What of a checkpoint's adapter trained, by the names that it has in a policy."""
+def weights_in(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The matrices of a checkpoint's adapter, by the names that they have in a policy."""
     found = load_file(checkpoint / FOLDER / ADAPTER_WEIGHTS)
     return {
         f"{name.removesuffix('weight')}{_NAME}.weight".removeprefix(_PREFIX): tensor
         for name, tensor in found.items()
-        if any(f".{kind}." in name for kind in TRAINED)
     }
 
 

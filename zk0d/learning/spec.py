@@ -105,6 +105,11 @@ class Adapter(Settings):
     targets: Annotated[
         tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=4096)
     ] = Field((), description="The layers by name; empty: those that LeRobot names.")
+    trains_a: bool = Field(
+        False,
+        description="Train A, too, whose average is not exact: an experiment, which no run's"
+        " settings ask for.",
+    )
     norm: NonNegativeFloat = Field(
         0.0, description="Norm of the layers' own weights, to which an update's is compared."
     )
