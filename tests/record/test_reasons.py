@@ -10,17 +10,23 @@ from zk0d.record.reasons import BEGIN, END, Effect, Reason, table
 ROOT = Path(__file__).parents[2]
 #: Ends of commands and of runs, which no node answers to a round.
 ELSEWHERE = {
+    "bad_manifest",
     "error",
     "evaluation_failed",
     "no_release",
     "no_updates",
     "nothing_to_resume",
+    "other_lerobot",
     "other_weights",
     "quorum",
+    "refused",
     "rounds",
     "run_failed",
     "simulator_missing",
     "torn_weights",
+    "unknown_policy",
+    "wrong_hash",
+    "wrong_signature",
 }
 
 

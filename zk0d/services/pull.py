@@ -37,7 +37,7 @@ from zk0d.errors import (
 )
 from zk0d.federation.carrier import PATIENCE_SECONDS, Waits
 from zk0d.federation.line import Line
-from zk0d.files import link_file, make_folder, point, whole_folder
+from zk0d.files import link_file, make_folder, point, rename, whole_folder
 from zk0d.learning.untrusted import refuse_code
 from zk0d.machine import release_key
 from zk0d.machine.authorities import Authorities
@@ -267,8 +267,6 @@ class Source:
                                 say(f"{file.path}: {say_bytes(out.tell())} of {of}")
                 except httpx.TransportError as error:
                     waits.cut(error)
-            out.flush()
-            os.fsync(out.fileno())
         if not is_this(path, file.size, file.sha256):
             path.unlink(missing_ok=True)
             raise ConfigError(
@@ -439,7 +437,7 @@ def _fetched(
     for sha256, file in wanted.items():
         try:
             source.fetch(release, file, parts[sha256], may, say)
-            os.replace(parts[sha256], pulled.incoming / sha256)
+            rename(parts[sha256], pulled.incoming / sha256)
         except OSError as error:
             raise not_written(f"{pulled.folder}: cannot be written", error) from None
         finally:
