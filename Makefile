@@ -1,7 +1,7 @@
 # What people type. Each target sets up .venv first (.ci/setup-venv); nothing else is needed.
 #
 #   make demo ARGS='--seed 1'   a federation of real processes on this machine
-#   make test                   what one machine can show; what CI runs: ten minutes on two cores
+#   make test                   what one machine can show; what CI runs: twenty minutes on two cores
 #   make test-fast              unit tests: two minutes
 #   make coverage               the same tests but the guests', traced
 #   make test-fleet             the long tests; federations, faults, attacks and playbooks in systemd guests
