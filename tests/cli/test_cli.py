@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+from typer.main import get_command
 
+from zk0d.cli.main import app
+from zk0d.cli.reference import _verbs
 from zk0d.demo.federation import _free_ports
 from zk0d.machine.certificates import make_certificates
 from zk0d.machine.keys import make_secret
@@ -39,6 +45,18 @@ def test_help_loads_nothing_heavy(module: str) -> None:
         f"sys.exit({module!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_shows_each_word_of_an_option() -> None:
+    program = get_command(app)
+    lost = []
+    for name, command, _ in _verbs(program, click.Context(program, info_name="zk0bot")):
+        said = CliRunner().invoke(program, [*name.split()[1:], "--help"], env={"COLUMNS": "160"})
+        shown = set(re.findall(r"[^\s│]+", said.output))
+        helps = [command.help, *(getattr(each, "help", None) for each in command.params)]
+        words = [word for text in helps for word in (text or "").split()]
+        lost += [(name, word) for word in words if word not in shown]
+    assert not lost
 
 
 @pytest.mark.slow

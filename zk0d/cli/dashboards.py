@@ -23,7 +23,7 @@ def export(
     ] = "docs/runbooks",
     grafana: Annotated[str, typer.Option(help="Grafana's address, for links.")] = "",
 ) -> None:
-    """Write dashboards/*.json, rules/*.yml and an example prometheus.yml."""
+    """Write the dashboards, the rules and an example prometheus.yml into a folder."""
     from zk0d.errors import UnavailableError
 
     try:

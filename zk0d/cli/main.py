@@ -38,6 +38,8 @@ app = typer.Typer(
     help="Train robots together: recordings stay at home, only weight updates travel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Its "rich" takes a word in brackets, as a table of TOML or an extra, for a style.
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("setup")(setup.setup)
