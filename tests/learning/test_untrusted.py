@@ -89,4 +89,4 @@ def test_lerobots_own_files_are_accepted(smolvla: LoadedPolicy, tmp_path: Path) 
     }
     assert names <= STEPS
     assert "tokenizer_processor" in names
-    refuse_code(folder, "base")
+    refuse_code(folder, "base", "smolvla")

@@ -36,7 +36,8 @@ Learner = Annotated[
     list[str] | None,
     typer.Option(
         "--learner",
-        help="Keys of [learner] in client.toml: max-bad-frames and cache.KEY, 'key=value ...'.",
+        help="Keys of [learner] in client.toml: max-bad-frames, policy-packages and cache.KEY,"
+        " 'key=value ...'.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes weights, sampling, shares and faults.")]

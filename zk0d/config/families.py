@@ -5,8 +5,10 @@ No torch and no pydantic here, because settings, messages, the command line and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 #: Small models that are built from a run's seed: how wide, in entries of a token's vector.
 TINY: Mapping[str, int] = {"tiny": 64, "tiny-wide": 128}
@@ -81,7 +83,9 @@ class PolicyFamily:
     steps
         Names of its own steps in the processors that LeRobot saves with it.
     needs
-        A Python package that comes with the extra of zk0d that has the family's name.
+        A Python package that must be installed.
+    cure
+        How one installs it.
     adapts
         Whether LeRobot says which of its layers get low-rank adapters.
     """
@@ -100,6 +104,7 @@ class PolicyFamily:
     embedding: int = 0
     steps: frozenset[str] = frozenset()
     needs: str = ""
+    cure: str = ""
     adapts: bool = False
 
 
@@ -134,6 +139,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
             initial_lr=1e-4, weight_decay=1e-6, warmup_steps=500, batch_size=8, betas=(0.95, 0.999)
         ),
         needs="diffusers",
+        cure="pip install 'zk0d[diffusion]'",
     ),
     "multi_task_dit": PolicyFamily(
         policy_class=("lerobot.policies.multi_task_dit.modeling_multi_task_dit.MultiTaskDiTPolicy"),
@@ -147,6 +153,7 @@ FAMILIES: Mapping[str, PolicyFamily] = {
         ),
         encoder=CLIP,
         needs="diffusers",
+        cure="pip install 'zk0d[multi_task_dit]'",
     ),
     "xvla": PolicyFamily(
         policy_class="lerobot.policies.xvla.modeling_xvla.XVLAPolicy",
@@ -188,3 +195,29 @@ UNTRAINED: Mapping[str, str] = {
     "vla_jepa": _LARGE,
     "wall_x": _LARGE,
 }
+
+#: A policy of another Python package, which LeRobot calls a plugin: the package, and the type under
+#: which it registers the policy there.
+PACKAGED: Final = r"(lerobot_policy_[a-z0-9_]+):([a-z][a-z0-9_]*)"
+
+
+def packaged(policy: str) -> tuple[str, str] | None:
+    """The package and LeRobot's name of such a policy; ``None`` if it is one of zk0d's own."""
+    found = re.fullmatch(PACKAGED, policy)
+    return (found[1], found[2]) if found else None
+
+
+def family_of(policy: str) -> PolicyFamily:
+    """What is known of a policy: one of :data:`FAMILIES`, or of another package.
+
+    Of the latter zk0d knows nothing. A run sets the rates that its authors recommend.
+    """
+    other = packaged(policy)
+    if other is None:
+        return FAMILIES[policy]
+    return PolicyFamily(
+        policy_class="",
+        usual=Usual(initial_lr=1e-4, weight_decay=0.0, warmup_steps=20, batch_size=8),
+        needs=other[0],
+        cure=f"pip install {other[0]}",
+    )

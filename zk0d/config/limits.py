@@ -10,7 +10,7 @@ from zk0d.config.amounts import Bytes, say_bytes
 from zk0d.config.base import Settings
 from zk0d.config.families import BUILT, FAMILIES
 from zk0d.config.hours import Hours, HoursText
-from zk0d.config.names import PolicyName
+from zk0d.config.names import FamilyName
 
 #: The coordinator gives up a piece of an update that comes at less than half of this rate.
 LEAST_RATE = 8_000
@@ -26,8 +26,10 @@ class LimitsSettings(Settings):
         description="Optimizer steps per round; the node refuses a round that asks for more.",
     )
     max_batch_size: PositiveInt = Field(1024, description="Frames per optimizer step.")
-    policies: list[PolicyName] = Field(
-        default=list(FAMILIES), description="Policies that may be trained here."
+    policies: list[FamilyName] = Field(
+        default=list(FAMILIES),
+        description="Policies that may be trained here. learner.policy-packages lets in those of"
+        " other packages.",
     )
     models: list[str] = Field(
         default_factory=list,

@@ -25,7 +25,7 @@ from pydantic import (
 from zk0d.config.base import Scalar, Settings, wrong
 from zk0d.config.datasets import DatasetSettings
 from zk0d.config.limits import LimitsSettings
-from zk0d.config.names import Alias, Cameras, DatasetUriText
+from zk0d.config.names import Alias, Cameras, DatasetUriText, PackagePins
 from zk0d.config.ports import METRICS_PORTS
 from zk0d.config.run import LATEST_OR_BASE, RunSettings, RunTable, run_settings
 from zk0d.errors import ConfigError
@@ -133,6 +133,12 @@ class ReadingSettings(Settings):
         0, description="Unreadable frames to tolerate; with more it reports data_error."
     )
     cache: CacheSettings = CacheSettings()
+    policy_packages: PackagePins = Field(
+        (),
+        description="Packages whose policies may be loaded here, by name and version, such as"
+        " ['lerobot_policy_mine==1.2.0']. Their code runs in this process; no run can ask for"
+        " another.",
+    )
 
 
 class EvaluatorSettings(ReadingSettings):

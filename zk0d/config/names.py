@@ -6,12 +6,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from zk0d.config.base import suggest
-from zk0d.config.families import FAMILIES, UNTRAINED
+from zk0d.config.families import FAMILIES, PACKAGED, UNTRAINED, packaged
 from zk0d.errors import ConfigError, DataError, UsageError
 
 ALIAS_PATTERN = re.compile(r"[a-z0-9-]{1,32}")
@@ -187,7 +187,7 @@ def check_repository(name: str) -> None:
         raise ValueError(f"the hub does not take this name ({said})") from None
 
 
-def _policy(value: str) -> str:
+def _family(value: str) -> str:
     if why := UNTRAINED.get(value):
         raise ValueError(f"{value!r} is not trained here: {why}; take {', '.join(FAMILIES)}")
     if value not in FAMILIES:
@@ -196,8 +196,43 @@ def _policy(value: str) -> str:
     return value
 
 
-#: A policy family that zk0d trains.
-PolicyName = Annotated[str, AfterValidator(_policy), Field(json_schema_extra={"enum": [*FAMILIES]})]
+def _policy(value: str) -> str:
+    if packaged(value):
+        return value
+    if ":" in value:
+        raise ValueError(
+            f"{value!r} does not name a policy of another package; write it as"
+            " lerobot_policy_NAME:TYPE, where TYPE is LeRobot's name of the policy"
+        )
+    return _family(value)
+
+
+_OWN_FAMILIES: Final = {"enum": [*FAMILIES]}
+#: A policy family of LeRobot that zk0d trains.
+FamilyName = Annotated[str, AfterValidator(_family), Field(json_schema_extra=_OWN_FAMILIES)]
+#: One of these, or a policy of another package.
+PolicyName = Annotated[
+    str,
+    AfterValidator(_policy),
+    Field(json_schema_extra={"anyOf": [_OWN_FAMILIES, {"pattern": f"^{PACKAGED}$"}]}),
+]
+
+
+def _pin(value: str) -> str:
+    if not re.fullmatch(r"lerobot_policy_[a-z0-9_]+==[A-Za-z0-9.+!_-]+", value):
+        raise ValueError(
+            f"{value!r} does not name a package of policies and its version; write it as"
+            " lerobot_policy_NAME==1.2.0"
+        )
+    return value
+
+
+def _split(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+#: Packages of policies, each in the one version that is meant; on a command line with commas.
+PackagePins = Annotated[tuple[Annotated[str, AfterValidator(_pin)], ...], BeforeValidator(_split)]
 
 
 def split_revision(model: str) -> tuple[str, str | None]:

@@ -35,7 +35,7 @@ from zk0d.config.base import (
     suggest,
     wrong,
 )
-from zk0d.config.families import FAMILIES, NEW, PolicyFamily
+from zk0d.config.families import FAMILIES, NEW, PolicyFamily, family_of
 from zk0d.config.names import DatasetUri, PolicyName, check_repository
 from zk0d.errors import ConfigError
 
@@ -314,7 +314,9 @@ class RunSettings(FlatSettings):
     """All settings of a run. One optimizer step is one update of the policy."""
 
     policy: PolicyName = Field(
-        "smolvla", description=f"Policy class of LeRobot: {', '.join(FAMILIES)}."
+        "smolvla",
+        description=f"Policy class of LeRobot: {', '.join(FAMILIES)}; or one of another package, as"
+        " lerobot_policy_mine:mine.",
     )
     model_name: Annotated[str, ByFamily(lambda family: family.base)] = Field(
         "lerobot/smolvla_base",
@@ -361,7 +363,7 @@ class RunSettings(FlatSettings):
         rule, least = self.aggregation.rule, LEAST_UPDATES.get(self.aggregation.rule, 1)
         if self.rounds.min_fit_clients < least:
             raise ValueError(f"{rule} needs min-fit-clients of at least {least}")
-        base = FAMILIES[self.policy].base
+        base = family_of(self.policy).base
         if self.model_name == NEW != base:
             raise ValueError(
                 f"{self.policy} starts from a pretrained model and cannot be new; take"
@@ -369,13 +371,13 @@ class RunSettings(FlatSettings):
             )
         if self.adapter == "none" and self.adapter_rank != ADAPTER_RANK:
             raise ValueError("adapter-rank is an adapter's; add adapter=lora, or leave it out")
-        if self.adapter != "none" and not FAMILIES[self.policy].adapts:
+        if self.adapter != "none" and not family_of(self.policy).adapts:
             able = " and ".join(name for name, family in FAMILIES.items() if family.adapts)
             raise ValueError(
                 f"adapter: LeRobot does not say which layers of {self.policy} to adapt, it does of"
                 f" {able}; leave it out, which trains the policy itself"
             )
-        if self.training.backbone_lr_factor != 1.0 and not FAMILIES[self.policy].backbone:
+        if self.training.backbone_lr_factor != 1.0 and not family_of(self.policy).backbone:
             raise ValueError(f"backbone-lr-factor: {self.policy} trains no backbone; leave it out")
         if 60 * self.training.round_minutes >= self.rounds.round_deadline:
             raise ValueError(
@@ -404,7 +406,7 @@ class RunSettings(FlatSettings):
 
     def _of_its_family(self) -> Self:
         """Fill in what was not given; it still counts as not given."""
-        family = FAMILIES[self.policy]
+        family = family_of(self.policy)
 
         def filled(table: Any) -> Any:
             usual = {

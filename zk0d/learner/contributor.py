@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zk0d.config.families import BUILT
+from zk0d.config.families import BUILT, packaged
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
@@ -277,7 +277,7 @@ class Contributor(Learner):
     def _check_allowed(self, spec: PolicySpec) -> None:
         """Refuse what this site does not train."""
         limits, settings = self.settings.limits, self.settings
-        if spec.policy not in limits.policies:
+        if spec.policy not in limits.policies and not packaged(spec.policy):
             raise ConfigError(
                 f"the run trains '{spec.policy}', this node trains {' and '.join(limits.policies)}"
                 " only (limits.policies).",
@@ -328,6 +328,7 @@ class Contributor(Learner):
                 device=first,
                 others=others,
                 precision=learner.precision,
+                packages=learner.policy_packages,
             )
             usual = recordings.newest(learner.holdout_episodes)
             held_out = self._parked.held_out(uri, len(usual), recordings.episodes)

@@ -142,6 +142,7 @@ class CoordinatorEvaluator(Learner):
             self.settings.models,
             self._revisions,
             task.adapter,
+            self.settings.evaluator.policy_packages,
         )
         policy = self._load(spec)
         folder = Releases.of(self.settings).find(task.start_from) if task.start_from else None
@@ -217,6 +218,7 @@ class CoordinatorEvaluator(Learner):
             revisions=self._revisions,
             device=own.device,
             precision=own.precision,
+            packages=own.policy_packages,
         )
 
     def _use(self, policy: LoadedPolicy) -> None:

@@ -23,7 +23,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from safetensors import SafetensorError
 
 from zk0d.config.cameras import camera_feature
-from zk0d.config.families import FAMILIES, Companion
+from zk0d.config.families import Companion, family_of
 from zk0d.config.names import GROUPS_FOLDER, PROCESSOR_FILES, VLM_FOLDER, WEIGHTS_FILE
 from zk0d.errors import not_written
 from zk0d.files import whole_folder
@@ -82,7 +82,7 @@ def write_checkpoint(
             processors = {draft: loaded.processors(statistics)}
             for group, own in groups.items():
                 processors[draft / GROUPS_FOLDER / group] = loaded.processors(own)
-            companion = FAMILIES[config.type].companion
+            companion = family_of(loaded.spec.policy).companion
             if companion and (source := Path(getattr(config, companion.keys[0]))).is_absolute():
                 name = _carry(source, draft, companion)
                 for key in companion.keys:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import safe_open
 
 from zk0d.config.cameras import camera_feature, camera_name
-from zk0d.config.families import BUILT, FAMILIES, NEW, TINY
+from zk0d.config.families import BUILT, NEW, TINY, family_of, packaged
 from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, POLICY_FILES, WEIGHTS_FILE
 from zk0d.errors import ConfigError, TryAgainError, UnavailableError, Zk0dError, disk_trouble
 from zk0d.learning import adapters, backbones, nvidia
 from zk0d.learning.layout import ACTION, STATE
-from zk0d.learning.policies import family
+from zk0d.learning.policies import family, package_version
 from zk0d.learning.policies.base import LoadedPolicy, add_weights
 from zk0d.learning.spec import Adapter, PolicySpec, RecordingsSummary
 from zk0d.learning.untrusted import refuse_code
@@ -42,12 +42,14 @@ def spec_for(
     models: Mapping[str, Path],
     revisions: Mapping[str, str | None] | None = None,
     adapter: Adapter | None = None,
+    packages: Collection[str] = (),
 ) -> PolicySpec:
     """The shape of a run's policy.
 
     One that is built takes its shape from the coordinator's evaluation recordings (``like``), a
     pretrained one from its own configuration; the frame rate always comes from the recordings.
     """
+    family(policy, packages)
     backbone = ""
     if model_name in BUILT:
         if like is None:
@@ -56,12 +58,12 @@ def spec_for(
                 " recordings; add an [[evaluation]] table to server.toml."
             )
         cameras, state, action = like.cameras, like.state_width, like.action_width
-        usual = FAMILIES[policy].backbone
+        usual = family_of(policy).backbone
         if model_name == NEW and usual and backbones.is_here(usual):
             backbone = usual
     else:
         folder = _model_folder(model_name, models, revisions or {})
-        refuse_code(folder, model_name)
+        refuse_code(folder, model_name, policy)
         config = _pretrained_config(policy, folder)
         cameras = {
             camera_name(key): tuple(feature.shape) for key, feature in config.image_features.items()
@@ -70,6 +72,7 @@ def spec_for(
         action = config.output_features[ACTION].shape[0]
     return PolicySpec(
         policy=policy,
+        package_version=package_version(policy),
         model_name=model_name,
         seed=seed,
         fps=like.fps if like else 30,
@@ -89,6 +92,7 @@ def load_policy(
     device: str = "auto",
     others: Sequence[str] = (),
     precision: Precision = "auto",
+    packages: Collection[str] = (),
 ) -> LoadedPolicy:
     """Build or load the policy that ``spec`` means.
 
@@ -102,9 +106,13 @@ def load_policy(
         Devices that take a share of each batch in training.
     precision
         ``auto`` is bfloat16 on a GPU that computes in it, else float32.
+    packages
+        Packages of policies that this machine's settings allow.
 
     Raises
     ------
+    ConfigError
+        If the policy is of a package that is not allowed here.
     UnavailableError
         If the model is not here and the hub cannot be reached, or CUDA is asked for and absent.
     Zk0dError
@@ -113,7 +121,13 @@ def load_policy(
         If a disk is full.
     """
     where = pick_device(device)
-    kind = family(spec.policy)
+    kind = family(spec.policy, packages)
+    if spec.package_version != (here := package_version(spec.policy)):
+        raise Zk0dError(
+            f"policy '{spec.policy}' is of version {spec.package_version} at the coordinator and of"
+            f" {here} here; install the coordinator's.",
+            reason="model_mismatch",
+        )
     torch.manual_seed(spec.seed)
     if spec.model_name in BUILT:
         width = TINY.get(spec.model_name)
@@ -138,7 +152,7 @@ def load_policy(
             policy = kind.built(config, spec.backbone)
     else:
         folder = _model_folder(spec.model_name, models or {}, revisions or {})
-        refuse_code(folder, spec.model_name)
+        refuse_code(folder, spec.model_name, spec.policy)
         config = _pretrained_config(spec.policy, folder)
         config.device = str(where)
         try:
@@ -146,7 +160,7 @@ def load_policy(
                 policy = kind.from_folder(folder, config)
         except (OSError, ValueError, RuntimeError) as error:
             _check_disk(error, spec.model_name)
-            companion = FAMILIES[spec.policy].companion
+            companion = family_of(spec.policy).companion
             built_on = companion and companion.keys[-1]
             more = f" with the configuration and tokenizer of its '{built_on}'" if built_on else ""
             raise UnavailableError(
@@ -186,7 +200,7 @@ def replica(loaded: LoadedPolicy, device: torch.device) -> LoadedPolicy:
 def policy_sha256(loaded: LoadedPolicy) -> str:
     """SHA-256 over names, dtypes, shapes and content of every weight, and a built tokenizer."""
     digest = hashlib.sha256()
-    companion = FAMILIES[loaded.spec.policy].companion
+    companion = family_of(loaded.spec.policy).companion
     if loaded.spec.model_name in BUILT and companion:
         tokenizer = Path(getattr(loaded.config, companion.keys[0])) / "tokenizer.json"
         if tokenizer.is_file():  # the hub's own is what its name says
@@ -340,10 +354,11 @@ def _check_whole(
 
 
 def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
-    family(policy)  # LeRobot knows the configurations of the families that are loaded
+    # LeRobot knows the configurations of the families that were loaded before this.
+    _, wanted = packaged(policy) or ("", policy)
     try:
         kind = json.loads((folder / CONFIG_FILE).read_bytes())["type"]
-        config = PreTrainedConfig.from_pretrained(folder) if kind == policy else None
+        config = PreTrainedConfig.from_pretrained(folder) if kind == wanted else None
     except Exception as error:  # draccus and the hub raise many kinds
         raise UnavailableError(
             f"{folder}: the model's config.json cannot be read ({type(error).__name__}).",
@@ -351,7 +366,7 @@ def _pretrained_config(policy: str, folder: Path) -> PreTrainedConfig:
         ) from error
     if config is None:
         raise ConfigError(f"the run's policy is '{policy}', but {folder} holds '{kind}'.")
-    companion = FAMILIES[policy].companion
+    companion = family_of(policy).companion
     for key in companion.keys if companion else ():
         named = getattr(config, key)
         # A checkpoint of ours carries it; LeRobot looks below the current folder.

@@ -20,7 +20,7 @@ from pydantic import (
 
 from zk0d.config.base import Settings
 from zk0d.config.cameras import CameraMap, suggest_cameras
-from zk0d.config.families import FAMILIES, NEW
+from zk0d.config.families import FAMILIES, NEW, family_of
 from zk0d.config.names import PolicyName
 from zk0d.config.run import AdapterName, RunSettings
 from zk0d.errors import DataError
@@ -135,6 +135,7 @@ class PolicySpec(Settings):
     """
 
     policy: PolicyName
+    package_version: str = Field("", description="Of the package that the policy is of.")
     model_name: str
     seed: int
     fps: PositiveFloat = Field(description="Frames per second that the action chunk is made for.")
@@ -157,7 +158,7 @@ class PolicySpec(Settings):
     @property
     def notice(self) -> str:
         """What a person should know of how it begins; empty if nothing."""
-        backbone = FAMILIES[self.policy].backbone
+        backbone = family_of(self.policy).backbone
         if self.model_name != NEW or not backbone or self.backbone:
             return ""
         return (
@@ -182,7 +183,7 @@ class RecordingsSummary(Settings):
     def cache_bytes(self, policy: str) -> int:
         """What a policy family's usual model keeps of all frames."""
         pictures = [
-            FAMILIES[policy].embedding or math.prod(shape) for shape in self.cameras.values()
+            family_of(policy).embedding or math.prod(shape) for shape in self.cameras.values()
         ]
         return self.frames * sum(pictures)
 
@@ -200,7 +201,7 @@ def check_fit(
     DataError
         Naming the first of: frame rate, state or action width, unknown or missing camera.
     """
-    family = FAMILIES[spec.policy]
+    family = family_of(spec.policy)
     every = not family.spares_cameras
     check_alike(recordings, spec, where=where, every_camera=every, cameras=cameras)
     for what, have in (("state", recordings.state_width), ("action", recordings.action_width)):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import family_of
 from zk0d.config.run import TrainingSettings
 from zk0d.errors import DataError
 from zk0d.learning.augmentation import augmentation
@@ -90,7 +90,7 @@ class Moments:
                 for (is_backbone, own), each in sorted(groups.items(), key=lambda item: item[0])
             ],
             lr=0.0,
-            betas=FAMILIES[loaded.spec.policy].usual.betas,
+            betas=family_of(loaded.spec.policy).usual.betas,
             eps=ADAM_EPS,
             # One kernel, which a CUDA graph can hold and which can leave a step out.
             fused=on_gpu or None,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import FAMILIES, packaged
 from zk0d.errors import UnavailableError
 
 #: Steps of the pipelines that LeRobot saves with the policies of every family.
@@ -32,8 +32,14 @@ _CODE_KEYS = ("class", "auto_map", "custom_pipelines")
 _UNSAFE = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so")
 
 
-def refuse_code(folder: Path, name: str) -> None:
+def refuse_code(folder: Path, name: str, policy: str) -> None:
     """Refuse a model's folder that could run code.
+
+    Parameters
+    ----------
+    policy
+        What it is a model of. Steps of a policy of another package are that package's, and only
+        code that is installed can be registered as a step.
 
     Raises
     ------
@@ -55,7 +61,7 @@ def refuse_code(folder: Path, name: str) -> None:
                 raise _refused(name, relative, f"its '{key}' names code to run")
             if key == "trust_remote_code" and value:
                 raise _refused(name, relative, "it asks for remote code to be trusted")
-            if key == "registry_name" and value not in STEPS:
+            if key == "registry_name" and value not in STEPS and not packaged(policy):
                 raise _refused(name, relative, f"its step '{value}' is not one that zk0d knows")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import family_of, packaged
 from zk0d.config.names import GROUPS_FOLDER
 from zk0d.learning.statistics import RunStatistics
 from zk0d.record.summary import RunSummary
@@ -44,6 +44,17 @@ from lerobot.policies import make_pre_post_processors
 
 folder = "."  # this repository's name on the hub, or its folder
 policy = {name}.from_pretrained(folder)
+policy.eval()
+preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=folder)
+# action = postprocess(policy.select_action(preprocess(observation)))
+"""
+#: Of a policy of another package, which registers itself when it is imported.
+PACKAGED_USAGE = """\
+import {package}
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+folder = "."  # this repository's name on the hub, or its folder
+policy = get_policy_class("{kind}").from_pretrained(folder)
 policy.eval()
 preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=folder)
 # action = postprocess(policy.select_action(preprocess(observation)))
@@ -100,7 +111,7 @@ def model_card(
         base_model=_base(summary),
         datasets=list(datasets) or None,
         metrics=["policy_loss"] if summary.evaluations else None,
-        tags=["federated-learning", "flower", "robotics", "lerobot", _policy(summary), "zk0d"],
+        tags=["federated-learning", "flower", "robotics", "lerobot", _kind(summary), "zk0d"],
         model_name=f"zk0d-{summary.run}",
         eval_results=_results(summary),
     )
@@ -129,6 +140,12 @@ def _base(summary: RunSummary) -> str | None:
 
 def _policy(summary: RunSummary) -> str:
     return str(summary.settings["policy"])
+
+
+def _kind(summary: RunSummary) -> str:
+    """LeRobot's name of the policy."""
+    _, kind = packaged(_policy(summary)) or ("", _policy(summary))
+    return kind
 
 
 def _results(summary: RunSummary) -> list[EvalResult] | None:
@@ -262,7 +279,10 @@ def _insights(summary: RunSummary) -> str:
 
 def usage(policy: str, carries_vlm: bool) -> str:
     """How LeRobot loads a checkpoint of that family."""
-    family = FAMILIES[policy]
+    if other := packaged(policy):
+        code = PACKAGED_USAGE.format(package=other[0], kind=other[1])
+        return f"## Usage\n\n{BEGIN}\n```python\n{code}```\n{END}"
+    family = family_of(policy)
     module, _, name = family.policy_class.rpartition(".")
     keys = family.companion.keys if family.companion else ("",)
     carried = "\n".join(

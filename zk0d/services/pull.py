@@ -24,7 +24,7 @@ import httpx
 from pydantic import ValidationError
 
 from zk0d.config.amounts import say_bytes
-from zk0d.config.families import FAMILIES
+from zk0d.config.families import FAMILIES, family_of, packaged
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import CONFIG_FILE
 from zk0d.errors import (
@@ -374,17 +374,17 @@ def check_fits(release: Release) -> None:
             " pull a release of this version.",
             reason="other_lerobot",
         )
-    family = FAMILIES.get(release.policy)
-    if family is None:
+    if release.policy not in FAMILIES and not packaged(release.policy):
         raise UnavailableError(
             f"release {release.name} is a policy of type '{release.policy}', which this zk0d does"
             f" not know ({', '.join(FAMILIES)}); install the coordinator's version of zk0d.",
             reason="unknown_policy",
         )
+    family = family_of(release.policy)
     if family.needs and find_spec(family.needs) is None:
         raise UnavailableError(
             f"release {release.name} is a policy of type '{release.policy}', which needs the"
-            f" package {family.needs}; pip install 'zk0d[{release.policy}]' in zk0d's environment.",
+            f" package {family.needs}; {family.cure} in zk0d's environment.",
             reason="unknown_policy",
         )
 
@@ -476,7 +476,7 @@ def _install(folder: Path, signed: SignedRelease, files: dict[str, Path]) -> Pul
 
 def _check_content(folder: Path, release: Release) -> None:
     """Refuse what could run code, and a policy of another type than was signed."""
-    refuse_code(folder, f"release {release.name}")
+    refuse_code(folder, f"release {release.name}", release.policy)
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         kind = str(content.get("type"))

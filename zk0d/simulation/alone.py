@@ -179,7 +179,9 @@ def export(run: Path, plan: Plan, folder: Path) -> Path:
     spec = RunState.read(run).spec
     assert spec is not None
     last = run / "rounds" / f"{committed_rounds(run)[-1]:05d}"
-    loaded = load_policy(spec, models=plan.models, device="cpu")
+    loaded = load_policy(
+        spec, models=plan.models, device="cpu", packages=plan.reading.policy_packages
+    )
     loaded.load_weights(safetensors.numpy.load_file(last / WEIGHTS))
     statistics = RunStatistics.model_validate(
         json.loads((run / STATISTICS).read_text(encoding="utf-8"))

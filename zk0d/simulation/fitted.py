@@ -134,8 +134,11 @@ def trained_alone(
     recordings = own.open(release)
     held = own.held_out(recordings, options.hold_out)
     statistics, _ = statistics_for(release, own, recordings)
-    spec = spec_for(run.policy, run.model_name, run.seed, recordings.summary, own.models)
-    loaded = load_policy(spec, models=own.models, device=options.device)
+    packages = own.reading.policy_packages
+    spec = spec_for(
+        run.policy, run.model_name, run.seed, recordings.summary, own.models, packages=packages
+    )
+    loaded = load_policy(spec, models=own.models, device=options.device, packages=packages)
     prepared = PreparedRecordings(
         recordings,
         loaded,

@@ -146,6 +146,7 @@ class Worker:
                 models=self.plan.models,
                 device=self.plan.device,
                 precision=self.plan.precision,
+                packages=self.plan.reading.policy_packages,
             )
             self._moments = Moments(self._policy)
         return self._policy
