@@ -22,6 +22,8 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
+from tests.made import record
+
 atexit.register(gc.freeze)  # as zk0d.daemon.program does
 
 # No test asserts a time: machines differ.
@@ -71,13 +73,10 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recordings_folder(shared_folder: Path) -> Path:
     """A SoReach dataset of a few episodes in the left half; do not change it."""
-    from zk0d.demo.recordings import make_recordings
-    from zk0d.simulators.task import Sector
-
     folder = shared_folder / "recordings"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            make_recordings(folder, Sector(0, 2), EPISODES, first_seed=7)
+            record(folder, EPISODES)
     return folder
 
 
