@@ -39,6 +39,7 @@ from zk0d.learning.policy import load_policy, replica, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.schedule import CosineSchedule
+from zk0d.learning.spec import Adapter
 from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, train
 
@@ -59,6 +60,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these variants, by name")
     parser.add_argument("--repeats", type=int, default=1, help="how often each takes its turn")
     parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--adapter-rank", type=int, default=0, help="train an adapter, not the policy"
+    )
     parser.add_argument("--longest", type=int, default=0, help="kernels to name, by their time")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
@@ -231,10 +235,15 @@ def _covered(events: list[Any]) -> float:
 def _ours(model: Path, folder: Path, chosen: argparse.Namespace) -> Iterator[tuple[str, Make]]:
     recordings = open_recordings(f"local:{folder}")
     models = {"real": model}
-    spec = spec_for("smolvla", "real", 0, recordings.summary, models)
+    rank = chosen.adapter_rank
+    adapter = Adapter(kind="lora", rank=rank) if rank else None
+    spec = spec_for("smolvla", "real", 0, recordings.summary, models, adapter=adapter)
     policy = load_policy(spec, models=models, device=chosen.device)
     count = sum(p.numel() for p in policy.trainable().values())
-    print(f"trainable: {count:,}; {policy.precision}; frozen vision {policy.frozen_vision}")
+    what = f"adapter of rank {rank}" if rank else "the policy"
+    print(
+        f"trainable of {what}: {count:,}; {policy.precision}; frozen vision {policy.frozen_vision}"
+    )
     for features in (False, True):
         began = time.perf_counter()
         prepared = PreparedRecordings(
