@@ -67,7 +67,7 @@ test-long: venv ## Tests whose parts make test covers, too
 
 .PHONY: test-federation
 test-federation: venv ## Guests: a federation of the units alone, and with Debian 13
-	$(PYTEST) -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_several.py tests/guests/test_owner.py tests/guests/test_authority.py tests/guests/test_debian13.py $(ARGS)
+	$(PYTEST) -m guest tests/guests/test_lab.py tests/guests/test_federation.py tests/guests/test_several.py tests/guests/test_owner.py tests/guests/test_authority.py tests/guests/test_policies.py tests/guests/test_debian13.py $(ARGS)
 
 .PHONY: test-faults
 test-faults: venv ## Guests: killed processes, reboots, cut networks, full disks, clocks that are set
