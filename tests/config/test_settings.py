@@ -221,10 +221,11 @@ def test_a_run_sends_given_settings_even_if_they_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("policy", FAMILIES)
-def test_the_policys_family_fills_in_numbers_that_count_as_not_given(policy: str) -> None:
+def test_the_policy_fills_in_values_that_count_as_not_given(policy: str) -> None:
     given = {key: "auto" for key, value in RunSettings.flat_defaults().items() if value == "auto"}
     assert given.keys() == {
-        *("model-name", "batch-size", "weight-decay", "initial-lr", "warmup-steps")
+        *("model-name", "batch-size", "weight-decay", "initial-lr", "warmup-steps"),
+        "drift-correction",
     }
     settings = run_settings({"policy": policy, **given})
     assert settings == run_settings({"policy": policy})
@@ -238,6 +239,26 @@ def test_the_policys_family_fills_in_numbers_that_count_as_not_given(policy: str
     }
     kept = run_settings({"policy": policy, "batch-size": 3, "warmup-steps": 0})
     assert (kept.training.batch_size, kept.schedule.warmup_steps) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "corrects"),
+    [
+        ({}, True),
+        ({"drift-correction": "auto"}, True),
+        ({"adapter": "lora"}, False),
+        ({"adapter": "lora", "drift-correction": "auto"}, False),
+        ({"adapter": "lora", "drift-correction": "control-variates"}, True),
+    ],
+)
+def test_an_adapter_trains_without_drift_correction_unless_it_is_asked_for(
+    given: dict[str, str], corrects: bool
+) -> None:
+    settings = run_settings(given)
+    wanted = "control-variates" if corrects else "none"
+    assert settings.to_flat()["drift-correction"] == wanted
+    said = {key: value for key, value in given.items() if value != "auto"}
+    assert settings.said() == said
 
 
 def test_the_coordinators_policy_fills_in_numbers_that_a_run_leaves_out(write: Write) -> None:
@@ -256,7 +277,7 @@ def test_the_schema_takes_auto_where_the_settings_do() -> None:
 
 
 @pytest.mark.parametrize("key", ["seed", "num-server-rounds", "max-strikes"])
-def test_only_numbers_of_the_family_can_be_auto(key: str) -> None:
+def test_only_values_that_the_policy_decides_can_be_auto(key: str) -> None:
     with pytest.raises(ConfigError, match=f"'{key}' is wrong"):
         run_settings({key: "auto"})
 

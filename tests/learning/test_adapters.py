@@ -28,6 +28,7 @@ from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import Adapter, PolicySpec
+from zk0d.learning.train import Moments
 
 LORA = Adapter(kind="lora", rank=4)
 #: Layers that a family has for which LeRobot names none.
@@ -162,6 +163,28 @@ def test_a_is_equal_on_every_machine() -> None:
 
 #: Of A of one layer; another one would be another base for every release.
 DRAWN = "f7ec32f0d2ab2be0db0e65973bdda153ce97daa2364f2d7e324b4dc57a4dcde7"
+
+
+@pytest.mark.parametrize("rank", [2, 4, 40])
+def test_a_rate_means_for_an_adapter_what_it_does_for_the_policy(
+    recordings: Recordings, rank: int
+) -> None:
+    """A step moves a layer's weights as far as one of the policy, at any rank and width."""
+    loaded = with_adapter(recordings, adapter=LORA.model_copy(update={"rank": rank}))
+    moments = Moments(loaded).begin("run", 1, 0.0)
+    for group in moments.param_groups:
+        group["lr"] = 1e-3 * group["lr_factor"]
+    before = whole(loaded)
+    for parameter in loaded.trainable().values():
+        # Adam's first step is as long as the rate, whatever the gradient's length.
+        signs = torch.from_numpy(np.random.default_rng(1).choice([-1.0, 1.0], parameter.shape))
+        parameter.grad = 1e-3 * signs.float()
+    moments.step()
+    assert loaded.spec.adapter is not None
+    after = whole(loaded)
+    for name in loaded.spec.adapter.targets:
+        moved = after[f"{name}.weight"] - before[f"{name}.weight"]
+        assert float(moved.square().mean().sqrt()) == pytest.approx(1e-3, rel=0.2), name
 
 
 def test_a_narrow_layer_gets_its_own_width(recordings: Recordings) -> None:

@@ -19,7 +19,7 @@ from zk0d.learning.policy import load_policy, release_gpu_memory
 from zk0d.learning.prepared import PreparedRecordings
 from zk0d.learning.recordings import Recordings
 from zk0d.learning.schedule import CosineSchedule
-from zk0d.learning.spec import PolicySpec
+from zk0d.learning.spec import Adapter, PolicySpec
 from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, TrainResult, train
 
@@ -115,6 +115,28 @@ def test_a_corrected_step_is_recorded_too(
         assert apart <= 0.02 * float(np.square(moved[1]).sum()) + 1e-12, name
         difference = (means[0][name] - means[1][name]).norm()
         assert difference <= 0.05 * means[1][name].norm() + 1e-6, name
+
+
+def test_an_adapters_own_rates_are_followed_by_a_recorded_step(
+    recordings: Recordings, smolvla_spec: PolicySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a multiple of the schedule's, which changes from step to step."""
+    adapter = Adapter(kind="lora", rank=4)
+    spec = smolvla_spec.model_copy(update={"adapter": adapter, "sha256": ""})
+    policy = load_policy(spec, device="cuda", precision="float32")
+    prepared = PreparedRecordings(recordings, policy, CacheSettings())
+    start, ends = policy.weights(), []
+    for stepping in (steps.ReplayedStep, lambda plain: plain):
+        with monkeypatch.context() as patched:
+            patched.setattr(steps, "ReplayedStep", stepping)
+            run(prepared, PLAN)
+        ends.append(policy.weights())
+        policy.load_weights(start)
+    for name, value in start.items():
+        moved = [end[name] - value for end in ends]
+        apart = float(np.square(moved[0] - moved[1]).sum())
+        assert float(np.square(moved[1]).sum()) > 0, name
+        assert apart <= 0.02 * float(np.square(moved[1]).sum()), name
 
 
 def test_a_replayed_step_waits_for_nothing(prepared: PreparedRecordings) -> None:

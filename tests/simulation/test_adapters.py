@@ -37,7 +37,7 @@ def spec_of(run: Path) -> PolicySpec:
 
 
 def test_only_adapters_travel_and_they_learn(tmp_path: Path, uri: str) -> None:  # noqa: F811
-    settings = {**LORA, "local-steps": 12, "variate-codec": "fp32", "uplink-codec": "fp32"}
+    settings = {**LORA, "local-steps": 12, "uplink-codec": "fp32"}
     run = simulate(make(tmp_path / "s", uri, settings))
     rounds = lines_of(run, "round.committed")
     losses = [line["evaluation"]["loss"] for line in rounds]
@@ -49,9 +49,9 @@ def test_only_adapters_travel_and_they_learn(tmp_path: Path, uri: str) -> None: 
         assert all("lora_B" in name for name in arrays)
     for line in rounds[1:]:
         for node in line["nodes"]:
-            # An update and its variate, four bytes a value; weights as bf16, and the mean variate.
-            assert node["bytes_up"] == 2 * 4 * VALUES
-            assert node["bytes_down"] == (2 + 4 * (line["round"] > 1)) * VALUES
+            # An update, four bytes a value, and weights as bf16; no variate.
+            assert node["bytes_up"] == 4 * VALUES
+            assert node["bytes_down"] == 2 * VALUES
 
 
 def test_the_base_stays_what_it_was(tmp_path: Path, uri: str) -> None:  # noqa: F811
@@ -72,10 +72,10 @@ def test_the_base_stays_what_it_was(tmp_path: Path, uri: str) -> None:  # noqa: 
 @pytest.mark.parametrize(
     "codecs",
     [
-        {"uplink-codec": "int4", "variate-codec": "int4", "downlink-codec": "int8-delta"},
-        {"drift-correction": "none", "downlink-codec": "int8-delta", "aggregation": "median"},
+        {"uplink-codec": "int4", "variate-codec": "int4", "drift-correction": "control-variates"},
+        {"downlink-codec": "int8-delta", "aggregation": "median"},
     ],
-    ids=["int4 and variates", "median without"],
+    ids=["int4 and variates", "median of differences"],
 )
 def test_codecs_and_rules_take_them_as_any_weights(
     tmp_path: Path,

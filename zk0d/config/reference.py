@@ -16,7 +16,7 @@ from zk0d.config.machine import (
     EvaluationDataset,
     ServerSettings,
 )
-from zk0d.config.run import ByFamily, RunSettings
+from zk0d.config.run import ByRun, RunSettings
 
 _INTRODUCTION = """# Settings
 
@@ -99,8 +99,8 @@ def _key(name: str) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if by_family := [mark for mark in field.metadata if isinstance(mark, ByFamily)]:
-        return str(by_family[0])
+    if by_run := [mark for mark in field.metadata if isinstance(mark, ByRun)]:
+        return str(by_run[0])
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"

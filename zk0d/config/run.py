@@ -55,24 +55,49 @@ LEAST_UPDATES: Mapping[str, int] = {"trimmed-mean": 3}
 #: Where ``start-from`` begins with the latest release, and with the base model before the first.
 LATEST_OR_BASE = "latest-or-base"
 
-#: In place of a number that the policy's family decides.
+#: In place of a value that the rest of the run's settings decides.
 AUTO = "auto"
 
 
-@dataclass(frozen=True)
-class ByFamily:
-    """Marks a setting that :class:`RunSettings` takes from the run's policy family."""
+class ByRun:
+    """Marks a setting whose usual value follows from the run's other settings."""
 
-    usual: Callable[[PolicyFamily], Scalar]
+    def of(self, run: RunSettings) -> Scalar:
+        """The usual value."""
+        raise NotImplementedError
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"anyOf": [handler(schema), {"const": AUTO}]}
 
+
+@dataclass(frozen=True)
+class ByFamily(ByRun):
+    """By the run's policy family."""
+
+    usual: Callable[[PolicyFamily], Scalar]
+
+    def of(self, run: RunSettings) -> Scalar:
+        return self.usual(family_of(run.policy))
+
     def __str__(self) -> str:
         told = (f"{name} {self.usual(family)}" for name, family in FAMILIES.items())
         return f"`{AUTO}`: {', '.join(told)}"
+
+
+@dataclass(frozen=True)
+class ByAdapter(ByRun):
+    """By what trains: the policy itself, or an adapter."""
+
+    policy: Scalar
+    adapter: Scalar
+
+    def of(self, run: RunSettings) -> Scalar:
+        return self.policy if run.adapter == "none" else self.adapter
+
+    def __str__(self) -> str:
+        return f"`{AUTO}`: {self.policy}, with an adapter {self.adapter}"
 
 
 #: Steps that a node may take with ``round-minutes``, as multiples of ``local-steps``: fewer are
@@ -153,7 +178,9 @@ class TrainingSettings(Settings):
         "int8",
         description="Encoding of the nodes' updates; the next update carries the rounding error.",
     )
-    drift_correction: Literal["none", "control-variates"] = Field(
+    drift_correction: Annotated[
+        Literal["none", "control-variates"], ByAdapter(policy="control-variates", adapter="none")
+    ] = Field(
         "control-variates",
         description="How nodes with unlike recordings are kept together: each corrects its"
         " gradients by the difference of all nodes' mean gradient and its own (SCAFFOLD).",
@@ -392,8 +419,8 @@ class RunSettings(FlatSettings):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
-        """The same with what the policy's family decides: each number that is not given."""
-        return super().parse(cls._without_auto(values), where=where)._of_its_family()
+        """The same with what its policy decides: each of these values that is not given."""
+        return super().parse(cls._without_auto(values), where=where)._filled()
 
     @classmethod
     def _without_auto(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,14 +431,13 @@ class RunSettings(FlatSettings):
             if value != AUTO or key.replace("_", "-") not in auto
         }
 
-    def _of_its_family(self) -> Self:
+    def _filled(self) -> Self:
         """Fill in what was not given; it still counts as not given."""
-        family = family_of(self.policy)
 
         def filled(table: Any) -> Any:
             usual = {
-                name: mark.usual(family)
-                for name, mark in by_family(type(table)).items()
+                name: mark.of(self)
+                for name, mark in by_run(type(table)).items()
                 if name not in table.model_fields_set
             }
             values = {name: getattr(table, name) for name in type(table).model_fields} | usual
@@ -424,7 +450,7 @@ class RunSettings(FlatSettings):
     @classmethod
     def flat_defaults(cls) -> dict[str, Scalar]:
         """What each key says where nobody says anything."""
-        marked = [*by_family(cls), *(n for t in cls.tables().values() for n in by_family(t))]
+        marked = [*by_run(cls), *(n for t in cls.tables().values() for n in by_run(t))]
         return cls().to_flat() | {name.replace("_", "-"): AUTO for name in marked}
 
     @property
@@ -533,13 +559,13 @@ class RunSettings(FlatSettings):
         return self.to_flat() | ({"dataset-uri": "local:"} if local else {})
 
 
-def by_family(table: type[Settings]) -> dict[str, ByFamily]:
-    """The settings of a table that the policy's family decides, by name."""
+def by_run(table: type[Settings]) -> dict[str, ByRun]:
+    """The settings of a table whose usual value follows from others, by name."""
     return {
         name: mark
         for name, field in table.model_fields.items()
         for mark in field.metadata
-        if isinstance(mark, ByFamily)
+        if isinstance(mark, ByRun)
     }
 
 

@@ -98,6 +98,20 @@ def attach(policy: PreTrainedPolicy, wanted: Adapter) -> Adapter:
     return wanted.model_copy(update={"targets": tuple(sorted(layers)), "norm": norm})
 
 
+def rate_factor(policy: PreTrainedPolicy, name: str) -> float:
+    """At which multiple of the run's rate a matrix trains.
+
+    AdamW moves each value of B by about the rate, and so each weight of the layer by that times the
+    length of a column of A, ``sqrt(rank / width)``. This undoes it: at any rank, and in a layer of
+    any width, a step changes the layer's weights by as much as one of the policy itself would.
+    """
+    own, _, kind = name.partition(".lora_")
+    if not kind.startswith("B"):
+        return 1.0
+    layer: Any = policy.get_submodule(own)
+    return math.sqrt(layer.in_features / layer.r[_NAME])
+
+
 @contextlib.contextmanager
 def merged(policy: PreTrainedPolicy) -> Iterator[None]:
     """Within it, the policy is a plain one whose weights are W + BA; afterwards it is as before."""

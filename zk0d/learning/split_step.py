@@ -92,6 +92,7 @@ class SplitStep:
     def _step(self) -> None:
         norm = self._plain.adjust()
         self._skip.copy_(~(torch.isfinite(self._total) & torch.isfinite(norm)))
+        self._plain.use_rate(self._rate)
         self._plain.optimizer.step()
         self._outcome[0] = torch.where(self._skip.bool(), torch.nan, self._total)
         self._outcome[1] = norm

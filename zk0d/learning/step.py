@@ -192,7 +192,7 @@ class PlainStep:
     def use_rate(self, rate: float | torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
             factor = group.get("lr_factor", 1.0)
-            # A rate that a CUDA graph holds is a tensor, and must stay the same one.
+            # A rate that a CUDA graph holds is a tensor: its multiple is computed in the graph.
             group["lr"] = rate if factor == 1.0 else rate * factor
 
     def forward(self, batch: dict[str, Any], **given: Any) -> torch.Tensor:
@@ -323,6 +323,7 @@ class ReplayedStep:
             loss = self._plain.forward(dict(batch), **drawn)
             norm = self._plain.backward(loss)
             self._skip.copy_(~(torch.isfinite(loss) & torch.isfinite(norm)))
+            self._plain.use_rate(self._rate)
             self._plain.optimizer.step()
             self._plain.optimizer.zero_grad()
             # A step that is left out for its norm is as bad as one for its loss.
@@ -331,10 +332,9 @@ class ReplayedStep:
 
 
 def make_recordable(plain: PlainStep) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let a recorded step read its rate, and whether it is to be left out, from these tensors."""
+    """Where a recorded step reads its rate, and whether it is to be left out."""
     device = plain.loaded.device
     rate, skip = torch.zeros((), device=device), torch.zeros((), device=device)
-    plain.use_rate(rate)
     # With these, as torch's GradScaler uses them, fused AdamW leaves a step out by itself.
     plain.optimizer.grad_scale = None  # type: ignore[attr-defined]
     plain.optimizer.found_inf = skip  # type: ignore[attr-defined]

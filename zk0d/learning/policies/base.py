@@ -18,6 +18,7 @@ from lerobot.utils import IMAGENET_STATS
 from numpy.typing import NDArray
 
 from zk0d.errors import Zk0dError
+from zk0d.learning import adapters
 from zk0d.learning.layout import ACTION, STATE
 from zk0d.learning.spec import PolicySpec
 from zk0d.learning.statistics import Statistics
@@ -179,7 +180,12 @@ class LoadedPolicy:
         return 0, 0
 
     def rate_factor(self, name: str) -> float:
-        """At which multiple of the rate the weight of that name trains, as in LeRobot's trainer."""
+        """At which multiple of the rate the weight of that name trains.
+
+        As in LeRobot's trainer, and an adapter's so that the rate means for it what it does here.
+        """
+        if self.spec.adapter:
+            return adapters.rate_factor(self.policy, name)
         own = (f for prefix, f in self.rate_factors.items() if name.startswith(prefix))
         return next(own, 1.0)
 
