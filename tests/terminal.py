@@ -63,6 +63,10 @@ class Terminal:
         """Type a line."""
         os.write(self._screen, f"{line}\n".encode())
 
+    def press(self, key: str) -> None:
+        """Press one key."""
+        os.write(self._screen, key.encode())
+
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         os.write(self._screen, b"\x03")

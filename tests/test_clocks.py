@@ -68,6 +68,7 @@ ALLOWED = {
     ("services/enrolment.py", "__init__"): "compared with a node's",
     ("services/owner.py", "__init__"): "hours of the day",
     ("config/hours.py", "say_time"): "shown",
+    ("arm/tries.py", "add"): "kept: when a policy was tried last",
     ("learning/found.py", "_age"): "marks: which recordings are the newest",
     ("machine/invites.py", "_open"): "kept: an invite's end",
     ("machine/invites.py", "add"): "kept: an invite's end",

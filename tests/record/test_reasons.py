@@ -10,15 +10,21 @@ from zk0d.record.reasons import BEGIN, END, Effect, Reason, table
 ROOT = Path(__file__).parents[2]
 #: Ends of commands and of runs, which no node answers to a round.
 ELSEWHERE = {
+    "arm_failed",
     "bad_manifest",
+    "camera_missing",
+    "driver_missing",
     "error",
     "evaluation_failed",
     "no_release",
     "no_updates",
+    "not_calibrated",
     "nothing_to_resume",
     "other_lerobot",
     "other_weights",
+    "processors",
     "quorum",
+    "rate_mismatch",
     "refused",
     "rounds",
     "run_failed",

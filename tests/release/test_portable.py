@@ -30,7 +30,7 @@ from zk0d.learning.policy import load_policy, spec_for
 from zk0d.learning.recordings import open_recordings
 from zk0d.learning.spec import PolicySpec
 from zk0d.release import hub
-from zk0d.release.checkpoint import Releases
+from zk0d.release.checkpoint import Releases, joints_of, rate_of
 
 pytestmark = pytest.mark.slow
 
@@ -185,6 +185,10 @@ def test_a_checkpoint_is_at_home_anywhere(
     assert loaded is not None
     ours = actions_of(loaded, evaluator, tmp_path / "batch.pt")
     assert hub.check(checkpoint), "it may be pushed"
+    info = json.loads((recordings_folder / "meta/info.json").read_text())
+    names = [tuple(info["features"][what]["names"]) for what in ("observation.state", "action")]
+    assert [*joints_of(checkpoint)] == names, "whoever has an arm can compare it"
+    assert rate_of(checkpoint) == info["fps"]
     moved = tmp_path / "another" / "place"
     moved.parent.mkdir()
     checkpoint.rename(moved)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.release.stand_in_checkpoint import CONFIG
-from zk0d.release.rollout import lines
+from zk0d.release.rollout import command, lines
 
 #: What ``lerobot-rollout`` does with its command line before it looks for an arm.
 PARSE = """
@@ -30,9 +30,9 @@ parsed()
 """
 
 
-def words(command: list[str]) -> list[str]:
+def words(printed: list[str]) -> list[str]:
     """The words of the second line and those after it."""
-    program, *rest = shlex.split(" ".join(line.rstrip("\\") for line in command[1:]))
+    program, *rest = shlex.split(" ".join(line.rstrip("\\") for line in printed[1:]))
     assert program == "lerobot-rollout"
     return rest
 
@@ -40,10 +40,10 @@ def words(command: list[str]) -> list[str]:
 @pytest.mark.slow
 def test_lerobot_takes_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    command = lines(tmp_path, ["so_follower"])
-    assert command[0] == f"cd {tmp_path}"
+    shown = lines(tmp_path, ["so_follower"])
+    assert shown[0] == f"cd {tmp_path}"
     said = subprocess.run(
-        [sys.executable, "-c", PARSE, *words(command)],
+        [sys.executable, "-c", PARSE, *words(shown)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -60,8 +60,61 @@ def test_lerobot_takes_the_command(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
+def test_lerobot_takes_the_command_of_a_robots_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    robot = {
+        "type": "so101_follower",
+        "port": "/dev/my arm",
+        "id": None,
+        "max_relative_target": {"gripper": 5.0},
+        "use_degrees": False,
+        "cameras": {
+            "top": {"type": "opencv", "index_or_path": 2, "width": 64, "height": 48, "fps": 30}
+        },
+    }
+    printed = command(
+        tmp_path,
+        robot,
+        group="",
+        renamed={"observation.images.top": "observation.images.front"},
+        task="put the 'cube' away",
+        fps=20.0,
+        seconds=12.5,
+        device="cpu",
+        chunks_ahead=True,
+    )
+    code = PARSE.replace(
+        "cfg.task, cfg.duration",
+        "cfg.task, cfg.duration, cfg.fps, cfg.rename_map, cfg.inference.type, cfg.robot.port,"
+        " cfg.robot.max_relative_target, cfg.robot.use_degrees",
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, *words(printed)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert json.loads(said.stdout.splitlines()[-1]) == [
+        "so100_follower",
+        {"top": 2},
+        "act",
+        ".",
+        "put the 'cube' away",
+        12.5,
+        20.0,
+        {"observation.images.top": "observation.images.front"},
+        "rtc",
+        "/dev/my arm",
+        {"gripper": 5.0},
+        False,
+    ]
+
+
 def test_a_robot_and_cameras_that_are_not_told(tmp_path: Path) -> None:
     assert "--robot.type=so101_follower" in " ".join(lines(tmp_path, []))
-    command = " ".join(lines(tmp_path, ["unknown", "koch_follower"]))
-    assert "--robot.type=koch_follower" in command
-    assert "--robot.cameras" not in command
+    told = " ".join(lines(tmp_path, ["unknown", "koch_follower"]))
+    assert "--robot.type=koch_follower" in told
+    assert "--robot.cameras" not in told

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from zk0d.config.machine import ClientSettings
     from zk0d.learning.progress import Progress
     from zk0d.learning.trained import TrainedPolicy
     from zk0d.simulation.owned import OwnRecordings
@@ -60,11 +61,11 @@ def trained(text: str, folder: Path | None, contributor: str) -> TrainedPolicy:
         If another LeRobot wrote it, or no policy of zk0d's families is in it.
     """
     from zk0d.learning.trained import TrainedPolicy
-    from zk0d.release.checkpoint import check_lerobot, robot_types_of
+    from zk0d.release.checkpoint import check_lerobot, joints_of, robot_types_of
 
     found = folder_of(text, folder, contributor)
     check_lerobot(found, text)
-    return TrainedPolicy.read(found, text, robot_types_of(found))
+    return TrainedPolicy.read(found, text, robot_types_of(found), joints_of(found))
 
 
 def folder_of(text: str, folder: Path | None, contributor: str) -> Path:
@@ -77,15 +78,21 @@ def folder_of(text: str, folder: Path | None, contributor: str) -> Path:
     UsageError
         If it is a folder without a policy.
     """
-    from zk0d.config.machine import DEFAULT_POLICIES, ClientSettings
+    from zk0d.config.machine import DEFAULT_POLICIES
     from zk0d.release.pulled import Pulled
 
     if text.startswith((".", "/", "~")):  # no release is called so, and settings need not be there
         return Pulled(DEFAULT_POLICIES).find(text)
+    settings = settings_of(folder, contributor)
+    return (Pulled.of(settings) if settings else Pulled(DEFAULT_POLICIES)).find(text)
+
+
+def settings_of(folder: Path | None, contributor: str) -> ClientSettings | None:
+    """The node's settings; ``None`` if this machine has none."""
+    from zk0d.config.machine import ClientSettings
+
     path = _settings(folder, contributor)
-    return (
-        Pulled.of(ClientSettings.load(path)) if path.exists() else Pulled(DEFAULT_POLICIES)
-    ).find(text)
+    return ClientSettings.load(path) if path.exists() else None
 
 
 def _settings(folder: Path | None, contributor: str) -> Path:

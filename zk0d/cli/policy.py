@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zk0d.cli import policy_compare, policy_tune, verbs
+from zk0d.cli import policy_compare, policy_try, policy_tune, verbs
+from zk0d.config.names import WEIGHTS_FILE
 from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
+    from zk0d.arm.tries import Tally
     from zk0d.config.machine import ClientSettings
     from zk0d.release.manifest import Release
     from zk0d.services.pull import Offering, Source
 
 app = typer.Typer(
-    no_args_is_help=True, help="The coordinator's releases: list, fetch and look at them."
+    no_args_is_help=True, help="The coordinator's releases: list, fetch, look at and try them."
 )
 
 app.command("compare")(policy_compare.compare)
 app.command("tune")(policy_tune.tune)
+app.command("try")(policy_try.try_)
 
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 NAMED = "latest, best, a run's name for its best, or RUN/ROUND"
@@ -55,6 +58,7 @@ def list_(
             for name in names
         }
     every = {**{name: each.release for name, each in there.items()}, **offered}
+    tries = _tries()
     rows: list[dict[str, Any]] = []
     for release in sorted(every.values(), key=lambda each: (each.began, each.round)):
         name = release.name
@@ -70,6 +74,7 @@ def list_(
                 "offered": name in offered if offering else None,
                 "folder": str(there[name].folder) if name in there else None,
                 "named": [word for word, of in names.items() if of == name],
+                "tries": _counts(release, tries),
             }
         )
     if as_json:
@@ -144,12 +149,16 @@ def show(
             **content,
             "groups": groups,
             "start": lines,
+            "tries": _counts(release, _tries()),
         }
         typer.echo(json.dumps(said))
     else:
         _tell(release, found.folder, groups)
+        for tally in _tallies(release, _tries()):
+            typer.echo(f"{'your arm':11} {tally.sentence()}")
         typer.echo(f"signature   {_state(state, file)}")
-        typer.echo("start it    " + "\n            ".join(lines))
+        typer.echo(f"try it      zk0bot policy try {release.name} --robot-config FILE")
+        typer.echo("by hand     " + "\n            ".join(lines))
     if state != "whole":
         raise typer.Exit(1)
 
@@ -213,7 +222,30 @@ def _line(row: dict[str, Any]) -> str:
     named = ", ".join(row["named"])
     size = say_bytes(row["bytes"])
     line = f"{row['name']:24} {row['policy']:10} {loss:14} {gate:11} {size:>8}  {place:10} {named}"
-    return line.rstrip()
+    tried = "; ".join(
+        f"tried {each['tried']}, {each['succeeded']} succeeded" for each in row["tries"]
+    )
+    return f"{line.rstrip()}  {tried}".rstrip()
+
+
+def _tries() -> tuple[Tally, ...]:
+    """What this user's arms did."""
+    from zk0d.arm.tries import Tries
+
+    return Tries.of_user().all()
+
+
+def _tallies(release: Release, tries: tuple[Tally, ...]) -> list[Tally]:
+    """Those of a release, whatever it was called when it was tried."""
+    weights = {file.sha256 for file in release.files if file.path == WEIGHTS_FILE}
+    return [tally for tally in tries if tally.policy_sha256 in weights]
+
+
+def _counts(release: Release, tries: tuple[Tally, ...]) -> list[dict[str, Any]]:
+    return [
+        {"robot_type": each.robot_type, "tried": each.tried, "succeeded": each.succeeded}
+        for each in _tallies(release, tries)
+    ]
 
 
 def _settings(folder: Path, contributor: str) -> ClientSettings:

@@ -196,6 +196,8 @@ class CoordinatorEvaluator(Learner):
                 parent=parent,
                 licenses=licenses,
                 robot_types=robots,
+                robot=self._robot,
+                fps=task.spec.fps,
             )
 
         write_checkpoint(

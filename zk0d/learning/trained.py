@@ -16,11 +16,14 @@ import numpy as np
 import safetensors.numpy
 from lerobot.configs import NormalizationMode
 from lerobot.utils import IMAGENET_STATS
-from lerobot.utils.constants import POLICY_PREPROCESSOR_DEFAULT_NAME
+from lerobot.utils.constants import (
+    POLICY_POSTPROCESSOR_DEFAULT_NAME,
+    POLICY_PREPROCESSOR_DEFAULT_NAME,
+)
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from zk0d.config.cameras import camera_name
+from zk0d.config.cameras import camera_feature, camera_name
 from zk0d.config.families import FAMILIES, UNTRAINED
 from zk0d.config.machine import Precision
 from zk0d.config.names import CONFIG_FILE, GROUPS_FOLDER, IMAGES, POLICY_PARTS
@@ -33,10 +36,18 @@ from zk0d.learning.robot import check_robot, group_of
 from zk0d.learning.spec import Components, RobotDescription, check_fit
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 
-_NORMALIZER = "normalizer_processor"
+#: The step that normalizes what comes in, and the one that brings actions back.
+_NORMALIZER, _UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 _UNKNOWN = "unknown"
 _PARTS = ("mean", "std", "min", "max")
 _QUANTILES = ("q01", "q10", "q50", "q90", "q99")
+#: What each normalization divides by, as its two numbers, and with which it does nothing.
+_IDLE = {
+    "MEAN_STD": ("mean", 0.0, "std", 1.0),
+    "MIN_MAX": ("min", -1.0, "max", 1.0),
+    "QUANTILES": ("q01", -1.0, "q99", 1.0),
+    "QUANTILE10": ("q10", -1.0, "q90", 1.0),
+}
 
 
 class StoredStatistics(Statistics):
@@ -67,6 +78,8 @@ class TrainedPolicy:
         Groups of arms that have processors of their own in it.
     robot_types
         Of the arms that it was trained on, if that is known.
+    joints
+        What the numbers of the state and of the action are called, if that is known.
     """
 
     title: str
@@ -75,9 +88,16 @@ class TrainedPolicy:
     cameras: tuple[str, ...]
     groups: tuple[str, ...]
     robot_types: tuple[str, ...] = ()
+    joints: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @classmethod
-    def read(cls, folder: Path, title: str, robot_types: Sequence[str] = ()) -> TrainedPolicy:
+    def read(
+        cls,
+        folder: Path,
+        title: str,
+        robot_types: Sequence[str] = (),
+        joints: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+    ) -> TrainedPolicy:
         """Read what the folder is.
 
         Raises
@@ -110,6 +130,7 @@ class TrainedPolicy:
             cameras=tuple(camera_name(key) for key in features if key.startswith(IMAGES)),
             groups=tuple(groups),
             robot_types=tuple(robot_types),
+            joints=joints,
         )
 
     def statistics(self, group: str = "") -> Statistics:
@@ -139,6 +160,62 @@ class TrainedPolicy:
             numbers = {part: stored[name][part] for part in _PARTS}
             features[name] = FeatureStatistics(count=1, **numbers)  # a checkpoint keeps no count
         return StoredStatistics(features=features, stored=stored)
+
+    def check_processors(self, group: str = "") -> None:
+        """Refuse processors that would let numbers pass as they are, without a word.
+
+        LeRobot skips what it has no statistics of, and a base model's statistics change nothing.
+
+        Raises
+        ------
+        ConfigError
+            Naming the folder and what is missing, or of another width or value.
+        """
+        place = self.folder / GROUPS_FOLDER / group if group else self.folder
+        values = self._step(place, POLICY_PREPROCESSOR_DEFAULT_NAME, _NORMALIZER)
+        back = self._step(place, POLICY_POSTPROCESSOR_DEFAULT_NAME, _UNNORMALIZER)
+        config = _read(self.folder / CONFIG_FILE)
+        modes = config.get("normalization_mapping") or {}
+        for key, kind, tensors, table in (
+            (STATE, "STATE", values, "input_features"),
+            (ACTION, "ACTION", values, "output_features"),
+            (ACTION, "ACTION", back, "output_features"),
+        ):
+            mode = str(modes.get(kind, "IDENTITY"))
+            if mode not in _IDLE:
+                raise self._not_whole(place, f"'{key}' is not normalized at all ({mode})")
+            low, idle_low, high, idle_high = _IDLE[mode]
+            parts = [tensors.get(f"{key}.{part}") for part in (low, high)]
+            for part, tensor in zip((low, high), parts, strict=True):
+                if tensor is None:
+                    raise self._not_whole(place, f"they have no {part} of '{key}'")
+                width = (config.get(table) or {}).get(key, {}).get("shape", [0])[0]
+                if tensor.size != width:
+                    raise self._not_whole(
+                        place, f"{part} of '{key}' has {tensor.size} values, the policy {width}"
+                    )
+                if not np.isfinite(tensor).all():
+                    raise self._not_whole(
+                        place, f"{part} of '{key}' holds something else than numbers"
+                    )
+            if np.all(parts[0] == idle_low) and np.all(parts[1] == idle_high):
+                raise self._not_whole(
+                    place, f"those of '{key}' change nothing, as before any training"
+                )
+        for part in (each for each in back if each.startswith(f"{ACTION}.")):
+            if part in values and not np.array_equal(values[part], back[part]):
+                raise self._not_whole(place, f"the two of them differ in {part}")
+        if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
+            for camera in self.cameras:
+                if f"{camera_feature(camera)}.mean" not in values:
+                    raise self._not_whole(place, f"they have no mean of camera '{camera}'")
+
+    def _not_whole(self, place: Path, why: str) -> ConfigError:
+        return ConfigError(
+            f"{self.title}: the processors in {place} are not whole: {why}; copy or pull the policy"
+            " again.",
+            reason="processors",
+        )
 
     def load(
         self,
@@ -173,7 +250,7 @@ class TrainedPolicy:
         check_fit(recordings.summary, spec, recordings.uri, recordings.camera_map)
         check_robot(
             recordings.robot(recordings.finite_statistics()),
-            self._robot(statistics, recordings.summary.robot_type),
+            self.robot(statistics, recordings.summary.robot_type),
             where=recordings.uri,
             whose=f"what {self.title} was trained on",
             mixed_units=mixed_units,
@@ -193,11 +270,11 @@ class TrainedPolicy:
             and key not in ("device", "repo_id", "private", "tags", "license", "input_features")
         }
 
-    def _robot(self, statistics: Statistics, own: str) -> RobotDescription:
+    def robot(self, statistics: Statistics, own: str) -> RobotDescription:
         """As much as is known of the arms it was trained on; of several types that of ``own``."""
         state, action = (
-            Components.of((), len(statistics.features[name].mean), statistics.features[name])
-            for name in (STATE, ACTION)
+            Components.of(names, len(statistics.features[name].mean), statistics.features[name])
+            for name, names in zip((STATE, ACTION), self.joints, strict=True)
         )
         kinds = {_kind(each): each for each in self.robot_types if _kind(each) != _UNKNOWN}
         first = next(iter(kinds.values()), "")
@@ -215,9 +292,13 @@ class TrainedPolicy:
 
     def _normalizer(self, place: Path) -> Mapping[str, Any]:
         """The tensors of the normalizing step, by ``FEATURE.STATISTIC``."""
-        path = place / f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json"
+        return self._step(place, POLICY_PREPROCESSOR_DEFAULT_NAME, _NORMALIZER)
+
+    def _step(self, place: Path, pipeline: str, name: str) -> Mapping[str, Any]:
+        """The tensors of a pipeline's step; none if it has no such step, or that has none."""
+        path = place / f"{pipeline}.json"
         steps = _read(path).get("steps") or []
-        files = [step.get("state_file") for step in steps if step["registry_name"] == _NORMALIZER]
+        files = [step.get("state_file") for step in steps if step.get("registry_name") == name]
         if not files or not files[0]:
             return {}
         try:

@@ -19,6 +19,7 @@ from zk0d.config.machine import ServerSettings
 from zk0d.config.run import LATEST_OR_BASE, RunSettings, run_settings, stored_settings
 from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
+from zk0d.learning.spec import RobotDescription
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART, draw_training
 from zk0d.release.gate import Verdict, judge
@@ -145,8 +146,17 @@ def describe(
     parent: dict[str, str],
     licenses: dict[str, str],
     robot_types: Sequence[str] = (),
+    robot: RobotDescription | None = None,
+    fps: float | None = None,
 ) -> None:
     """Add the card, ``metrics.json`` and ``provenance.json`` to a checkpoint's folder.
+
+    Parameters
+    ----------
+    robot
+        Whose joints' names are noted, in order; LeRobot's own files do not have them.
+    fps
+        Frames per second that the action chunk is made for; LeRobot's files lack it, too.
 
     Raises
     ------
@@ -171,6 +181,11 @@ def describe(
             "nodes": [part.model_dump() for part in summary.nodes],
             "evaluation_licenses": licenses,
             "robot_types": list(robot_types),
+            "joints": {
+                "state": list(robot.state.names if robot else ()),
+                "action": list(robot.action.names if robot else ()),
+            },
+            "fps": fps,
             "parent": parent,
             "tensors": _tensors(folder),
         },
@@ -350,6 +365,21 @@ def robot_types_of(folder: Path) -> tuple[str, ...]:
     """The types of robots that a checkpoint's statistics are of; none if it does not say."""
     told = _provenance(folder).get("robot_types")
     return tuple(map(str, told)) if isinstance(told, list) else ()
+
+
+def joints_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a checkpoint calls the numbers of the state and of the action; none if it does not."""
+    told = _provenance(folder).get("joints")
+    if not isinstance(told, dict):
+        return (), ()
+    state, action = (tuple(map(str, told.get(what) or ())) for what in ("state", "action"))
+    return state, action
+
+
+def rate_of(folder: Path) -> float | None:
+    """Frames per second that a checkpoint's actions are made for; ``None`` if it does not say."""
+    told = _provenance(folder).get("fps")
+    return float(told) if isinstance(told, int | float) and told > 0 else None
 
 
 def settings_of(folder: Path) -> RunSettings | None:

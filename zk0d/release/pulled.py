@@ -79,10 +79,17 @@ class PulledRelease:
             self.signed.check(key)
         except ConfigError:
             return "unknown-key", FILE
-        for file in self.release.files:
-            if not is_this(self.folder / file.path, file.size, file.sha256):
-                return "changed", file.path
-        return "whole", ""
+        file = self.changed()
+        return ("changed", file) if file else ("whole", "")
+
+    def changed(self) -> str:
+        """The first file that is not as the manifest says; empty if all are. Reads them all."""
+        wrong = (
+            file.path
+            for file in self.release.files
+            if not is_this(self.folder / file.path, file.size, file.sha256)
+        )
+        return next(wrong, "")
 
 
 class Pulled:
@@ -187,6 +194,38 @@ def policy_folder(name: str, settings: ClientSettings) -> Path:
     Raises as :meth:`Pulled.find`.
     """
     return Pulled.of(settings).find(name)
+
+
+def check_whole(folder: Path, title: str, settings: ClientSettings | None) -> str:
+    """Refuse a release that is not as its coordinator signed it; reads all of its files.
+
+    Returns
+    -------
+    A sentence, if nothing says whose the folder is or by which key to tell; else nothing.
+
+    Raises
+    ------
+    ConfigError
+        If a file is another one, or another key signed it.
+    """
+    if not (folder / FILE).is_file():
+        return f"{title} was not pulled from a coordinator, so its files have no signature."
+    found = PulledRelease.read(folder)
+    key = Pulled.of(settings).known_key(settings) if settings else ""
+    state, file = found.check(key) if key else ("whole", found.changed())
+    if state == "unknown-key":
+        raise ConfigError(
+            f"{title}: another key signed it than the coordinator's that this machine knows; do not"
+            " use it, and tell the coordinator's operator.",
+            reason="wrong_signature",
+        )
+    if file:
+        raise ConfigError(
+            f"{title}: {folder / file} is not as the coordinator signed it; pull the release"
+            " again.",
+            reason="wrong_hash",
+        )
+    return "" if key else f"{title}: this machine knows no key to check who signed it."
 
 
 def is_this(path: Path, size: int, sha256: str) -> bool:

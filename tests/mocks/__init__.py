@@ -1,0 +1,1 @@
+"""Where LeRobot's own factory looks for the robot of type ``mock_robot``."""
