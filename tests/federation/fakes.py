@@ -22,6 +22,8 @@ from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
+    Measure,
+    MeasureReply,
     NodeRejected,
     Noted,
     Query,
@@ -39,7 +41,7 @@ from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.flower.replies import PAGE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription
 from zk0d.learning.statistics import FeatureStatistics, Statistics
-from zk0d.record.events import DatasetResult, NodeFigures
+from zk0d.record.events import DatasetResult, HeldOut, NodeFigures
 from zk0d.release.gate import judge
 
 NEVER = float("inf")
@@ -81,6 +83,11 @@ class FakeNode:
     robot: RobotDescription | None = None
     train: Callable[[FakeNode, Train, Payload], tuple[RecordDict | None, float]] | None = None
     query: Callable[[FakeNode, Query], tuple[RecordDict | None, float]] | None = None
+    held_out: int = 0  #: episodes
+    gains: float = 0.1  #: what its held-out loss falls by if tensor a grows by 1
+    mark: str = ""
+    measured: list[Measure] = field(default_factory=list)
+    measure: Callable[[FakeNode, Measure, Payload], tuple[RecordDict | None, float]] | None = None
 
     def answer_query(self, task: Query) -> tuple[RecordDict | None, float]:
         self.queried += 1
@@ -93,6 +100,7 @@ class FakeNode:
             name=self.name,
             recordings=SUMMARY,
             usable_frames=20,
+            held_out=self.held_out,
             statistics=self.statistics if self.shares else None,
             robot=self.robot,
         )
@@ -120,6 +128,8 @@ class FakeNode:
             "grad_norm": 1.0,
             "learning_rate": 1e-3,
         }
+        if task.evaluation.on_nodes:
+            figures |= {f"holdout_{k}": v for k, v in self.found(payload).model_dump().items()}
         reply = {"name": self.name, "round": task.round, "base": task.base}
         for key, value in facts.items():
             (figures if key in NodeFigures.model_fields else reply)[key] = value
@@ -131,6 +141,30 @@ class FakeNode:
         if task.training.drift_correction != "none":
             update = update.with_beside(self.variate(task, payload))
         return to_record(TrainReply.model_validate({**reply, "figures": figures}), update)
+
+    def answer_measure(self, task: Measure, payload: Payload) -> tuple[RecordDict | None, float]:
+        self.measured.append(task)
+        if self.measure is not None:
+            return self.measure(self, task, payload)
+        return to_record(self.measure_reply(task, payload)), self.seconds
+
+    def measure_reply(self, task: Measure, payload: Payload, **facts: Any) -> MeasureReply:
+        """A plausible answer; ``facts`` change what it found."""
+        found = self.found(payload).model_dump() | facts
+        return MeasureReply(
+            name=self.name, of=task.of, base=task.base, held_out=HeldOut.model_validate(found)
+        )
+
+    def found(self, payload: Payload) -> HeldOut:
+        """What it finds on its held-out episodes, of which each has a loss of its own."""
+        if not self.held_out:
+            return HeldOut()
+        grown = self.gains * float(payload.arrays()["a"].mean())
+        losses = [1.0 + 0.1 * n - grown * (1.0 + 0.01 * n) for n in range(self.held_out)]
+        mark = self.mark or hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        return HeldOut(
+            loss=float(np.mean(losses)), frames=4 * len(losses), losses=tuple(losses), mark=mark
+        )
 
     def variate(self, task: Train, payload: Payload) -> Payload:
         """A plausible one."""
@@ -235,6 +269,10 @@ class FakeGrid(Grid):
                     record, seconds = to_record(Noted()), 1.0
                 else:
                     record, seconds = node.answer_query(from_record(copied, Query)[0])
+            elif message.metadata.message_type == "evaluate":
+                asked, payload = from_record(_copied(message.content), Measure)
+                assert payload is not None
+                record, seconds = node.answer_measure(asked, payload)
             else:
                 task, payload = from_record(_copied(message.content), Train)
                 assert payload is not None
@@ -291,6 +329,7 @@ class FakeEvaluator:
     release_error: Exception | None = None
     robot: RobotDescription | None = None
     loss: Callable[[Payload], float] | None = None  #: in place of the mean of tensor a
+    has_recordings: bool = True
 
     def start(self, task: Start) -> tuple[StartReply, Payload]:
         if self.start_errors:
@@ -302,6 +341,8 @@ class FakeEvaluator:
             raise self.error
         self.rounds.append(task.round)
         self.bases.append(weights.manifest.sha256)
+        if not self.has_recordings:
+            return EvaluateReply(datasets=())
         loss = self.loss(weights) if self.loss else float(weights.arrays()["a"].mean())
         self.losses.append(loss)
         return EvaluateReply(datasets=(DatasetResult(name="x", loss=loss, frames=4),))

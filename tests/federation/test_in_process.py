@@ -39,11 +39,12 @@ from zk0d.errors import ConfigError, Zk0dError
 from zk0d.federation import client_app, model, server_app, tries
 from zk0d.federation.aggregate import Combined, aggregate
 from zk0d.federation.learner_client import LearnerClient, LearnerError
-from zk0d.federation.messages import Evaluate, Query, Start, Train
+from zk0d.federation.measuring import Measuring
+from zk0d.federation.messages import Evaluate, Measure, Query, Start, Train, WithWeights
 from zk0d.federation.rounds import RunFailedError
 from zk0d.federation.transport import BesideMessages
 from zk0d.federation.update import Payload
-from zk0d.learner import pace
+from zk0d.learner import contributor, pace
 from zk0d.learner.contributor import Contributor, round_seed
 from zk0d.learner.evaluator import CoordinatorEvaluator
 from zk0d.learning.pace import TimedPace
@@ -54,6 +55,8 @@ from zk0d.learning.spec import Components
 from zk0d.learning.statistics import Statistics, merge_groups
 from zk0d.learning.step import Correction
 from zk0d.record.journal import Journal, committed_rounds
+from zk0d.release.manifest import ReleaseFile
+from zk0d.release.offer import describe
 from zk0d.services.presence import Presence, PresencePage
 from zk0d.services.transfers import Transfers
 
@@ -138,10 +141,13 @@ class Lab:
         recordings: Path,
         stack: ExitStack,
         models: Mapping[str, str] = {},
+        *,
+        evaluates: bool = True,
     ) -> None:
         self.folder = folder
         self.recordings = recordings
         self._stack = stack
+        self._models = dict(models)
         self.sockets: dict[str, Path] = {}
         self.contributors: dict[str, Contributor] = {}
         self.server = ServerSettings.parse(
@@ -155,7 +161,7 @@ class Lab:
                         "simulator": "soreach",
                         "sector": [0, 2],
                     }
-                ],
+                ][: int(evaluates)],
                 "evaluator": {"socket": str(folder / "evaluator.sock"), "device": "cpu"},
                 "poll-interval": 0.05,
             },
@@ -174,13 +180,14 @@ class Lab:
                 "name": name,
                 "dataset-uri": f"local:{self.recordings}",
                 "learner": {"socket": str(self.folder / f"{name}.sock"), "device": "cpu"},
+                "models": self._models,
                 **settings,
             },
             where="test",
         )
-        contributor = self.contributors[name] = Contributor(client)
-        contributor.open()
-        self.sockets[name] = self._stack.enter_context(served(contributor, client.learner.socket))
+        learner = self.contributors[name] = Contributor(client)
+        learner.open()
+        self.sockets[name] = self._stack.enter_context(served(learner, client.learner.socket))
         return client
 
     def run(
@@ -427,7 +434,7 @@ def test_nodes_evaluate_on_their_own_held_out_episodes(
     held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
     lab.contribute("left", learner=held)
     lab.contribute("right")
-    lines = lab.run(monkeypatch, {"evaluate-on-nodes": True, "eval-rollouts": 0})
+    lines = lab.run(monkeypatch, {"eval-rollouts": 0})
     joined = {line["node"]: line["frames"] for line in lines if line["kind"] == "node.joined"}
     assert joined["left"] < joined["right"], "held-out frames are not trained on"
     first, second = [line for line in lines if line["kind"] == "round.committed"][1:]
@@ -436,9 +443,179 @@ def test_nodes_evaluate_on_their_own_held_out_episodes(
     assert figures["right"]["holdout_loss"] is None
     assert first["holdout_loss"] == figures["left"]["holdout_loss"], "the only one that has any"
     assert second["holdout_loss"] < first["holdout_loss"], "of the weights the round began with"
+    measured = [line for line in lines if line["kind"] == "node.measured"]
+    assert [(line["round"], line["node"]) for line in measured] == [(2, "left")]
+    assert measured[0]["loss"] < second["holdout_loss"], "the last round's weights, too"
+    assert measured[0]["mark"] == figures["left"]["holdout_mark"], "of the same frames and noise"
     shutil.rmtree(lab.folder / "runs")
-    lines = lab.run(monkeypatch, {"eval-rollouts": 0, "num-server-rounds": 1})
+    not_wanted = {"eval-rollouts": 0, "num-server-rounds": 1, "evaluate-on-nodes": False}
+    lines = lab.run(monkeypatch, not_wanted)
+    assert not [line for line in lines if line["kind"] == "node.measured"]
     assert [line for line in lines if line["kind"] == "round.committed"][1]["holdout_loss"] is None
+
+
+@pytest.fixture
+def without_data(tmp_path: Path, recordings_folder: Path) -> Iterator[Lab]:
+    """A coordinator without recordings; its runs begin with a pretrained model."""
+    summary = open_recordings(f"local:{recordings_folder}").summary
+    made = load_policy(spec_for("smolvla", "tiny", 0, summary, {}), device="cpu").policy
+    made.save_pretrained(tmp_path / "model")
+    with ExitStack() as stack:
+        models = {"mine": str(tmp_path / "model")}
+        lab = Lab(tmp_path, recordings_folder, stack, models, evaluates=False)
+        for name in ("left", "right"):
+            socket = str(lab.folder / f"{name}.sock")
+            held = {"socket": socket, "device": "cpu", "holdout-episodes": 2}
+            lab.contribute(name, learner=held)
+        yield lab
+
+
+WITHOUT_DATA = {"model-name": "mine", "num-server-rounds": 1}
+
+
+def test_a_coordinator_without_recordings_knows_that_its_policy_got_better(
+    without_data: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its ServerApp dies while nodes evaluate."""
+    real = Measuring.take
+    came: list[str] = []
+
+    class Killed(BaseException):
+        pass
+
+    def deadly(self: Measuring, key: str, answer: Message | None) -> None:
+        if came:
+            raise Killed
+        came.append(key)
+        real(self, key, answer)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Measuring, "take", deadly)
+        without_data.run(monkeypatch, WITHOUT_DATA)
+    lines = without_data.run(monkeypatch, {"resume": "1"})
+    assert lines[-1]["kind"] == "run.finished"
+    measured = [line for line in lines if line["kind"] == "node.measured"]
+    assert sorted(line["node"] for line in measured) == ["left", "right"], "each has one line"
+    assert len(measured[0]["losses"]) == 2
+    assert all(line["evaluation"] is None for line in lines if line["kind"] == "round.committed")
+    (written,) = [line for line in lines if line["kind"] == "checkpoint.written"]
+    assert written["passed"], written["reasons"]
+    assert "on 2 nodes, 4 held-out episodes" in written["reasons"][0]
+    folder = without_data.folder / "releases" / "1" / "checkpoint_round_1"
+    release = describe(folder, [ReleaseFile(path="config.json", size=1, sha256="0" * 64)])
+    assert release.judged_by == "nodes"
+    assert release.robot_types == ("so101_follower",), "the nodes say"
+    assert release.on_nodes is not None
+    assert set(release.on_nodes.nodes) == {"left", "right"}
+    assert release.on_nodes.change < 0
+    card = (folder / "README.md").read_text()
+    assert "## On the Contributors' Own Episodes" in card
+    assert "| left | 2 |" in card
+    assert "The coordinator has no recordings of its own." in card
+
+
+def test_a_coordinator_without_recordings_knows_that_its_policy_got_worse(
+    without_data: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its nodes is away when the run ends."""
+    real = DirectGrid.get_nodes
+
+    def nodes(grid: DirectGrid) -> list[Any]:
+        found = real(grid)
+        if (without_data.folder / "runs" / "1" / "rounds" / "00001").exists():
+            found[1].status = "offline"
+        return found
+
+    monkeypatch.setattr(DirectGrid, "get_nodes", nodes)
+    much = {"initial-lr": 0.3, "warmup-steps": 0, "max-update-ratio": 0.0, "local-steps": 3}
+    lines = without_data.run(monkeypatch, {**WITHOUT_DATA, **much})
+    assert lines[-1]["kind"] == "run.finished"
+    (away,) = [line for line in lines if line["kind"] == "node.not_measured"]
+    assert (away["node"], away["reason"]) == ("right", "offline")
+    (written,) = [line for line in lines if line["kind"] == "checkpoint.written"]
+    assert not written["passed"]
+    assert "it is no better than the baseline (round 0)" in written["reasons"][0]
+    assert "on one node alone, left" in written["reasons"][0]
+
+
+def test_a_coordinator_without_recordings_says_what_it_cannot_begin(
+    without_data: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Zk0dError, match="takes its shape from the coordinator's evaluation"):
+        without_data.run(monkeypatch, {"model-name": "tiny"})
+
+
+def test_an_owner_who_holds_out_nothing_tells_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node is not asked, and would refuse."""
+    lab.contribute("left")
+    spec, weights, statistics = started(lab)
+    task = measure_task(train_task(spec, weights, statistics))
+    with lab.client("left") as client, pytest.raises(LearnerError, match="holds out no") as error:
+        client.measure(task, weights)
+    assert error.value.reason == "nothing_held_out"
+    lab.contribute("right")
+    asked = []
+    monkeypatch.setattr(LearnerClient, "measure", lambda *args: asked.append(args))
+    run = {"num-server-rounds": 1, "local-steps": 1, "eval-rollouts": 0}
+    lines = lab.run(monkeypatch, run)
+    assert {line["held_out"] for line in lines if line["kind"] == "node.joined"} == {0}
+    (_, committed) = [line for line in lines if line["kind"] == "round.committed"]
+    assert [node["holdout_loss"] for node in committed["nodes"]] == [None, None]
+    assert not asked
+
+
+def test_weights_that_are_evaluated_leave_a_run_as_it_was(lab: Lab) -> None:
+    """The next round's update is the same, and what the node finds can be compared with it."""
+    held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
+    lab.contribute("left", learner=held)
+    spec, weights, statistics = started(lab)
+    other = Payload.of({n: 1.1 * a for n, a in weights.arrays().items()}, "weights")
+    task = functools.partial(train_task, spec, weights, statistics)
+    with lab.client("left") as client:
+        first, _ = client.train(task(), weights)
+        found = client.measure(measure_task(task()), weights)
+        client.measure(measure_task(train_task(spec, other, statistics)), other)
+        _, after = client.train(task(round=2, first_step=2), weights)
+        lab.contributors["left"]._prepared = None  # as in a new process
+        again = client.measure(measure_task(task()), weights)
+        with pytest.raises(LearnerError, match="not those that the task names"):
+            client.measure(measure_task(task()), other)
+    assert found.held_out == first.figures.held_out
+    assert found.held_out.frames
+    assert len(found.held_out.losses) == 1
+    assert again.held_out.mark != found.held_out.mark
+    assert again.held_out.loss == pytest.approx(found.held_out.loss)
+    with ExitStack() as stack:
+        fresh = Lab(lab.folder / "fresh", lab.recordings, stack)
+        held = {"socket": str(fresh.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
+        fresh.contribute("left", learner=held)
+        started(fresh)
+        with fresh.client("left") as client:
+            client.train(task(), weights)
+            _, undisturbed = client.train(task(round=2, first_step=2), weights)
+    assert after.manifest == undisturbed.manifest
+
+
+def measure_task(task: Train) -> Measure:
+    """The same weights, to be evaluated alone."""
+    shared = {name: getattr(task, name) for name in WithWeights.model_fields}
+    return Measure.model_validate({**shared, "of": task.round - 1})
+
+
+def test_an_evaluation_that_fails_costs_no_round(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise Zk0dError("the evaluation loss is not a number.", reason="evaluation_failed")
+
+    held = {"socket": str(lab.folder / "left.sock"), "device": "cpu", "holdout-episodes": 1}
+    lab.contribute("left", learner=held)
+    spec, weights, statistics = started(lab)
+    monkeypatch.setattr(contributor, "evaluated", fails)
+    with lab.client("left") as client:
+        reply, _ = client.train(train_task(spec, weights, statistics), weights)
+    assert reply.figures.holdout_loss is None
+    assert reply.figures.steps == 2
 
 
 def test_a_nodes_owner_has_its_rounds_as_the_journal_has_them(
@@ -627,9 +804,9 @@ def test_a_demo_node_takes_the_runs_dataset(lab: Lab, monkeypatch: pytest.Monkey
 
 
 def test_a_node_without_dataset_does_not_start() -> None:
-    contributor = Contributor(ClientSettings(name="left"))
+    learner = Contributor(ClientSettings(name="left"))
     with pytest.raises(ConfigError, match="dataset-uri is missing"):
-        contributor.open()
+        learner.open()
 
 
 def test_a_model_that_is_nowhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,8 +174,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def figures(reply: TrainReply) -> dict[str, Any]:
-    """All but times."""
-    return reply.figures.model_dump(exclude={"seconds"})
+    """All but times and the mark, which is of each process."""
+    return reply.figures.model_dump(exclude={"seconds", "holdout_mark"})
 
 
 def content(update: Payload) -> list[str]:

@@ -15,7 +15,7 @@ from zk0d.services.figures import RunCollector
 
 
 def test_every_kind_has_its_type() -> None:
-    assert len(KINDS) == 23
+    assert len(KINDS) == 25
     assert "round.committed" in KINDS
 
 

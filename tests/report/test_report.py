@@ -281,6 +281,34 @@ def test_a_report_of_nothing_evaluated(tmp_path: Path) -> None:
     assert list(tmp_path.glob("run/report/*.png")) == []
 
 
+def test_a_report_shows_what_nodes_found_on_their_own_episodes(tmp_path: Path) -> None:
+    """Also where the coordinator evaluates nothing."""
+    told = Told(tmp_path / "run")
+    found = {"frames": 20, "losses": [1.0, 2.0], "mark": "a"}
+    for number in range(3):
+        nodes = [
+            {"node": name, "key": name, "policy_loss": 1.0, "samples": 8, "loss": 1.0}
+            | {"grad_norm": 1.0, "update_norm": 1.0, "holdout_loss": 1.6 - 0.1 * number}
+            | {"holdout_frames": 20, "holdout_losses": [1.0, 2.0], "holdout_mark": "a"}
+            for name in ("left", "right")
+        ]
+        note(told.journal, "round.committed", round=number, nodes=nodes if number else [])
+    for name, loss in (("left", 1.2), ("right", 1.1)):
+        note(
+            told.journal,
+            "node.measured",
+            **{**found, "round": 2, "node": name, "key": name, "loss": loss},
+        )
+    note(told.journal, "node.not_measured", round=2, node="third", key="third", reason="offline")
+    read = analyse(told.folder)
+    assert read.on_nodes["left"] == {0: 1.5, 1: pytest.approx(1.4), 2: 1.2}
+    assert "On the held-out episodes of 2 nodes the loss went from 1.5000 to 1.1500, spread" in (
+        read.summary()
+    )
+    assert "Policy loss on the nodes&#39; held-out episodes" in page(read)
+    assert read.run.not_measured == {"third": "offline"}
+
+
 class Clock:
     """Seconds that pass when a test says so."""
 

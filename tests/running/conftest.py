@@ -54,7 +54,11 @@ def running(
 ) -> Iterator[Federation]:
     made = layout(tmp_path_factory.mktemp("running") / "lab", recordings_folder)
     server = {"run": OWN_RUN, "superexec": SLOW_POLL}
-    client = {"superexec": SLOW_POLL, "limits": {"bytes-per-day": "10 GB"}}
+    client = {
+        "superexec": SLOW_POLL,
+        "limits": {"bytes-per-day": "10 GB"},
+        "learner": {"holdout-episodes": 1},
+    }
     with federation(
         made, cpu_threads=1, metrics_hosts=hosts, server=server, client=client
     ) as started:

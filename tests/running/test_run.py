@@ -31,10 +31,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_gro
 def test_zk0bot_run_trains_on_real_processes(first_run: Ran) -> None:
     committed = [line for line in read_lines(first_run.folder) if line["kind"] == "round.committed"]
     assert [line["round"] for line in committed] == list(range(ROUNDS + 1))
-    assert committed_rounds(first_run.folder) == [1, 2, 3], "the last ones are kept"
+    kept = committed_rounds(first_run.folder)
+    assert kept == [0, 1, 2, 3], "the last ones are kept, and the first for nodes that come late"
     assert [node["node"] for node in committed[-1]["nodes"]] == ["contributor-a", "contributor-b"]
     assert committed[-1]["evaluation"]["loss"] < committed[0]["evaluation"]["loss"]
     assert [dataset["name"] for dataset in committed[0]["evaluation"]["datasets"]] == ["a", "b"]
+
+
+def test_nodes_evaluate_the_last_rounds_weights_on_their_own_episodes(first_run: Ran) -> None:
+    """By a message of Flower's that trains nothing; the weights come as a round's do."""
+    lines = list(read_lines(first_run.folder))
+    committed = [line for line in lines if line["kind"] == "round.committed"]
+    first = {node["node"]: node for node in committed[1]["nodes"]}
+    measured = [line for line in lines if line["kind"] == "node.measured"]
+    assert {line["node"] for line in measured} == {"contributor-a", "contributor-b"}
+    for line in measured:
+        assert line["round"] == ROUNDS
+        assert line["mark"] == first[line["node"]]["holdout_mark"]
+        assert line["loss"] < first[line["node"]]["holdout_loss"]
+    written = [line for line in lines if line["kind"] == "checkpoint.written"]
+    assert written
+    for line in written:
+        assert "nodes" not in " ".join(line["reasons"]), "the coordinator's own decide"
+    assert not (first_run.folder / "transfer.json").exists(), "no capability outlives it"
 
 
 def test_a_run_has_its_own_settings_and_then_those_of_server_toml(first_run: Ran) -> None:

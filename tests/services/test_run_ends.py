@@ -44,7 +44,12 @@ WRONG = [
 #: The same, of what the coordinator lacks.
 LACKING = [
     ("hf.token", {"hf-repo-id": "lab/arm"}, "hf-repo-id", "there is no token of the hub"),
-    ("evaluation", {"hf-repo-id": "lab/arm"}, "hf-repo-id", "add an [[evaluation]] table"),
+    (
+        "evaluation",
+        {"hf-repo-id": "lab/arm", "evaluate-on-nodes": False},
+        "hf-repo-id",
+        "add an [[evaluation]] table",
+    ),
     ("wandb", {"wandb-project": "arms"}, "wandb-project", "pip install 'zk0d[wandb]'"),
 ]
 RIGHT = {

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from tests.week.homes import Away, Home, Kind
 from zk0d.config.limits import LimitsSettings
 from zk0d.federation.envelope import kind_of, message_in, to_record
-from zk0d.federation.messages import Query, Refusal, Train
+from zk0d.federation.messages import Query, Refusal, Train, WithWeights
 from zk0d.federation.nodes import Node
 from zk0d.federation.transport import InMessages
 from zk0d.federation.update import Payload
@@ -114,7 +114,11 @@ class Tickets(InMessages):
         self._open: set[tuple[str, int]] = set()
 
     def begin(
-        self, task: Train, payload: Payload, keys: Collection[str], late: Mapping[str, int] = {}
+        self,
+        task: WithWeights,
+        payload: Payload,
+        keys: Collection[str],
+        late: Mapping[str, int] = {},
     ) -> None:
         super().begin(task, payload, keys, late)
         self._open = {*late.items(), *((key, task.round) for key in keys)}

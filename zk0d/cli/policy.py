@@ -67,6 +67,7 @@ def list_(
                 "name": name,
                 "policy": release.policy,
                 "loss": release.loss,
+                "on_nodes": release.on_nodes.change if release.on_nodes else None,
                 "passed": release.passed,
                 "accepted": release.accepted,
                 "bytes": release.size,
@@ -176,6 +177,7 @@ def _tell(release: Release, folder: Path, groups: list[str]) -> None:
         "robots": ", ".join(release.robot_types) or "not said",
         "loss": _loss(release),
         "by dataset": sentence_of(release.losses),
+        "on nodes": _on_nodes(release),
         "success": "" if release.success is None else f"{release.success:.0%} in simulation",
         "gate": _gate(release),
         "versions": f"LeRobot {release.lerobot}, zk0d {release.zk0d}",
@@ -192,6 +194,16 @@ def _loss(release: Release) -> str:
         return "not measured"
     before = "" if release.baseline is None else f", before training {release.baseline:.4f}"
     return f"{release.loss:.4f}{before}"
+
+
+def _on_nodes(release: Release) -> str:
+    """How the loss changed on the nodes' own held-out episodes."""
+    found = release.on_nodes
+    if found is None:
+        return ""
+    each = ", ".join(f"{name} {change:+.4f}" for name, change in found.nodes.items())
+    spread = "" if found.spread is None else f", spread {found.spread:.4f}"
+    return f"held-out loss {found.change:+.4f} since the run began{spread}: {each}"
 
 
 def _gate(release: Release) -> str:
@@ -214,7 +226,11 @@ def _state(state: str, file: str) -> str:
 def _line(row: dict[str, Any]) -> str:
     from zk0d.config.amounts import say_bytes
 
-    loss = "not measured" if row["loss"] is None else f"loss {row['loss']:.4f}"
+    loss = "not measured"
+    if row["loss"] is not None:
+        loss = f"loss {row['loss']:.4f}"
+    elif row["on_nodes"] is not None:
+        loss = f"nodes {row['on_nodes']:+.4f}"
     gate = "passed" if row["passed"] else "accepted" if row["accepted"] else "not passed"
     place = "here" if row["folder"] else "-"
     if row["folder"] and row["offered"] is False:

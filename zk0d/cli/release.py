@@ -58,6 +58,7 @@ def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
     """List the checkpoints of this coordinator; * marks the latest release."""
     from zk0d.config.machine import ServerSettings
     from zk0d.errors import ConfigError
+    from zk0d.record.held_out import change_of
     from zk0d.release.checkpoint import LATEST, Releases, read_summary
 
     home = Releases.of(ServerSettings.load(folder / "server.toml")).folder
@@ -69,6 +70,10 @@ def list_(folder: verbs.Folder = units.CONFIG_FOLDER) -> None:
             continue
         loss = summary.evaluations[-1].loss if summary.evaluations else None
         shown = "not evaluated" if loss is None else f"loss {loss:.4f}"
+        if found := change_of(summary):
+            spread = "" if found.spread is None else f" ± {found.spread:.4f}"
+            on_nodes = f"on {len(found.nodes)} nodes {found.mean:+.4f}{spread}"
+            shown = on_nodes if loss is None else f"{shown}, {on_nodes}"
         typer.echo(f"{'*' if path.resolve() == latest else ' '} {path}  {shown}")
 
 

@@ -82,6 +82,8 @@ def _show(analysis: Analysis) -> None:
     typer.echo(f"  policy loss    {_spark(analysis.evaluated)}")
     for name, losses in sorted(analysis.losses.items()):
         typer.echo(f"  {name:14.14} {_spark(losses)}")
+        if name in analysis.on_nodes:
+            typer.echo(f"    held out     {_spark(analysis.on_nodes[name])}")
     for found in findings(analysis):
         typer.echo(f"  {found.rule}: {found.evidence}; try: {found.proposal}")
 

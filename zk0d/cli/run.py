@@ -190,6 +190,8 @@ def _follow(link: Control, folder: Path, number: int, name: str) -> None:
 def _show(event: Event) -> None:
     from zk0d.record.events import (
         ModelReady,
+        NodeMeasured,
+        NodeNotMeasured,
         NodePreparing,
         NodeRefused,
         RoundCommitted,
@@ -205,6 +207,16 @@ def _show(event: Event) -> None:
             loss = f", policy loss {measured:.4f}" if measured is not None else ""
             nodes = f", {len(event.nodes)} nodes" if event.round else ""
             typer.echo(f"round {event.round} is committed{nodes}{loss}")
+        case NodeMeasured():
+            typer.echo(
+                f"{event.node} has evaluated the weights of round {event.round}, loss"
+                f" {event.loss:.4f}"
+            )
+        case NodeNotMeasured():
+            typer.echo(
+                f"{event.node} has not evaluated the weights of round {event.round}"
+                f" ({event.reason})"
+            )
         case UpdateRefused():
             typer.echo(f"round {event.round}: {event.node} is left out ({event.reason})")
         case ModelReady() if event.spec.notice:

@@ -78,6 +78,12 @@ def _print(content: dict[str, Any], page: int = 1) -> None:
             typer.echo(f"  continues {waiting['until']}")
         if run.get("policy_loss") is not None:
             typer.echo(f"  policy loss {run['policy_loss']:.4f} on held-out recordings")
+        if found := run.get("on_nodes"):
+            whose = "one node's" if found["nodes"] == 1 else f"{found['nodes']} nodes'"
+            typer.echo(
+                f"  policy loss {found['loss']:.4f} on {whose} held-out episodes, after round"
+                f" {found['round']}"
+            )
         if run.get("agreement") is not None:
             typer.echo(f"  agreement of the last round's updates {run['agreement']:.2f}")
         for task, ratio in run.get("success", {}).items():

@@ -181,7 +181,8 @@ class LearnerSettings(EvaluatorSettings):
     )
     holdout_episodes: NonNegativeInt = Field(
         0,
-        description="Number of last episodes to keep out of training; a run may evaluate on them.",
+        description="Number of last episodes to keep out of training, on which runs evaluate"
+        " (evaluate-on-nodes): the coordinator gets their losses. 0: none, and nothing is told.",
     )
     accept_run_dataset: bool = Field(
         False, description="Take the dataset from the run: for demos and simulations only."
@@ -679,12 +680,13 @@ class ServerSettings(Settings):
             Naming the key.
         """
         run.check_end(where, table)
-        if run.release.hf_repo_id and not self.evaluation:
+        if run.release.hf_repo_id and not self.evaluation and not run.evaluation.on_nodes:
             raise wrong(
                 where,
                 f"{table}hf-repo-id",
                 "a push needs a checkpoint that passed the gate, and the gate needs held-out"
-                " recordings; add an [[evaluation]] table to server.toml",
+                " recordings; add an [[evaluation]] table to server.toml, or set"
+                " evaluate-on-nodes=true if nodes hold out episodes",
             )
         if run.release.hf_repo_id and not _has_token(self.publish.hf_token):
             raise wrong(

@@ -305,17 +305,30 @@ class EvaluationSettings(Settings):
         0, description="Closed-loop episodes per evaluation, if there is a simulator; 0: none."
     )
     evaluate_on_nodes: bool = Field(
-        False,
-        description="Let each node evaluate a round's first weights on its own held-out episodes"
-        " (learner.holdout-episodes in its settings).",
+        True,
+        description="Let nodes that hold out episodes (learner.holdout-episodes in their settings)"
+        " evaluate on them: the first weights of each round that eval-frequency names, and those of"
+        " each checkpoint.",
     )
+
+    def is_due(self, number: int, last: int = 0) -> bool:
+        """Whether the weights after round ``number`` are evaluated; ``last`` ones always are."""
+        every = self.eval_frequency
+        return bool(every) and (number % every == 0 or number == last)
+
+    @property
+    def on_nodes(self) -> bool:
+        """Whether nodes are asked at all."""
+        return self.evaluate_on_nodes and bool(self.eval_frequency)
 
 
 class ReleaseSettings(Settings):
     """What the coordinator keeps and sends; usual in its ``[run]``, and a run may set it, too."""
 
     keep_rounds: PositiveInt = Field(
-        3, description="Committed round folders kept on disk, besides the best."
+        3,
+        description="Committed round folders kept on disk, besides the best, and round 0 where"
+        " nodes evaluate.",
     )
     checkpoint_interval: NonNegativeInt = Field(
         0,

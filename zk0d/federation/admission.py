@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from zk0d.config.run import TrainingSettings
-from zk0d.federation.messages import Train, TrainReply
+from zk0d.federation.messages import Measure, MeasureReply, Train, TrainReply
 from zk0d.federation.spool import NotAdmitted
 from zk0d.federation.update import Manifest, Payload
-from zk0d.record.events import NodeFigures, UpdateRefused
+from zk0d.record.events import HeldOut, NodeFigures, UpdateRefused
 
 #: Fewer updates have no median to be far from.
 FEWEST_FOR_MEDIAN = 3
@@ -62,6 +62,7 @@ def check_reply(
     numbers = (figures.loss, figures.policy_loss, figures.proximal_loss, figures.grad_norm)
     if not np.isfinite(numbers).all():
         raise NotAdmitted("the answer's losses are not numbers.", reason="not_finite")
+    check_held_out(figures.held_out, task.evaluation.eval_frames)
     model.check_same_tensors(payload.manifest)
     if task.training.drift_correction != "none":
         _check_variate(task.training.variate_codec, payload.companion("variates"), model)
@@ -84,6 +85,49 @@ def _check_work(training: TrainingSettings, figures: NodeFigures, usable_frames:
             f"{figures.samples} samples are claimed, {figures.steps} steps have at most {most}.",
             reason="implausible_samples",
         )
+
+
+def check_held_out(found: HeldOut, most_frames: int) -> None:
+    """Check a node's figures on its held-out episodes: made up they may be, but no more than that.
+
+    Parameters
+    ----------
+    most_frames
+        That were asked for; 0 for all there are.
+
+    Raises
+    ------
+    NotAdmitted
+        With reason ``not_finite`` or ``implausible_samples``.
+    """
+    losses = found.losses if found.loss is None else (found.loss, *found.losses)
+    if not np.isfinite(losses).all():
+        raise NotAdmitted("a loss on held-out episodes is not a number.", reason="not_finite")
+    if most_frames and found.frames > most_frames:
+        raise NotAdmitted(
+            f"{found.frames} held-out frames are claimed, {most_frames} were asked for.",
+            reason="implausible_samples",
+        )
+
+
+def check_measured(task: Measure, reply: MeasureReply) -> None:
+    """Check what a node found of weights.
+
+    Raises
+    ------
+    NotAdmitted
+        As :func:`check_held_out`, or with reason ``wrong_round`` or ``wrong_base``.
+    """
+    if reply.of != task.of:
+        raise NotAdmitted(
+            f"the figures are of round {reply.of}, those of {task.of} were asked for.",
+            reason="wrong_round",
+        )
+    if reply.base != task.base:
+        raise NotAdmitted("the figures are of other weights.", reason="wrong_base")
+    if reply.held_out.loss is None:
+        raise NotAdmitted("the answer has no loss.", reason="not_finite")
+    check_held_out(reply.held_out, task.evaluation.eval_frames)
 
 
 def _check_variate(codec: str, variate: Payload | None, model: Manifest) -> None:

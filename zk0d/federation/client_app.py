@@ -86,9 +86,29 @@ def train(message: Message, context: Context) -> Message:
                     task = tries.again(task, learner, error)
                     payload = way.again(learner.held)
 
-    known = partial(carrier_of, authorities=str(context.node_config.get(AUTHORITIES_KEY, "")))
-    with contextlib.closing(NodeEnd(known, line_of())) as way:
+    with contextlib.closing(_way(context)) as way:
         return _answer(message, context, ask)
+
+
+@app.evaluate()  # type: ignore[untyped-decorator]
+def evaluate(message: Message, context: Context) -> Message:
+    """Let the learner evaluate weights on its owner's held-out episodes."""
+
+    def ask(learner: NodeLearner) -> RecordDict:
+        check_rest()
+        task, payload = way.measure(message.content)
+        if payload is None:
+            raise UpdateError("there are no weights to evaluate.")
+        return to_record(learner.measure(task, payload, _progress_log()))
+
+    with contextlib.closing(_way(context)) as way:
+        return _answer(message, context, ask)
+
+
+def _way(context: Context) -> NodeEnd:
+    """The node's end of the way to the coordinator's files."""
+    authorities = str(context.node_config.get(AUTHORITIES_KEY, ""))
+    return NodeEnd(partial(carrier_of, authorities=authorities), line_of())
 
 
 def _note(message: Message) -> Message:

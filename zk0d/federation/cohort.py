@@ -91,6 +91,8 @@ class Cohort:
         round. An answer may come after such news.
     on_back
         Takes a node that was lost in the round under way, and can train again.
+    on_measured
+        Takes a node's answer to :meth:`measure` by key; ``None`` if it will not come.
     clock
         Seconds; replaced in tests.
     check
@@ -113,6 +115,7 @@ class Cohort:
         on_back: Callable[[Node], None],
         clock: Callable[[], float] = time.monotonic,
         *,
+        on_measured: Callable[[str, Message | None], None] = lambda key, answer: None,
         check: Callable[[QueryReply], None] = lambda reply: None,
         names: Mapping[str, str] | None = None,
         robots: Sequence[RobotDescription] = (),
@@ -124,6 +127,7 @@ class Cohort:
         self._on_update = on_update
         self._on_lost = on_lost
         self._on_back = on_back
+        self._on_measured = on_measured
         self._clock = clock
         self._check = check
         self._former_names = dict(names or {})
@@ -247,6 +251,16 @@ class Cohort:
         """Send the round under way to a node that is back."""
         self._send([(node, record)], MessageType.TRAIN, MessageType.TRAIN, number)
 
+    def measure(self, records: list[tuple[Node, RecordDict]]) -> None:
+        """Ask nodes to evaluate weights."""
+        self._send(records, MessageType.EVALUATE, MessageType.EVALUATE)
+
+    def give_up_measuring(self) -> None:
+        """Wait no longer for what nodes were asked to evaluate."""
+        for message_id, pending in list(self._pending.items()):
+            if pending.kind == MessageType.EVALUATE:
+                del self._pending[message_id]
+
     def notify(self, node: Node, told: UpdateRejected | NodeRejected) -> None:
         """Tell a node something; its answer is taken and forgotten."""
         self._send([(node, to_record(told))], MessageType.QUERY, _TOLD)
@@ -291,6 +305,8 @@ class Cohort:
                 self._take_query(pending.node, answer)
             elif answer.has_error() and _is_lost(pending.node, nodes_of(self._grid)):
                 self._lose(pending)  # Flower says so before our own look does
+            elif pending.kind == MessageType.EVALUATE:
+                self._on_measured(pending.node.key, answer)
             else:
                 self._on_update(pending.node.key, pending.round, answer)
         return came
@@ -370,6 +386,7 @@ class Cohort:
                 enrolled=node.enrolled,
                 frames=reply.usable_frames,
                 episodes=reply.recordings.episodes,
+                held_out=reply.held_out,
                 shares_statistics=reply.statistics is not None,
                 version=reply.version,
                 robot=reply.robot,
@@ -441,12 +458,16 @@ class Cohort:
                 continue
             if pending.kind == MessageType.TRAIN:
                 self._lose(pending)
-            else:
-                del self._pending[message_id]
+                continue
+            del self._pending[message_id]
+            if pending.kind == MessageType.EVALUATE:
+                self._lose(pending)
 
     def _lose(self, pending: _Pending) -> None:
         """Say once that nobody waits for this answer."""
-        if not pending.lost:
+        if pending.kind == MessageType.EVALUATE:
+            self._on_measured(pending.node.key, None)
+        elif not pending.lost:
             pending.lost = True
             self._lost.add(pending.node.key)
             self._on_lost(pending.node.key, pending.round, OFFLINE)

@@ -50,6 +50,7 @@ class RunEvaluator:
         self._record = record
         self._waiting = waiting
         self._closed = closed
+        self._has_recordings = True  #: until it says that there are none
 
     def start(self) -> tuple[StartReply, Payload]:
         """The policy's shape and first weights; waits while the evaluator cannot give them."""
@@ -83,10 +84,13 @@ class RunEvaluator:
                 return answer
 
     def evaluate(self, model: GlobalModel, number: int) -> Evaluation | None:
-        """Seeded evaluation of the weights after round ``number``; ``None`` if it is not due."""
+        """Seeded evaluation of the weights after round ``number``.
+
+        ``None`` if it is not due, failed, or there are no recordings to evaluate on.
+        """
         settings = self._settings
-        every, last = settings.evaluation.eval_frequency, settings.rounds.num_server_rounds
-        if not every or (number % every and number != last):
+        due = settings.evaluation.is_due(number, settings.rounds.num_server_rounds)
+        if not due or not self._has_recordings:
             return None
         payload = model.payload()
         task = Evaluate(
@@ -102,6 +106,9 @@ class RunEvaluator:
             reply = self._patiently(lambda: self._evaluator.evaluate(task, payload), _is_away)
         except Zk0dError as error:
             self._record(EvaluationFailed(round=number, reason=error.reason, message=error.message))
+            return None
+        if not reply.datasets:
+            self._has_recordings = False  # the weights need not go there again
             return None
         return Evaluation(loss=reply.loss, success=reply.success, datasets=reply.datasets)
 

@@ -21,6 +21,8 @@ from zk0d.federation.body import CONTENT_TYPE, BodyReader, open_body, require_pa
 from zk0d.federation.messages import (
     Evaluate,
     EvaluateReply,
+    Measure,
+    MeasureReply,
     Message,
     Query,
     QueryReply,
@@ -92,6 +94,10 @@ class NodeLearner(Protocol):
     def train(
         self, task: Train, weights: Payload, progress: Progress = ...
     ) -> tuple[TrainReply, Payload]: ...
+
+    def measure(
+        self, task: Measure, weights: Payload, progress: Progress = ...
+    ) -> MeasureReply: ...
 
 
 def _no_progress(event: dict[str, Any]) -> None:
@@ -189,6 +195,12 @@ class LearnerClient:
             answer.raise_for_status()
             reply, payload = open_body(self._pieces(answer), TrainReply)
         return reply, require_payload(payload)
+
+    def measure(
+        self, task: Measure, weights: Payload, progress: Progress = _no_progress
+    ) -> MeasureReply:
+        """Evaluate ``weights`` on the node's own held-out episodes."""
+        return self._run("measure", task, weights, MeasureReply, progress)[0]
 
     def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
         with self._told():

@@ -26,11 +26,11 @@ from zk0d.learning.spec import (
     check_printable,
 )
 from zk0d.learning.statistics import RunStatistics, Statistics
-from zk0d.record.events import DatasetResult, NodeFigures
+from zk0d.record.events import DatasetResult, HeldOut, NodeFigures
 from zk0d.record.summary import RunSummary
 
 #: Raised when a message changes its meaning; both ends must speak the same.
-PROTOCOL: Literal[9] = 9
+PROTOCOL: Literal[10] = 10
 
 
 #: A program's version; what a node sends becomes a metric's label.
@@ -47,7 +47,7 @@ class Message(Settings):
     # A loss that is no number must arrive as one: admission says so, by name.
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    protocol: Literal[9] = PROTOCOL
+    protocol: Literal[10] = PROTOCOL
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -108,6 +108,9 @@ class QueryReply(Message):
     name: Alias
     recordings: RecordingsSummary
     usable_frames: NonNegativeInt
+    held_out: NonNegativeInt = Field(
+        0, description="Episodes that its owner keeps out of training."
+    )
     statistics: Statistics | None = Field(description="None if the owner does not share them.")
     version: Version = Field("", description="Of the node's zk0d.")
     robot: RobotDescription | None = Field(
@@ -139,17 +142,11 @@ class Noted(Message):
     """The answer to an :class:`UpdateRejected` or a :class:`NodeRejected`."""
 
 
-class Train(Message):
-    """One round of local steps. The weights come as the payload, the mean variate beside them.
-
-    Between the two may be a difference, for a node that holds the weights that it is to. Its
-    learner gets that as the payload, and one without tensors if it holds the round's own weights.
-
-    The same for every node but for ``boost`` and ``variate_round``.
-    """
+class WithWeights(Message):
+    """A task with the policy's weights, which come as the payload."""
 
     run: str
-    round: PositiveInt
+    round: PositiveInt = Field(description="The round under way, or the next.")
     spec: PolicySpec
     base: str = Field(description="Manifest hash of the global weights that come with it.")
     hold: bool = Field(False, description="Keep these weights: a difference to them may follow.")
@@ -158,6 +155,21 @@ class Train(Message):
     )
     statistics: Statistics
     statistics_sha256: str
+    seed: NonNegativeInt
+    evaluation: EvaluationSettings = Field(description="Of the weights, on held-out episodes.")
+    deadline_seconds: PositiveFloat = Field(description="Later answers are of no use.")
+    dataset_uri: str = ""
+
+
+class Train(WithWeights):
+    """One round of local steps. The weights come as the payload, the mean variate beside them.
+
+    Between the two may be a difference, for a node that holds the weights that it is to. Its
+    learner gets that as the payload, and one without tensors if it holds the round's own weights.
+
+    The same for every node but for ``boost`` and ``variate_round``.
+    """
+
     training: TrainingSettings
     first_step: NonNegativeInt = Field(
         description="The schedule's clock at the round's begin; a round moves it by local-steps."
@@ -169,12 +181,8 @@ class Train(Message):
     variate_round: NonNegativeInt = Field(
         0, description="The round of this node's variate that counts; 0: none."
     )
-    seed: NonNegativeInt
     proximal_mu: NonNegativeFloat
     fresh: bool = Field(False, description="The weights went back: begin with new moments.")
-    evaluation: EvaluationSettings = Field(description="Of the round's first weights, here.")
-    deadline_seconds: PositiveFloat = Field(description="Later answers are of no use.")
-    dataset_uri: str = ""
 
 
 class TrainReply(Message):
@@ -184,6 +192,23 @@ class TrainReply(Message):
     round: PositiveInt
     base: str
     figures: NodeFigures
+
+
+class Measure(WithWeights):
+    """Evaluate weights on the node's own held-out episodes, and train nothing."""
+
+    of: NonNegativeInt = Field(description="The committed round that left these weights.")
+    image_augmentation: bool = Field(False, description="As in the query.")
+
+
+class MeasureReply(Message):
+    """What a node found."""
+
+    name: Alias
+    of: NonNegativeInt
+    base: str
+    held_out: HeldOut
+    seconds: NonNegativeFloat = 0.0
 
 
 class Start(Message):

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from zk0d.config.run import RunSettings
+from zk0d.config.run import DELTA, CodecName, RunSettings
 from zk0d.federation.aggregate import (
     RULES,
     Arrays,
@@ -21,7 +21,7 @@ from zk0d.federation.aggregate import (
     norm,
 )
 from zk0d.federation.answers import Accepted
-from zk0d.federation.downlink import Downlink
+from zk0d.federation.downlink import HELD_CODEC, Downlink
 from zk0d.federation.messages import Train
 from zk0d.federation.normalization import Normalization
 from zk0d.federation.update import Payload, encoding
@@ -99,6 +99,15 @@ class GlobalModel:
         if self._variates is None or self._variates.mean is None:
             return weights
         return weights.with_beside(*weights.beside, self._variates.mean)
+
+    def to_measure(self) -> Payload:
+        """The weights as nodes get them whole; to be used before they move.
+
+        What nodes hold stays what it is: a difference would be to those of a round.
+        """
+        codec = self._settings.downlink_codec
+        encoded: CodecName = HELD_CODEC if codec == DELTA else codec
+        return encoding("weights", encoded, lambda: sorted(self.weights.items()))
 
     def advance(self, accepted: Sequence[Accepted], task: Train) -> Combined:
         """Move the weights by a round's updates, in their order; how those go together."""

@@ -21,6 +21,7 @@ from zk0d.federation.admission import Standing
 from zk0d.federation.answers import RoundAnswers
 from zk0d.federation.cohort import PRESENCE_INTERVAL, Cohort
 from zk0d.federation.late import LateNodes
+from zk0d.federation.measuring import NodeEvaluations
 from zk0d.federation.messages import Query, QueryReply, Train
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.nodes import Node
@@ -127,6 +128,7 @@ class Rounds:
             self._lose,
             self._ask_again,
             clock,
+            on_measured=self._take_measured,
             check=normalization.check,
             names=state.names,
             robots=state.robots,
@@ -135,6 +137,20 @@ class Rounds:
         self._late = LateNodes(settings.rounds.max_staleness)
         self._answers: RoundAnswers | None = None
         self._tasks: dict[str, Train] = {}  #: of the latest round, by the node's key
+        self.evaluations = NodeEvaluations(
+            settings,
+            state,
+            self._cohort,
+            transport,
+            normalization,
+            record,
+            serve=self._serve,
+            late=lambda: self.late,
+            standing=self._standing,
+            poll_interval=server.poll_interval,
+            clock=clock,
+            sleep=sleep,
+        )
 
     @property
     def late(self) -> Mapping[str, int]:
@@ -456,6 +472,9 @@ class Rounds:
             self._answers.take(key, number, answer)
         elif work := self._late.done(key, number):
             self._late.keep(work, answer)
+
+    def _take_measured(self, key: str, answer: Message | None) -> None:
+        self.evaluations.take(key, answer)
 
     def _lose(self, key: str, number: int, reason: str) -> None:
         if self._answers is not None and not self._answers.closed:

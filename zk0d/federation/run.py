@@ -16,7 +16,6 @@ from zk0d.config.run import RunSettings
 from zk0d.errors import TryAgainError, Zk0dError
 from zk0d.federation.evaluation import RunEvaluator
 from zk0d.federation.learner_client import Evaluator
-from zk0d.federation.messages import QueryReply
 from zk0d.federation.model import GlobalModel
 from zk0d.federation.normalization import Normalization
 from zk0d.federation.rounds import Rounds, RunFailedError
@@ -187,7 +186,8 @@ class Run:
         weights = {name: array.copy() for name, array in payload.decode(consume=True)}
         self._record(ModelReady(spec=spec, robot=started.robot, start_from=started.start_from))
         self._outputs.model(spec)
-        self._normalization.begin(self._gather(spec))
+        self._meet_nodes(spec)
+        self._normalization.begin(self._rounds.gather())
         self._model = GlobalModel(spec, self._normalization, weights, settings, journal.folder)
         self._commit(RoundCommitted(round=0, evaluation=self._evaluator.evaluate(self._model, 0)))
 
@@ -218,10 +218,12 @@ class Run:
         self._model = GlobalModel(before.spec, normalization, {}, self._settings, journal.folder)
         self._model.load(journal, last)
         self._outputs.replay(before)
-        self._gather(before.spec)
+        self._meet_nodes(before.spec)
+        if not self._is_trained:
+            self._rounds.gather()
 
-    def _gather(self, spec: PolicySpec) -> dict[str, QueryReply]:
-        """Wait for nodes, by the run's state as it is now."""
+    def _meet_nodes(self, spec: PolicySpec) -> None:
+        """Ask nodes, by the run's state as it is now."""
         self._rounds = Rounds(
             self._grid,
             spec,
@@ -237,14 +239,19 @@ class Run:
             clock=self._clock,
             sleep=self._sleep,
         )
-        return self._rounds.gather()
 
     # --- rounds -----------------------------------------------------------------------------------
+
+    @property
+    def _is_trained(self) -> bool:
+        """Whether no round is left to train."""
+        last = self._settings.rounds.num_server_rounds
+        return self._state.round >= last or self._schedule().should_stop()
 
     def _train_rounds(self) -> None:
         number, last = self._state.round + 1, self._settings.rounds.num_server_rounds
         failures = 0
-        while number <= last and not self._schedule().should_stop():
+        while not self._is_trained:
             if self._round(number):
                 failures = 0
                 number += 1
@@ -331,7 +338,10 @@ class Run:
         self._outputs.committed(self._record(event))
         self._waiting.over()
         best = schedule.best
-        self._journal.prune(settings.release.keep_rounds, {best[0]} if best else set())
+        kept = {best[0]} if best else set()
+        if settings.evaluation.on_nodes and self._state.holding_out:
+            kept.add(0)  # a node that comes late has not evaluated it
+        self._journal.prune(settings.release.keep_rounds, kept)
         interval = settings.release.checkpoint_interval
         if number and interval and number % interval == 0:
             self._release(number)
@@ -345,7 +355,29 @@ class Run:
             self._model.load(self._journal, best)
             self._release(best)
 
+    def _evaluate_on_nodes(self, number: int) -> None:
+        """Have nodes evaluate the weights, which are those of round ``number``, for the gate.
+
+        A node that cannot compare them with round 0, because it came later or its learner has
+        restarted since, also evaluates that.
+        """
+        if not self._settings.evaluation.on_nodes:
+            return
+        self._rounds.evaluations.measure(number, self._model)
+        measured = self._state.measured
+        first = measured.get(0, {})
+        alone = [
+            key
+            for key, found in measured.get(number, {}).items()
+            if key not in first or first[key].mark != found.mark
+        ]
+        if alone and is_whole(self._journal.round_folder(0)):
+            self._model.load(self._journal, 0)
+            self._rounds.evaluations.measure(0, self._model, alone)
+            self._model.load(self._journal, number)
+
     def _release(self, number: int) -> None:
         """Have the weights, which are those of round ``number``, written as a checkpoint."""
+        self._evaluate_on_nodes(number)
         whole = RunState.read(self._journal.folder)
         self._evaluator.release(self._model, summary_of(whole, number, self._settings))

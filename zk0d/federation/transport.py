@@ -27,7 +27,16 @@ from zk0d.federation.depot import Depot, in_files
 from zk0d.federation.downlink import DELTA_CODEC
 from zk0d.federation.envelope import Pieces, from_record, route_of, to_record
 from zk0d.federation.line import Line
-from zk0d.federation.messages import Message, Mirror, Piece, Route, Train, TrainReply
+from zk0d.federation.messages import (
+    Measure,
+    Message,
+    Mirror,
+    Piece,
+    Route,
+    Train,
+    TrainReply,
+    WithWeights,
+)
 from zk0d.federation.update import Manifest, Payload, Streamed
 
 #: A capability ends so long after its round's deadline.
@@ -49,11 +58,11 @@ class Transport(Protocol):
     """
 
     def begin(
-        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+        self, task: WithWeights, payload: Payload, keys: Collection[str], late: Late = _NONE
     ) -> None:
         """A round's weights, and what is beside them, for the nodes with these keys."""
 
-    def task(self, task: Train, key: str) -> RecordDict:
+    def task(self, task: WithWeights, key: str) -> RecordDict:
         """The round's message to a node."""
 
     def answer(
@@ -78,12 +87,12 @@ class InMessages:
         self._payload: Payload | None = None
 
     def begin(
-        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+        self, task: WithWeights, payload: Payload, keys: Collection[str], late: Late = _NONE
     ) -> None:
         del task, keys, late
         self._payload = payload
 
-    def task(self, task: Train, key: str) -> RecordDict:
+    def task(self, task: WithWeights, key: str) -> RecordDict:
         del key
         return to_record(task, self._payload)
 
@@ -133,7 +142,7 @@ class BesideMessages:
         self._tickets: set[str] = set()
 
     def begin(
-        self, task: Train, payload: Payload, keys: Collection[str], late: Late = _NONE
+        self, task: WithWeights, payload: Payload, keys: Collection[str], late: Late = _NONE
     ) -> None:
         if payload.manifest.size <= self._inside:
             # They are in the message in any case.
@@ -169,7 +178,7 @@ class BesideMessages:
         self._until = self._clock() + task.deadline_seconds + GRACE_SECONDS
         self._open = self._round_file.open(number, self._shown, tickets, late=bool(late))
 
-    def task(self, task: Train, key: str) -> RecordDict:
+    def task(self, task: WithWeights, key: str) -> RecordDict:
         assert self._open is not None
         until = self._until
         grant = partial(Capability, run=self._run, round=task.round, key=key, until=until)
@@ -253,7 +262,7 @@ class NodeEnd:
         self._line = line or Line(LimitsSettings())
         self._carrier: Carrier | None = None
         self._route: Route | None = None
-        self._task: Train
+        self._task: WithWeights
         self._offered: Payload  #: all that the message names
         self._pieces: dict[str, Pieces] = {}  #: by their manifest's hash
 
@@ -274,11 +283,22 @@ class NodeEnd:
             If the owner's line does not hold the round, before any of those has moved.
         """
         self._route = route_of(record)
-        self._task, offered = from_record(record, Train, self._fetch)
+        task, offered = from_record(record, Train, self._fetch)
+        self._task = task
         if offered is None:
-            return self._task, None
+            return task, None
         self._offered = offered
-        return self._task, self._begin(offered, _needed(self._task, offered, held))
+        return task, self._begin(offered, _needed(task, offered, held))
+
+    def measure(self, record: RecordDict) -> tuple[Measure, Payload | None]:
+        """The same of a message that only asks for an evaluation."""
+        self._route = route_of(record)
+        task, offered = from_record(record, Measure, self._fetch)
+        self._task = task
+        if offered is None:
+            return task, None
+        self._offered = offered
+        return task, self._begin(offered, offered)
 
     def whole(self) -> Payload:
         """The whole weights, for a learner that could not use what :meth:`task` gave.
@@ -384,7 +404,7 @@ def carrier_of(
     return Carrier(url, Path(ca) if ca else None, authorities=authorities, line=line)
 
 
-def _needed(task: Train, offered: Payload, held: Callable[[], str]) -> Payload:
+def _needed(task: WithWeights, offered: Payload, held: Callable[[], str]) -> Payload:
     """What a learner that holds these weights needs of the round's."""
     difference, own = offered.companion("delta"), held() if task.hold else ""
     if own and own == task.base:
@@ -394,8 +414,10 @@ def _needed(task: Train, offered: Payload, held: Callable[[], str]) -> Payload:
     return offered
 
 
-def _update_bytes(task: Train, model: Manifest) -> int:
-    """Length of a node's update, with its variate if there is one."""
+def _update_bytes(task: WithWeights, model: Manifest) -> int:
+    """Length of a node's update, with its variate if there is one; an evaluation has none."""
+    if not isinstance(task, Train):
+        return 0
     training, counts = task.training, [entry.count for entry in model.tensors]
     codecs = [training.uplink_codec]
     if training.drift_correction != "none":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,24 +19,31 @@ from zk0d.config.families import BUILT, packaged
 from zk0d.config.machine import ClientSettings
 from zk0d.config.names import split_revision
 from zk0d.config.run import CodecName
-from zk0d.errors import ConfigError, DataError
+from zk0d.errors import ConfigError, DataError, Zk0dError
 from zk0d.federation.body import require_payload
 from zk0d.federation.codec import NotFinite
 from zk0d.federation.learner_client import HOLDS
-from zk0d.federation.messages import Message, Query, QueryReply, Train, TrainReply
+from zk0d.federation.messages import (
+    Measure,
+    MeasureReply,
+    Message,
+    Query,
+    QueryReply,
+    Train,
+    TrainReply,
+)
 from zk0d.federation.update import Payload, PayloadEncoder, UpdateError
 from zk0d.learner.cooling import HeatLimit
 from zk0d.learner.duty_cycle import DutyCycle
 from zk0d.learner.energy import EnergyMeter
 from zk0d.learner.held import HeldWeights
+from zk0d.learner.held_out import evaluated
 from zk0d.learner.lent import LentRecordings
 from zk0d.learner.pace import StepTime
-from zk0d.learner.parked import Evaluated, ParkedState, task_key
+from zk0d.learner.parked import ParkedState, task_key
 from zk0d.learner.residual import Residual
 from zk0d.learner.tasks import Learner, TaskControl
 from zk0d.learner.variates import OwnVariates, share_of
-from zk0d.learning.batches import PolicyBatches
-from zk0d.learning.evaluate import seeded_loss, stratified_rows
 from zk0d.learning.instructions import cut_instructions
 from zk0d.learning.pace import Pace
 from zk0d.learning.policies.base import LoadedPolicy
@@ -52,7 +60,7 @@ from zk0d.learning.recordings import Recordings
 from zk0d.learning.spec import PolicySpec, check_fit
 from zk0d.learning.step import Correction
 from zk0d.learning.train import Moments, StepPlan, train
-from zk0d.record.events import NodeFigures
+from zk0d.record.events import HeldOut, NodeFigures
 
 log = logging.getLogger("zk0d")
 
@@ -68,6 +76,8 @@ class Prepared:
     residual: Residual
     variates: OwnVariates
     held: HeldWeights
+    #: Of the data: figures on held-out episodes can be compared as long as it stays.
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
     step_time: StepTime = field(default_factory=StepTime)
 
 
@@ -80,7 +90,11 @@ class Contributor(Learner):
         Where it keeps what it resumes from after a restart; by default nowhere.
     """
 
-    kinds: ClassVar[dict[str, type[Message]]] = {"query": Query, "train": Train}
+    kinds: ClassVar[dict[str, type[Message]]] = {
+        "query": Query,
+        "train": Train,
+        "measure": Measure,
+    }
 
     def __init__(self, settings: ClientSettings, parked: ParkedState | None = None) -> None:
         self.settings = settings
@@ -118,6 +132,8 @@ class Contributor(Learner):
     ) -> tuple[Message, Payload | None]:
         if isinstance(task, Query):
             return self._query(task, control), None
+        if isinstance(task, Measure):
+            return self._measure(task, require_payload(payload), control), None
         assert isinstance(task, Train)
         return self._train(task, require_payload(payload), control)
 
@@ -142,6 +158,7 @@ class Contributor(Learner):
             name=self.settings.name,
             recordings=data.summary.model_copy(update={} if robot else {"robot_type": "unknown"}),
             usable_frames=len(data.usable),
+            held_out=len(data.held_out_episodes) if len(data.held_out) else 0,
             statistics=statistics,
             version=version("zk0d"),
             robot=robot,
@@ -154,11 +171,7 @@ class Contributor(Learner):
         control.set_deadline(task.deadline_seconds)
         self._check_limits(task)
         began = time.perf_counter()
-        if task.statistics.sha256 != task.statistics_sha256:
-            raise UpdateError(
-                "the run's statistics are not those that were announced.",
-                reason="statistics_mismatch",
-            )
+        _check_statistics(task)
         uri = self._lent.named(task.dataset_uri)
         self._lent.look_for_more(uri)
         prepared = self._prepare(task.spec, uri, task.training.image_augmentation, control)
@@ -185,7 +198,7 @@ class Contributor(Learner):
         ready = time.perf_counter()
         meters = [EnergyMeter(each) for each in policy.devices]
         if parked.evaluated is None:
-            parked.evaluated = _evaluate_held_out(task, policy, data, batches)
+            parked.evaluated = _first_weights(task, prepared)
         control.check()
         evaluated = time.perf_counter()
         pace = self._pace(task, prepared.step_time)
@@ -230,6 +243,8 @@ class Contributor(Learner):
             bad_batches=result.bad_batches,
             holdout_loss=parked.evaluated.loss,
             holdout_frames=parked.evaluated.frames,
+            holdout_losses=parked.evaluated.losses,
+            holdout_mark=parked.evaluated.mark,
             variate=drift.began_with if drift else "",
             weights=came,
             seconds={
@@ -243,6 +258,34 @@ class Contributor(Learner):
         reply = TrainReply(name=name, round=task.round, base=task.base, figures=figures)
         parked.over(reply, update)
         return reply, update
+
+    def _measure(self, task: Measure, payload: Payload, control: TaskControl) -> MeasureReply:
+        """Evaluate weights; what a run has left here for its next round stays as it is."""
+        control.set_deadline(task.deadline_seconds)
+        _check_statistics(task)
+        uri = self._lent.named(task.dataset_uri)
+        prepared = self._prepare(task.spec, uri, task.image_augmentation, control)
+        if not len(prepared.data.held_out):
+            raise ConfigError(
+                "this node holds out no episodes (learner.holdout-episodes), so it evaluates"
+                " nothing.",
+                reason="nothing_held_out",
+            )
+        if payload.manifest.sha256 != task.base:
+            raise UpdateError("the weights are not those that the task names.")
+        _check_model(prepared.policy, payload)
+        prepared.policy.load_weights(payload.arrays())
+        control.check()
+        began = time.perf_counter()
+        found = evaluated(prepared, task)
+        log.info("round %d, loss on held-out episodes: %.4f", task.of, found.loss)
+        return MeasureReply(
+            name=self.settings.name,
+            of=task.of,
+            base=task.base,
+            held_out=found,
+            seconds=time.perf_counter() - began,
+        )
 
     def _key(self, task: Train, payload: Payload, prepared: Prepared, uri: str) -> str:
         """Names a task by what its update depends on, here."""
@@ -352,6 +395,7 @@ class Contributor(Learner):
         # A run's losses by round are of the same episodes.
         held_out = prepared.data.held_out_episodes
         self._prepared = None
+        prepared.mark = secrets.token_hex(8)  # they may be other frames of the same numbers
         del prepared.data  # frames of both do not fit in memory
         try:
             prepared.data = self._read(recordings, *kept, control, held_out)
@@ -454,23 +498,28 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _evaluate_held_out(
-    task: Train, policy: LoadedPolicy, data: PreparedRecordings, batches: PolicyBatches
-) -> Evaluated:
-    """The round's first weights on this node's own held-out frames."""
-    if not task.evaluation.evaluate_on_nodes or not len(data.held_out):
-        return Evaluated(None, 0)
-    episodes = data.recordings.columns["episode_index"]
-    rows = stratified_rows(data.held_out, episodes, task.evaluation.eval_frames)
-    losses = {
-        uri: (seeded_loss(policy, batches, its, task.seed).mean, len(its))
-        for uri, its in data.recordings.by_dataset(rows).items()
-    }
-    if len(losses) == 1:
-        return Evaluated(*losses.popitem()[1])
-    told = ", ".join(f"{uri} {loss:.4f}" for uri, (loss, _) in losses.items())
-    log.info("round %d, loss on held-out episodes: %s", task.round, told)  # for the owner alone
-    return Evaluated(sum(loss * n for loss, n in losses.values()) / len(rows), len(rows))
+def _check_statistics(task: Train | Measure) -> None:
+    if task.statistics.sha256 != task.statistics_sha256:
+        raise UpdateError(
+            "the run's statistics are not those that were announced.",
+            reason="statistics_mismatch",
+        )
+
+
+def _first_weights(task: Train, prepared: Prepared) -> HeldOut:
+    """The round's first weights on held-out episodes, if the run asks for it.
+
+    No round is lost to an evaluation that fails: it is a value that is missing.
+    """
+    asked = task.evaluation
+    due = asked.evaluate_on_nodes and asked.is_due(task.round - 1)
+    if not due or not len(prepared.data.held_out):
+        return HeldOut()
+    try:
+        return evaluated(prepared, task)
+    except Zk0dError as error:
+        log.warning("round %d, held-out episodes: %s", task.round, error.message)
+        return HeldOut()
 
 
 def _encode(

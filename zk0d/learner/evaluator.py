@@ -169,7 +169,8 @@ class CoordinatorEvaluator(Learner):
             for layout in [data.recordings.layout]
         }
         # No node with another robot is let into the cohort.
-        robots = sorted({data.recordings.summary.robot_type for data in self._datasets})
+        own = {data.recordings.summary.robot_type for data in self._datasets}
+        robots = sorted(own or task.summary.robot_types)
         simulation = any(data.settings.simulator for data in self._datasets)
         uris = [DatasetUri.parse(data.settings.dataset_uri) for data in self._datasets]
         parent = {

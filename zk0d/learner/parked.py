@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from shutil import disk_usage
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ from zk0d.federation.update import Manifest, Payload
 from zk0d.files import make_folder, whole_file
 from zk0d.learning.pace import Paced
 from zk0d.learning.reached import Counts, Reached
+from zk0d.record.events import HeldOut
 
 if TYPE_CHECKING:
     from zk0d.learner.contributor import Prepared
@@ -100,18 +101,11 @@ class _Label(Settings):
     step_seconds: float | None
     held: Manifest | None
     variates: dict[int, Manifest]
-    evaluated: tuple[float | None, int] | None = None  #: on held-out frames: loss, how many
+    #: On held-out episodes; in older files loss and number of frames.
+    evaluated: HeldOut | tuple[float | None, int] | None = None
     step: _Step | None = None
     answer: TrainReply | None = None
     update: tuple[Manifest, ...] = ()
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The round's first weights on held-out frames."""
-
-    loss: float | None
-    frames: int
 
 
 class ParkedState:
@@ -312,12 +306,12 @@ class ParkedRound:
     Attributes
     ----------
     evaluated
-        What a process before this one found.
+        What a process before this one found of the round's first weights, on held-out episodes.
     answer
         The whole of its answer, if the round was over.
     """
 
-    evaluated: Evaluated | None = None
+    evaluated: HeldOut | None = None
     answer: tuple[TrainReply, Payload] | None = None
 
     def __init__(self, state: ParkedState, task: Train, prepared: Prepared, key: str) -> None:
@@ -327,8 +321,11 @@ class ParkedRound:
 
     def find(self, label: _Label, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take what the file has of this very task."""
-        if label.evaluated is not None:
-            self.evaluated = Evaluated(*label.evaluated)
+        if isinstance(label.evaluated, tuple):
+            loss, frames = label.evaluated
+            self.evaluated = HeldOut(loss=loss, frames=frames)
+        elif label.evaluated is not None:
+            self.evaluated = label.evaluated
         if label.step is not None:
             self._reached = label.step.reached(_under("step", tensors))
             done = self._reached.counts.step
@@ -361,8 +358,7 @@ class ParkedRound:
             if name.startswith("before/")
         }
         content |= {f"step/{name}": tensor for name, tensor in reached.tensors.items()}
-        evaluated = (self.evaluated.loss, self.evaluated.frames) if self.evaluated else None
-        self._write(content, evaluated=evaluated, step=_Step.of(reached))
+        self._write(content, evaluated=self.evaluated, step=_Step.of(reached))
         self._due = self._state.now + self._state.pause
 
     def over(self, reply: TrainReply, update: Payload) -> None:

@@ -52,10 +52,14 @@ def stratified_rows(usable: torch.Tensor, episodes: torch.Tensor, frames: int) -
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean over frames, and its standard error; ``None`` where frames have no loss each."""
+    """A mean over frames, its standard error, and each frame's own loss, on the CPU.
+
+    The last two are ``None`` where a policy has no loss of each frame.
+    """
 
     mean: float
     spread: float | None
+    by_row: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -91,10 +95,13 @@ def seeded_loss(
     loss = total / len(rows)
     if not np.isfinite(loss):
         raise Zk0dError("the evaluation loss is not a number.", reason="evaluation_failed")
-    if len(rows) < 2 or not per_frame:
+    if not per_frame:
         return Loss(loss, None)
+    by_row = torch.cat(per_frame).float().cpu()
+    if len(rows) < 2:
+        return Loss(loss, None, by_row)
     spread = torch.cat(per_frame).std().item() / len(rows) ** 0.5
-    return Loss(loss, spread)
+    return Loss(loss, spread, by_row)
 
 
 def losses_by_episode(

@@ -55,7 +55,8 @@ def spec_for(
         if like is None:
             raise ConfigError(
                 f"model-name '{model_name}' takes its shape from the coordinator's evaluation"
-                " recordings; add an [[evaluation]] table to server.toml."
+                " recordings; add an [[evaluation]] table to server.toml, or name a pretrained"
+                " model, which has its own."
             )
         cameras, state, action = like.cameras, like.state_width, like.action_width
         usual = family_of(policy).backbone

@@ -15,6 +15,10 @@ from zk0d.learning.spec import PolicySpec, RobotDescription
 VERSION = 1
 
 
+#: A node tells the loss of so many held-out episodes.
+MOST_EPISODES = 256
+
+
 class _Content(BaseModel):
     # A loss that is no number must travel as one: admission says so, by name.
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
@@ -118,6 +122,7 @@ class NodeJoined(AnyEvent):
     enrolled: str = ""  #: the roster's name, which stays if the node changes its key
     frames: int = 0
     episodes: int = 0
+    held_out: int = 0  #: episodes that it keeps out of training
     shares_statistics: bool = True
     version: str = ""
     robot: RobotDescription | None = None
@@ -227,6 +232,43 @@ def figure(text: str, metric: str = "", **more: Any) -> Any:
     return Field(description=text, json_schema_extra=extra, **more)
 
 
+class HeldOut(_Content):
+    """What a node finds of some weights on its own held-out episodes."""
+
+    loss: float | None = Field(None, description="Mean over the frames.")
+    frames: int = Field(0, ge=0)
+    losses: tuple[float, ...] = Field(
+        (), max_length=MOST_EPISODES, description="Of each episode, in their order."
+    )
+    mark: str = Field(
+        "",
+        pattern=r"^[0-9a-f]{0,16}$",
+        description="The same if frames, noise and normalization were the same. It is of a secret"
+        " of the learner's process, so it tells nothing else.",
+    )
+
+
+class NodeMeasured(AnyEvent, HeldOut):
+    """A node has evaluated the weights after ``round``."""
+
+    kind: Literal["node.measured"] = "node.measured"
+    round: int
+    node: str
+    key: str = ""
+    seconds: float = 0.0
+
+
+class NodeNotMeasured(AnyEvent):
+    """A node holds out episodes and has not evaluated the weights after ``round``."""
+
+    kind: Literal["node.not_measured"] = "node.not_measured"
+    round: int
+    node: str
+    key: str = ""
+    reason: str
+    message: str = ""
+
+
 class NodeFigures(_Content):
     """What a learner says of a round it trained. Losses and norms are means over its steps.
 
@@ -249,6 +291,12 @@ class NodeFigures(_Content):
         "Loss of the round's first weights on the node's own held-out episodes.", default=None
     )
     holdout_frames: int = figure("Frames of that evaluation.", default=0, ge=0)
+    holdout_losses: tuple[float, ...] = Field(
+        (), max_length=MOST_EPISODES, description="That loss of each episode."
+    )
+    holdout_mark: str = Field(
+        "", pattern=r"^[0-9a-f]{0,16}$", description="As in what nodes measure."
+    )
     variate: Literal["", "kept", "new", "lost"] = Field(
         "",
         description="The variate that drift correction began with: the node's own (kept), none yet"
@@ -260,6 +308,16 @@ class NodeFigures(_Content):
         " held, or not at all, because it held them (a round that was sent again).",
     )
     seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")
+
+    @property
+    def held_out(self) -> HeldOut:
+        """What it found of the round's first weights."""
+        return HeldOut(
+            loss=self.holdout_loss,
+            frames=self.holdout_frames,
+            losses=self.holdout_losses,
+            mark=self.holdout_mark,
+        )
 
 
 class NodeRound(NodeFigures):
@@ -384,6 +442,8 @@ Event = Annotated[
     | UpdateAccepted
     | UpdateRefused
     | RoundCommitted
+    | NodeMeasured
+    | NodeNotMeasured
     | EvaluationFailed
     | CheckpointWritten
     | CheckpointFailed,

@@ -132,6 +132,17 @@ class Reason(StrEnum):
         " is metered",
     )
 
+    SITS_OUT = (
+        "sits_out",
+        Effect.NONE,
+        "the node sits out, because updates of it were refused, and evaluates no weights either",
+    )
+    NOTHING_HELD_OUT = (
+        "nothing_held_out",
+        Effect.NONE,
+        "the node keeps no episodes out of training, so it evaluates no weights",
+    )
+
     # What admission refuses.
     MANIFEST_MISMATCH = (
         "manifest_mismatch",

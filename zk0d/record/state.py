@@ -20,7 +20,10 @@ from zk0d.record.events import (
     Event,
     ModelReady,
     NodeJoined,
+    NodeLeftOut,
     NodeLost,
+    NodeMeasured,
+    NodeNotMeasured,
     NodePreparing,
     NodeRefused,
     NodeRound,
@@ -107,6 +110,11 @@ class RunState:
     preparing: dict[str, NodePreparing] = field(default_factory=dict)  #: by key: how far each is
     unable: dict[str, NodeRefused] = field(default_factory=dict)  #: by key: why it cannot train
     open: RoundStarted | None = None  #: the round under way
+    holding_out: dict[str, str] = field(default_factory=dict)  #: nodes with held-out episodes
+    #: What nodes found of weights on those: by the round that left these, then by the node's key.
+    measured: dict[int, dict[str, NodeMeasured]] = field(default_factory=dict)
+    #: Why others did not, by round, then by name.
+    not_measured: dict[int, dict[str, str]] = field(default_factory=dict)
 
     asked: int = 0  #: nodes in the round that was sent last
     learning_rate: float = 0.0
@@ -161,12 +169,20 @@ class RunState:
                 self.preparing.pop(event.key or event.node, None)
                 self._member(event.node).version = event.version
                 self._meet(event.robot)
+                self._hold_out(event)
             case NodePreparing():
                 self.unable.pop(event.key or event.node, None)
                 self.preparing[event.key or event.node] = event
             case NodeRefused():
                 self.preparing.pop(event.key or event.node, None)
                 self.unable[event.key or event.node] = event
+            case NodeLeftOut():
+                self.holding_out = {k: n for k, n in self.holding_out.items() if n != event.node}
+            case NodeMeasured():
+                self.measured.setdefault(event.round, {})[event.key] = event
+                self.not_measured.get(event.round, {}).pop(event.node, None)
+            case NodeNotMeasured():
+                self.not_measured.setdefault(event.round, {})[event.node] = event.reason
             case NodeLost():
                 self.lost.append(event)
                 self._member(event.node).updates[LOST] += 1
@@ -202,6 +218,8 @@ class RunState:
         if not event.round:
             return  # the policy before any training
         self.losses[event.round] = {node.node: node.policy_loss for node in event.nodes}
+        if event.round == 1:
+            self._take_first(event)
         self.committed += 1
         self.bytes_up += event.bytes_up
         self.bytes_down += event.bytes_down
@@ -230,6 +248,8 @@ class RunState:
         self.rounds = {n: event for n, event in self.rounds.items() if n <= last}
         self.losses = {n: losses for n, losses in self.losses.items() if n <= last}
         self.refusals = [event for event in self.refusals if event.round <= last]
+        self.measured = {n: found for n, found in self.measured.items() if n <= last}
+        self.not_measured = {n: found for n, found in self.not_measured.items() if n <= last}
         if self.last is not None and self.last.round > last:
             self.last = self.rounds.get(last)
 
@@ -246,6 +266,29 @@ class RunState:
             self.waiting = RunWaiting(
                 reason=reason, message=message, until=reason.until, since=self.heard, run=self.run
             )
+
+    def _take_first(self, event: RoundCommitted) -> None:
+        """Nodes evaluate a round's first weights: in round 1 those before any training."""
+        for node in event.nodes:
+            if node.holdout_mark and not node.staleness:
+                found = NodeMeasured(
+                    **node.held_out.model_dump(),
+                    time=event.time,
+                    run=event.run,
+                    round=0,
+                    node=node.node,
+                    key=node.key,
+                    seconds=node.seconds.get("evaluate", 0.0),
+                )
+                self.measured.setdefault(0, {})[node.key] = found
+
+    def _hold_out(self, event: NodeJoined) -> None:
+        """Whether a node holds out episodes now; one that changed its key is the same node."""
+        same = {k for k, name in self.holding_out.items() if k == event.key or name == event.node}
+        for key in same:
+            del self.holding_out[key]
+        if event.held_out:
+            self.holding_out[event.key] = event.node
 
     def _meet(self, robot: RobotDescription | None) -> None:
         if robot is not None and robot not in self.robots:
@@ -317,6 +360,22 @@ class RunState:
         return sum(number > best[0] for number in self.evaluated) if best else 0
 
     @property
+    def on_nodes(self) -> dict[str, Any] | None:
+        """The newest loss on the nodes' held-out episodes, by frames, and of which round."""
+        of = max(self.measured, default=0)
+        found = [each for each in self.measured.get(of, {}).values() if each.loss is not None]
+        if self.last is not None and self.last.holdout_loss is not None and self.last.round > of:
+            of, loss = self.last.round - 1, self.last.holdout_loss
+            count = sum(node.holdout_loss is not None for node in self.last.nodes)
+        elif found:
+            frames = sum(each.frames for each in found) or 1
+            loss = sum((each.loss or 0.0) * each.frames for each in found) / frames
+            count = len(found)
+        else:
+            return None
+        return {"round": of, "loss": loss, "nodes": count}
+
+    @property
     def policy_loss(self) -> float | None:
         """Held-out loss of the last evaluation, mean of the datasets."""
         found = [event.evaluation for _, event in sorted(self.rounds.items()) if event.evaluation]
@@ -373,6 +432,7 @@ class RunState:
             "train_loss": self.train_loss,
             "agreement": self.agreement,
             "losses": self.by_dataset("loss"),
+            "on_nodes": self.on_nodes,
             "success": self.by_dataset("success"),
             "last_commit": self.last_commit or None,
             "message": self.message,

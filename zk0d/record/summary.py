@@ -27,6 +27,17 @@ class Point(Settings):
     success: float | None = None
 
 
+class NodePoint(Settings):
+    """What one node found of the weights after a round, on its own held-out episodes."""
+
+    round: NonNegativeInt
+    node: str
+    loss: float
+    frames: NonNegativeInt
+    losses: tuple[float, ...]  #: of each episode
+    mark: str  #: the same if frames, noise and normalization were the same
+
+
 class RoundPoint(Settings):
     """One round's training: unweighted means over its nodes."""
 
@@ -61,6 +72,14 @@ class RunSummary(Settings):
     lost: NonNegativeInt
     notes: tuple[str, ...] = ()  #: what the schedule did, and why
     start_from: str = ""  #: the release that the run began with, RUN/ROUND
+    measured: tuple[NodePoint, ...] = ()  #: of round 0 and of the summary's own round
+    not_measured: dict[str, str] = Field(default_factory=dict)  #: of its own round, by name: why
+    robot_types: tuple[str, ...] = ()  #: of the nodes that told theirs
+
+    @property
+    def has_evaluations(self) -> bool:
+        """Whether the coordinator has recordings of its own to evaluate on."""
+        return any(point.losses for point in self.evaluations)
 
     @property
     def comparable(self) -> dict[str, object]:
@@ -119,4 +138,19 @@ def summary_of(state: RunState, number: int, settings: RunSettings) -> RunSummar
         lost=sum(len(event.lost) for event in events),
         notes=tuple(notes),
         start_from=state.start_from,
+        measured=tuple(
+            NodePoint(
+                round=each.round,
+                node=each.node,
+                loss=each.loss,
+                frames=each.frames,
+                losses=each.losses,
+                mark=each.mark,
+            )
+            for of in sorted({0, number})
+            for each in sorted(state.measured.get(of, {}).values(), key=lambda each: each.node)
+            if each.loss is not None
+        ),
+        not_measured=dict(sorted(state.not_measured.get(number, {}).items())),
+        robot_types=tuple(sorted({r.robot_type for r in state.robots if r.robot_type})),
     )

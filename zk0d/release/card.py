@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from zk0d.config.families import family_of, packaged
 from zk0d.config.names import GROUPS_FOLDER
 from zk0d.learning.statistics import RunStatistics
+from zk0d.record.held_out import change_of
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART
 from zk0d.release.gate import Verdict
@@ -124,6 +125,7 @@ def model_card(
         _evaluated_on(summary, licenses),
         _final(summary, verdict),
         _by_dataset(summary, statistics),
+        *_on_nodes(summary),
         _insights(summary),
         _usage(summary, statistics, carries_vlm),
         FORMAT + _adapter(summary),
@@ -209,7 +211,11 @@ def _evaluated_on(summary: RunSummary, licenses: Mapping[str, str]) -> str:
 
 def _final(summary: RunSummary, verdict: Verdict) -> str:
     title = "## Final Evaluation Metrics\n\n"
-    if not summary.evaluations:
+    gate = f"Quality gate: {'passed' if verdict.passed else 'not passed'}"
+    gate += f" ({'; '.join(verdict.reasons)})."
+    if not summary.has_evaluations:
+        if verdict.judged_by == "nodes":
+            return f"{title}The coordinator has no recordings of its own.\n\n{gate}"
         return title + "This run was not evaluated."
     first, last = summary.evaluations[0], summary.evaluations[-1]
     rows = [("Composite Eval Loss", _number(first.loss), _number(last.loss))]
@@ -219,11 +225,8 @@ def _final(summary: RunSummary, verdict: Verdict) -> str:
         rows.append(("Clients", str(before.nodes), str(after.nodes)))
     table = _table(("", f"round {first.round}", f"round {last.round}"), rows)
     success = "" if last.success is None else f"\n\nSuccess in simulation: {last.success:.0%}."
-    gate = "; ".join(verdict.reasons)
     return (
-        f"{title}{table}{success}\n\nQuality gate:"
-        f" {'passed' if verdict.passed else 'not passed'} ({gate}).\n\n"
-        f"![Policy loss and training loss by round]({CHART})"
+        f"{title}{table}{success}\n\n{gate}\n\n![Policy loss and training loss by round]({CHART})"
     )
 
 
@@ -246,6 +249,51 @@ def _by_dataset(summary: RunSummary, statistics: RunStatistics) -> str:
         head = (*head, "normalized with the statistics of")
         rows = [(*row, last.statistics.get(row[0]) or "all") for row in rows]
     return "## Per-Dataset Results\n\n" + _table(head, rows)
+
+
+def _on_nodes(summary: RunSummary) -> list[str]:
+    """What contributors found on the episodes that they keep out of training."""
+    found = change_of(summary)
+    if found is None:
+        return []
+    rows: list[tuple[str, ...]] = [
+        (
+            each.node,
+            str(each.episodes),
+            _number(each.before),
+            _number(each.after),
+            _signed(each.change),
+            _number(each.spread),
+        )
+        for each in found.nodes
+    ]
+    if len(found.nodes) > 1:
+        episodes = sum(each.episodes for each in found.nodes)
+        together = (found.before, found.after)
+        rows.append(
+            (
+                "together",
+                str(episodes),
+                *map(_number, together),
+                _signed(found.mean),
+                _number(found.spread),
+            )
+        )
+    head = (
+        "node",
+        "episodes",
+        "policy loss, round 0",
+        f"round {summary.round}",
+        "change",
+        "spread",
+    )
+    text = (
+        "## On the Contributors' Own Episodes\n\nEach kept some episodes out of training and"
+        " compares the policy on them with itself: the same frames, the same noise. Together they"
+        " count by their frames.\n\n"
+    )
+    missing = ", ".join(f"{name} ({why})" for name, why in summary.not_measured.items())
+    return [text + _table(head, rows) + (f"\n\nNot measured: {missing}." if missing else "")]
 
 
 def _insights(summary: RunSummary) -> str:
@@ -362,6 +410,10 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
 
 
 def _number(value: float | None) -> str:

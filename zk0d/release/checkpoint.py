@@ -20,6 +20,7 @@ from zk0d.config.run import LATEST_OR_BASE, RunSettings, run_settings, stored_se
 from zk0d.errors import ConfigError, TryAgainError, not_written
 from zk0d.files import point, write_file
 from zk0d.learning.spec import RobotDescription
+from zk0d.record.held_out import change_of
 from zk0d.record.summary import RunSummary
 from zk0d.release.chart import CHART, draw_training
 from zk0d.release.gate import Verdict, judge
@@ -166,7 +167,11 @@ def describe(
     contents: dict[str, Any] = {
         METRICS: {
             "schema_version": SCHEMA_VERSION,
-            "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
+            "gate": {
+                "passed": verdict.passed,
+                "reasons": list(verdict.reasons),
+                "judged_by": verdict.judged_by,
+            },
             "summary": summary.model_dump(mode="json"),
         },
         PROVENANCE: {
@@ -266,10 +271,17 @@ def _summary(folder: Path) -> RunSummary | None:
 
 
 def _loss(folder: Path) -> float:
-    """Held-out loss of a checkpoint's own round; infinity if it is not known."""
+    """Held-out loss of a checkpoint's own round; infinity if it is not known.
+
+    Where nodes alone evaluate, it is how their losses changed since the run's beginning.
+    """
     summary = _summary(folder)
-    points = {point.round: point.loss for point in summary.evaluations} if summary else {}
-    loss = points.get(summary.round) if summary else None
+    if summary is None:
+        return math.inf
+    if not summary.has_evaluations:
+        since = change_of(summary)
+        return math.inf if since is None else since.mean
+    loss = {point.round: point.loss for point in summary.evaluations}.get(summary.round)
     return math.inf if loss is None else loss
 
 

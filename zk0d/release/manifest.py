@@ -72,6 +72,22 @@ class ReleaseFile(Told):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class OnNodes(Told):
+    """How nodes found that a release changed since its run's beginning, on their own episodes.
+
+    Attributes
+    ----------
+    nodes
+        The change of each node's held-out loss, by name; below zero it is better.
+    change, spread
+        Of their mean by frames.
+    """
+
+    nodes: dict[str, float]
+    change: float
+    spread: float | None = None
+
+
 class Release(Told):
     """A release.
 
@@ -90,6 +106,8 @@ class Release(Told):
         Whether the gate let it pass; and why a person took it nevertheless.
     loss, baseline, losses, success
         Of its own round on the held-out recordings, and of round 0.
+    judged_by, on_nodes
+        Whose recordings the gate went by, and what the nodes found on theirs.
     comparable
         The same for releases whose losses can be compared.
     """
@@ -113,6 +131,8 @@ class Release(Told):
     baseline: float | None = None
     losses: dict[str, float | None] = Field(default_factory=dict)
     success: float | None = None
+    judged_by: str = "coordinator"
+    on_nodes: OnNodes | None = None
     comparable: str = ""
     files: Annotated[tuple[ReleaseFile, ...], Field(min_length=1, max_length=MOST_FILES)]
 

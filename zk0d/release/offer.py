@@ -20,6 +20,8 @@ from typing import Any
 from zk0d.errors import Zk0dError
 from zk0d.files import write_file
 from zk0d.machine import release_key
+from zk0d.record.held_out import change_of
+from zk0d.record.summary import RunSummary
 from zk0d.release.checkpoint import (
     BEST,
     CARD,
@@ -32,6 +34,7 @@ from zk0d.release.checkpoint import (
 )
 from zk0d.release.manifest import (
     Offer,
+    OnNodes,
     Release,
     ReleaseFile,
     SignedOffer,
@@ -238,8 +241,21 @@ def describe(folder: Path, files: list[ReleaseFile]) -> Release:
         baseline=first.loss if first else None,
         losses=own.losses if own else {},
         success=own.success if own else None,
+        judged_by=str(gate.get("judged_by", "coordinator")),
+        on_nodes=_on_nodes(summary),
         comparable=hashlib.sha256(comparable.encode()).hexdigest()[:16],
         files=tuple(files),
+    )
+
+
+def _on_nodes(summary: RunSummary) -> OnNodes | None:
+    found = change_of(summary)
+    if found is None:
+        return None
+    return OnNodes(
+        nodes={each.node: each.change for each in found.nodes},
+        change=found.mean,
+        spread=found.spread,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zk0d.errors import ConfigError
 from zk0d.record.events import EvaluationFailed, RoundCommitted, RoundFailed
+from zk0d.record.held_out import change_of
 from zk0d.record.journal import settings_of
 from zk0d.record.state import RunState
 from zk0d.record.summary import RunSummary, summary_of
@@ -33,6 +34,20 @@ class Analysis:
         for number, losses in sorted(self.state.losses.items()):
             for node, loss in losses.items():
                 found.setdefault(node, {})[number] = loss
+        return found
+
+    @cached_property
+    def on_nodes(self) -> dict[str, dict[int, float]]:
+        """Loss on the episodes that nodes hold out: by node, then by round of the weights."""
+        found: dict[str, dict[int, float]] = {}
+        for number, event in sorted(self.state.rounds.items()):
+            for node in event.nodes:
+                if node.holdout_loss is not None and not node.staleness:
+                    found.setdefault(node.node, {})[number - 1] = node.holdout_loss
+        for number, measured in self.state.measured.items():
+            for each in measured.values():
+                if each.loss is not None:
+                    found.setdefault(each.node, {})[number] = each.loss
         return found
 
     @cached_property
@@ -97,7 +112,19 @@ class Analysis:
                 f" Policy loss {measured[0]:.4f} before, {last:.4f} after, best {self.best[1]:.4f}"
                 f" in round {self.best[0]}."
             )
-        return text + (f" {self.state.message}" if self.state.message else "")
+        return text + self._nodes_say() + (f" {self.state.message}" if self.state.message else "")
+
+    def _nodes_say(self) -> str:
+        """How the policy changed on the episodes that nodes hold out."""
+        found = change_of(self.run)
+        if found is None:
+            return ""
+        spread = "" if found.spread is None else f", spread {found.spread:.4f}"
+        whose = "one node" if len(found.nodes) == 1 else f"{len(found.nodes)} nodes"
+        return (
+            f" On the held-out episodes of {whose} the loss went from {found.before:.4f} to"
+            f" {found.after:.4f}{spread}."
+        )
 
 
 def analyse(folder: Path) -> Analysis:

@@ -60,6 +60,9 @@ def charts(analysis: Analysis) -> list[Chart]:
     losses = _by_dataset(analysis)
     if losses:
         made.append(Chart("policy_loss", "Policy loss", _with_baseline(losses)))
+    if analysis.on_nodes:
+        drawn = _with_baseline(analysis.on_nodes)
+        made.append(Chart("on_nodes", "Policy loss on the nodes' held-out episodes", drawn))
     if analysis.success:
         made.append(Chart("success", "Success", _lines(analysis.success, "success", (0, 1.02))))
     if analysis.losses:

@@ -60,7 +60,9 @@ class LearnerService(Service):
         with the next task.
     """
 
-    stuck_reasons = tuple(f"{kind}_stands_still" for kind in ("query", "train", "evaluate"))
+    stuck_reasons = tuple(
+        f"{kind}_stands_still" for kind in ("query", "train", "measure", "evaluate")
+    )
 
     def __init__(
         self,

@@ -12,6 +12,8 @@ from zk0d.record.events import (
     Event,
     ModelReady,
     NodeJoined,
+    NodeMeasured,
+    NodeNotMeasured,
     NodePreparing,
     NodeRefused,
     NodeSitsOut,
@@ -96,6 +98,12 @@ class RunWatch:
             log.error("%s", run.sentence(), extra={"run": run.run, "round": run.round})
 
 
+def not_measured_sentence(event: NodeNotMeasured) -> str:
+    """Why a node's held-out episodes have no say."""
+    said = f"{event.node} has not evaluated the weights of round {event.round} ({event.reason})"
+    return f"{said}: {event.message}" if event.message else said
+
+
 def log_event(event: Event) -> None:
     """One line of the log for an event of a run, with its fields."""
     where = {key: getattr(event, key, None) for key in ("run", "round", "node")}
@@ -113,6 +121,16 @@ def log_event(event: Event) -> None:
         case NodeJoined():
             for notice in event.notices:
                 log.warning("%s", notice, extra=where)
+        case NodeMeasured():
+            log.info(
+                "%s has evaluated the weights of round %d, loss %.4f",
+                event.node,
+                event.round,
+                event.loss,
+                extra=where,
+            )
+        case NodeNotMeasured():
+            log.warning("%s", not_measured_sentence(event), extra=where)
         case UpdateRefused():
             log.warning("the update of %s is refused: %s", event.node, event.message, extra=where)
         case RoundFailed() | RunFailed():

@@ -27,7 +27,7 @@ from zk0d.federation import client_app
 from zk0d.federation.cohort import content
 from zk0d.federation.envelope import message_in
 from zk0d.federation.learner_client import LearnerError, NodeLearner, Progress
-from zk0d.federation.messages import Query, QueryReply, Train, TrainReply
+from zk0d.federation.messages import Measure, MeasureReply, Query, QueryReply, Train, TrainReply
 from zk0d.federation.update import Manifest, Payload
 from zk0d.files import whole_file
 from zk0d.learner.contributor import Contributor, Prepared
@@ -197,6 +197,13 @@ class VirtualLearner:
         if self._node.poisoned:
             update = _poisoned(update).with_beside(*map(_poisoned, update.beside))
         return reply, update
+
+    def measure(
+        self, task: Measure, weights: Payload, progress: Progress = lambda event: None
+    ) -> MeasureReply:
+        reply, _ = self._contributor.run(task, weights, TaskControl(self._told(progress)))
+        assert isinstance(reply, MeasureReply)
+        return reply
 
     def _told(self, progress: Progress) -> Progress:
         """The same for whoever looks at the simulation, too."""
