@@ -13,6 +13,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+# LeRobot imports every plugin that it finds, MuJoCo's too, which then looks for a window system.
+os.environ.setdefault("MUJOCO_GL", "egl")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Decoded frames are kept in the user's caches. A fresh folder: no session uses another's.
     _CACHES = tempfile.TemporaryDirectory(prefix="zk0d-caches-")
