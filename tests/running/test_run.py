@@ -71,12 +71,12 @@ def test_nodes_train_adapters_and_send_nothing_else(running: Federation) -> None
     assert committed[-1]["evaluation"]["loss"] < committed[0]["evaluation"]["loss"]
     names = load_file(folder / "rounds" / "00002" / "global.safetensors")
     assert all(name.endswith(".lora_B.default.weight") for name in names)
-    # A byte a value and a scale for each tensor, of the update and of the variate.
+    # A byte a value and a scale for each tensor; without a wish for them no variates travel.
     values = sum(each.size for each in names.values())
     assert {len(line["nodes"]) for line in committed[1:]} == {2}
     for line in committed[1:]:
         for node in line["nodes"]:
-            assert 2 * values < node["bytes_up"] < 2.5 * values
+            assert values < node["bytes_up"] < 1.25 * values
     (checkpoint,) = running.layout.coordinator.rglob(f"{run_id}/checkpoint_round_2")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.name for path in (checkpoint / "adapter").iterdir()
