@@ -83,11 +83,21 @@ class Desk:
         told = {"type": "mock_robot", "id": "mine", "calibration_dir": str(self.folder)}
         self.robot.write_text(json.dumps(told | content))
 
+    @contextlib.contextmanager
+    def at_a_terminal(self) -> Iterator[None]:
+        """Ctrl-C means what it does there: a test that runs in the background ignores it."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def run(self, *more: str, keys: str = "", seconds: float = 0.3) -> Result:
         FakeKeys.pressed = keys
         words = ["policy", "try", str(self.policy), "--robot-config", str(self.robot)]
         usual = ["--device", "cpu", "--seconds", str(seconds), "--folder", str(self.folder)]
-        return runner.invoke(app, [*words, *usual, *more])
+        with self.at_a_terminal():
+            return runner.invoke(app, [*words, *usual, *more])
 
     def refused(self, *more: str) -> Zk0dError:
         """What it says; nothing was connected by then."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zk0d.cli import policy_compare, policy_try, policy_tune, verbs
-from zk0d.config.names import WEIGHTS_FILE
 from zk0d.machine import contributors, units
 
 if TYPE_CHECKING:
@@ -253,6 +252,8 @@ def _tries() -> tuple[Tally, ...]:
 
 def _tallies(release: Release, tries: tuple[Tally, ...]) -> list[Tally]:
     """Those of a release, whatever it was called when it was tried."""
+    from zk0d.config.names import WEIGHTS_FILE
+
     weights = {file.sha256 for file in release.files if file.path == WEIGHTS_FILE}
     return [tally for tally in tries if tally.policy_sha256 in weights]
 
