@@ -88,7 +88,7 @@ def evaluated(prepared: PreparedRecordings, seed: int = 0) -> float:
 def test_every_family_has_a_file_and_every_file_is_registered() -> None:
     files = {module.name for module in pkgutil.iter_modules(policies.__path__)}
     assert set(FAMILIES) <= files
-    shared = {"base", "noise", "several_frames", "tiny_clip", "tiny_vlm"}
+    shared = {"base", "noise", "of_packages", "several_frames", "tiny_clip", "tiny_vlm"}
     assert files - shared == set(FAMILIES)
     for name in FAMILIES:
         assert issubclass(family(name), LoadedPolicy)
