@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,13 +358,10 @@ def test_a_robots_file_that_lerobot_does_not_take_is_refused(
         RobotFile.read(tmp_path / "none.yaml")
 
 
-def test_a_driver_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    try:
-        import scservo_sdk  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        pytest.skip("the driver of an SO-101 is installed here")
+def test_a_driver_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scservo_sdk", None)
     file = tmp_path / "arm.yaml"
     file.write_text(f"type: so101_follower\nport: /dev/null\ncalibration_dir: {tmp_path}\n")
     with pytest.raises(UnavailableError, match=r"pip install 'lerobot\[feetech\]=="):

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,9 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from tests.record.lines import read_lines
+from zk0d.config.machine import ServerSettings
+from zk0d.config.run import RunSettings
 from zk0d.federation.envelope import from_record, kind_of, to_record
 from zk0d.federation.messages import (
     Evaluate,
@@ -37,11 +41,13 @@ from zk0d.federation.messages import (
     TrainReply,
     UpdateRejected,
 )
+from zk0d.federation.run import Run
 from zk0d.federation.update import Kind, Manifest, Payload, TensorEntry
 from zk0d.flower.replies import PAGE
 from zk0d.learning.spec import PolicySpec, RecordingsSummary, RobotDescription
 from zk0d.learning.statistics import FeatureStatistics, Statistics
 from zk0d.record.events import DatasetResult, HeldOut, NodeFigures
+from zk0d.record.journal import Journal, settings_of
 from zk0d.release.gate import judge
 
 NEVER = float("inf")
@@ -314,6 +320,31 @@ def _copied(record: RecordDict) -> RecordDict:
             for name, each in record.items()
         }
     )
+
+
+class RunOnFakes:
+    """A run of the real ServerApp's loop against a :class:`FakeGrid`; a subclass says with what."""
+
+    folder: Path
+    settings: RunSettings
+    grid: FakeGrid
+    evaluator: FakeEvaluator
+
+    def run_on_grid(self, resumed_by: str = "") -> None:
+        Run(
+            self.grid,
+            settings_of(self.folder) if resumed_by else self.settings,
+            ServerSettings(state=self.folder),
+            Journal(self.folder, "1"),
+            self.evaluator,
+            resumed_by=resumed_by,
+            clock=self.grid.clock,
+            sleep=self.grid.sleep,
+        ).run()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The journal's lines of a kind."""
+        return [line for line in read_lines(self.folder) if line["kind"] == kind]
 
 
 @dataclass

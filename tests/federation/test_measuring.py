@@ -13,18 +13,23 @@ from typing import Any
 import pytest
 from flwr.app import RecordDict
 
-from tests.federation.fakes import NEVER, FakeEvaluator, FakeGrid, FakeNode, refuse, silent
-from tests.record.lines import read_lines
-from zk0d.config.machine import ServerSettings
+from tests.federation.fakes import (
+    NEVER,
+    FakeEvaluator,
+    FakeGrid,
+    FakeNode,
+    RunOnFakes,
+    refuse,
+    silent,
+)
 from zk0d.config.run import run_settings
 from zk0d.federation import measuring
 from zk0d.federation.envelope import to_record
 from zk0d.federation.measuring import Measuring
 from zk0d.federation.messages import Measure
-from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
 from zk0d.record.held_out import change_of
-from zk0d.record.journal import Journal, settings_of
+from zk0d.record.journal import Journal
 from zk0d.record.state import RunState
 from zk0d.record.summary import RunSummary
 
@@ -43,7 +48,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the program handles it."""
 
 
-class World:
+class World(RunOnFakes):
     """A run with two nodes that hold out episodes, and one that does not; no evaluation data."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
@@ -61,19 +66,7 @@ class World:
         self.grid = FakeGrid(self.nodes)
         if happens is not None:
             happens(self.grid)
-        Run(
-            self.grid,
-            settings_of(self.folder) if resumed_by else self.settings,
-            ServerSettings(state=self.folder),
-            Journal(self.folder, "1"),
-            self.evaluator,
-            resumed_by=resumed_by,
-            clock=self.grid.clock,
-            sleep=self.grid.sleep,
-        ).run()
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.folder) if line["kind"] == kind]
+        self.run_on_grid(resumed_by)
 
     @property
     def summary(self) -> RunSummary:

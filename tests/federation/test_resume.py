@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode
-from tests.record.lines import read_lines
+from tests.federation.fakes import FakeEvaluator, FakeGrid, FakeNode, RunOnFakes
 from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.errors import ConfigError
@@ -68,7 +67,7 @@ def train(node: FakeNode, task: Train, payload: Payload) -> tuple[RecordDict, fl
     return node.update(task, payload, change), 1.0 + len(node.name) % 3
 
 
-class World:
+class World(RunOnFakes):
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self.settings = run_settings({**SETTINGS, **settings})
@@ -76,20 +75,8 @@ class World:
         self.evaluator = FakeEvaluator()
 
     def run(self, *, resumed_by: str = "") -> None:
-        grid = FakeGrid(self.nodes)
-        Run(
-            grid,
-            settings_of(self.folder) if resumed_by else self.settings,
-            ServerSettings(state=self.folder),
-            Journal(self.folder, "1"),
-            self.evaluator,
-            resumed_by=resumed_by,
-            clock=grid.clock,
-            sleep=grid.sleep,
-        ).run()
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.folder) if line["kind"] == kind]
+        self.grid = FakeGrid(self.nodes)
+        self.run_on_grid(resumed_by)
 
     def files(self) -> dict[str, bytes]:
         """The weights, momentum and variates of every committed round, and their checksums."""

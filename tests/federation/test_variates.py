@@ -17,19 +17,17 @@ from tests.federation.fakes import (
     FakeEvaluator,
     FakeGrid,
     FakeNode,
+    RunOnFakes,
     raw_payload,
     silent,
 )
-from tests.record.lines import read_lines
-from zk0d.config.machine import ServerSettings
 from zk0d.config.run import run_settings
 from zk0d.federation import variates
 from zk0d.federation.downlink import HELD
 from zk0d.federation.envelope import to_record
 from zk0d.federation.messages import Train, TrainReply
-from zk0d.federation.run import Run
 from zk0d.federation.update import Payload
-from zk0d.record.journal import Journal, is_whole, settings_of
+from zk0d.record.journal import Journal, is_whole
 
 SETTINGS = {
     "num-server-rounds": 4,
@@ -74,7 +72,7 @@ def of(**gradients: float) -> list[Node]:
     return [Node(name, gradient=gradient) for name, gradient in gradients.items()]
 
 
-class World:
+class World(RunOnFakes):
     def __init__(self, folder: Path, nodes: Iterable[FakeNode], **settings: Any) -> None:
         self.folder = folder
         self.grid = FakeGrid(nodes)
@@ -82,19 +80,7 @@ class World:
         self.settings = run_settings({**SETTINGS, **settings})
 
     def run(self, *, resumed_by: str = "") -> None:
-        Run(
-            self.grid,
-            settings_of(self.folder) if resumed_by else self.settings,
-            ServerSettings(state=self.folder),
-            Journal(self.folder, "1"),
-            self.evaluator,
-            resumed_by=resumed_by,
-            clock=self.grid.clock,
-            sleep=self.grid.sleep,
-        ).run()
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.folder) if line["kind"] == kind]
+        self.run_on_grid(resumed_by)
 
     def kept(self, number: int) -> list[int]:
         """The rounds of the variates in a round's folder."""

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,20 +38,30 @@ def words(printed: list[str]) -> list[str]:
     return rest
 
 
+def parsed(folder: Path, printed: list[str], more: str = "") -> list[Any]:
+    """What LeRobot makes of a command in that folder, with ``more`` of its settings."""
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PARSE.replace("cfg.duration", f"cfg.duration{more}"),
+            *words(printed),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
+    return list(json.loads(said.stdout.splitlines()[-1]))
+
+
 @pytest.mark.slow
 def test_lerobot_takes_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     shown = lines(tmp_path, ["so_follower"])
     assert shown[0] == f"cd {tmp_path}"
-    said = subprocess.run(
-        [sys.executable, "-c", PARSE, *words(shown)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert said.returncode == 0, said.stderr[-2000:]
-    assert json.loads(said.stdout.splitlines()[-1]) == [
+    assert parsed(tmp_path, shown) == [
         "so100_follower",  # LeRobot has one class for both, which calls itself so
         {"front": 0},
         "act",
@@ -84,20 +95,11 @@ def test_lerobot_takes_the_command_of_a_robots_file(tmp_path: Path) -> None:
         device="cpu",
         chunks_ahead=True,
     )
-    code = PARSE.replace(
-        "cfg.task, cfg.duration",
-        "cfg.task, cfg.duration, cfg.fps, cfg.rename_map, cfg.inference.type, cfg.robot.port,"
-        " cfg.robot.max_relative_target, cfg.robot.use_degrees",
+    more = (
+        ", cfg.fps, cfg.rename_map, cfg.inference.type, cfg.robot.port,"
+        " cfg.robot.max_relative_target, cfg.robot.use_degrees"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code, *words(printed)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert said.returncode == 0, said.stderr[-2000:]
-    assert json.loads(said.stdout.splitlines()[-1]) == [
+    assert parsed(tmp_path, printed, more) == [
         "so100_follower",
         {"top": 2},
         "act",

@@ -87,7 +87,7 @@ def list_(
             f"no release is in {pulled.folder}" if here else "the coordinator has no release yet"
         )
     for row in rows:
-        typer.echo(_line(row))
+        typer.echo(_line(row, _tallies(every[row["name"]], tries)))
     if offering is not None and offering.offer.preparing:
         typer.echo(f"{offering.offer.preparing} more are still being read there", err=True)
 
@@ -222,7 +222,7 @@ def _state(state: str, file: str) -> str:
     return "of another key than the coordinator's that this machine knows: do not use it"
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], tallies: list[Tally]) -> str:
     from zk0d.config.amounts import say_bytes
 
     loss = "not measured"
@@ -237,9 +237,7 @@ def _line(row: dict[str, Any]) -> str:
     named = ", ".join(row["named"])
     size = say_bytes(row["bytes"])
     line = f"{row['name']:24} {row['policy']:10} {loss:14} {gate:11} {size:>8}  {place:10} {named}"
-    tried = "; ".join(
-        f"tried {each['tried']}, {each['succeeded']} succeeded" for each in row["tries"]
-    )
+    tried = "; ".join(tally.counts for tally in tallies)
     return f"{line.rstrip()}  {tried}".rstrip()
 
 
