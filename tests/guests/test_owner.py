@@ -23,6 +23,7 @@ FAKE_NVML = Path(__file__).with_name("fake_nvml.py")
 POWER = "zk0d-gpu-power"
 CARD, BEFORE = "/run/fake-gpu/card.json", "/var/lib/zk0d/gpu-power/before.json"
 GAME = "/usr/local/bin/a-game-of-the-test"
+BATTERY = "/srv/fake-power-supply/BAT0"
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,24 @@ def test_logind_says_whether_a_machine_is_idle(fleet: Fleet, run: str, home: Gue
     home.systemctl("mask", "--now", "systemd-logind")
     said = "resting while logind does not say whether it is idle (limits.only-when-idle)"
     fleet.wait_for(home, "zk0d-client", said, 120)
+
+
+def test_a_laptop_on_its_battery_rests(fleet: Fleet, run: str, home: Guest) -> None:
+    """A fake battery, since guests have none: the kernel's files, where the service looks."""
+    home.write(f"{BATTERY}/type", "Battery\n")
+    home.write(f"{BATTERY}/status", "Discharging\n")
+    home.write(
+        "/etc/systemd/system/zk0d-owner.service.d/fake-battery.conf",
+        f"[Service]\nBindReadOnlyPaths={Path(BATTERY).parent}:/sys/class/power_supply\n",
+    )
+    home.run("systemctl daemon-reload && systemctl restart zk0d-owner")
+    said = "resting while this machine runs on its battery (limits.on-battery)"
+    fleet.wait_for(home, "zk0d-client", said, 120)
+    fleet.hub.wait_until(lambda: rests(fleet, home), 120, "the coordinator's word")
+    moment = time.time()
+    home.write(f"{BATTERY}/status", "Charging\n")
+    wait_for_updates(fleet, run, {home.name}, moment)
+    home.run("rm -r /etc/systemd/system/zk0d-owner.service.d && systemctl daemon-reload")
 
 
 def card(node: Guest) -> tuple[int, int]:
